@@ -1,0 +1,124 @@
+"""What the post-check asks an endpoint, and what a sound answer holds.
+
+Standard library only and nothing of this package: whoever trains a model that has to pass the checks reads the very
+same words from here. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series question, the
+content parts, the ``get_weather`` tool and its Chinese question); the others are this project's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+GREETING: Final = "hello"
+"""Any answer with a letter in it will do."""
+
+SYSTEM: Final = "You are a helpful assistant."
+"""The system message of the guides' curl command."""
+
+GUIDE_QUESTION: Final = "Who won the world series in 2020?"
+"""The question of the M2.5 guide's curl command."""
+
+GUIDE_ANSWER: Final = "Dodgers"
+"""Held by a right answer to :data:`GUIDE_QUESTION`."""
+
+COUNT_QUESTION: Final = "Count from one to five."
+"""Asked as a stream: its answer is long enough to arrive in several pieces."""
+
+COUNT_ANSWERS: Final[tuple[tuple[str, ...], ...]] = (
+    ("one", "two", "three", "four", "five"),
+    ("1", "2", "3", "4", "5"),
+)
+"""Either row, in its order, is held by a right answer to :data:`COUNT_QUESTION`."""
+
+TOOL_QUESTION: Final = "What is the weather in Beijing in celsius?"
+"""Asked as a stream with :data:`WEATHER_TOOL`."""
+
+TOOL_QUESTION_GUIDE: Final = "北京今天天气怎么样?请用摄氏度。"
+"""The M3 guide's own question for the tool, letter for letter; asked without streaming."""
+
+TOOL_NAME: Final = "get_weather"
+
+TOOL_LOCATIONS: Final = ("Beijing", "北京")
+"""One of them is held by the argument ``location`` ("Beijing, China" is as good)."""
+
+TOOL_UNIT: Final = "celsius"
+"""The argument ``unit``, exactly."""
+
+WEATHER_TOOL: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "type": "function",
+        "function": {
+            "name": TOOL_NAME,
+            "description": "Get the current weather in a given location",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "location": {
+                        "type": "string",
+                        "description": "City and state, e.g., 'San Francisco, CA'",
+                    },
+                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
+                },
+                "required": ["location", "unit"],
+            },
+        },
+    }
+)
+"""The M3 guide's tool, word for word."""
+
+IMAGE_QUESTION: Final = "What colour is this image?"
+
+COLOURS: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
+    {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+)
+"""Name of a colour, held by a right answer, and its 8-bit RGB."""
+
+IMAGE_SIDE: Final = 112
+"""Width and height of the pictures in pixels: four by four of M3's merged 28-pixel patches."""
+
+
+def png(rgb: tuple[int, int, int], side: int = IMAGE_SIDE) -> bytes:
+    """Return a square PNG of one colour, ``side`` pixels wide (8-bit RGB, PNG specification, W3C 2003)."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    row = b"\0" + bytes(rgb) * side
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(row * side, 9))
+        + chunk(b"IEND", b"")
+    )
+
+
+def image_url(colour: str) -> str:
+    """Return the picture of ``colour`` (a key of :data:`COLOURS`) as a ``data:`` URL."""
+    return "data:image/png;base64," + base64.b64encode(png(COLOURS[colour])).decode("ascii")
+
+
+def text_message(role: str, text: str) -> dict[str, Any]:
+    """Return a message with string content."""
+    return {"role": role, "content": text}
+
+
+def parts_message(role: str, text: str) -> dict[str, Any]:
+    """Return a message with content parts, the way the guides' curl command writes them."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def image_message(colour: str) -> dict[str, Any]:
+    """Return the user's message of the image check: the question first, then the picture, as in the M3 guide."""
+    return {
+        "role": "user",
+        "content": [
+            {"type": "text", "text": IMAGE_QUESTION},
+            {"type": "image_url", "image_url": {"url": image_url(colour)}},
+        ],
+    }
