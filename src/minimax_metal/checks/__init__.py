@@ -1,1 +1,1 @@
-"""The post-check: every call the deployment guides show, made with the official client against an endpoint."""
+"""The post-check: every call the deployment guides show, made with the official client."""

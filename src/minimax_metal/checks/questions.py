@@ -1,8 +1,8 @@
 """What the post-check asks an endpoint, and what a sound answer holds.
 
-Standard library only and nothing of this package: whoever trains a model that has to pass the checks reads the very
-same words from here. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series question, the
-content parts, the ``get_weather`` tool and its Chinese question); the others are this project's own.
+Standard library only and nothing of this package: whoever trains a model that has to pass the checks reads the
+very same words from here. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series
+question, the content parts, the ``get_weather`` tool and its Chinese question); the others are this project's own.
 """
 
 from __future__ import annotations
@@ -49,26 +49,21 @@ TOOL_LOCATIONS: Final = ("Beijing", "北京")
 TOOL_UNIT: Final = "celsius"
 """The argument ``unit``, exactly."""
 
-WEATHER_TOOL: Final[Mapping[str, Any]] = MappingProxyType(
-    {
-        "type": "function",
-        "function": {
-            "name": TOOL_NAME,
-            "description": "Get the current weather in a given location",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "location": {
-                        "type": "string",
-                        "description": "City and state, e.g., 'San Francisco, CA'",
-                    },
-                    "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
-                },
-                "required": ["location", "unit"],
+WEATHER_TOOL: Final[dict[str, Any]] = {
+    "type": "function",
+    "function": {
+        "name": TOOL_NAME,
+        "description": "Get the current weather in a given location",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "location": {"type": "string", "description": "City and state, e.g., 'San Francisco, CA'"},
+                "unit": {"type": "string", "enum": ["celsius", "fahrenheit"]},
             },
+            "required": ["location", "unit"],
         },
-    }
-)
+    },
+}
 """The M3 guide's tool, word for word."""
 
 IMAGE_QUESTION: Final = "What colour is this image?"
@@ -114,7 +109,7 @@ def parts_message(role: str, text: str) -> dict[str, Any]:
 
 
 def image_message(colour: str) -> dict[str, Any]:
-    """Return the user's message of the image check: the question first, then the picture, as in the M3 guide."""
+    """Return the user's message of the image check: question, then picture, as in the M3 guide."""
     return {
         "role": "user",
         "content": [
