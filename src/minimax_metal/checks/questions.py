@@ -2,7 +2,7 @@
 
 Standard library only and nothing of this package: whoever trains a model that is to pass the checks reads the
 very same words from here. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series
-question, the content parts, the ``get_weather`` tool and its Chinese question); the rest is the project's own.
+question, the content parts, the ``get_weather`` tool and its Chinese question); the rest is this project's.
 """
 
 from __future__ import annotations
