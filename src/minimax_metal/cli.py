@@ -1,0 +1,79 @@
+"""The ``metal`` command: a table of verbs, each imported only when it is called.
+
+Lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the standard library
+alone; ``metal plan`` needs none of the clients that ``metal check`` brings.
+
+Exit status: what the verb documents; 2 for a usage error or anything the user must put right; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from minimax_metal import __version__
+from minimax_metal.errors import UserError
+
+EXIT_USAGE: Final = 2
+EXIT_INTERRUPTED: Final = 130
+
+VERBS: Final[dict[str, tuple[str, str]]] = {
+    # verb: ("module:function", one line for the help); every function takes the arguments after the verb
+    # and returns the exit status.
+    "check": (
+        "minimax_metal.checks.commands:main",
+        "prove an endpoint: the guides' calls with the official client",
+    ),
+    "record": (
+        "minimax_metal.service.record:main",
+        "keep the plan that was applied and verified as a release",
+    ),
+    "supervise": (
+        "minimax_metal.service.supervise:main",
+        "start the engine for systemd and tell it the truth",
+    ),
+    "weights": ("minimax_metal.artefacts.commands:main", "pull, await or check a model's weights"),
+}
+
+
+def usage() -> str:
+    """Return the help text."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in sorted(VERBS.items()))
+    return f"usage: metal VERB [ARGUMENT ...]\n\n{verbs}\n\n'metal VERB --help' says more; 'metal --version' says which."
+
+
+def load(target: str) -> Callable[[list[str]], int]:
+    """Import ``module:function`` and return the function."""
+    module, _, name = target.partition(":")
+    function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status; a :class:`UserError` becomes one line on standard error."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if arguments else EXIT_USAGE
+    verb, *rest = arguments
+    if verb == "--version":
+        print(f"metal {__version__}")
+        return 0
+    if verb not in VERBS:
+        print(f"metal: unknown verb {verb!r}; expected one of {', '.join(sorted(VERBS))}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return load(VERBS[verb][0])(rest)
+    except UserError as error:
+        print(f"metal {verb}: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f"metal {verb}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
