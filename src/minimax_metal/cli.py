@@ -1,9 +1,10 @@
 """The ``metal`` command: a table of verbs, each imported only when it is called.
 
-Lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the standard library
-alone; ``metal plan`` needs none of the clients that ``metal check`` brings.
+Lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the standard
+library alone; ``metal plan`` needs none of the clients that ``metal check`` brings.
 
-Exit status: what the verb documents; 2 for a usage error or anything the user must put right; 130 after Ctrl-C.
+Exit status: what the verb documents; 2 for a usage error or anything the user must put right; 130 after
+Ctrl-C.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def usage() -> str:
     """Return the help text."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in sorted(VERBS.items()))
-    return f"usage: metal VERB [ARGUMENT ...]\n\n{verbs}\n\n'metal VERB --help' says more; 'metal --version' says which."
+    return f"usage: metal VERB [ARGUMENT ...]\n\n{verbs}\n\n'metal VERB --help' says more."
 
 
 def load(target: str) -> Callable[[list[str]], int]:

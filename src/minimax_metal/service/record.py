@@ -1,0 +1,178 @@
+"""``metal record``: keep the plan that was applied and verified as a release.
+
+``<directory>/NNNN-<digest12>.json``, the newest with the highest number, and a link ``current`` to the one in
+force. A record never changes once written, so a rollback is the application of an older record's plan and the
+writing of a new record. The digest is that of the plan alone (canonical JSON, SHA-256), not of the time.
+
+Standard output is one word for Ansible's ``changed_when``: ``recorded``, ``unchanged``, with ``--check`` also
+``would record``. Exit status: 0; 2 when the plan cannot be read or the directory not written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal import __version__
+from minimax_metal.errors import UserError
+
+SCHEMA: Final = 1
+DIRECTORY: Final = Path("/var/lib/minimax-metal/releases")
+CURRENT: Final = "current"
+_NAME = re.compile(r"(?P<number>\d{4,})-(?P<digest>[0-9a-f]{12})\.json")
+
+Redaction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""Turns a plan into what may be written: the one place where secrets are to be taken out."""
+
+
+def as_planned(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the plan as it is: no field of a plan holds a secret (keys live in files that it names)."""
+    return plan
+
+
+def digest_of(plan: Mapping[str, Any]) -> str:
+    """Return the first 12 hex digits of the SHA-256 of the plan's canonical JSON."""
+    text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One record in the directory."""
+
+    number: int
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """The directory of releases."""
+
+    directory: Path = DIRECTORY
+    redact: Redaction = as_planned
+
+    def all(self) -> list[Release]:
+        """Return every record, oldest first."""
+        found = []
+        if self.directory.is_dir():
+            for path in self.directory.iterdir():
+                if match := _NAME.fullmatch(path.name):
+                    found.append(Release(int(match["number"]), match["digest"], path))
+        return sorted(found, key=lambda release: release.number)
+
+    def current(self) -> Release | None:
+        """Return the record that ``current`` points to, or None."""
+        with contextlib.suppress(OSError):
+            target = (self.directory / CURRENT).readlink().name
+            return next((release for release in self.all() if release.path.name == target), None)
+        return None
+
+    def would_record(self, plan: Mapping[str, Any]) -> bool:
+        """Return whether ``plan`` differs from the release in force."""
+        current = self.current()
+        return current is None or current.digest != digest_of(self.redact(plan))
+
+    def record(self, plan: Mapping[str, Any], now: datetime | None = None) -> Release | None:
+        """Write ``plan`` as the newest release and make it current; None when it is current already."""
+        if not self.would_record(plan):
+            return None
+        kept = self.redact(plan)
+        digest = digest_of(kept)
+        number = max((release.number for release in self.all()), default=0) + 1
+        path = self.directory / f"{number:04d}-{digest}.json"
+        content = {
+            "schema": SCHEMA,
+            "number": number,
+            "digest": digest,
+            "time": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
+            "metal": __version__,
+            "plan": kept,
+        }
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as temporary:
+            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with _replacing(self.directory / CURRENT) as temporary:
+            temporary.unlink()
+            temporary.symlink_to(path.name)
+        _sync(self.directory)
+        return Release(number, digest, path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that takes its place when the block ends without an error."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        if not temporary.is_symlink():
+            temporary.chmod(0o644)
+            _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_plan(source: str) -> dict[str, Any]:
+    """Read a plan from a file, or from standard input when ``source`` is ``-``.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or is no plan.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        plan = json.loads(text)
+    except OSError as error:
+        raise UserError(
+            f"cannot read the plan {source}: {error.strerror}; name a file or - for input"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"the plan {source} is no JSON ({error}); pass what 'metal plan' printed") from error
+    if not isinstance(plan, dict) or "schema" not in plan or "host" not in plan:
+        raise UserError(f"{source} holds no plan (no 'schema' and 'host'); pass what 'metal plan' printed")
+    return plan
+
+
+def main(argv: list[str]) -> int:
+    """Run ``metal record``; return its exit status."""
+    parser = argparse.ArgumentParser(prog="metal record", description="Keep an applied plan as a release.")
+    parser.add_argument(
+        "--plan", required=True, metavar="FILE", help="the plan as JSON, - for standard input"
+    )
+    parser.add_argument("--directory", type=Path, default=DIRECTORY, help="default: %(default)s")
+    parser.add_argument("--check", action="store_true", help="write nothing, say what would be done")
+    arguments = parser.parse_args(argv)
+    records = Records(arguments.directory)
+    plan = read_plan(arguments.plan)
+    try:
+        if arguments.check:
+            print("would record" if records.would_record(plan) else "unchanged")
+            return 0
+        print("recorded" if records.record(plan) else "unchanged")
+    except OSError as error:
+        raise UserError(
+            f"cannot write a record under {arguments.directory}: {error.strerror}; run it as root"
+        ) from error
+    return 0
