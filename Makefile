@@ -1,0 +1,63 @@
+# What a contributor does here. `make help` lists it; every target installs what it needs and says what it does.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+LAB := $(BIN)/python -m lab
+LAB_ROOT ?= /var/lib/minimax-metal-lab
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+
+.PHONY: help setup lab-setup demo test test-slow unit lint molecule bench lab-up lab-down clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .make/venv ## make the project's own virtual environment from the lock
+
+.make/venv: requirements/controller.txt pyproject.toml
+	@scripts/require-python "$(PYTHON)"
+	@echo "setup: making $(VENV) from requirements/controller.txt"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements/bootstrap.txt
+	@$(BIN)/uv pip sync --quiet --require-hashes --python $(BIN)/python requirements/controller.txt
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --python $(BIN)/python --editable .
+	@mkdir -p .make && touch $@
+
+lab-setup: setup
+	@scripts/install-system-packages lab/system-packages.txt
+
+demo: lab-setup ## boot virtual GPU hosts, run site.yml on them, end with a verified reply
+	@scripts/demo
+
+test: ## lint, unit tests, then site.yml on fresh lab hosts under molecule
+	@scripts/stages lint unit molecule
+
+lint: setup ## ansible-lint (production), yamllint, ruff, types
+	@scripts/stages --only lint
+
+unit: setup ## unit tests
+	@scripts/stages --only unit
+
+molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
+	@scripts/stages --only molecule
+
+test-slow: ## what CI does not carry: lab life cycle, engine arithmetic, drift, reboot
+	@scripts/stages lab engine integration
+
+bench: setup ## the benchmarks; each prints its figure
+	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+
+lab-up: lab-setup ## boot the demo's hosts and leave them running
+	@$(LAB) up
+
+lab-down: setup ## stop the demo's hosts and leave nothing behind
+	@$(LAB) down
+
+clean: ## stop the labs of this machine, remove the environment and what was made here
+	@if test -x $(BIN)/python; then $(LAB) down; $(LAB) --name molecule down; fi
+	@rm -rf $(VENV) .make dist reports .ansible .pytest_cache .mypy_cache .ruff_cache .hypothesis

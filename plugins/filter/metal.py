@@ -1,0 +1,52 @@
+"""Filters that let plays call the package on the controller; they hold no logic of their own."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from minimax_metal.checks.report import table_lines
+from minimax_metal.errors import UserError
+from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.text import plan_lines, refusal_lines
+from minimax_metal.service.unit import command_lines, quote_assignment
+
+
+def metal_plan(raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plan of one host, from its collected facts (None: unreachable) and its metal_* variables."""
+    try:
+        return plan_from_variables(host, variables, raw_facts)
+    except UserError as error:
+        raise AnsibleFilterError(f"{host}: {error}") from None
+
+
+def metal_refusals(plans: list[Mapping[str, Any]]) -> list[str]:
+    """Return one line for each reason for which a host of these plans is refused."""
+    return [line for plan in plans for line in refusal_lines(plan)]
+
+
+def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the driver of a host is, against what its plan needs."""
+    return driver_state(raw_facts, plan).as_dict()
+
+
+class FilterModule:
+    """The filters of minimax-metal."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "metal_plan": metal_plan,
+            "metal_plan_lines": plan_lines,
+            "metal_refusals": metal_refusals,
+            "metal_driver_state": metal_driver_state,
+            "metal_check_table": table_lines,
+            "metal_unit_quote": quote_assignment,
+            "metal_unit_command": command_lines,
+        }

@@ -1,0 +1,178 @@
+#!/usr/bin/python
+"""Collect what the plan needs to know of a host, and decide nothing."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: metal_facts
+short_description: Collects what the plan needs to know of a GPU host
+description:
+  - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks, ports and packages of a host.
+  - It only collects. Parsing and deciding happen on the controller, in the filter C(metal_plan).
+  - It writes nothing and is the same in check mode.
+options:
+  paths:
+    description: Directories whose file systems are measured. A directory that is not there yet is measured at its
+      nearest existing parent.
+    type: list
+    elements: str
+    default: [/srv/models, /opt, /var/cache]
+author:
+  - The minimax-metal authors
+"""
+
+EXAMPLES = r"""
+- name: Facts of the host are collected
+  metal_facts:
+    paths: [/srv/models]
+  register: metal_collected
+"""
+
+RETURN = r"""
+facts:
+  description: The collected facts, raw as the host states them; sizes in bytes.
+  returned: always
+  type: dict
+"""
+
+import os
+import platform
+import socket
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+NVIDIA_SMI_FIELDS = "index,name,uuid,memory.total,driver_version,compute_cap"
+PCI_ATTRIBUTES = ("vendor", "device", "class", "subsystem_vendor", "subsystem_device")
+
+
+def read_text(path):
+    """Return the text of a file, or None where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def pci_devices(root="/sys/bus/pci/devices"):
+    """Return one dictionary for each PCI device, its identifiers as sysfs prints them (for example 0x10de)."""
+    devices = []
+    try:
+        addresses = sorted(os.listdir(root))
+    except OSError:
+        return devices
+    for address in addresses:
+        device = {"address": address}
+        for attribute in PCI_ATTRIBUTES:
+            device[attribute] = (read_text(Path(root, address, attribute)) or "").strip()
+        devices.append(device)
+    return devices
+
+
+def memory_total_bytes():
+    """Return the memory of the host in bytes, 0 where the kernel does not say."""
+    for line in (read_text("/proc/meminfo") or "").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def disk(path):
+    """Return total and free bytes of the file system that holds a path, measured at its nearest existing parent."""
+    place = Path(path)
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    status = os.statvfs(place)
+    return {
+        "path": str(place),
+        "total_bytes": status.f_blocks * status.f_frsize,
+        "free_bytes": status.f_bavail * status.f_frsize,
+        "device": os.stat(place).st_dev,
+    }
+
+
+def secure_boot():
+    """Return whether the firmware enforces signatures; None where there is no such firmware or it does not say."""
+    try:
+        variables = sorted(Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"))
+        return bool(variables[0].read_bytes()[-1]) if variables else None
+    except (OSError, IndexError):
+        return None
+
+
+def listening_ports():
+    """Return the TCP ports on which something listens, ascending."""
+    ports = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in (read_text(table) or "").splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 3 and fields[3] == "0A":
+                ports.add(int(fields[1].rsplit(":", 1)[1], 16))
+    return sorted(ports)
+
+
+def nvidia_smi(module):
+    """Return what nvidia-smi answers about every GPU, or that there is no such program."""
+    program = module.get_bin_path("nvidia-smi")
+    if program is None:
+        return {"present": False}
+    returncode, stdout, stderr = module.run_command(
+        [program, "--query-gpu=" + NVIDIA_SMI_FIELDS, "--format=csv,noheader"], handle_exceptions=True
+    )
+    return {"present": True, "returncode": returncode, "stdout": stdout, "stderr": stderr}
+
+
+def nvidia_packages(module):
+    """Return the installed packages of NVIDIA's driver and toolkit, name to version."""
+    program = module.get_bin_path("dpkg-query")
+    if program is None:
+        return {}
+    returncode, stdout, _stderr = module.run_command(
+        [program, "-W", "-f", "${db:Status-Abbrev}\t${Package}\t${Version}\n", "*nvidia*", "cuda-*"]
+    )
+    packages = {}
+    # dpkg-query answers 1 when one of the patterns matches nothing; what it printed is right all the same.
+    if returncode in (0, 1):
+        for line in stdout.splitlines():
+            status, name, version = (line.split("\t") + ["", ""])[:3]
+            if status.startswith("ii") or status.startswith("hi"):
+                packages[name] = version
+    return packages
+
+
+def main():
+    """Collect and return."""
+    module = AnsibleModule(
+        argument_spec={
+            "paths": {"type": "list", "elements": "str", "default": ["/srv/models", "/opt", "/var/cache"]},
+        },
+        supports_check_mode=True,
+    )
+    facts = {
+        "reachable": True,
+        "hostname": socket.gethostname(),
+        "os_release": read_text("/etc/os-release") or "",
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "pci_devices": pci_devices(),
+        "nvidia_smi": nvidia_smi(module),
+        "driver_version_file": read_text("/proc/driver/nvidia/version"),
+        "memory_total_bytes": memory_total_bytes(),
+        "cpu_count": os.cpu_count() or 1,
+        "disks": {path: disk(path) for path in module.params["paths"]},
+        "secure_boot": secure_boot(),
+        "packages": nvidia_packages(module),
+        "listening_ports": listening_ports(),
+        "boot_id": (read_text("/proc/sys/kernel/random/boot_id") or "").strip(),
+        "user_is_root": os.geteuid() == 0,
+    }
+    module.exit_json(changed=False, facts=facts)
+
+
+if __name__ == "__main__":
+    main()
