@@ -1,0 +1,133 @@
+"""Reads and validates the catalogue's files and the users' overlays."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from minimax_metal.catalog.schema import Catalog
+from minimax_metal.errors import UserError
+
+HERE = Path(__file__).parent
+FILES = ("models.yml", "gpus.yml", "engines.yml", "platforms.yml")
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``over`` laid on top: mappings merge by key, anything else replaces.
+
+    A key set to null is taken out. A figure (a mapping with ``value``) is replaced whole, so that a new
+    number never keeps the old number's source.
+    """
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(old, Mapping) and "value" not in value:
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        # Only plain data: both loaders build nothing but mappings, lists and scalars.
+        document = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506
+    except OSError as error:
+        raise UserError(
+            f"catalogue overlay {path}: {error.strerror or error}; give a readable YAML file"
+        ) from error
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise UserError(f"catalogue overlay {path}: not YAML ({problem}); put the file right") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UserError(
+            f"catalogue overlay {path}: found a {type(document).__name__}, expected a mapping with "
+            "models, gpus, engines, platforms; write it as the catalogue's own files are written"
+        )
+    return document
+
+
+def read_overlay(path: Path) -> dict[str, Any]:
+    """The contents of one overlay file; raises ``UserError`` when it can't be read or is no mapping."""
+    return _read(path)
+
+
+def _resolve_models(document: dict[str, Any]) -> None:
+    """Turn families, models and formats into one full checkpoint entry per model and format."""
+    families = document.pop("families", {})
+    resolved: dict[str, dict[str, Any]] = {}
+    for name, model in document.get("models", {}).items():
+        if not isinstance(model, Mapping) or not isinstance(model.get("formats"), Mapping):
+            raise UserError(f"catalogue: model {name} has no formats; give it at least one under `formats:`")
+        family = model.get("family")
+        if family not in families:
+            raise UserError(
+                f"catalogue: model {name} names family {family!r}, known are "
+                f"{', '.join(sorted(families))}; name one of them or add it under `families:`"
+            )
+        rest = {key: value for key, value in model.items() if key != "formats"}
+        common = merge(families[family], rest)
+        resolved[name] = {
+            form: merge(common, entry or {}) | {"name": name, "format": form}
+            for form, entry in model["formats"].items()
+        }
+    document["models"] = resolved
+
+
+def _named(document: dict[str, Any], section: str, key: str) -> None:
+    document[section] = {
+        name: {**entry, key: name} if isinstance(entry, Mapping) else entry
+        for name, entry in document.get(section, {}).items()
+    }
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {first['msg']}{more}"
+
+
+def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
+    """The packaged catalogue with ``overlays`` laid on top, in order.
+
+    Raises ``UserError`` (one line, with the place) when the result does not validate.
+    """
+    document: dict[str, Any] = {}
+    for name in FILES:
+        document = merge(document, _read(HERE / name))
+    for overlay in overlays:
+        document = merge(document, overlay)
+    document.pop("driver_packages", None)  # only an anchor
+    _resolve_models(document)
+    _named(document, "gpus", "name")
+    _named(document, "engines", "release")
+    _named(document, "cuda", "version")
+    _named(document, "platforms", "slug")
+    document["lock_sha256"] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((HERE / "locks").glob("*.txt"))
+    }
+    try:
+        return Catalog.model_validate(document)
+    except ValidationError as error:
+        raise UserError(
+            f"catalogue: {_one_line(error)}; compare with the shape on top of models.yml"
+        ) from error
+
+
+@lru_cache(maxsize=1)
+def packaged_catalog() -> Catalog:
+    """The catalogue as packaged, loaded once per process."""
+    return load_catalog()

@@ -1,0 +1,235 @@
+"""Shapes of the catalogue's files (pydantic models, read only after loading).
+
+Units: bytes are bytes, times are seconds, capabilities are strings such as ``"9.0"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Confidence = Literal["V", "M", "R", "C", "U"]
+"""V read in a source, wheel or guide; M measured; R reported, not reproduced; C computed; U the user's."""
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Figure(_Entry):
+    """One number with where it comes from.
+
+    In a file it is ``{value: 253952, confidence: C, source: "2 * 62 * ..."}``; a bare number, which only
+    overlays use, is the user's own figure.
+    """
+
+    value: int
+    confidence: Confidence
+    source: str = Field(min_length=1)
+
+
+def _as_figure(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"value": value, "confidence": "U", "source": "catalogue overlay"}
+    if isinstance(value, Mapping) and set(value) == {"value"}:
+        return {**value, "confidence": "U", "source": "catalogue overlay"}
+    return value
+
+
+Number = Annotated[Figure, BeforeValidator(_as_figure)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Parsers(_Entry):
+    """Names of the engine's parsers for one model."""
+
+    tool: str
+    reasoning: str
+
+
+class Parallelism(_Entry):
+    """How one replica is spread: tensor and expert parallel sizes."""
+
+    tp: Positive
+    ep: Positive
+
+
+class Sampling(_Entry):
+    """Sampling the model's publisher recommends."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    source: str
+
+
+class Generations(_Entry):
+    """GPU generations (compute capabilities) that can run a format."""
+
+    proven: tuple[str, ...]
+    unproven: dict[str, str] = Field(default_factory=dict)
+    """Capability to the reason why it is only a maybe."""
+
+
+class Checkpoint(_Entry):
+    """One model in one checkpoint format: family, model and format entries merged in that order."""
+
+    # Identity
+    name: str
+    format: str
+    family: str
+    aliases: tuple[str, ...] = ()
+    default_format: str | None = None
+    preference: int = 0
+    repositories: dict[Literal["huggingface", "modelscope"], str]
+    revision: str | None = None
+    revisions: dict[Literal["huggingface", "modelscope"], str] = Field(default_factory=dict)
+    served_name: str | None = None
+    licence: str
+    trust_remote_code: bool
+    modalities: tuple[Literal["text", "image"], ...]
+    notes: tuple[str, ...] = ()
+    # Size
+    bytes: Number
+    files: Number
+    weight_memory_bytes: Number
+    # Shape
+    architectures: tuple[str, ...] = Field(min_length=1)
+    layers: Number
+    attention_heads: Number
+    kv_heads: Number
+    experts: Number
+    moe_intermediate: Number
+    moe_block: Number | None = None
+    """Block size of quantised expert weights: ``moe_intermediate / (tp / ep)`` must be a multiple of it."""
+    kv_bytes_per_token: Number | None = None
+    """KV cache of one token over all layers at bfloat16; none where nobody measured it."""
+    kv_dtypes: dict[str, float] = Field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
+    """Engine's ``--kv-cache-dtype`` to its size relative to bfloat16."""
+    max_sequence: Number
+    max_output: Number | None = None
+    # Running it
+    minimum_engine: str
+    parsers: Parsers
+    guide_parsers: Parsers
+    parallelism: dict[int, Parallelism]
+    """GPU count to the spread of the guides."""
+    guide_flags: dict[int, tuple[str, ...]] = Field(default_factory=dict)
+    """GPU count to the flags of the guide's command, in its order."""
+    generations: Generations
+    mem_fraction_static: float = 0.85
+    engine_args: tuple[str, ...] = ()
+    """Flags this format needs beyond the guide's."""
+    sampling: Sampling | None = None
+    start_timeout_seconds: Positive = 3600
+    warnings: dict[str, str] = Field(default_factory=dict)
+    """Code to a sentence that every plan for this checkpoint carries."""
+
+    @property
+    def published_name(self) -> str:
+        """The name clients use: ``served_name`` or the Hugging Face id."""
+        return self.served_name or self.repositories["huggingface"]
+
+
+class Gpu(_Entry):
+    """One GPU model."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    smi_pattern: str
+    """Regular expression for the whole name that nvidia-smi prints."""
+    pci_ids: dict[str, str] = Field(default_factory=dict)
+    """PCI device id ("0x2329") to the source of it."""
+    memory_bytes: Number
+    compute_capability: str
+    capability_source: str
+    nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72"]
+    nvswitch_counts: tuple[int, ...] = ()
+    """GPU counts per board on which NVSwitches sit."""
+    open_modules: Literal["required", "supported", "unsupported"]
+    architecture: Literal["x86_64", "aarch64"] = "x86_64"
+    notes: tuple[str, ...] = ()
+
+
+class EngineRelease(_Entry):
+    """One SGLang release."""
+
+    release: str
+    python: tuple[str, ...]
+    """Python minor versions this release can run on, best first."""
+    torch: str
+    cuda: str
+    entrypoints: tuple[Literal["sglang.launch_server", "sglang serve"], ...]
+    tool_parsers: tuple[str, ...]
+    reasoning_parsers: tuple[str, ...]
+    architectures: tuple[str, ...]
+    locks: dict[str, str] = Field(default_factory=dict)
+    """Python minor version to the lock file's name in ``locks/``."""
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+class Cuda(_Entry):
+    """One CUDA version: what it needs of the driver, where it lives, what to install."""
+
+    version: str
+    minimum_driver: str
+    home: str
+    packages: tuple[str, ...]
+    compat_package: str | None = None
+    compat_branches: tuple[str, ...] = ()
+    source: str
+
+
+class DriverPackages(_Entry):
+    """Package names of the driver on one platform."""
+
+    pinning: str | None
+    """With ``{branch}``; installed before everything else."""
+    open: tuple[str, ...]
+    proprietary: tuple[str, ...]
+    fabric_manager: tuple[str, ...]
+    services: tuple[str, ...]
+    fabric_manager_services: tuple[str, ...]
+    source: str
+
+
+class Platform(_Entry):
+    """One distribution release."""
+
+    slug: str
+    distribution: str
+    version: str
+    codename: str
+    python: str
+    repository_slug: str
+    build_packages: tuple[str, ...]
+    driver: DriverPackages
+    driver_branches: tuple[str, ...]
+    default_driver_branch: str
+
+
+class Source(_Entry):
+    """Where weights may come from."""
+
+    endpoint: str
+    protocol: Literal["huggingface", "modelscope"]
+    revision: str | None = None
+    """What to ask for where the catalogue pins nothing."""
+
+
+class Catalog(_Entry):
+    """Everything, validated. Keys are the names users write."""
+
+    models: dict[str, dict[str, Checkpoint]]
+    """Model name to format to checkpoint."""
+    gpus: dict[str, Gpu]
+    engines: dict[str, EngineRelease]
+    default_engine: str
+    cuda: dict[str, Cuda]
+    platforms: dict[str, Platform]
+    sources: dict[str, Source]
+    lock_sha256: dict[str, str]
+    """Lock file name to the sha256 of its bytes."""

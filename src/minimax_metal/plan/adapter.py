@@ -1,0 +1,93 @@
+"""The small I/O around the plan: overlay files are read, wheels are hashed, then ``plan`` decides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
+from minimax_metal.errors import UserError
+from minimax_metal.plan.core import plan
+from minimax_metal.plan.facts import parse_facts
+from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
+from minimax_metal.plan.settings import Settings
+
+
+def plan_from_variables(
+    host: str, variables: Mapping[str, Any], raw_facts: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
+
+    Raises ``UserError`` for variables that are unknown or of the wrong type, and for files that can't be
+    read. Every other reason against the host is in ``refusals``.
+    """
+    return plan_host(host, variables, raw_facts).as_dict()
+
+
+def plan_host(host: str, variables: Mapping[str, Any], raw_facts: Mapping[str, Any] | None) -> Plan:
+    """As ``plan_from_variables``, but the plan itself."""
+    settings = Settings.from_variables(host, with_hashes(variables))
+    return plan(settings, parse_facts(raw_facts), catalog_for(settings))
+
+
+def refusal_lines(plan: Mapping[str, Any]) -> list[str]:
+    """One line for each reason in a plan's dictionary."""
+    return [Refusal(**refusal).line(str(plan["host"])) for refusal in plan["refusals"]]
+
+
+def catalog_for(settings: Settings) -> Catalog:
+    """The catalogue with the settings' overlays; read anew only when one of the files changed."""
+    if not settings.catalog_overlay:
+        return packaged_catalog()
+    stamps = []
+    for path in settings.catalog_overlay:
+        try:
+            state = Path(path).stat()
+        except OSError as error:
+            raise UserError(
+                f"found metal_catalog_overlay {path}: {error.strerror}, expected a readable YAML file; "
+                "put the path right"
+            ) from None
+        stamps.append((path, state.st_mtime_ns, state.st_size))
+    return _catalog(tuple(stamps))
+
+
+@lru_cache(maxsize=8)
+def _catalog(stamps: tuple[tuple[str, int, int], ...]) -> Catalog:
+    return load_catalog([read_overlay(Path(path)) for path, _, _ in stamps])
+
+
+def with_hashes(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables with every wheel of ``metal_engine_extra_packages`` as a path with its sha256."""
+    values = dict(variables)
+    wheels = values.get("metal_engine_extra_packages")
+    if wheels is None:
+        return values
+    items = [wheels] if isinstance(wheels, (str, Mapping)) else wheels
+    if not isinstance(items, (list, tuple)):
+        return values  # Settings says what is wrong with it
+    values["metal_engine_extra_packages"] = [_hashed(item) for item in items]
+    return values
+
+
+def _hashed(item: Any) -> Any:
+    if not isinstance(item, str):
+        return item
+    path = Path(item)
+    try:
+        state = path.stat()
+        return ExtraPackage(path=item, sha256=_sha256(item, state.st_mtime_ns, state.st_size))
+    except OSError as error:
+        raise UserError(
+            f"found metal_engine_extra_packages {item}: {error.strerror}, expected a wheel on the "
+            "controller; put the path right"
+        ) from None
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: str, _modified: int, _size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

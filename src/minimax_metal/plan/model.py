@@ -1,0 +1,305 @@
+"""What a plan is: frozen dataclasses that say everything that was decided for one host.
+
+Units: ``*_bytes`` are bytes, ``*_seconds`` seconds, ``kv_tokens`` tokens over all sequences together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A reason why a host can't serve what was asked; lifted only by naming its code."""
+
+    code: str
+    found: str
+    needed: str
+    remedy: str
+
+    def line(self, host: str) -> str:
+        """One line for people: host, code, found, needed, what to do."""
+        return f"{host}: {self.code}: found {self.found}; needed {self.needed}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A warning: the plan goes on, on thin evidence or with something worth knowing."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where the plan leaves the vendor's guide, and why."""
+
+    what: str
+    guide: str
+    here: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PlatformPlan:
+    """The host's distribution."""
+
+    slug: str
+    distribution: str
+    version: str
+    codename: str
+    python: str
+    architecture: str
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """What is served."""
+
+    name: str
+    format: str
+    served_name: str
+    repositories: Mapping[str, str]
+    revision: str
+    path: str
+    bytes: int
+    files: int
+    modalities: tuple[str, ...]
+    max_sequence: int
+    max_output: int | None
+    trust_remote_code: bool
+    licence: str
+    sampling: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class WeightsSource:
+    """One place to pull from; tried in the order of the list."""
+
+    kind: str
+    endpoint: str | None
+    repository: str
+    revision: str
+    path: str | None
+
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """What is pulled, and from where."""
+
+    bytes: int
+    sources: tuple[WeightsSource, ...]
+
+
+@dataclass(frozen=True)
+class GpusPlan:
+    """The GPUs of the host that are used."""
+
+    model: str
+    name: str
+    count: int
+    memory_bytes: int
+    nvswitch: bool
+    indices: tuple[int, ...]
+    compute_capability: str
+
+
+@dataclass(frozen=True)
+class ParallelismPlan:
+    """Spread of one replica, and how many there are."""
+
+    tp: int
+    ep: int
+    replicas: int
+
+
+@dataclass(frozen=True)
+class ExtraPackage:
+    """A wheel on the controller that is installed after the lock."""
+
+    path: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine and its environment."""
+
+    release: str
+    python: str
+    managed_python: bool
+    lock_file: str | None
+    lock_sha256: str | None
+    digest: str
+    environment: str
+    extra_packages: tuple[ExtraPackage, ...]
+    python_mirror: str | None
+    package_index_url: str | None
+
+
+@dataclass(frozen=True)
+class DriverPlan:
+    """The NVIDIA driver."""
+
+    branch: str
+    minimum: str
+    open_modules: bool
+    fabric_manager: bool
+    repository_slug: str
+    pinning_package: str | None
+    packages: tuple[str, ...]
+    services: tuple[str, ...]
+    held: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CudaPlan:
+    """The CUDA toolkit the engine compiles kernels with."""
+
+    version: str
+    home: str
+    packages: tuple[str, ...]
+    build_packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ServicePlan:
+    """One unit on the host."""
+
+    instance: str
+    unit: str
+    host: str
+    port: int
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    gpu_indices: tuple[int, ...]
+    start_timeout_seconds: int
+    stop_timeout_seconds: int
+    nofile: int
+    user: str
+    group: str
+
+
+@dataclass(frozen=True)
+class CapacityPlan:
+    """Memory of all replicas together; ``kv_tokens`` is none where KV bytes per token are not known."""
+
+    kv_tokens: int | None
+    kv_tokens_per_replica: int | None
+    kv_bytes_per_token: int | None
+    kv_dtype: str
+    max_sequence: int
+    weights_bytes: int
+    total_bytes: int
+    static_bytes: int
+    mem_fraction_static: float
+
+
+@dataclass(frozen=True)
+class DiskPlan:
+    """Room the weights want."""
+
+    needed_bytes: int
+    path: str
+
+
+@dataclass(frozen=True)
+class ChecksPlan:
+    """What the post-check asks for."""
+
+    model: str
+    image: bool
+    tool_calls: bool
+    reasoning_parser: str
+    tool_parser: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything decided for one host. Parts that could not be decided are none, and a refusal says why."""
+
+    host: str
+    profile: str
+    refusals: tuple[Refusal, ...]
+    accepted: tuple[Refusal, ...]
+    """Refusals that ``metal_accept_refusals`` lifted; kept for the release record."""
+    warnings: tuple[Notice, ...]
+    differences: tuple[Difference, ...]
+    platform: PlatformPlan | None
+    model: ModelPlan | None
+    weights: WeightsPlan | None
+    gpus: GpusPlan | None
+    parallelism: ParallelismPlan | None
+    engine: EnginePlan | None
+    driver: DriverPlan | None
+    cuda: CudaPlan | None
+    services: tuple[ServicePlan, ...]
+    """One unit per replica, in the order of their ports; ``service`` is the first of them."""
+    capacity: CapacityPlan | None
+    disk: DiskPlan | None
+    checks: ChecksPlan | None
+
+    @property
+    def service(self) -> ServicePlan | None:
+        """The first (and mostly only) unit."""
+        return self.services[0] if self.services else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing stands against it."""
+        return not self.refusals
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON-able data, every key always there."""
+        parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
+        return {
+            "schema": SCHEMA,
+            "host": self.host,
+            "fits": self.fits,
+            "service": plain(self.service),
+        } | parts
+
+    def summary(self) -> dict[str, Any]:
+        """The flat view of ``metal plan --json``: one object of scalars and short lists."""
+        model, gpus, spread = self.model, self.gpus, self.parallelism
+        return {
+            "host": self.host,
+            "fits": self.fits,
+            "model": model.name if model else None,
+            "format": model.format if model else None,
+            "gpu": gpus.model if gpus else None,
+            "gpu_count": gpus.count if gpus else None,
+            "refusals": plain(self.refusals),
+            "accepted": plain(self.accepted),
+            "warnings": plain(self.warnings),
+            "differences": plain(self.differences),
+            "profile": self.profile,
+            "tp": spread.tp if spread else None,
+            "ep": spread.ep if spread else None,
+            "replicas": spread.replicas if spread else None,
+            "weights_bytes": self.capacity.weights_bytes if self.capacity else None,
+            "kv_tokens": self.capacity.kv_tokens if self.capacity else None,
+            "max_sequence": self.capacity.max_sequence if self.capacity else None,
+            "download_bytes": model.bytes if model else None,
+            "engine": self.engine.release if self.engine else None,
+            "python": self.engine.python if self.engine else None,
+            "driver_branch": self.driver.branch if self.driver else None,
+            "cuda": self.cuda.version if self.cuda else None,
+            "argv": list(self.service.argv) if self.service else [],
+            "env": dict(self.service.environment) if self.service else {},
+        }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, tuples and mappings as dictionaries and lists."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

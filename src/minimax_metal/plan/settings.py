@@ -1,0 +1,255 @@
+"""What users write: the ``metal_*`` variables, their types, defaults and meaning."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minimax_metal.errors import UserError
+from minimax_metal.plan.model import ExtraPackage
+
+PREFIX = "metal_"
+
+
+class SettingsError(UserError):
+    """A ``metal_*`` variable that does not exist or has the wrong type."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One variable: what it is called, what it takes, what it is by default, what it means."""
+
+    name: str
+    kind: str
+    default: Any
+    meaning: str
+
+    @property
+    def attribute(self) -> str:
+        """Its name in ``Settings``."""
+        return self.name.removeprefix(PREFIX)
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("metal_model", "text", None, "Model to serve: a name from the catalogue, such as MiniMax-M2.5."),
+    Setting("metal_model_format", "text", None, "Checkpoint format; by default the one that fits best."),
+    Setting("metal_model_revision", "text", None, "Revision of the weights; by default the catalogue's."),
+    Setting(
+        "metal_weights_source",
+        "list",
+        ("huggingface",),
+        "Where weights come from, in order: huggingface, hf-mirror, modelscope or an absolute path.",
+    ),
+    Setting("metal_huggingface_endpoint", "text", None, "URL asked as huggingface."),
+    Setting("metal_hf_mirror_endpoint", "text", None, "URL asked as hf-mirror."),
+    Setting("metal_modelscope_endpoint", "text", None, "URL asked as modelscope."),
+    Setting("metal_weights_directory", "path", "/srv/models", "Directory on the host that holds weights."),
+    Setting("metal_instance", "text", None, "Name of the unit's instance; by default the model's name."),
+    Setting("metal_served_model_name", "text", None, "Name clients ask for; by default the published one."),
+    Setting("metal_engine_release", "text", None, "SGLang release; by default the catalogue's newest."),
+    Setting("metal_engine_python", "text", None, "Python minor version of the engine's environment."),
+    Setting("metal_engine_directory", "path", "/opt/sglang", "Directory of engine environments."),
+    Setting("metal_engine_extra_args", "words", (), "Arguments put behind the engine's own."),
+    Setting("metal_engine_extra_environment", "mapping", {}, "Environment variables added to the unit."),
+    Setting(
+        "metal_engine_extra_packages", "packages", (), "Wheels on the controller, installed after the lock."
+    ),
+    Setting("metal_catalog_overlay", "list", (), "YAML files that add to or replace the catalogue."),
+    Setting("metal_accept_refusals", "list", (), "Codes of refusals that are lifted, and recorded."),
+    Setting("metal_listen_address", "text", "0.0.0.0", "Address the endpoint listens on."),  # noqa: S104
+    Setting("metal_port", "int", 8000, "Port of the endpoint."),
+    Setting("metal_mem_fraction_static", "float", None, "Share of GPU memory for weights and KV cache."),
+    Setting(
+        "metal_kv_cache_dtype", "text", "auto", "Type of the KV cache: auto, bfloat16, fp8_e4m3, fp8_e5m2."
+    ),
+    Setting("metal_tp_size", "int", None, "Tensor parallel size of one replica."),
+    Setting("metal_ep_size", "int", None, "Expert parallel size of one replica."),
+    Setting("metal_layout", "text", None, "How GPUs are shared out: tp8 or 2xtp4 on 8 GPUs, tp4 on 4."),
+    Setting("metal_profile", "text", "default", "default, or guide for the vendor guide's own parsers."),
+    Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
+    Setting("metal_reasoning_parser", "text", None, "Reasoning parser; by default the model's."),
+    Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
+    Setting("metal_open_modules", "bool", None, "Whether the driver's open kernel modules are used."),
+    Setting("metal_start_timeout_seconds", "int", None, "How long the endpoint may take to be ready."),
+    Setting("metal_stop_timeout_seconds", "int", 600, "How long running requests may take at a stop."),
+    Setting("metal_python_mirror", "text", None, "Where uv fetches its own Python, if one is needed."),
+    Setting("metal_package_index_url", "text", None, "Index of Python packages; by default uv's own."),
+)
+
+PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
+    {
+        "metal_check",
+        "metal_collected",
+        "metal_facts",
+        "metal_loaded",
+        "metal_plan",
+        "metal_plans",
+        "metal_playbook",
+        "metal_raw_facts",
+        "metal_refusals",
+        "metal_reports_directory",
+        "metal_serve_serial",
+    }
+)
+"""Names with the prefix that playbooks use themselves; ``Settings`` passes over them."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one host. Ranges are judged by the plan, types here."""
+
+    host: str
+    model: str | None = None
+    model_format: str | None = None
+    model_revision: str | None = None
+    weights_source: tuple[str, ...] = ("huggingface",)
+    huggingface_endpoint: str | None = None
+    hf_mirror_endpoint: str | None = None
+    modelscope_endpoint: str | None = None
+    weights_directory: str = "/srv/models"
+    instance: str | None = None
+    served_model_name: str | None = None
+    engine_release: str | None = None
+    engine_python: str | None = None
+    engine_directory: str = "/opt/sglang"
+    engine_extra_args: tuple[str, ...] = ()
+    engine_extra_environment: Mapping[str, str] = field(default_factory=dict)
+    engine_extra_packages: tuple[ExtraPackage, ...] = ()
+    catalog_overlay: tuple[str, ...] = ()
+    accept_refusals: tuple[str, ...] = ()
+    listen_address: str = "0.0.0.0"  # noqa: S104  # the guides' own default
+    port: int = 8000
+    mem_fraction_static: float | None = None
+    kv_cache_dtype: str = "auto"
+    tp_size: int | None = None
+    ep_size: int | None = None
+    layout: str | None = None
+    profile: str = "default"
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    driver_branch: str | None = None
+    open_modules: bool | None = None
+    start_timeout_seconds: int | None = None
+    stop_timeout_seconds: int = 600
+    python_mirror: str | None = None
+    package_index_url: str | None = None
+
+    @classmethod
+    def from_variables(cls, host: str, variables: Mapping[str, Any]) -> Settings:
+        """Settings from a host's variables; names without the prefix ``metal_`` are passed over.
+
+        Raises ``SettingsError`` for a ``metal_*`` name nobody knows (with the nearest right one) and for a
+        value of the wrong type. A variable set to null is as if it were not set.
+        """
+        known = {setting.name: setting for setting in SETTINGS}
+        values: dict[str, Any] = {}
+        for name in sorted(str(key) for key in variables):
+            if not name.startswith(PREFIX) or name in PLAYBOOK_VARIABLES:
+                continue
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+                raise SettingsError(f"found the unknown variable {name}, expected one of metal_*; {hint}")
+            value = variables[name]
+            if value is not None:
+                values[known[name].attribute] = _READERS[known[name].kind](name, value)
+        return cls(host=host, **values)
+
+
+def _wrong(name: str, value: Any, expected: str) -> SettingsError:
+    return SettingsError(f"found {name}: {value!r}, expected {expected}; put the variable right")
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, (Mapping, list, tuple, bool)):
+        raise _wrong(name, value, "a text")
+    return str(value).strip()
+
+
+def _path(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if not text.startswith("/") or text == "/":
+        raise _wrong(name, value, "an absolute path below /")
+    return text.rstrip("/")
+
+
+def _int(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
+            raise ValueError
+        return int(value)
+    except (TypeError, ValueError):
+        raise _wrong(name, value, "a whole number") from None
+
+
+def _float(name: str, value: Any) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        return float(value)
+    except (TypeError, ValueError):
+        raise _wrong(name, value, "a number") from None
+
+
+def _bool(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    found = words.get(str(value).strip().lower())
+    if found is None:
+        raise _wrong(name, value, "true or false")
+    return found
+
+
+def _list(name: str, value: Any) -> tuple[str, ...]:
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)):
+        raise _wrong(name, value, "a text or a list of texts")
+    return tuple(_text(name, item) for item in items)
+
+
+def _words(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError:
+            raise _wrong(name, value, "a list of words, or one line with its quotes closed") from None
+    return _list(name, value)
+
+
+def _mapping(name: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "a mapping of names to texts")
+    return {str(key): _text(name, item) for key, item in value.items()}
+
+
+def _packages(name: str, value: Any) -> tuple[ExtraPackage, ...]:
+    items = [value] if isinstance(value, (str, Mapping)) else value
+    if not isinstance(items, (list, tuple)):
+        raise _wrong(name, value, "a list of wheel paths")
+    packages = []
+    for item in items:
+        if isinstance(item, ExtraPackage):
+            packages.append(item)
+        elif isinstance(item, Mapping) and set(item) == {"path", "sha256"}:
+            packages.append(ExtraPackage(path=str(item["path"]), sha256=str(item["sha256"])))
+        else:
+            # The adapter hashes files before it comes here; the plan itself never opens one.
+            raise _wrong(name, item, "a wheel's path with its sha256")
+    return tuple(packages)
+
+
+_READERS: Mapping[str, Callable[[str, Any], Any]] = {
+    "text": _text,
+    "path": _path,
+    "int": _int,
+    "float": _float,
+    "bool": _bool,
+    "list": _list,
+    "words": _words,
+    "mapping": _mapping,
+    "packages": _packages,
+}
