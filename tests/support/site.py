@@ -1,0 +1,132 @@
+"""Running site.yml on lab hosts from a test, and reading which tasks changed what."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a playbook: its exit status, all it printed, and the tasks that reported a change, by host."""
+
+    returncode: int
+    output: str
+    changed: dict[str, list[str]]
+    recap: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Two lab hosts under one name."""
+
+    name: str
+
+    @property
+    def state(self) -> Path:
+        """Directory that holds the lab's state."""
+        return Path(os.environ.get("METAL_LAB_ROOT", "/var/lib/minimax-metal-lab")) / self.name
+
+    def lab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call the lab's command line; it must succeed."""
+        return subprocess.run(
+            [sys.executable, "-m", "lab", "--name", self.name, *arguments],
+            cwd=REPOSITORY,
+            check=True,
+            text=True,
+            capture_output=True,
+        )
+
+    def ssh(self, host: str, command: str, check: bool = True) -> str:
+        """Run a shell command on a host and return what it printed."""
+        done = subprocess.run(
+            ["ssh", "-F", str(self.state / "ssh_config"), host, command],
+            check=False,
+            text=True,
+            capture_output=True,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{host}: {command}: {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def play(self, playbook: str, *arguments: str, environment: dict[str, str] | None = None) -> Run:
+        """Run a playbook of the repository on the lab's inventory."""
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("ansible-playbook")),
+                playbook,
+                *("--inventory", "inventories/lab"),
+                *("--inventory", str(self.state / "inventory" / "hosts.yml")),
+                *arguments,
+            ],
+            cwd=REPOSITORY,
+            check=False,
+            text=True,
+            capture_output=True,
+            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **(environment or {})},
+        )
+        return Run(done.returncode, done.stdout + done.stderr, changed_tasks(done.stdout), recap(done.stdout))
+
+    def written(self, host: str) -> dict[str, str]:
+        """Return every file that the host has written over its root, with a digest of its content.
+
+        The host's root is an overlay: what it writes lands in the upper directory. Left out is what a system that
+        merely runs and is logged into writes by itself, and Ansible's own transfer directory.
+        """
+        upper = self.state / "hosts" / host / "upper"
+        own = ("run/", "tmp/", "var/tmp/", "var/log/", "root/.ansible/", "var/lib/systemd/", "etc/resolv.conf", "root/.cache/")
+        return {
+            name: digest
+            for name, digest in _digests(upper)
+            if not name.startswith(own)
+        }
+
+
+def _digests(directory: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(directory.rglob("*")):
+        name = str(path.relative_to(directory))
+        if path.is_symlink():
+            yield name, f"link to {path.readlink()}"
+        elif path.is_file():
+            yield name, hashlib.sha256(path.read_bytes()).hexdigest()
+        elif not path.is_dir():
+            yield name, "special"
+
+
+def changed_tasks(output: str) -> dict[str, list[str]]:
+    """Return the names of the tasks and handlers that reported a change, by host, without the role's name."""
+    changed: dict[str, list[str]] = {}
+    task = ""
+    for line in ANSI.sub("", output).splitlines():
+        if match := re.match(r"(?:TASK|RUNNING HANDLER) \[(?:[\w]+ : )?(.*)\] \*+", line):
+            task = match.group(1)
+        elif (match := re.match(r"changed: \[([^\]]+)\]", line)) and (
+            task not in changed.setdefault(host := match.group(1).split(" -> ")[0], [])
+        ):
+            changed[host].append(task)
+    return changed
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """Return the counts of the play recap, by host."""
+    counts = {}
+    for line in ANSI.sub("", output).splitlines():
+        if match := re.match(r"(\S+)\s+: (ok=\d+ .*)", line):
+            counts[match.group(1)] = {
+                key: int(value) for key, value in (pair.split("=") for pair in match.group(2).split())
+            }
+    return counts
+
+
+def names(tasks: Sequence[str]) -> set[str]:
+    """Return task names as a set."""
+    return set(tasks)
