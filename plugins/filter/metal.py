@@ -9,16 +9,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from minimax_metal.checks.report import table_lines
+
 from minimax_metal.errors import UserError
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.plan.adapter import plan_from_variables, refusal_lines
 from minimax_metal.plan.driver import driver_state
-from minimax_metal.plan.text import plan_lines, refusal_lines
+from minimax_metal.plan.text import plan_lines
 from minimax_metal.service.unit import command_lines, quote_assignment
 
 
-def metal_plan(raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+def metal_plan(
+    raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the plan of one host, from its collected facts (None: unreachable) and its metal_* variables."""
     try:
         return plan_from_variables(host, variables, raw_facts)

@@ -11,16 +11,24 @@ DOCUMENTATION = r"""
 module: metal_facts
 short_description: Collects what the plan needs to know of a GPU host
 description:
-  - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks, ports and packages of a host.
+  - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks, ports and packages.
   - It only collects. Parsing and deciding happen on the controller, in the filter C(metal_plan).
   - It writes nothing and is the same in check mode.
 options:
   paths:
-    description: Directories whose file systems are measured. A directory that is not there yet is measured at its
-      nearest existing parent.
+    description: Directories whose file systems are measured. A directory that is not there yet is measured
+      at its nearest existing parent.
     type: list
     elements: str
     default: [/srv/models, /opt, /var/cache]
+  weights_directory:
+    description: Directory that holds weights as ORGANISATION/NAME/REVISION; what is stored there is measured.
+    type: path
+    default: /srv/models
+  engine_directory:
+    description: Directory that holds engine environments, which are listed.
+    type: path
+    default: /opt/sglang
 author:
   - The minimax-metal authors
 """
@@ -59,10 +67,10 @@ def read_text(path):
 
 
 def pci_devices(root="/sys/bus/pci/devices"):
-    """Return one dictionary for each PCI device, its identifiers as sysfs prints them (for example 0x10de)."""
+    """Return one dictionary for each PCI device, identifiers as sysfs prints them (0x10de)."""
     devices = []
     try:
-        addresses = sorted(os.listdir(root))
+        addresses = sorted(device.name for device in Path(root).iterdir())
     except OSError:
         return devices
     for address in addresses:
@@ -82,7 +90,7 @@ def memory_total_bytes():
 
 
 def disk(path):
-    """Return total and free bytes of the file system that holds a path, measured at its nearest existing parent."""
+    """Return total and free bytes of the file system that holds a path or its nearest existing parent."""
     place = Path(path)
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -91,12 +99,24 @@ def disk(path):
         "path": str(place),
         "total_bytes": status.f_blocks * status.f_frsize,
         "free_bytes": status.f_bavail * status.f_frsize,
-        "device": os.stat(place).st_dev,
+        "device": place.stat().st_dev,
     }
 
 
+def stored_weights(directory):
+    """Return the bytes stored under each ORGANISATION/NAME/REVISION, unfinished pulls among them."""
+    sizes = {}
+    for revision in sorted(Path(directory).glob("*/*/*")):
+        if revision.is_dir():
+            total = 0
+            for parent, _directories, files in os.walk(revision):
+                total += sum(Path(parent, name).lstat().st_size for name in files)
+            sizes[str(revision)] = total
+    return sizes
+
+
 def secure_boot():
-    """Return whether the firmware enforces signatures; None where there is no such firmware or it does not say."""
+    """Return whether the firmware enforces signatures; None where it does not say."""
     try:
         variables = sorted(Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"))
         return bool(variables[0].read_bytes()[-1]) if variables else None
@@ -138,7 +158,7 @@ def nvidia_packages(module):
     # dpkg-query answers 1 when one of the patterns matches nothing; what it printed is right all the same.
     if returncode in (0, 1):
         for line in stdout.splitlines():
-            status, name, version = (line.split("\t") + ["", ""])[:3]
+            status, name, version = [*line.split("\t"), "", ""][:3]
             if status.startswith("ii") or status.startswith("hi"):
                 packages[name] = version
     return packages
@@ -149,6 +169,8 @@ def main():
     module = AnsibleModule(
         argument_spec={
             "paths": {"type": "list", "elements": "str", "default": ["/srv/models", "/opt", "/var/cache"]},
+            "weights_directory": {"type": "path", "default": "/srv/models"},
+            "engine_directory": {"type": "path", "default": "/opt/sglang"},
         },
         supports_check_mode=True,
     )
@@ -165,6 +187,10 @@ def main():
         "memory_total_bytes": memory_total_bytes(),
         "cpu_count": os.cpu_count() or 1,
         "disks": {path: disk(path) for path in module.params["paths"]},
+        "stored_weights": stored_weights(module.params["weights_directory"]),
+        "engine_environments": [
+            str(path.parent.parent) for path in Path(module.params["engine_directory"]).glob("*/bin/python")
+        ],
         "secure_boot": secure_boot(),
         "packages": nvidia_packages(module),
         "listening_ports": listening_ports(),

@@ -48,7 +48,7 @@ def test_site_ends_in_a_verified_reply(lab: Lab) -> None:
     assert run.returncode == 0, run.output
     for host in UNIT:
         address = lab.ssh(host, "hostname -I").split()[0]
-        with urllib.request.urlopen(f"http://{address}:8000/v1/models", timeout=30) as reply:  # noqa: S310 - http only
+        with urllib.request.urlopen(f"http://{address}:8000/v1/models", timeout=30) as reply:
             assert json.load(reply)["data"][0]["id"].startswith("MiniMaxAI/MiniMax-M")
 
 
@@ -56,7 +56,9 @@ def test_a_second_run_changes_nothing_and_restarts_nothing(lab: Lab) -> None:
     before = {host: started(lab, host) for host in UNIT}
     run = lab.play("site.yml")
     assert run.returncode == 0, run.output
-    assert {host: counts["changed"] for host, counts in run.recap.items()} == dict.fromkeys(UNIT, 0), run.changed
+    assert {host: counts["changed"] for host, counts in run.recap.items()} == dict.fromkeys(UNIT, 0), (
+        run.changed
+    )
     assert {host: started(lab, host) for host in UNIT} == before
 
 
@@ -123,7 +125,10 @@ def test_a_reboot_brings_the_endpoint_back_by_itself(lab: Lab) -> None:
     assert lab.ssh("gpu01", "cat /proc/sys/kernel/random/boot_id") != before
     # Starting a unit that is being started waits for it: this is what an operator would type.
     lab.ssh("gpu01", f"systemctl start {UNIT['gpu01']}")
-    assert lab.ssh("gpu01", "metal check http://127.0.0.1:8000 --model MiniMaxAI/MiniMax-M2.5 >&2; echo $?") == "0\n"
+    assert (
+        lab.ssh("gpu01", "metal check http://127.0.0.1:8000 --model MiniMaxAI/MiniMax-M2.5 >&2; echo $?")
+        == "0\n"
+    )
 
 
 def test_status_names_the_release_and_stop_stops(lab: Lab) -> None:

@@ -17,7 +17,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a playbook: its exit status, all it printed, and the tasks that reported a change, by host."""
+    """One run of a playbook: exit status, all it printed, and the tasks that reported a change."""
 
     returncode: int
     output: str
@@ -72,23 +72,33 @@ class Lab:
             check=False,
             text=True,
             capture_output=True,
-            env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1", **(environment or {})},
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+                **(environment or {}),
+            },
         )
         return Run(done.returncode, done.stdout + done.stderr, changed_tasks(done.stdout), recap(done.stdout))
 
     def written(self, host: str) -> dict[str, str]:
         """Return every file that the host has written over its root, with a digest of its content.
 
-        The host's root is an overlay: what it writes lands in the upper directory. Left out is what a system that
-        merely runs and is logged into writes by itself, and Ansible's own transfer directory.
+        The host's root is an overlay: what it writes lands in the upper directory. Left out is what a
+        system that merely runs and is logged into writes by itself, and Ansible's own transfer directory.
         """
         upper = self.state / "hosts" / host / "upper"
-        own = ("run/", "tmp/", "var/tmp/", "var/log/", "root/.ansible/", "var/lib/systemd/", "etc/resolv.conf", "root/.cache/")
-        return {
-            name: digest
-            for name, digest in _digests(upper)
-            if not name.startswith(own)
-        }
+        own = (
+            "run/",
+            "tmp/",
+            "var/tmp/",
+            "var/log/",
+            "root/.ansible/",
+            "var/lib/systemd/",
+            "etc/resolv.conf",
+            "root/.cache/",
+        )
+        return {name: digest for name, digest in _digests(upper) if not name.startswith(own)}
 
 
 def _digests(directory: Path) -> Iterator[tuple[str, str]]:

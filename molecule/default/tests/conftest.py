@@ -11,7 +11,9 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
-LAB = Path(os.environ.get("METAL_LAB_ROOT", "/var/lib/minimax-metal-lab")) / os.environ.get("METAL_LAB_NAME", "molecule")
+LAB = Path(os.environ.get("METAL_LAB_ROOT", "/var/lib/minimax-metal-lab")) / os.environ.get(
+    "METAL_LAB_NAME", "molecule"
+)
 
 
 def connect(name: str) -> Host:
@@ -20,7 +22,9 @@ def connect(name: str) -> Host:
 
 def record(host: Host) -> dict[str, Any]:
     """Return the plan of the newest release record of a host."""
-    plan: dict[str, Any] = json.loads(host.file("/var/lib/minimax-metal/releases/current").content_string)["plan"]
+    plan: dict[str, Any] = json.loads(host.file("/var/lib/minimax-metal/releases/current").content_string)[
+        "plan"
+    ]
     return plan
 
 

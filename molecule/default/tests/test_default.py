@@ -16,7 +16,7 @@ GUIDE = {
     8: "--tp-size 8 --ep-size 8 --tool-call-parser minimax-m3 --trust-remote-code --host 0.0.0.0"
     " --reasoning-parser minimax-m3 --port 8000 --mem-fraction-static 0.85",
 }
-"""The guides' commands for each card count, behind the model's path; M3 with the engine's own parsers for it."""
+"""The guides' commands by card count, behind the model's path; M3 with the engine's own parsers."""
 
 
 def exec_start(host: Host, unit: str) -> str:
@@ -35,7 +35,9 @@ def post(url: str, payload: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_driver_is_loaded_at_the_branch_of_the_plan(gpu_host: Host, plan: dict[str, Any]) -> None:
-    version = gpu_host.check_output("nvidia-smi --query-gpu=driver_version --format=csv,noheader").splitlines()
+    version = gpu_host.check_output(
+        "nvidia-smi --query-gpu=driver_version --format=csv,noheader"
+    ).splitlines()
     assert len(version) == plan["gpus"]["count"]
     assert {line.split(".")[0] for line in version} == {plan["driver"]["branch"]}
     assert f" {version[0]} " in gpu_host.file("/proc/driver/nvidia/version").content_string
@@ -74,7 +76,9 @@ def test_the_unit_holds_the_whole_command_of_the_guide(gpu_host: Host, plan: dic
     assert engine.startswith(expected)
 
 
-def test_the_unit_runs_as_the_service_user_and_starts_at_boot(gpu_host: Host, plan: dict[str, Any], unit: Any) -> None:
+def test_the_unit_runs_as_its_user_and_starts_at_boot(
+    gpu_host: Host, plan: dict[str, Any], unit: Any
+) -> None:
     assert unit.is_running
     assert unit.is_enabled
     users = set(gpu_host.check_output("ps -o user= -p $(pgrep -d, -f sglang.launch_server)").split())
@@ -86,7 +90,9 @@ def test_as_many_ranks_run_as_there_are_gpus(gpu_host: Host, plan: dict[str, Any
     assert ranks == {str(rank) for rank in range(plan["parallelism"]["tp"])}
 
 
-def test_the_guides_request_is_answered_from_another_machine(gpu_host: Host, plan: dict[str, Any], unit: Any) -> None:
+def test_the_guides_request_is_answered_from_another_machine(
+    gpu_host: Host, plan: dict[str, Any], unit: Any
+) -> None:
     address = gpu_host.check_output("hostname -I").split()[0]
     answer = post(
         f"http://{address}:8000/v1/chat/completions",
@@ -102,7 +108,9 @@ def test_the_guides_request_is_answered_from_another_machine(gpu_host: Host, pla
 
 
 def test_the_report_says_that_every_check_passed(gpu_host: Host, plan: dict[str, Any]) -> None:
-    report = json.loads(gpu_host.file(f"/var/lib/minimax-metal/checks/{plan['service']['instance']}.json").content_string)
+    report = json.loads(
+        gpu_host.file(f"/var/lib/minimax-metal/checks/{plan['service']['instance']}.json").content_string
+    )
     outcomes = {check["name"]: check["outcome"] for check in report["checks"]}
     assert "failed" not in outcomes.values()
     assert sum(outcome == "passed" for outcome in outcomes.values()) >= 6

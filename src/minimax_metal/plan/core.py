@@ -51,6 +51,7 @@ LEAST_KV_TOKENS = 4096
 """Less KV cache than this serves nobody."""
 ENGINE_BYTES = 12_000_000_000
 """Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 NOFILE = 65_536
 
 
@@ -954,6 +955,7 @@ def _services(
                 unit=f"sglang@{instance}.service",
                 host=settings.listen_address,
                 port=port,
+                url=f"http://{'127.0.0.1' if settings.listen_address in EVERY_ADDRESS else settings.listen_address}:{port}",
                 argv=argv,
                 environment=service_environment(
                     settings, engine, cuda, indices if spread.tp < board.count else None

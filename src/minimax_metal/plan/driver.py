@@ -53,8 +53,8 @@ def driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> Drive
         raw_facts: what the module metal_facts collected.
         plan: the host's plan as plain data.
 
-    A driver runs when its module is loaded and nvidia-smi, which comes with the installed libraries, can talk to it:
-    it cannot with another version of the module ("Driver/library version mismatch").
+    A driver runs when its module is loaded and nvidia-smi, which comes with the installed libraries, can
+    talk to it: it cannot with another version of the module ("Driver/library version mismatch").
     """
     smi = raw_facts.get("nvidia_smi") or {}
     loaded = loaded_version(raw_facts.get("driver_version_file"))
@@ -72,4 +72,6 @@ def driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> Drive
     else:
         found = f"driver {loaded} is loaded and lists {gpus} GPUs"
     old = loaded is not None and version_key(loaded) < version_key(minimum)
-    return DriverState(loaded=loaded, gpus=gpus, reboot=loaded is None or not answers or old, found=found, needed=needed)
+    return DriverState(
+        loaded=loaded, gpus=gpus, reboot=loaded is None or not answers or old, found=found, needed=needed
+    )

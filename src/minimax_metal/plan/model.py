@@ -174,6 +174,8 @@ class ServicePlan:
     unit: str
     host: str
     port: int
+    url: str
+    """Where the host itself reaches the endpoint."""
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     gpu_indices: tuple[int, ...]

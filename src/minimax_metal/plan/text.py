@@ -8,24 +8,19 @@ from typing import Any
 from minimax_metal.plan.model import Refusal
 
 
-def refusal_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return one line for each refusal of a plan: host, code, what was found, what is needed, what to do."""
-    return [Refusal(**refusal).line(plan["host"]) for refusal in plan["refusals"]]
-
-
 def _gigabytes(number: int | None) -> str:
     return "an unknown number of GB" if number is None else f"{number / 1e9:,.1f} GB"
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return what a plan that fits decided: a headline, then a line for each difference, warning and lifted refusal."""
+    """Return what was decided: a headline, then a line for each difference, warning and lifted refusal."""
     model, gpus, spread = plan["model"], plan["gpus"], plan["parallelism"]
     tokens = plan["capacity"]["kv_tokens"]
     capacity = f"{tokens:,} KV tokens" if tokens else "KV capacity not known"
     lines = [
         f"{plan['host']}: {model['name']} ({model['format']}, {_gigabytes(plan['weights']['bytes'])}) on "
-        f"{gpus['count']} × {gpus['model']}, tp {spread['tp']} ep {spread['ep']}, SGLang {plan['engine']['release']}, "
-        f"driver {plan['driver']['branch']}, CUDA {plan['cuda']['version']}, {capacity}"
+        f"{gpus['count']} × {gpus['model']}, tp {spread['tp']} ep {spread['ep']}, "
+        f"SGLang {plan['engine']['release']}, driver {plan['driver']['branch']}, CUDA {plan['cuda']['version']}, {capacity}"
     ]
     lines += [
         f"not the guide's {item['guide']} but {item['here']} ({item['what']}): {item['reason']}"
