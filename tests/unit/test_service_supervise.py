@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -255,10 +256,11 @@ def test_not_executable(starter: Starter, tmp_path: Path) -> None:
 
 
 def test_engine_arguments_after_the_dashes_are_left_alone() -> None:
-    parsed = supervise.parse(
+    line = (
         "--instance i --ready-url http://127.0.0.1:8000/health --start-timeout 5 --stop-timeout 6 "
-        "-- python -m sglang.launch_server --port 8000 -- x".split()
+        "-- python -m sglang.launch_server --port 8000 -- x"
     )
+    parsed = supervise.parse(shlex.split(line))
     assert parsed.command == ("python", "-m", "sglang.launch_server", "--port", "8000", "--", "x")
     assert parsed.address == ("127.0.0.1", 8000)
 

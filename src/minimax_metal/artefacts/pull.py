@@ -1,0 +1,480 @@
+"""Bring a model to a host: sources in order, resumed after any interruption, visible only when verified.
+
+The files are gathered in ``<path>.partial``; when the last one is verified the directory is flushed and
+renamed to its final name. So the final name exists only with every byte verified, and what serves from it
+meanwhile is untouched. A directory of ours that lost a file is repaired the same way: its good files are
+linked into the staging directory, the rest is fetched, and the two change places.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import grp
+import json
+import os
+import pwd
+import queue
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+from minimax_metal.artefacts import sources
+from minimax_metal.artefacts.manifest import FOLDER, Manifest, missing, sync
+from minimax_metal.artefacts.request import Request, Source
+from minimax_metal.errors import UserError
+from minimax_metal.service.notify import Notifier
+
+SPARE_BYTES: Final = 1 << 30
+"""Left free on the disk beyond the model itself (logs, the journal); choice of this project."""
+
+
+class PullError(UserError):
+    """No source could bring the model; the text is one line."""
+
+
+class NoSpaceError(PullError):
+    """The disk cannot hold the model."""
+
+
+class RefusedError(PullError):
+    """Every source refuses for good (no such repository, gated, damaged): pulling again won't help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How patient a pull is; times in seconds."""
+
+    workers: int = 8
+    stall: float = 180.0
+    """Without a byte on the disk or a byte hashed for this long, the attempt is ended and begun again."""
+    attempts: int = 5
+    """Attempts at one source in a row that bring nothing, before the next source is tried."""
+    backoff: float = 2.0
+    """Pause after the first such attempt, doubled for each further one, a minute at most."""
+    interval: float = 5.0
+    """Between two lines of progress."""
+
+
+@dataclass
+class Reporter:
+    """Says how a pull is doing: on standard output, to systemd, and in a file that ``await`` reads."""
+
+    request: Request
+    notifier: Notifier = field(default_factory=Notifier.from_environment)
+    output: IO[str] = field(default_factory=lambda: sys.stdout)
+
+    def say(self, text: str) -> None:
+        """Print one line."""
+        print(f"weights {self.request.name}: {text}", file=self.output, flush=True)
+
+    def state(self, state: str, text: str, **fields: Any) -> None:
+        """Print one line, show it as the unit's status and keep it in the state file."""
+        self.say(text)
+        self.notifier.status(text)
+        content = {
+            "schema": 1,
+            "state": state,
+            "text": text,
+            "pid": os.getpid(),
+            "time": time.time(),
+            **fields,
+        }
+        temporary = self.request.state.with_name(f"{self.request.state.name}.new")
+        with contextlib.suppress(OSError):  # on a full disk the line above has said it
+            temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            temporary.replace(self.request.state)
+
+
+def complete(request: Request) -> bool:
+    """Return whether the verified model is at its final path (sizes only; nothing is read in full)."""
+    manifest = Manifest.read(request.path)
+    return manifest is not None and not missing(request.path, manifest)
+
+
+def pull(request: Request, options: Options = Options(), reporter: Reporter | None = None) -> bool:
+    """Bring the model to ``request.path``; return False when it was there already.
+
+    Raises:
+        NoSpaceError: the disk cannot hold it.
+        PullError: no source could serve it, or something that is not ours is in the way.
+    """
+    reporter = reporter or Reporter(request)
+    if complete(request):
+        reporter.state("verified", "already verified")
+        return False
+    try:
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(request, reporter):
+            if complete(request):
+                reporter.state("verified", "verified by another pull")
+                return False
+            _pull(request, options, reporter)
+    except PullError as error:
+        reporter.state("failed", str(error))
+        raise
+    except OSError as error:
+        failure = _os_error(request, error)
+        reporter.state("failed", str(failure))
+        raise failure from error
+    return True
+
+
+def _os_error(request: Request, error: OSError) -> PullError:
+    found = sources.transport_error(request.sources[0], error)
+    where = error.filename or request.path
+    if found.space:
+        return NoSpaceError(
+            f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
+        )
+    return PullError(f"{where}: {error.strerror or error}; check owner and mount of {request.path.parent}")
+
+
+def _pull(request: Request, options: Options, reporter: Reporter) -> None:
+    if request.path.exists() and Manifest.read(request.path) is None:
+        raise RefusedError(
+            f"{request.path} exists but metal did not make it; move it away (its new place can be a source "
+            "of kind directory)"
+        )
+    staging = request.staging
+    (staging / FOLDER).mkdir(parents=True, exist_ok=True)
+    _adopt(request.path, staging)
+    _check_space(request, None)
+    reasons = []
+    hopeless = True
+    for number, source in enumerate(request.sources):
+        reason, permanent = _try_source(request, source, options, reporter)
+        hopeless = hopeless and permanent
+        if reason is None:
+            _publish(request)
+            manifest = Manifest.read(request.path)
+            size = "" if manifest is None else f", {len(manifest.files)} files, {spell_bytes(manifest.bytes)}"
+            reporter.state("verified", f"verified{size}, from {source}")
+            return
+        reasons.append(reason)
+        if number + 1 < len(request.sources):
+            reporter.say(f"{reason}; trying {request.sources[number + 1]}")
+    raise (RefusedError if hopeless else PullError)("; ".join(reasons))
+
+
+def _try_source(
+    request: Request, source: Source, options: Options, reporter: Reporter
+) -> tuple[str | None, bool]:
+    """Attempt one source until it has served (None) or is given up (reason, whether for good)."""
+    fruitless = 0
+    while True:
+        before = staged_bytes(request.staging)
+        outcome = Watch(request, source, options, reporter).run()
+        if outcome.done:
+            return None, False
+        if outcome.space:
+            raise NoSpaceError(
+                f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
+            )
+        if outcome.permanent:
+            return outcome.reason, True
+        # Whatever came is kept, so an attempt that brought something does not count against the source.
+        fruitless = 1 if outcome.verified or staged_bytes(request.staging) > before else fruitless + 1
+        if fruitless >= options.attempts:
+            return f"{outcome.reason} ({fruitless} attempts)", False
+        pause = min(60.0, options.backoff * 2 ** (fruitless - 1))
+        reporter.say(f"{outcome.reason}; again in {pause:.0f} s")
+        time.sleep(pause)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one attempt ended."""
+
+    done: bool = False
+    reason: str = "the attempt ended without saying why"
+    permanent: bool = False
+    space: bool = False
+    verified: int = 0
+
+
+class Watch:
+    """Runs one attempt as a process, follows its events and the bytes on the disk, ends it when it stalls."""
+
+    def __init__(self, request: Request, source: Source, options: Options, reporter: Reporter) -> None:
+        self.request = request
+        self.source = source
+        self.options = options
+        self.reporter = reporter
+        self.outcome = Outcome()
+        self.total: int | None = None
+        self.files = 0
+        self.hashed = 0
+        self.samples: deque[tuple[float, int]] = deque(maxlen=64)
+
+    def run(self) -> Outcome:
+        """Run the attempt to its end."""
+        job = {
+            "name": self.request.name,
+            "staging": str(self.request.staging),
+            "source": self.source.as_dict(),
+            "workers": self.options.workers,
+            "pause": min(1.0, self.options.backoff),
+        }
+        child = subprocess.Popen(
+            [sys.executable, "-m", "minimax_metal.artefacts.fetch"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **sources.environment(self.source, self.request.staging)},
+            text=True,
+            process_group=0,
+        )
+        try:
+            if child.stdin is None or child.stdout is None:
+                raise PullError("the attempt has no pipes")
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.write(json.dumps(job) + "\n")
+                child.stdin.flush()
+            events: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
+            reader = threading.Thread(target=_read_events, args=(child.stdout, events.put), daemon=True)
+            reader.start()
+            self._follow(events)
+        finally:
+            _end(child)
+        return self.outcome
+
+    def _follow(self, events: queue.Queue[Mapping[str, Any] | None]) -> None:
+        """Take events until the attempt is over."""
+        self.reporter.state("pulling", f"asking {self.source}")
+        last_bytes = staged_bytes(self.request.staging)
+        last_progress = time.monotonic()
+        next_line = time.monotonic() + min(1.0, self.options.interval)
+        while True:
+            try:
+                event = events.get(timeout=min(1.0, self.options.interval, self.options.stall / 4))
+            except queue.Empty:
+                pass
+            else:
+                if event is None:
+                    return
+                last_progress = time.monotonic()
+                if self._take(event):
+                    return
+            now = time.monotonic()
+            staged = staged_bytes(self.request.staging)
+            if staged != last_bytes:
+                last_bytes, last_progress = staged, now
+            self.samples.append((now, staged))
+            if now - last_progress >= self.options.stall:
+                self.outcome.reason = f"{self.source}: not one byte in {self.options.stall:.0f} s"
+                return
+            if now >= next_line and self.total is not None:
+                self.reporter.state("pulling", self.describe(staged), bytes=staged, total=self.total)
+                next_line = now + self.options.interval
+
+    def _take(self, event: Mapping[str, Any]) -> bool:
+        """Handle one event; return whether it was the last."""
+        kind = event.get("event")
+        if kind == "listed":
+            self.total, self.files = int(event["bytes"]), int(event["files"])
+            _check_space(self.request, int(event["needed"]))
+        elif kind == "hashed":
+            self.hashed = int(event["bytes"])
+        elif kind == "verified":
+            self.outcome.verified += 1
+        elif kind == "damaged":
+            self.reporter.say(f"{event['reason']}; fetching it again")
+        elif kind == "failed":
+            self.outcome.reason = str(event["reason"])
+            self.outcome.permanent, self.outcome.space = bool(event["permanent"]), bool(event["space"])
+            return True
+        elif kind == "done":
+            self.outcome.done = True
+            return True
+        return False
+
+    def describe(self, staged: int) -> str:
+        """Return the line of progress: percent, size, rate, time left."""
+        total = self.total or 0
+        have = min(staged, total)
+        if total and have >= total:
+            return f"100 % of {spell_bytes(total)}, verifying {self.files} files"
+        share = 100 * have / total if total else 100.0
+        line = f"{share:.1f} % ({spell_bytes(have)} of {spell_bytes(total)})"
+        recent = (
+            [sample for sample in self.samples if sample[0] >= self.samples[-1][0] - 30]
+            if self.samples
+            else []
+        )
+        if len(recent) > 1 and recent[-1][0] > recent[0][0]:
+            rate = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
+            if rate > 0:
+                line += f", {spell_bytes(rate)}/s, {spell_seconds((total - have) / rate)} left"
+            else:
+                line += ", waiting"
+        return line
+
+
+def _read_events(stream: IO[str], put: Callable[[Mapping[str, Any] | None], None]) -> None:
+    """Pass the attempt's events on, None at its end."""
+    for line in stream:
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict):
+            put(event)
+    put(None)
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End an attempt's process and whatever it started."""
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    try:
+        child.wait(timeout=1.0)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+@contextlib.contextmanager
+def _locked(request: Request, reporter: Reporter) -> Iterator[None]:
+    """Hold the lock of one model; a second pull waits here. The kernel releases it when its holder dies."""
+    handle = os.open(request.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        waited = 0.0
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if waited % 30 == 0:
+                    reporter.say(f"another pull is at work on {request.path}; waiting for it")
+                time.sleep(0.5)
+                waited += 0.5
+        yield
+    finally:
+        os.close(handle)
+
+
+def _adopt(final: Path, staging: Path) -> None:
+    """Link the files of a damaged directory of ours into the staging directory; each is verified there."""
+    manifest = Manifest.read(final)
+    if manifest is None:
+        return
+    for entry in manifest.files:
+        have, want = final / entry.path, staging / entry.path
+        if not want.exists() and have.is_file() and have.stat().st_size == entry.size:
+            want.parent.mkdir(parents=True, exist_ok=True)
+            os.link(have, want)
+
+
+def _check_space(request: Request, needed: int | None) -> None:
+    """Refuse before the pull when the disk cannot hold what is missing.
+
+    Args:
+        request: names the disk and, before the source was asked, the expected size.
+        needed: bytes still to come as the source states them; None before it was asked.
+    """
+    if needed is None:
+        if request.bytes is None:
+            return
+        needed = max(0, request.bytes - staged_bytes(request.staging))
+    free = shutil.disk_usage(request.path.parent).free
+    if needed and free < needed + SPARE_BYTES:
+        raise NoSpaceError(
+            f"the disk of {request.path.parent} has {spell_bytes(free)} free, the model needs another "
+            f"{spell_bytes(needed)} and {spell_bytes(SPARE_BYTES)} to spare; free some or change the path"
+        )
+
+
+def _publish(request: Request) -> None:
+    """Give the verified staging directory its final name; everything in it is on the disk before."""
+    staging, final = request.staging, request.path
+    manifest = Manifest.read(staging)
+    if manifest is None or missing(staging, manifest):
+        raise PullError(f"{staging} changed while it was verified; pull again")
+    _remove_strangers(staging, manifest)
+    directories = [staging, *(path for path in staging.rglob("*") if path.is_dir())]
+    if request.owner is not None:
+        _give_to(request.owner, staging)
+    for directory in directories:
+        directory.chmod(0o755)
+    for entry in manifest.files:
+        (staging / entry.path).chmod(0o644)
+        sync(staging / entry.path)
+    for directory in reversed(directories):
+        sync(directory)
+    replaced = final.with_name(f".{final.name}.replaced")
+    if final.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    staging.rename(final)
+    sync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_strangers(staging: Path, manifest: Manifest) -> None:
+    """Remove everything that is no file of the model: hub clients leave caches, locks and partial files."""
+    wanted = {staging / entry.path for entry in manifest.files} | {staging / FOLDER / "manifest.json"}
+    parents = {parent for path in wanted for parent in path.parents}
+    for path in sorted(staging.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            if path not in parents:
+                shutil.rmtree(path, ignore_errors=True)
+        elif path not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def _give_to(owner: str, directory: Path) -> None:
+    """Change owner and group (``user`` or ``user:group``) of a directory and all in it."""
+    user, _, group = owner.partition(":")
+    try:
+        account = pwd.getpwnam(user)
+        group_id = grp.getgrnam(group).gr_gid if group else account.pw_gid
+    except KeyError as error:
+        raise RefusedError(
+            f"owner {owner!r} is unknown on this host; create it or leave owner out"
+        ) from error
+    for path in [directory, *directory.rglob("*")]:
+        os.chown(path, account.pw_uid, group_id, follow_symlinks=False)
+
+
+def staged_bytes(directory: Path) -> int:
+    """Return the bytes of all files below a directory, partial ones included."""
+    total = 0
+    stack = [directory]
+    while stack:
+        with contextlib.suppress(OSError), os.scandir(stack.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name != FOLDER:
+                            stack.append(Path(entry.path))
+                    else:
+                        total += entry.stat(follow_symlinks=False).st_size
+    return total
+
+
+def spell_bytes(size: float) -> str:
+    """Return a size for people, decimal units as in the models' published sizes."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def spell_seconds(duration: float) -> str:
+    """Return a duration for people: ``34 s``, ``12 min``, ``3 h 07 min``."""
+    if duration < 90:
+        return f"{duration:.0f} s"
+    minutes = round(duration / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

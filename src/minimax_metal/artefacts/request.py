@@ -1,0 +1,175 @@
+"""What is to be pulled: the request file that role model_weights writes from the plan.
+
+A request is JSON::
+
+    {"path": "/srv/models/MiniMaxAI/MiniMax-M2.5/<revision>",   # where the verified directory appears
+     "name": "MiniMaxAI/MiniMax-M2.5",                          # for people; default: the path's last parts
+     "revision": "<commit>",                                    # default of the sources' revisions
+     "bytes": 230000000000,                                     # expected size, for the check of free space
+     "sources": [{"kind": "huggingface", "endpoint": null, "repository": "...", "revision": "..."},
+                 {"kind": "directory", "path": "/mnt/nfs/MiniMax-M2.5"}],
+     "owner": "sglang:sglang",                                  # optional, when root pulls
+     "unit": "metal-weights@minimax-m2.5.service"}              # optional, what ``await`` follows
+
+Fields that this module does not know are left to whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal.errors import UserError
+
+HUGGINGFACE: Final = "huggingface"
+HF_MIRROR: Final = "hf-mirror"
+MODELSCOPE: Final = "modelscope"
+DIRECTORY: Final = "directory"
+KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place that has the model; ``endpoint`` None means the client's own default."""
+
+    kind: str
+    repository: str | None = None
+    revision: str | None = None
+    endpoint: str | None = None
+    path: Path | None = None
+
+    def __str__(self) -> str:
+        if self.kind == DIRECTORY:
+            return f"directory {self.path}"
+        return f"{self.kind} {self.repository}" + (f" at {self.endpoint}" if self.endpoint else "")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {
+            "kind": self.kind,
+            "repository": self.repository,
+            "revision": self.revision,
+            "endpoint": self.endpoint,
+            "path": None if self.path is None else str(self.path),
+        }
+
+    @classmethod
+    def parse(cls, raw: Any, revision: str | None = None) -> Source:
+        """Read one source; ``revision`` is taken where it names none.
+
+        Raises:
+            UserError: the kind is unknown or a field it needs is missing.
+        """
+        if not isinstance(raw, Mapping) or raw.get("kind") not in KINDS:
+            kind = raw.get("kind") if isinstance(raw, Mapping) else raw
+            raise UserError(f"source kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+        path, repository = _text(raw, "path"), _text(raw, "repository")
+        if raw["kind"] == DIRECTORY and path is None:
+            raise UserError(
+                "a source of kind directory names no path; add the directory that holds the model"
+            )
+        if raw["kind"] != DIRECTORY and repository is None:
+            raise UserError(
+                f"a source of kind {raw['kind']} names no repository; add one like MiniMaxAI/MiniMax-M3"
+            )
+        endpoint = _text(raw, "endpoint")
+        if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+            raise UserError(f"endpoint {endpoint!r} is no http(s) URL; write it like https://hf-mirror.com")
+        return cls(
+            kind=raw["kind"],
+            repository=repository,
+            revision=_text(raw, "revision") or revision,
+            endpoint=endpoint.rstrip("/") if endpoint else None,
+            path=None if path is None else Path(path),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A model to be brought to ``path``; ``bytes`` is what the plan expects, None when it does not know."""
+
+    path: Path
+    name: str
+    sources: tuple[Source, ...]
+    revision: str | None = None
+    bytes: int | None = None
+    owner: str | None = None
+    unit: str | None = None
+
+    @property
+    def staging(self) -> Path:
+        """Where the files are gathered: beside ``path``, so that the last step is one rename."""
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one pull at work."""
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    @property
+    def state(self) -> Path:
+        """What the pull last said of itself."""
+        return self.path.with_name(f".{self.path.name}.state.json")
+
+    @classmethod
+    def parse(cls, raw: Any) -> Request:
+        """Read a request.
+
+        Raises:
+            UserError: a field is missing or wrong.
+        """
+        if not isinstance(raw, Mapping):
+            raise UserError("the request is no JSON object; pass the file that role model_weights writes")
+        path = _text(raw, "path")
+        if path is None or not path.startswith("/") or len(Path(path).parts) < 3:
+            raise UserError(f"request path {path!r} is no directory for a model; expected an absolute path")
+        sources = raw.get("sources")
+        if not isinstance(sources, list) or not sources:
+            raise UserError("the request names no source; expected a list of at least one")
+        expected = raw.get("bytes")
+        if isinstance(expected, str) and expected.isdigit():  # templates tend to quote numbers
+            expected = int(expected)
+        if expected is not None and (not isinstance(expected, int) or expected < 0):
+            raise UserError(f"request bytes {expected!r} is no size; expected a number of bytes or null")
+        revision = _text(raw, "revision")
+        return cls(
+            path=Path(path),
+            name=_text(raw, "name") or "/".join(Path(path).parts[-3:-1]),
+            sources=tuple(Source.parse(source, revision) for source in sources),
+            revision=revision,
+            bytes=expected,
+            owner=_text(raw, "owner"),
+            unit=_text(raw, "unit"),
+        )
+
+    @classmethod
+    def read(cls, file: Path) -> Request:
+        """Read a request file.
+
+        Raises:
+            UserError: it cannot be read, is no JSON or no request.
+        """
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"cannot read the request {file}: {error.strerror}; playbooks/weights.yml writes it"
+            ) from error
+        except ValueError as error:
+            raise UserError(
+                f"the request {file} is no JSON ({error}); run playbooks/weights.yml again"
+            ) from error
+        return cls.parse(raw)
+
+
+def _text(raw: Mapping[str, Any], key: str) -> str | None:
+    """Return a field that is a non-empty string or absent."""
+    value = raw.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise UserError(f"request field {key!r} is {value!r}; expected text")
+    return value
