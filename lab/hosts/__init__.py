@@ -1,0 +1,1 @@
+"""Virtual hosts: roots, overlays, systemd-nspawn, networks, ssh, and the services beside them."""

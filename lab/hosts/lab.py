@@ -1,0 +1,362 @@
+"""A lab as a whole: up, down, and what can be done to it in between."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lab.hosts import apt, cgroups, environment, inventory, machine, network, preparations, services, ssh
+from lab.hosts.description import Description, Host, check_name
+from lab.hosts.errors import LabError
+from lab.hosts.guest import SHARED_CACHE, Guest, end_group
+from lab.hosts.mounts import is_mounted, unmount_below
+from lab.hosts.network import Network
+from lab.hosts.paths import LabPaths, lab_paths
+from lab.hosts.processes import write_whole
+
+BOOT_SECONDS: Final = 90.0
+REBOOT_SECONDS: Final = 300.0
+
+
+class Progress:
+    """Says what each step did and how long it took."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+
+    def line(self, what: str, outcome: str, seconds: float | None = None) -> None:
+        """Print one finished step."""
+        took = "" if seconds is None else f"{seconds:7.1f} s"
+        print(f"  {what:<22} {outcome:<58} {took}".rstrip(), flush=True)
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[list[str]]:
+        """Time a step; what is put into the list is its outcome."""
+        start, outcome = time.monotonic(), [""]
+        yield outcome
+        self.line(what, outcome[-1], time.monotonic() - start)
+
+    def total(self) -> float:
+        """Return the seconds since the beginning."""
+        return time.monotonic() - self.started
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab by name."""
+
+    name: str
+    paths: LabPaths
+
+    @classmethod
+    def named(cls, name: str) -> Lab:
+        """Return the lab of that name, up or not."""
+        return cls(name, lab_paths(check_name(name)))
+
+    # -- what is known of it -----------------------------------------------------------------------------
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what ``up`` wrote down: number and description; None when there is nothing readable."""
+        try:
+            record = json.loads(self.paths.record.read_text())
+            return {
+                "number": int(record["number"]),
+                "description": Description.model_validate(record["description"]),
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def guests(self) -> dict[str, Guest]:
+        """Return the hosts of a lab that was brought up.
+
+        Raises:
+            LabError: it was not.
+        """
+        record = self.record()
+        if record is None:
+            raise LabError(f"lab {self.name} is not up: 'python -m lab --name {self.name} up'")
+        return self._guests(record["description"], Network(record["number"]))
+
+    def _guests(self, description: Description, net: Network) -> dict[str, Guest]:
+        nodes = net.hosts(list(description.hosts))
+        return {name: Guest(name, nodes[name], host, self.paths) for name, host in description.hosts.items()}
+
+    def guest(self, name: str) -> Guest:
+        """Return one host.
+
+        Raises:
+            LabError: the lab is not up, or has no such host.
+        """
+        guests = self.guests()
+        if name not in guests:
+            raise LabError(f"lab {self.name} has no host {name!r}: it has {', '.join(guests)}")
+        return guests[name]
+
+    # -- up ----------------------------------------------------------------------------------------------
+
+    def up(self, description: Description) -> None:
+        """Bring the lab up, or whatever of it is not.
+
+        Raises:
+            LabError: the machine lacks something, or a step failed; what was made stays for the next ``up``.
+        """
+        machine.check()
+        progress = Progress()
+        with machine.locked(f"lab-{self.name}"):
+            print(f"lab {self.name}: up ({self.paths.directory})", flush=True)
+            net = self._claim(description)
+            preparations.end_recorded(self.paths.preparations)
+            with preparations.Preparations(self.paths.preparations) as jobs:
+                self._up(description, net, progress, jobs)
+            print(f"lab {self.name}: ready in {progress.total():.1f} s; ssh -F {self.paths.ssh_config} HOST")
+
+    def _claim(self, description: Description) -> Network:
+        record = self.record()
+        if record and list(record["description"].hosts) != list(description.hosts):
+            raise LabError(
+                f"lab {self.name} is up with the hosts {', '.join(record['description'].hosts)}: "
+                f"'python -m lab --name {self.name} down' first"
+            )
+        number = machine.claim_network(self.name, self.paths.directory, record["number"] if record else None)
+        written = {"number": number, "description": description.model_dump()}
+        self.paths.directory.mkdir(parents=True, exist_ok=True)
+        write_whole(self.paths.record, json.dumps(written, indent=1) + "\n")
+        return Network(number)
+
+    def _up(
+        self, description: Description, net: Network, progress: Progress, jobs: preparations.Preparations
+    ) -> None:
+        # What takes longest first; everything below runs beside it.
+        systems = sorted({host.system for host in description.hosts.values()})
+        roots = {system: jobs.start(f"root {system}", "root", system) for system in systems}
+        repository = jobs.start("vendor repository", "repository", self.name)
+        wheel = jobs.start("engine plug-in", "wheel")
+        models = (
+            jobs.start("models", "models", self.name, *description.models) if description.models else None
+        )
+
+        resolv_conf, name_servers = environment.resolver()
+        guests = self._guests(description, net)
+        nodes = {name: guest.node for name, guest in guests.items()}
+        with progress.step("network") as outcome:
+            net.up()
+            made = [node.name for node in (net.services, *nodes.values()) if net.attach(node)]
+            outcome.append(f"{net.cidr} on {net.bridge}" + (f", attached {', '.join(made)}" if made else ""))
+        with progress.step("keys"):
+            ssh.prepare(self.paths, self.name, nodes)
+
+        directories = {}
+        for system, job in roots.items():
+            result, seconds = job.wait()
+            directories[system] = Path(result["directory"])
+            progress.line(f"root {system}", result["did"], seconds)
+        files = environment.host_files(net.cidr, resolv_conf) | self._lab_files(net, nodes)
+        started = time.monotonic()
+        booting = [guest for guest in guests.values() if self._switch_on(guest, directories, files, progress)]
+
+        result, seconds = repository.wait()
+        vendor_path, fingerprint = result["url_path"], result["key_fingerprint"]
+        progress.line("vendor repository", f"signed with {fingerprint[-16:]}", seconds)
+        result, seconds = wheel.wait()
+        plugin = result["path"]
+        progress.line("engine plug-in", Path(plugin).name, seconds)
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            waits = {guest.name: pool.submit(guest.wait_ready, BOOT_SECONDS) for guest in guests.values()}
+            if models is not None:
+                _, seconds = models.wait()
+                progress.line("models", ", ".join(description.models), seconds)
+            address = net.services.address
+            for service in services.declared(self.paths, net.services, name_servers, hub=models is not None):
+                with progress.step(f"service {service.name}") as outcome:
+                    did = services.start(self.paths, net.services, service)
+                    outcome.append(f"{did}, {address}:{service.port}")
+            for name, wait in waits.items():
+                wait.result()
+                if guests[name] in booting:
+                    progress.line(f"host {name}", f"answers ssh at {nodes[name].address}")
+        if booting:
+            progress.line("hosts", f"{len(booting)} booted", time.monotonic() - started)
+        hub = f"http://{address}:{services.HUB_PORT}"
+        vendor = f"http://{address}:{services.VENDOR_PORT}".removesuffix(":80")
+        inventory.write(
+            self.paths,
+            nodes,
+            {
+                "lab_vendor_url": f"{vendor}/{vendor_path.strip('/')}".rstrip("/"),
+                "lab_vendor_key_fingerprint": fingerprint,
+                "lab_hub_url": hub,
+                "lab_modelscope_url": hub,
+                "lab_engine_plugin_wheel": plugin,
+                "lab_uv_cache": f"{SHARED_CACHE}/uv",
+            },
+        )
+
+    def _lab_files(self, net: Network, nodes: dict[str, network.Node]) -> dict[str, str]:
+        """Return what hosts get besides the machine's own configuration: names, and the package cache."""
+        own = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
+        names = "".join(f"{node.address} {name}\n" for name, node in nodes.items())
+        address = net.services.address
+        proxied = any("::Proxy" in line for line in apt.machine_settings())
+        cache = (
+            "// The lab keeps package files for all its hosts; a host asks it instead of the source.\n"
+            f'Acquire::http::Proxy "http://{address}:{services.PACKAGES_PORT}";\n'
+            'Acquire::https::Proxy "DIRECT";\n'
+        )
+        direct = f'Acquire::http::Proxy::{address} "DIRECT";\n'
+        return {
+            "etc/hosts": own + names,
+            "etc/apt/apt.conf.d/95lab-packages": ("" if proxied else cache) + direct,
+        }
+
+    def _switch_on(
+        self, guest: Guest, roots: dict[str, Path], files: dict[str, str], progress: Progress
+    ) -> bool:
+        """Start a host unless it runs as described; True if it was started."""
+        if guest.running() and guest.as_described() and is_mounted(guest.paths.root):
+            return False
+        with progress.step(f"host {guest.name}") as outcome:
+            # A lost keeper cannot be replaced under a running host: only its parent learns why nspawn ended.
+            guest.destroy()
+            fresh = guest.prepare_disk(roots[guest.host.system], files)
+            guest.prepare_pci(write_pci_tree)
+            guest.start()
+            outcome.append(f"{guest.host.system}, {'a new disk' if fresh else 'the disk it had'}, boots")
+        return True
+
+    # -- down --------------------------------------------------------------------------------------------
+
+    def down(self) -> None:
+        """Take everything away, whatever state it is in; the caches stay.
+
+        Raises:
+            LabError: something does not go away; it is named.
+        """
+        machine.check_root()
+        progress = Progress()
+        with machine.locked(f"lab-{self.name}"):
+            number = machine.find_number(self.paths.directory)
+            if number is None:
+                record = self.record()
+                number = record["number"] if record else None
+                if number is not None and machine.owner(number) not in (None, self.paths.directory):
+                    number = None  # lost to another lab since a reboot; nothing of ours is left there
+            if number is None and not self.paths.directory.exists():
+                print(f"lab {self.name}: not up")
+                return
+            print(f"lab {self.name}: down", flush=True)
+            with progress.step("preparations"):
+                preparations.end_recorded(self.paths.preparations)
+            if number is not None:
+                self._take_down(Network(number), progress)
+            with progress.step("state") as outcome:
+                unmount_below(self.paths.directory)
+                if self.paths.directory.exists():
+                    shutil.rmtree(self.paths.directory)
+                outcome.append(f"{self.paths.directory} removed")
+            if number is not None:
+                restored = machine.release_network(number)
+                progress.line("machine", ", ".join(restored) or "other labs run, or nothing was changed")
+            print(f"lab {self.name}: down in {progress.total():.1f} s")
+
+    def _take_down(self, net: Network, progress: Progress) -> None:
+        prefix = f"mmlab{net.number}-"
+        with progress.step("hosts") as outcome:
+            hosts = self.paths.directory / "hosts"
+            names = {path.name for path in hosts.glob("*")} if hosts.is_dir() else set()
+            for name in sorted(names):
+                # Names and numbers are enough to take a host away; the description may be lost.
+                node = network.Node(net.number, name, network.FIRST_HOST)
+                Guest(name, node, Host(system="any"), self.paths).destroy()
+            for group in cgroups.existing(prefix):
+                end_group(group)
+            outcome.append(", ".join(sorted(names)) or "none")
+        with progress.step("services"):
+            services.stop_all(self.paths, net.services)
+        with progress.step("network") as outcome:
+            net.remove()
+            outcome.append(f"{net.bridge} removed")
+
+    # -- in between --------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return how the lab is, as JSON has it."""
+        record = self.record()
+        if record is None:
+            return {"name": self.name, "up": False, "hosts": {}, "services": {}}
+        net = Network(record["number"])
+        guests = self.guests()
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            hosts = dict(zip(guests, pool.map(self._host_status, guests.values()), strict=True))
+        name_servers = ["127.0.0.1"]  # plays no part in health
+        listed = services.declared(
+            self.paths, net.services, name_servers, hub=bool(record["description"].models)
+        )
+        shown = {}
+        for service in listed:
+            process = services.state(self.paths, service.name)
+            works = process is not None and services.healthy(net.services.address, service)
+            shown[service.name] = {
+                "address": f"{net.services.address}:{service.port}",
+                "pid": process.pid if process else None,
+                "state": "works" if works else ("sick" if process else "stopped"),
+            }
+        healthy = all(host["state"] == "up" for host in hosts.values()) and all(
+            service["state"] == "works" for service in shown.values()
+        )
+        return {
+            "name": self.name,
+            "up": healthy,
+            "state": str(self.paths.directory),
+            "network": net.cidr,
+            "hosts": hosts,
+            "services": shown,
+        }
+
+    def _host_status(self, guest: Guest) -> dict[str, Any]:
+        gpus = guest.host.gpus
+        link = network.link_state(guest.node)
+        if not guest.running():
+            state = "off" if is_mounted(guest.paths.root) else "stopped"
+        elif link != "up":
+            state = link
+        else:
+            state = "up" if ssh.answers(self.paths, guest.name, "true", seconds=5) else "no ssh"
+        return {
+            "system": guest.host.system,
+            "gpus": f"{gpus.count} x {gpus.model}" if gpus else "none",
+            "address": guest.node.address,
+            "link": link,
+            "state": state,
+            "boot_id": guest.boot_id(),
+        }
+
+    def reboot(self, host: str) -> float:
+        """Reboot a host and wait for it; return the seconds that took.
+
+        Raises:
+            LabError: no such host, or it does not come back.
+        """
+        return self.guest(host).reboot(REBOOT_SECONDS)
+
+    def set_link(self, host: str, up: bool) -> None:
+        """Plug a host's cable in, or pull it out.
+
+        Raises:
+            LabError: no such host.
+        """
+        machine.check_root()
+        network.set_link(self.guest(host).node, up)
+
+
+def write_pci_tree(destination: Path, model: str, count: int) -> None:
+    """Write the PCI devices that a host shows; by the GPU stand-in."""
+    from lab.vendor import gpus
+
+    gpus.write_pci_tree(destination, model, count)

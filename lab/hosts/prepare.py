@@ -1,0 +1,85 @@
+"""One preparation of a lab in a process of its own, so that several run at once and each can be ended.
+
+``python -m lab.hosts.prepare RESULT KIND ARGUMENT…``; the result is a JSON object in the file ``RESULT``,
+with ``error`` when it failed for a reason the user can mend.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from lab.hosts.paths import cache_root, lab_paths
+from lab.hosts.processes import write_whole
+from minimax_metal.errors import UserError
+
+Result = dict[str, str]
+
+
+def root(system: str) -> Result:
+    """Make the root of a system, unless the cache has it."""
+    from lab.hosts import roots
+
+    wanted = roots.recipe(system)
+    made = roots.build(wanted)
+    return {"did": "built" if made else "from the cache", "directory": str(wanted.directory)}
+
+
+def repository(name: str) -> Result:
+    """Build the vendor's package repository."""
+    from lab.vendor import repository as vendor
+
+    paths = lab_paths(name)
+    built = vendor.build(paths.vendor, paths.vendor_keys)
+    return {"did": "ready", "url_path": built.url_path, "key_fingerprint": built.key_fingerprint}
+
+
+def models(name: str, *wanted: str) -> Result:
+    """Publish the tiny models, trained if the cache has none."""
+    import lab.models
+
+    paths = lab_paths(name)
+    lab.models.publish(list(wanted), paths.hub, paths.catalog_overlay)
+    return {"did": "published"}
+
+
+def wheel() -> Result:
+    """Build the engine's CPU plug-in."""
+    import lab.engine
+
+    return {"did": "built", "path": str(lab.engine.build_wheel(cache_root() / "wheels"))}
+
+
+KINDS: Final[dict[str, Callable[..., Result]]] = {
+    "root": root,
+    "repository": repository,
+    "models": models,
+    "wheel": wheel,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do one preparation and write its result."""
+    # The one who started this ends it by SIGTERM: let what it started be ended too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    result, kind, *arguments = argv
+    try:
+        outcome, status = KINDS[kind](*arguments), 0
+    except UserError as error:
+        outcome, status = {"error": str(error)}, 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        traceback.print_exc()  # to the preparation's log
+        outcome, status = {"error": f"{type(error).__name__}: {error}", "unexpected": "yes"}, 1
+    write_whole(Path(result), json.dumps(outcome) + "\n")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
