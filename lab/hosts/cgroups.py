@@ -50,13 +50,18 @@ def enter(name: str) -> None:
         (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
+def _directories(name: str) -> list[Path]:
+    """Return the group's directories, deepest first; some may vanish meanwhile, as a host tidies up too."""
+    # os.walk passes over what it cannot list; pathlib's rglob raises.
+    return [Path(path) for group in groups(name) for path, _, _ in os.walk(group, topdown=False)]
+
+
 def members(name: str) -> list[int]:
     """Return the ids of all processes in the group and below it."""
     found: set[int] = set()
-    for group in groups(name):
-        for procs in group.rglob("cgroup.procs"):
-            with contextlib.suppress(OSError):
-                found.update(int(line) for line in procs.read_text().split())
+    for directory in _directories(name):
+        with contextlib.suppress(OSError):
+            found.update(int(line) for line in (directory / "cgroup.procs").read_text().split())
     return sorted(found - {0})
 
 
@@ -78,8 +83,6 @@ def kill(name: str, seconds: float = 15.0) -> bool:
 
 def remove(name: str) -> None:
     """Remove an empty group and those below it."""
-    for group in groups(name):
-        below = sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True)
-        for path in [*below, group] if group.is_dir() else []:
-            with contextlib.suppress(OSError):
-                path.rmdir()
+    for directory in _directories(name):
+        with contextlib.suppress(OSError):
+            directory.rmdir()

@@ -22,7 +22,7 @@ from lab.hosts.errors import LabError
 from lab.hosts.machine import NETNS
 from lab.hosts.network import Node
 from lab.hosts.paths import CHECKOUT, HostPaths, LabPaths, cache_root
-from lab.hosts.processes import Process, run, spawn, start_time, wait_until, write_whole
+from lab.hosts.processes import Process, boot_id, run, spawn, start_time, wait_until, write_whole
 
 SHARED_CACHE: Final = "/var/cache/minimax-metal-lab"
 """Where every host finds the lab's package caches."""
@@ -84,9 +84,10 @@ class Guest:
         """Return the id of the host's present boot; None while it is off or about to be."""
         init = self.init()
         try:
-            return Path(f"/proc/{init}/root/proc/sys/kernel/random/boot_id").read_text().strip()
+            found = Path(f"/proc/{init}/root/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             return None
+        return None if found == boot_id() else found  # nspawn has not covered this machine's own yet
 
     # -- making it ---------------------------------------------------------------------------------------
 

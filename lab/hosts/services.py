@@ -84,6 +84,7 @@ http {{
     location = /lab-health {{ return 204; }}
     location ~ (\\.deb$|/by-hash/) {{
       proxy_cache packages;
+      add_header X-Package-Cache $upstream_cache_status;
       proxy_cache_valid 200 365d;
       proxy_pass http://$http_host$request_uri;
     }}
