@@ -85,6 +85,7 @@ class Checkpoint(_Entry):
     preference: int = 0
     repositories: dict[Literal["huggingface", "modelscope"], str]
     revision: str | None = None
+    revision_source: str | None = None
     revisions: dict[Literal["huggingface", "modelscope"], str] = Field(default_factory=dict)
     served_name: str | None = None
     licence: str
@@ -112,6 +113,7 @@ class Checkpoint(_Entry):
     max_output: Number | None = None
     # Running it
     minimum_engine: str
+    minimum_engine_source: str | None = None
     parsers: Parsers
     guide_parsers: Parsers
     parallelism: dict[int, Parallelism]
@@ -120,6 +122,8 @@ class Checkpoint(_Entry):
     """GPU count to the flags of the guide's command, in its order."""
     generations: Generations
     mem_fraction_static: float = 0.85
+    mem_fractions: dict[str, float] = Field(default_factory=dict)
+    """GPU model to the fraction reported to work there, where it is not ``mem_fraction_static``."""
     engine_args: tuple[str, ...] = ()
     """Flags this format needs beyond the guide's."""
     sampling: Sampling | None = None
@@ -191,8 +195,13 @@ class DriverPackages(_Entry):
     open: tuple[str, ...]
     proprietary: tuple[str, ...]
     fabric_manager: tuple[str, ...]
+    nvlink5: tuple[str, ...] = ()
+    """Beside the fabric manager on boards with NVLink-5 switches."""
+    imex: tuple[str, ...] = ()
+    """On compute trays of an NVL72 rack."""
     services: tuple[str, ...]
     fabric_manager_services: tuple[str, ...]
+    imex_services: tuple[str, ...] = ()
     source: str
 
 
@@ -206,9 +215,14 @@ class Platform(_Entry):
     python: str
     repository_slug: str
     build_packages: tuple[str, ...]
+    kernel_headers: tuple[str, ...]
+    """What DKMS builds the driver's modules with; follows the kernel, so it is never held."""
     driver: DriverPackages
     driver_branches: tuple[str, ...]
     default_driver_branch: str
+    toolkits: tuple[str, ...]
+    """CUDA toolkits of the repository, oldest first."""
+    source: str
 
 
 class Source(_Entry):

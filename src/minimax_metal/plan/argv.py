@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.catalog.schema import Parsers
 from minimax_metal.plan.model import CudaPlan, Difference, EnginePlan, ModelPlan, ParallelismPlan
@@ -20,60 +24,126 @@ DEFAULT_FLAGS = (
 )
 """Order of flags where no guide has a command for the GPU count."""
 
+ALIASES = {
+    "--model": "--model-path",
+    "--tensor-parallel-size": "--tp-size",
+    "--tp": "--tp-size",
+    "--expert-parallel-size": "--ep-size",
+    "--ep": "--ep-size",
+}
+"""Other names the engine's parser takes for a flag (read in 0.5.23)."""
+
+VARIABLES = {
+    "--model-path": "metal_model and metal_weights_directory",
+    "--served-model-name": "metal_served_model_name",
+    "--tp-size": "metal_tp_size",
+    "--ep-size": "metal_ep_size",
+    "--tool-call-parser": "metal_tool_call_parser",
+    "--reasoning-parser": "metal_reasoning_parser",
+    "--host": "metal_listen_address",
+    "--port": "metal_port",
+    "--mem-fraction-static": "metal_mem_fraction_static",
+    "--kv-cache-dtype": "metal_kv_cache_dtype",
+    "--max-running-requests": "metal_max_running_requests",
+    "--max-queued-requests": "metal_max_queued_requests",
+}
+"""The variable behind each flag the plan writes."""
+
+SECRET_FLAGS = frozenset({"--api-key", "--admin-api-key"})
+
+GUIDE_PYTHON = ("3.9", "3.10", "3.11", "3.12")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CACHE = "/var/cache/sglang"
 
 
-def launch_arguments(
-    *,
-    settings: Settings,
-    checkpoint: Checkpoint,
-    model: ModelPlan,
-    engine: EnginePlan,
-    parsers: Parsers,
-    spread: ParallelismPlan,
-    port: int,
-    mem_fraction_static: float,
-) -> tuple[tuple[str, ...], tuple[Difference, ...]]:
-    """The launch line of one replica, and where it leaves the guide.
+@dataclass(frozen=True)
+class Launch:
+    """All that a launch line is made of."""
 
-    The guide's flags come in the guide's order for the GPU count, then what the checkpoint's format needs,
-    then ``metal_engine_extra_args`` as they stand.
-    """
-    order = list(checkpoint.guide_flags.get(spread.tp, DEFAULT_FLAGS))
-    if spread.ep > 1 and "--ep-size" not in order:
+    settings: Settings
+    checkpoint: Checkpoint
+    model: ModelPlan
+    engine: EnginePlan
+    parsers: Parsers
+    spread: ParallelismPlan
+    port: int
+    mem_fraction_static: float
+    entrypoint: str
+
+
+def _flags(launch: Launch) -> list[str]:
+    """The guide's flags in its order for the GPU count of one replica."""
+    order = list(launch.checkpoint.guide_flags.get(launch.spread.tp, DEFAULT_FLAGS))
+    if launch.spread.ep > 1 and "--ep-size" not in order:
         order.insert(order.index("--tp-size") + 1, "--ep-size")
-    if spread.ep == 1 and "--ep-size" in order:
+    if launch.spread.ep == 1 and "--ep-size" in order:
         order.remove("--ep-size")
-    if not model.trust_remote_code and "--trust-remote-code" in order:
+    if not launch.model.trust_remote_code and "--trust-remote-code" in order:
         order.remove("--trust-remote-code")
-    values = {
-        "--model-path": [model.path, "--served-model-name", model.served_name],
-        "--tp-size": [str(spread.tp)],
-        "--ep-size": [str(spread.ep)],
-        "--tool-call-parser": [parsers.tool],
-        "--reasoning-parser": [parsers.reasoning],
-        "--host": [settings.listen_address],
+    return order
+
+
+def _words(launch: Launch, model_path: Sequence[str]) -> list[str]:
+    values: dict[str, Sequence[str]] = {
+        "--model-path": model_path,
+        "--tp-size": [str(launch.spread.tp)],
+        "--ep-size": [str(launch.spread.ep)],
+        "--tool-call-parser": [launch.parsers.tool],
+        "--reasoning-parser": [launch.parsers.reasoning],
+        "--host": [launch.settings.listen_address],
         "--trust-remote-code": [],
-        "--port": [str(port)],
-        "--mem-fraction-static": [f"{mem_fraction_static:g}"],
+        "--port": [str(launch.port)],
+        "--mem-fraction-static": [f"{launch.mem_fraction_static:g}"],
     }
-    argv = [f"{engine.environment}/bin/python", "-m", "sglang.launch_server"]
-    for flag in order:
-        argv += [flag, *values[flag]]
+    words: list[str] = []
+    for flag in _flags(launch):
+        words += [flag, *values[flag]]
+    return words
+
+
+def guide_arguments(launch: Launch) -> tuple[str, ...]:
+    """The guide's command word for word: the engine pulls the weights itself, from the model's id."""
+    repository = launch.checkpoint.repositories["huggingface"]
+    return ("python", "-m", "sglang.launch_server", *_words(launch, [repository]))
+
+
+def launch_arguments(launch: Launch) -> tuple[str, ...]:
+    """The launch line of one replica.
+
+    The guide's flags come in the guide's order for the GPU count, then what the checkpoint's format and
+    the user's settings need, then ``metal_engine_extra_args`` as they stand.
+    """
+    settings, environment = launch.settings, launch.engine.environment
+    if launch.entrypoint == "sglang serve":
+        argv = [f"{environment}/bin/sglang", "serve"]
+    else:
+        argv = [f"{environment}/bin/python", "-m", "sglang.launch_server"]
+    argv += _words(launch, [launch.model.path, "--served-model-name", launch.model.served_name])
     if settings.kv_cache_dtype != "auto":
         argv += ["--kv-cache-dtype", settings.kv_cache_dtype]
-    argv += [*checkpoint.engine_args, *settings.engine_extra_args]
-    return tuple(argv), _differences(checkpoint, model, parsers, spread, mem_fraction_static)
+    for flag, limit in (
+        ("--max-running-requests", settings.max_running_requests),
+        ("--max-queued-requests", settings.max_queued_requests),
+    ):
+        if limit is not None:
+            argv += [flag, str(limit)]
+    if settings.profile != "guide":
+        argv += launch.checkpoint.engine_args
+    if settings.wants_metrics and "--enable-metrics" not in settings.engine_extra_args:
+        argv.append("--enable-metrics")
+    return (*argv, *settings.engine_extra_args)
 
 
-def _differences(
-    checkpoint: Checkpoint,
-    model: ModelPlan,
-    parsers: Parsers,
-    spread: ParallelismPlan,
-    mem_fraction_static: float,
-) -> tuple[Difference, ...]:
+def duplicate_flags(argv: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Flags that stand in a launch line more than once, with the variable to use instead (or none)."""
+    names = [word.split("=")[0] for word in argv if word.startswith("--") and len(word) > 2]
+    counted = Counter(ALIASES.get(name, name) for name in names)
+    return [(name, VARIABLES.get(name)) for name, times in counted.items() if times > 1]
+
+
+def launch_differences(launch: Launch) -> list[Difference]:
+    """Where the launch line leaves the guide, and why."""
+    checkpoint, model, parsers, spread = launch.checkpoint, launch.model, launch.parsers, launch.spread
     differences = [
         Difference(
             what="--model-path",
@@ -82,37 +152,41 @@ def _differences(
             reason="the weights are pulled at a pinned revision and verified before the engine starts",
         )
     ]
-    guide = checkpoint.guide_parsers
-    for flag, old, new, reason in (
-        ("--tool-call-parser", guide.tool, parsers.tool, "the parser the engine has for this model"),
-        (
-            "--reasoning-parser",
-            guide.reasoning,
-            parsers.reasoning,
-            "the parser the engine has for this model",
-        ),
-    ):
-        if old != new:
-            differences.append(Difference(what=flag, guide=old, here=new, reason=reason))
-    if mem_fraction_static != 0.85:
-        differences.append(
-            Difference(
-                what="--mem-fraction-static",
-                guide="0.85",
-                here=f"{mem_fraction_static:g}",
-                reason="set by metal_mem_fraction_static or by the checkpoint format",
-            )
+
+    def differ(what: str, guide: str, here: str, reason: str) -> None:
+        if guide != here:
+            differences.append(Difference(what=what, guide=guide, here=here, reason=reason))
+
+    own = "the engine's own parser for this model's output"
+    differ("--tool-call-parser", checkpoint.guide_parsers.tool, parsers.tool, own)
+    differ("--reasoning-parser", checkpoint.guide_parsers.reasoning, parsers.reasoning, own)
+    differ(
+        "--mem-fraction-static",
+        "0.85",
+        f"{launch.mem_fraction_static:g}",
+        "set by metal_mem_fraction_static or by the checkpoint format",
+    )
+    differ("--host", "0.0.0.0", launch.settings.listen_address, "set by metal_listen_address")  # noqa: S104
+    differ("--port", "8000", str(launch.port), "set by metal_port, or the next replica's")
+    if launch.settings.wants_metrics:
+        differ("--enable-metrics", "not set", "set", "the engine's figures at /metrics")
+    if launch.settings.profile != "guide" and checkpoint.engine_args:
+        differ("format", "not set", " ".join(checkpoint.engine_args), f"needed for {checkpoint.format}")
+    if launch.entrypoint == "sglang serve":
+        differ("entrypoint", "python -m sglang.launch_server", "sglang serve", "metal_engine_entrypoint")
+    if launch.engine.python not in GUIDE_PYTHON:
+        differ(
+            "Python", "3.9 - 3.12", launch.engine.python, "the distribution's own, which the engine runs on"
         )
-    if spread.tp not in checkpoint.guide_flags:
-        differences.append(
-            Difference(
-                what="GPU count",
-                guide="4 or 8",
-                here=f"tp {spread.tp} ep {spread.ep}",
-                reason="the guide has no command for it",
-            )
+    usual = checkpoint.parallelism.get(spread.tp)
+    if spread.tp not in checkpoint.guide_flags or usual is None or usual.ep != spread.ep:
+        differ(
+            "GPU count",
+            "tp 4, or tp 8 ep 8",
+            f"tp {spread.tp} ep {spread.ep}",
+            "set by metal_tp_size, metal_ep_size or a lifted refusal",
         )
-    return tuple(differences)
+    return differences
 
 
 def service_environment(
@@ -130,6 +204,8 @@ def service_environment(
         "SGLANG_CACHE_DIR": CACHE,
         "XDG_CACHE_HOME": CACHE,
     }
+    if cuda.compat_library_path:
+        environment["LD_LIBRARY_PATH"] = cuda.compat_library_path
     if gpu_indices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in gpu_indices)
     return environment | dict(settings.engine_extra_environment)

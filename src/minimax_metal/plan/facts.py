@@ -2,7 +2,8 @@
 what could not be read is none, and the plan says what it misses.
 
 Raw keys beyond the module's first version are optional: ``stored_weights`` ({directory: bytes} of the
-directories under the weights directory, so that weights already there need no room twice). A host that
+directories under the weights directory, so that weights already there need no room twice) and
+``engine_environments`` (a list of the directories of engine environments). A host that
 could not be read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
 """
 
@@ -65,6 +66,7 @@ class HostFacts:
     packages: Mapping[str, str] = field(default_factory=dict)
     listening_ports: frozenset[int] = frozenset()
     stored_weights: Mapping[str, int] | None = None
+    engine_environments: frozenset[str] | None = None
     is_root: bool | None = None
     sudo: bool | None = None
     """Whether there is a way to root; known only where the host could not be read further."""
@@ -116,6 +118,11 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         stored_weights=(
             {str(k): size for k, v in stored.items() if (size := _whole(v)) is not None}
             if isinstance(stored, Mapping)
+            else None
+        ),
+        engine_environments=(
+            frozenset(str(item) for item in _list(raw["engine_environments"]))
+            if "engine_environments" in raw
             else None
         ),
         is_root=raw.get("user_is_root") if isinstance(raw.get("user_is_root"), bool) else None,

@@ -164,6 +164,30 @@ class CudaPlan:
     home: str
     packages: tuple[str, ...]
     build_packages: tuple[str, ...]
+    compat_library_path: str | None
+    """Directory of CUDA's forward-compatibility libraries, where an older driver is bridged."""
+
+
+@dataclass(frozen=True)
+class LimitsPlan:
+    """How many requests one replica takes at a time, and its weight among replicas of the same model."""
+
+    max_running_requests: int | None
+    max_queued_requests: int | None
+    weight: int
+
+
+@dataclass(frozen=True)
+class LayoutPlan:
+    """One way to share out the host's GPUs, and what it would hold."""
+
+    name: str
+    replicas: int
+    tp: int | None
+    ep: int | None
+    fits: bool
+    kv_tokens: int | None
+    kv_tokens_per_replica: int | None
 
 
 @dataclass(frozen=True)
@@ -184,6 +208,7 @@ class ServicePlan:
     nofile: int
     user: str
     group: str
+    limits: LimitsPlan
 
 
 @dataclass(frozen=True)
@@ -242,6 +267,9 @@ class Plan:
     services: tuple[ServicePlan, ...]
     """One unit per replica, in the order of their ports; ``service`` is the first of them."""
     capacity: CapacityPlan | None
+    limits: LimitsPlan | None
+    layouts: tuple[LayoutPlan, ...]
+    """Every layout the host's GPUs allow; the plan takes the one of ``metal_layout``."""
     disk: DiskPlan | None
     checks: ChecksPlan | None
 
@@ -283,6 +311,10 @@ class Plan:
             "tp": spread.tp if spread else None,
             "ep": spread.ep if spread else None,
             "replicas": spread.replicas if spread else None,
+            "layouts": plain(self.layouts),
+            "max_running_requests": self.limits.max_running_requests if self.limits else None,
+            "max_queued_requests": self.limits.max_queued_requests if self.limits else None,
+            "weight": self.limits.weight if self.limits else None,
             "weights_bytes": self.capacity.weights_bytes if self.capacity else None,
             "kv_tokens": self.capacity.kv_tokens if self.capacity else None,
             "max_sequence": self.capacity.max_sequence if self.capacity else None,

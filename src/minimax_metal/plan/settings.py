@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minimax_metal.errors import UserError
@@ -52,6 +52,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_engine_release", "text", None, "SGLang release; by default the catalogue's newest."),
     Setting("metal_engine_python", "text", None, "Python minor version of the engine's environment."),
     Setting("metal_engine_directory", "path", "/opt/sglang", "Directory of engine environments."),
+    Setting(
+        "metal_engine_entrypoint",
+        "text",
+        "sglang.launch_server",
+        "How the engine is started: sglang.launch_server, or sglang serve where the release has it.",
+    ),
     Setting("metal_engine_extra_args", "words", (), "Arguments put behind the engine's own."),
     Setting("metal_engine_extra_environment", "mapping", {}, "Environment variables added to the unit."),
     Setting(
@@ -67,11 +73,16 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("metal_tp_size", "int", None, "Tensor parallel size of one replica."),
     Setting("metal_ep_size", "int", None, "Expert parallel size of one replica."),
+    Setting("metal_max_running_requests", "int", None, "Requests a replica runs at a time."),
+    Setting("metal_max_queued_requests", "int", None, "Requests a replica lets wait before it says 503."),
+    Setting("metal_tokens_per_request", "int", 8192, "Tokens a request is reckoned with for the limits."),
+    Setting("metal_metrics", "bool", None, "Whether the engine shows its figures at /metrics."),
     Setting("metal_layout", "text", None, "How GPUs are shared out: tp8 or 2xtp4 on 8 GPUs, tp4 on 4."),
     Setting("metal_profile", "text", "default", "default, or guide for the vendor guide's own parsers."),
     Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
     Setting("metal_reasoning_parser", "text", None, "Reasoning parser; by default the model's."),
     Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
+    Setting("metal_cuda_compat", "bool", False, "Whether CUDA may be bridged to an older driver branch."),
     Setting("metal_open_modules", "bool", None, "Whether the driver's open kernel modules are used."),
     Setting("metal_start_timeout_seconds", "int", None, "How long the endpoint may take to be ready."),
     Setting("metal_stop_timeout_seconds", "int", 600, "How long running requests may take at a stop."),
@@ -115,6 +126,7 @@ class Settings:
     engine_release: str | None = None
     engine_python: str | None = None
     engine_directory: str = "/opt/sglang"
+    engine_entrypoint: str = "sglang.launch_server"
     engine_extra_args: tuple[str, ...] = ()
     engine_extra_environment: Mapping[str, str] = field(default_factory=dict)
     engine_extra_packages: tuple[ExtraPackage, ...] = ()
@@ -126,16 +138,30 @@ class Settings:
     kv_cache_dtype: str = "auto"
     tp_size: int | None = None
     ep_size: int | None = None
+    max_running_requests: int | None = None
+    max_queued_requests: int | None = None
+    tokens_per_request: int = 8192
+    metrics: bool | None = None
     layout: str | None = None
     profile: str = "default"
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     driver_branch: str | None = None
+    cuda_compat: bool = False
     open_modules: bool | None = None
     start_timeout_seconds: int | None = None
     stop_timeout_seconds: int = 600
     python_mirror: str | None = None
     package_index_url: str | None = None
+
+    @property
+    def wants_metrics(self) -> bool:
+        """Whether ``--enable-metrics`` is set: as the user says, else not."""
+        return bool(self.metrics)
+
+    def with_layout(self, layout: str) -> Settings:
+        """The same settings with another layout, and the spread that goes with it."""
+        return replace(self, layout=layout, tp_size=None, ep_size=None)
 
     @classmethod
     def from_variables(cls, host: str, variables: Mapping[str, Any]) -> Settings:

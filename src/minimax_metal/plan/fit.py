@@ -1,0 +1,285 @@
+"""Whether a checkpoint fits a board, how it is spread, and how much KV cache that leaves.
+
+Capacity is computed as the guides do: ``(GPUs * memory * mem_fraction_static - weights) / KV bytes per
+token``. Their 220 GB of weights, read as GiB, are 6 GiB more than the files hold, which covers the CUDA
+context of each GPU that the engine takes off before it applies the fraction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minimax_metal.catalog import Checkpoint
+from minimax_metal.plan.findings import Findings, gib, near
+from minimax_metal.plan.host import Board
+from minimax_metal.plan.model import CapacityPlan, LayoutPlan, LimitsPlan, ParallelismPlan
+from minimax_metal.plan.settings import Settings
+
+LAYOUTS = {"tp8": (8, 1), "2xtp4": (8, 2), "tp4": (4, 1)}
+"""Layout to GPU count and replicas."""
+LEAST_KV_TOKENS = 4096
+"""Less KV cache than this serves nobody."""
+MOST_REQUESTS = 256
+"""More running requests than this on one replica give each too little of it."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one checkpoint sits on a board."""
+
+    spread: ParallelismPlan
+    capacity: CapacityPlan
+    limits: LimitsPlan
+
+
+def choose_format(
+    settings: Settings, formats: dict[str, Checkpoint], board: Board | None, found: Findings
+) -> Checkpoint | None:
+    """The format asked for, or the one that fits the GPUs best."""
+    if not formats:
+        found.refuse(
+            "format-unknown",
+            f"model {settings.model} without a format",
+            "one checkpoint format",
+            "add one with metal_catalog_overlay",
+        )
+        return None
+    if settings.model_format:
+        wanted = settings.model_format.casefold()
+        for name, checkpoint in formats.items():
+            if name.casefold() == wanted:
+                return checkpoint
+        found.refuse(
+            "format-unknown",
+            f"metal_model_format {settings.model_format}",
+            f"one of {', '.join(formats)}",
+            near(settings.model_format, formats),
+        )
+        return None
+    first = next(iter(formats.values()))
+    default = formats.get(first.default_format or "", first)
+    if board is None or len(formats) == 1:
+        return default
+
+    def rank(checkpoint: Checkpoint) -> tuple[int, int, bool]:
+        """Proven and fitting first, then unproven and fitting, then what the publisher prefers."""
+        trial = Findings()
+        fit = find_fit(settings, checkpoint, board, trial)
+        fits = fit is not None and not trial.refusals
+        generations = checkpoint.generations
+        evidence = 2 if board.capability in generations.proven else board.capability in generations.unproven
+        return (evidence if fits else 0), checkpoint.preference, checkpoint is default
+
+    best = max(formats.values(), key=rank)
+    if rank(best)[0]:
+        found.warn(
+            "format-chosen",
+            f"format {best.format} taken of {', '.join(formats)}: it fits {board.count} x {board.label} "
+            "best; set metal_model_format for another",
+        )
+        return best
+    # Nothing fits: say why of the smallest that these GPUs could run at all, else of the usual one.
+    known = [
+        one
+        for one in formats.values()
+        if board.capability in one.generations.proven or board.capability in one.generations.unproven
+    ]
+    return min(known, key=lambda one: one.weight_memory_bytes.value, default=default)
+
+
+def check_generation(checkpoint: Checkpoint, board: Board, found: Findings) -> None:
+    """Whether this GPU generation can run the format at all."""
+    generations = checkpoint.generations
+    if board.capability in generations.proven:
+        return
+    if board.capability in generations.unproven:
+        found.warn(
+            "gpu-unproven",
+            f"{checkpoint.name} {checkpoint.format} on {board.label} is unproven: "
+            f"{generations.unproven[board.capability]}",
+        )
+        return
+    known = ", ".join((*generations.proven, *generations.unproven))
+    found.refuse(
+        "format-gpu",
+        f"{board.label} (compute capability {board.capability or 'unknown'}) for format {checkpoint.format}",
+        f"compute capability {known}",
+        "choose another metal_model_format or other GPUs",
+    )
+
+
+def _spread(
+    settings: Settings, checkpoint: Checkpoint, board: Board, found: Findings
+) -> ParallelismPlan | None:
+    replicas = 1
+    if settings.layout:
+        layout = LAYOUTS.get(settings.layout.casefold())
+        if layout is None or layout[0] != board.count:
+            found.refuse(
+                "layout",
+                f"metal_layout {settings.layout} on {board.count} GPUs",
+                "tp8 or 2xtp4 on 8 GPUs, tp4 on 4",
+                "set one that matches the host, or leave metal_layout out",
+            )
+            return None
+        replicas = layout[1]
+    per_replica = board.count // replicas
+    usual = checkpoint.parallelism.get(per_replica)
+    tp = settings.tp_size or (usual.tp if usual else per_replica)
+    ep = settings.ep_size or (usual.ep if usual and usual.tp == tp else 1)
+    if tp < 1 or ep < 1:
+        return None  # the range check said so already
+    if tp * replicas > board.count:
+        found.refuse(
+            "parallelism",
+            f"tp {tp} for {replicas} replica{'s' if replicas > 1 else ''} on {board.count} GPUs",
+            f"at most {board.count // replicas} GPUs each",
+            "lower metal_tp_size",
+        )
+        return None
+    if not _divides(checkpoint, tp, ep, found):
+        return None
+    return ParallelismPlan(tp=tp, ep=ep, replicas=replicas)
+
+
+def spread_problems(checkpoint: Checkpoint, tp: int, ep: int) -> list[str]:
+    """What in the model's shape forbids this spread; the engine finds out only while it loads."""
+    problems: list[str] = []
+    if tp % ep:
+        problems.append(f"ep {ep} does not divide tp {tp}")
+    heads, kv_heads = checkpoint.attention_heads.value, checkpoint.kv_heads.value
+    if heads % tp:
+        problems.append(f"tp {tp} does not divide {heads} attention heads")
+    if kv_heads % tp and tp % kv_heads:
+        problems.append(f"tp {tp} and {kv_heads} KV heads do not divide each other")
+    if checkpoint.experts.value % ep:
+        problems.append(f"ep {ep} does not divide {checkpoint.experts.value} experts")
+    if checkpoint.moe_block and not tp % ep:
+        width, block = checkpoint.moe_intermediate.value, checkpoint.moe_block.value
+        share, rest = divmod(width * ep, tp)
+        if rest or share % block:
+            problems.append(f"{width} / (tp {tp} / ep {ep}) = {width * ep / tp:g} is no multiple of {block}")
+    return problems
+
+
+def _divides(checkpoint: Checkpoint, tp: int, ep: int, found: Findings) -> bool:
+    lifted = [
+        found.refuse(
+            "parallelism",
+            problem,
+            "a spread the model's shape allows",
+            "leave metal_tp_size, metal_ep_size and metal_layout out",
+        )
+        for problem in spread_problems(checkpoint, tp, ep)
+    ]
+    return all(lifted)
+
+
+def _fraction(settings: Settings, checkpoint: Checkpoint, board: Board) -> float:
+    fraction = settings.mem_fraction_static
+    if fraction is not None and 0.0 < fraction < 1.0:
+        return fraction
+    return checkpoint.mem_fractions.get(board.label, checkpoint.mem_fraction_static)
+
+
+def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Findings) -> Fit | None:
+    """How the checkpoint sits on the board; none when it can't even be spread over it."""
+    spread = _spread(settings, checkpoint, board, found)
+    if spread is None:
+        return None
+    fraction = _fraction(settings, checkpoint, board)
+    scale = checkpoint.kv_dtypes.get(settings.kv_cache_dtype)
+    if scale is None:
+        found.refuse(
+            "kv-dtype",
+            f"metal_kv_cache_dtype {settings.kv_cache_dtype}",
+            f"one of {', '.join(checkpoint.kv_dtypes)}",
+            "leave it out, or set one of them",
+        )
+        scale = 1.0
+    weights = checkpoint.weight_memory_bytes.value
+    static = int(board.memory_bytes * spread.tp * fraction)
+    room = static - weights
+    per_token: int | None = None
+    tokens: int | None = None
+    if checkpoint.kv_bytes_per_token is not None:
+        # With more ranks than KV heads each head is kept on several ranks.
+        copies = max(1, spread.tp // checkpoint.kv_heads.value)
+        per_token = int(checkpoint.kv_bytes_per_token.value * scale) * copies
+        tokens = max(0, room) // per_token
+    else:
+        found.warn(
+            "capacity-unknown",
+            f"KV cache of {checkpoint.name} {checkpoint.format} was never measured: no capacity is promised",
+        )
+    if room <= 0 or (tokens is not None and tokens < LEAST_KV_TOKENS):
+        needed = weights + LEAST_KV_TOKENS * (per_token or 0)
+        found.refuse(
+            "memory",
+            f"{spread.tp} x {board.label} with {gib(static)} of {gib(board.memory_bytes * spread.tp)} "
+            f"usable (mem-fraction {fraction:g})",
+            f"more than {gib(needed)} for {checkpoint.name} {checkpoint.format} weights and KV cache",
+            "use GPUs with more memory, more GPUs, or a smaller checkpoint format",
+        )
+    longest = checkpoint.max_sequence.value
+    if tokens is not None and LEAST_KV_TOKENS <= tokens < longest:
+        found.warn(
+            "short-sequence",
+            f"KV cache holds {tokens} tokens, less than the model's longest sequence of {longest}",
+        )
+        longest = tokens
+    return Fit(
+        spread=spread,
+        capacity=CapacityPlan(
+            kv_tokens=None if tokens is None else tokens * spread.replicas,
+            kv_tokens_per_replica=tokens,
+            kv_bytes_per_token=per_token,
+            kv_dtype=settings.kv_cache_dtype,
+            max_sequence=longest,
+            weights_bytes=weights,
+            total_bytes=board.memory_bytes * board.count,
+            static_bytes=static * spread.replicas,
+            mem_fraction_static=fraction,
+        ),
+        limits=_limits(settings, tokens, room),
+    )
+
+
+def _limits(settings: Settings, tokens: int | None, room: int) -> LimitsPlan:
+    """How many requests one replica takes, and its weight among replicas of the same model.
+
+    As many run as the KV cache holds at ``metal_tokens_per_request`` tokens each; as many may wait, so
+    that a request waits for about one generation before the gateway tries another replica.
+    """
+    running = settings.max_running_requests
+    if running is None and tokens is not None:
+        running = min(MOST_REQUESTS, max(1, tokens // max(1, settings.tokens_per_request)))
+    queued = settings.max_queued_requests
+    if queued is None:
+        queued = running
+    # Without a capacity the room beside the weights says how replicas compare.
+    weight = running if running is not None else min(MOST_REQUESTS, max(1, room // 2**30))
+    return LimitsPlan(max_running_requests=running, max_queued_requests=queued, weight=weight)
+
+
+def find_layouts(settings: Settings, checkpoint: Checkpoint, board: Board) -> tuple[LayoutPlan, ...]:
+    """Every way to share out the host's GPUs, with what each would hold; the plan takes one of them."""
+    rows = []
+    for name, (count, replicas) in LAYOUTS.items():
+        if count != board.count:
+            continue
+        trial = Findings()
+        wanted = settings.with_layout(name)
+        fit = find_fit(wanted, checkpoint, board, trial)
+        rows.append(
+            LayoutPlan(
+                name=name,
+                replicas=replicas,
+                tp=fit.spread.tp if fit else None,
+                ep=fit.spread.ep if fit else None,
+                fits=fit is not None and not trial.refusals,
+                kv_tokens=fit.capacity.kv_tokens if fit else None,
+                kv_tokens_per_replica=fit.capacity.kv_tokens_per_replica if fit else None,
+            )
+        )
+    return tuple(rows)

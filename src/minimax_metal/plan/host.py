@@ -1,0 +1,190 @@
+"""What was found on the host: platform and GPUs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minimax_metal.catalog import Catalog, Gpu, Platform
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.model import GpusPlan, PlatformPlan
+
+COUNTS = (4, 8)
+"""GPU counts the guides launch on."""
+
+
+@dataclass(frozen=True)
+class Board:
+    """The GPUs of a host, known from nvidia-smi or, before a driver, from PCI."""
+
+    gpu: Gpu | None
+    """None when the GPU is not in the catalogue and the user lifted that refusal."""
+    name: str
+    count: int
+    memory_bytes: int
+    capability: str
+    indices: tuple[int, ...]
+    nvswitch: bool
+
+    @property
+    def label(self) -> str:
+        """The catalogue's name, or what the host calls it."""
+        return self.gpu.name if self.gpu else self.name
+
+
+def check_host(facts: HostFacts, found: Findings) -> bool:
+    """Whether the host could be read at all; says what stands in the way."""
+    if not facts.reachable:
+        found.refuse(
+            "unreachable",
+            "no answer over SSH",
+            "a host that Ansible can reach",
+            "check its address, the SSH key and that Python 3 and sudo are there",
+        )
+        return False
+    if facts.what_if:
+        return True
+    if facts.python is None:
+        found.refuse("python-missing", "no Python 3", "Python 3 on the host", "install python3 there")
+    if facts.sudo is False:
+        found.refuse("sudo-missing", "no sudo", "sudo, or SSH as root", "install sudo on the host")
+    if facts.python is None or facts.sudo is False:
+        return False
+    if facts.is_root is False:
+        found.refuse(
+            "not-root", "a user who is not root", "root", "let plays become root: sudo for the SSH user"
+        )
+    if facts.secure_boot:
+        found.warn(
+            "secure-boot",
+            "secure boot is on: the driver's modules load only with a key enrolled in the firmware",
+        )
+    if facts.smi_error:
+        found.warn("nvidia-smi", f"nvidia-smi is there but failed: {facts.smi_error}")
+    return True
+
+
+def find_platform(facts: HostFacts, catalog: Catalog, found: Findings) -> Platform | None:
+    """The host's distribution in the catalogue."""
+    if facts.architecture not in (None, "x86_64", "aarch64"):
+        found.refuse(
+            "architecture", str(facts.architecture), "x86_64, or aarch64 with Grace", "use another host"
+        )
+    if facts.architecture == "aarch64":
+        found.warn("architecture", "aarch64: locks and packages were read for x86_64 only, nothing was tried")
+    for platform in catalog.platforms.values():
+        same = (facts.distribution or "").casefold() == platform.distribution.casefold()
+        if same and facts.version == platform.version:
+            return platform
+    names = ", ".join(f"{p.distribution} {p.version}" for p in catalog.platforms.values())
+    found.refuse(
+        "platform-unknown",
+        " ".join(filter(None, (facts.distribution or "an unknown distribution", facts.version))),
+        f"one of {names}",
+        "install one of them on the host",
+    )
+    return None
+
+
+def platform_plan(platform: Platform, facts: HostFacts) -> PlatformPlan:
+    """The platform's part of the plan."""
+    return PlatformPlan(
+        slug=platform.slug,
+        distribution=platform.distribution,
+        version=platform.version,
+        codename=platform.codename,
+        python=platform.python,
+        architecture=facts.architecture or "x86_64",
+    )
+
+
+def gpus_plan(board: Board) -> GpusPlan:
+    """The GPUs' part of the plan."""
+    return GpusPlan(
+        model=board.label,
+        name=board.name,
+        count=board.count,
+        memory_bytes=board.memory_bytes,
+        nvswitch=board.nvswitch,
+        indices=board.indices,
+        compute_capability=board.capability,
+    )
+
+
+def _by_smi(name: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
+    return next((gpu for gpu in gpus.values() if re.fullmatch(gpu.smi_pattern, name)), None)
+
+
+def _by_pci(device: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
+    return next((gpu for gpu in gpus.values() if device in gpu.pci_ids), None)
+
+
+def find_board(facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
+    """The GPUs of the host, if they are of one model the catalogue knows."""
+    smi, pci = facts.smi_gpus, facts.pci_gpus
+    if not smi and not pci:
+        found.refuse(
+            "gpu-none", "no NVIDIA GPU", "4 or 8 GPUs of one model", "check the host's PCI devices (lspci)"
+        )
+        return None
+    if smi:
+        names = sorted({one.name for one in smi})
+        kinds = [_by_smi(name, catalog.gpus) for name in names]
+        count = len(smi)
+        if pci and len(pci) != count:
+            found.refuse(
+                "gpu-missing",
+                f"{count} GPUs in nvidia-smi, {len(pci)} on the PCI bus",
+                "the same number in both",
+                "look for a failed GPU in dmesg (Xid) and reboot or repair the host",
+            )
+    else:
+        names = sorted(set(pci))
+        kinds = [_by_pci(device, catalog.gpus) for device in names]
+        count = len(pci)
+    labels = sorted({kind.name if kind else name for kind, name in zip(kinds, names, strict=True)})
+    if len(labels) > 1:
+        found.refuse(
+            "gpu-mixed",
+            f"different GPUs in one host: {', '.join(labels)}",
+            "GPUs of one model",
+            "take out the others",
+        )
+        return None
+    if count not in COUNTS:
+        found.refuse(
+            "gpu-count",
+            f"{count} GPU{'s' if count != 1 else ''}",
+            "4 or 8 GPUs, as the guides launch",
+            "use a host with 4 or 8 GPUs",
+        )
+    gpu, name = kinds[0], names[0]
+    measured = [one.memory_bytes for one in smi if one.memory_bytes]
+    memory = min(measured, default=gpu.memory_bytes.value if gpu else 0)
+    capability = next((one.compute_capability for one in smi if one.compute_capability), None)
+    capability = capability or (gpu.compute_capability if gpu else "")
+    if gpu is None:
+        words = f"{near(name.removeprefix('NVIDIA '), catalog.gpus)} (or add it with metal_catalog_overlay)"
+        lifted = found.refuse("gpu-unknown", f"GPU {name}", "a GPU from the catalogue", words)
+        if not (lifted and memory and capability):
+            return None
+    return Board(
+        gpu=gpu,
+        name=name if smi else f"NVIDIA {gpu.name if gpu else name}",
+        count=count,
+        memory_bytes=memory,
+        capability=capability,
+        indices=tuple(one.index for one in smi) if smi else tuple(range(count)),
+        nvswitch=_has_nvswitch(facts, gpu, count),
+    )
+
+
+def _has_nvswitch(facts: HostFacts, gpu: Gpu | None, count: int) -> bool:
+    """Whether a fabric manager is needed: the host's PCI bus says so, or the catalogue where that can't."""
+    if facts.nvswitches:
+        return True
+    if gpu is None or count not in gpu.nvswitch_counts:
+        return False
+    return facts.what_if or gpu.nvlink == "nvlink5-switch"

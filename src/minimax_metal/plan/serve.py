@@ -1,0 +1,164 @@
+"""The units: parsers, launch lines, one unit per replica."""
+
+from __future__ import annotations
+
+import re
+
+from minimax_metal.catalog import Checkpoint, EngineRelease
+from minimax_metal.catalog.schema import Parsers
+from minimax_metal.plan.argv import (
+    SECRET_FLAGS,
+    Launch,
+    duplicate_flags,
+    guide_arguments,
+    launch_arguments,
+    launch_differences,
+    service_environment,
+)
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.fit import Fit
+from minimax_metal.plan.host import Board
+from minimax_metal.plan.model import CudaPlan, EnginePlan, ModelPlan, ServicePlan
+from minimax_metal.plan.settings import Settings
+
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
+NOFILE = 65_536
+
+
+def find_parsers(
+    settings: Settings, checkpoint: Checkpoint, release: EngineRelease | None, found: Findings
+) -> Parsers:
+    """The parsers: the model's own, or the guide's under that profile, or what the user sets."""
+    own, guide = checkpoint.parsers, checkpoint.guide_parsers
+    base = guide if settings.profile == "guide" else own
+    parsers = Parsers(
+        tool=settings.tool_call_parser or base.tool, reasoning=settings.reasoning_parser or base.reasoning
+    )
+    if settings.profile == "guide" and own != guide:
+        found.warn(
+            "guide-parsers",
+            f"the guide's parsers can't read {checkpoint.name}'s output: "
+            "tool calls and thinking stay as text",
+        )
+    if release:
+        for name, parser, known in (
+            ("tool-call", parsers.tool, release.tool_parsers),
+            ("reasoning", parsers.reasoning, release.reasoning_parsers),
+        ):
+            if parser not in known:
+                found.refuse(
+                    "parser-unknown",
+                    f"{name} parser {parser}",
+                    f"one that SGLang {release.release} has: {', '.join(known)}",
+                    f"leave metal_{name.replace('-', '_')}_parser out, or use a newer metal_engine_release",
+                )
+    return parsers
+
+
+def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings) -> None:
+    for flag, variable in duplicate_flags(argv):
+        found.refuse(
+            "duplicate-flag",
+            f"{flag} in metal_engine_extra_args, which the plan sets already",
+            "each flag once",
+            f"set {variable} instead" if variable else f"take {flag} out of metal_engine_extra_args",
+        )
+    for flag in sorted({word.split("=")[0] for word in settings.engine_extra_args} & SECRET_FLAGS):
+        found.refuse(
+            "secret-in-argv",
+            f"{flag} in metal_engine_extra_args",
+            "no secret in a command line, which every user of the host can read",
+            "give the engine a file with --config FILE that only root and the service user can read",
+        )
+
+
+def _entrypoint(settings: Settings, release: EngineRelease, found: Findings) -> str:
+    wanted = settings.engine_entrypoint
+    if wanted not in release.entrypoints:
+        found.refuse(
+            "entrypoint",
+            f"metal_engine_entrypoint {wanted}",
+            f"one that SGLang {release.release} has: {', '.join(release.entrypoints)}",
+            "leave metal_engine_entrypoint out",
+        )
+    return wanted
+
+
+def _address(host: str) -> str:
+    """Where the host itself reaches what listens on ``host``."""
+    if host in EVERY_ADDRESS:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def service_plans(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    model: ModelPlan,
+    engine: EnginePlan,
+    cuda: CudaPlan,
+    parsers: Parsers,
+    board: Board,
+    fit: Fit,
+    release: EngineRelease,
+    verbatim: bool,
+    found: Findings,
+) -> tuple[ServicePlan, ...]:
+    """One unit per replica. ``verbatim`` renders the guide's own words, for a host that does not exist."""
+    spread = fit.spread
+    base = settings.instance or model.name.casefold()
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", base):
+        found.refuse(
+            "instance",
+            f"metal_instance {base!r}",
+            "letters, digits, dot, dash and underscore",
+            "set metal_instance to such a name",
+        )
+        return ()
+    last = settings.port + spread.replicas - 1
+    if settings.port <= 65535 < last:
+        found.refuse("port", f"port {last} for the last replica", "1 to 65535", "lower metal_port")
+    used = spread.tp * spread.replicas
+    if used < board.count:
+        found.warn("gpus-idle", f"{board.count - used} of {board.count} GPUs serve nothing")
+    services: list[ServicePlan] = []
+    for number in range(spread.replicas):
+        instance = base if spread.replicas == 1 else f"{base}-{number + 1}"
+        indices = board.indices[number * spread.tp : (number + 1) * spread.tp]
+        launch = Launch(
+            settings=settings,
+            checkpoint=checkpoint,
+            model=model,
+            engine=engine,
+            parsers=parsers,
+            spread=spread,
+            port=settings.port + number,
+            mem_fraction_static=fit.capacity.mem_fraction_static,
+            entrypoint=_entrypoint(settings, release, found),
+        )
+        argv = guide_arguments(launch) if verbatim else launch_arguments(launch)
+        if number == 0:
+            _check_arguments(settings, argv, found)
+            if not verbatim:
+                found.differences.extend(launch_differences(launch))
+        services.append(
+            ServicePlan(
+                instance=instance,
+                unit=f"sglang@{instance}.service",
+                host=settings.listen_address,
+                port=launch.port,
+                url=f"http://{_address(settings.listen_address)}:{launch.port}",
+                argv=argv,
+                environment=service_environment(
+                    settings, engine, cuda, indices if spread.tp < board.count else None
+                ),
+                gpu_indices=indices,
+                start_timeout_seconds=settings.start_timeout_seconds or checkpoint.start_timeout_seconds,
+                stop_timeout_seconds=settings.stop_timeout_seconds,
+                nofile=NOFILE,
+                user="sglang",
+                group="sglang",
+                limits=fit.limits,
+            )
+        )
+    return tuple(services)

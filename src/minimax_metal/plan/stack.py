@@ -1,0 +1,272 @@
+"""The software below the endpoint: engine environment, driver, CUDA, and the disk room they want."""
+
+from __future__ import annotations
+
+import hashlib
+
+from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
+from minimax_metal.catalog.schema import Cuda
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.host import Board
+from minimax_metal.plan.model import CudaPlan, DiskPlan, DriverPlan, EnginePlan, ModelPlan
+from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.versions import version_key
+
+ENGINE_BYTES = 12_000_000_000
+"""Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
+DRIVER_PACKAGES = ("nvidia-driver", "nvidia-kernel", "nvidia-open", "libnvidia", "cuda-drivers")
+"""How the names of packages begin that a driver is made of."""
+
+
+def find_release(settings: Settings, catalog: Catalog, found: Findings) -> EngineRelease | None:
+    """The engine release asked for, or the catalogue's newest."""
+    wanted = settings.engine_release or catalog.default_engine
+    release = catalog.engines.get(wanted)
+    if release is None:
+        found.refuse(
+            "engine-unknown",
+            f"metal_engine_release {wanted}",
+            f"one of {', '.join(catalog.engines)}",
+            "set one of them, or add it with metal_catalog_overlay",
+        )
+    return release
+
+
+def check_engine(checkpoint: Checkpoint, release: EngineRelease, found: Findings) -> None:
+    """Whether the release holds the model."""
+    old = version_key(release.release) < version_key(checkpoint.minimum_engine)
+    if old or not set(checkpoint.architectures) & set(release.architectures):
+        found.refuse(
+            "engine-old",
+            f"SGLang {release.release}",
+            f"{checkpoint.minimum_engine} or newer for {checkpoint.name} {checkpoint.format}",
+            "leave metal_engine_release out, or set a newer one",
+        )
+
+
+def engine_plan(
+    settings: Settings,
+    release: EngineRelease,
+    platform: Platform | None,
+    catalog: Catalog,
+    found: Findings,
+) -> EnginePlan:
+    """The engine's environment: Python, lock, and a directory named by all that goes into it."""
+    distro = platform.python if platform else None
+    python = settings.engine_python
+    if python is None:
+        # The distribution's own Python where the release runs on it and has a lock for it; else one of uv's.
+        usable = [one for one in release.python if one in release.locks] or list(release.python)
+        python = distro if distro in usable else usable[0]
+    if python not in release.python:
+        found.refuse(
+            "engine-python",
+            f"metal_engine_python {python}",
+            f"one of {', '.join(release.python)} for SGLang {release.release}",
+            "leave metal_engine_python out",
+        )
+    lock_file = release.locks.get(python)
+    lock_sha256 = catalog.lock_sha256.get(lock_file or "")
+    if lock_sha256 is None and python in release.python:
+        locked = [f"{name} ({', '.join(one.locks)})" for name, one in catalog.engines.items() if one.locks]
+        found.refuse(
+            "engine-lock",
+            f"no lock for SGLang {release.release} on Python {python}",
+            "a lock with hashes in the catalogue",
+            f"use one of {', '.join(locked)}, or add a lock with make engine-bump",
+        )
+    # Packages are named by content, not by path: the same wheel elsewhere is the same environment.
+    content = "\n".join([lock_sha256 or "", *(extra.sha256 for extra in settings.engine_extra_packages)])
+    digest = hashlib.sha256(f"{release.release} {python}\n{content}\n".encode()).hexdigest()[:12]
+    return EnginePlan(
+        release=release.release,
+        python=python,
+        managed_python=python != distro,
+        lock_file=lock_file,
+        lock_sha256=lock_sha256,
+        digest=digest,
+        environment=f"{settings.engine_directory}/{release.release}-{digest}",
+        extra_packages=settings.engine_extra_packages,
+        python_mirror=settings.python_mirror,
+        package_index_url=settings.package_index_url,
+    )
+
+
+def find_cuda(release: EngineRelease, platform: Platform | None, catalog: Catalog, found: Findings) -> Cuda:
+    """The toolkit: the engine's own CUDA or the next one of its major version that the repository holds."""
+    exact = catalog.cuda[release.cuda]
+    if platform is None or release.cuda in platform.toolkits:
+        return exact
+    major = release.cuda.split(".")[0]
+    for version in platform.toolkits:
+        newer = version_key(version) > version_key(release.cuda)
+        if version.split(".")[0] == major and newer and version in catalog.cuda:
+            return catalog.cuda[version]
+    found.refuse(
+        "cuda-toolkit",
+        f"CUDA toolkits {', '.join(platform.toolkits)} for {platform.distribution} {platform.version}",
+        f"{release.cuda} or a newer {major}.x, which SGLang {release.release} is built for",
+        "use another distribution or a newer metal_engine_release",
+    )
+    return exact
+
+
+def cuda_plan(cuda: Cuda, platform: Platform | None, compat: bool) -> CudaPlan:
+    """The toolkit's part of the plan; ``compat`` adds the forward-compatibility libraries."""
+    packages = cuda.packages
+    if compat and cuda.compat_package:
+        packages = (*packages, cuda.compat_package)
+    return CudaPlan(
+        version=cuda.version,
+        home=cuda.home,
+        packages=packages,
+        build_packages=platform.build_packages if platform else (),
+        compat_library_path=f"{cuda.home}/compat" if compat else None,
+    )
+
+
+def _branch(settings: Settings, facts: HostFacts, platform: Platform, minimum: str, found: Findings) -> str:
+    """The driver branch asked for; else the one that runs, if it is good; else the platform's."""
+    if settings.driver_branch is not None:
+        return settings.driver_branch
+    loaded = facts.loaded_driver
+    present = loaded.split(".")[0] if loaded else ""
+    # A host that already runs a good branch keeps it: a plan is no reason to change a driver.
+    if present in platform.driver_branches and version_key(loaded or "0") >= version_key(minimum):
+        return present
+    if settings.cuda_compat and present:
+        return present
+    if loaded:
+        found.warn(
+            "driver-change", f"driver {loaded} will be replaced by branch {platform.default_driver_branch}"
+        )
+    return platform.default_driver_branch
+
+
+def driver_plan(
+    settings: Settings,
+    facts: HostFacts,
+    release: EngineRelease,
+    cuda: Cuda,
+    platform: Platform,
+    board: Board,
+    found: Findings,
+) -> tuple[DriverPlan, bool]:
+    """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
+    names = platform.driver
+    packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
+    if facts.loaded_driver and not packaged:
+        found.refuse(
+            "driver-foreign",
+            f"driver {facts.loaded_driver} that no package owns (a .run installer)",
+            "no driver, or one from packages",
+            "remove it with nvidia-uninstall, reboot and run again",
+        )
+    minimum = cuda.minimum_driver
+    least = int(minimum.split(".")[0])
+    branch = _branch(settings, facts, platform, minimum, found)
+    compat = False
+    if not branch.isdigit() or int(branch) < least:
+        compat = settings.cuda_compat and branch in cuda.compat_branches
+        if compat:
+            found.warn(
+                "cuda-compat",
+                f"driver branch {branch} is older than CUDA {cuda.version} wants ({minimum}): bridged by "
+                f"{cuda.compat_package}, as metal_cuda_compat says",
+            )
+        else:
+            listed = ", ".join(cuda.compat_branches)
+            found.refuse(
+                "driver-too-old",
+                f"driver branch {branch}",
+                f"{minimum} or newer: SGLang {release.release} is built for CUDA {release.cuda}",
+                f"leave metal_driver_branch out (or set metal_cuda_compat: true on branch {listed})",
+            )
+    elif branch not in platform.driver_branches:
+        found.warn(
+            "driver-branch",
+            f"driver branch {branch} is not in the catalogue for {platform.slug}; known are "
+            f"{', '.join(platform.driver_branches)}",
+        )
+    required = board.gpu.open_modules if board.gpu else "supported"
+    open_modules = settings.open_modules if settings.open_modules is not None else required != "unsupported"
+    if (required == "required" and not open_modules) or (required == "unsupported" and open_modules):
+        found.refuse(
+            "open-modules",
+            f"metal_open_modules {str(open_modules).lower()} on {board.label}",
+            f"open kernel modules are {required} there",
+            "leave metal_open_modules out",
+        )
+    packages = [*(names.open if open_modules else names.proprietary)]
+    services = [*names.services]
+    nvlink = board.gpu.nvlink if board.gpu else "none"
+    if board.nvswitch:
+        packages += names.fabric_manager
+        services += names.fabric_manager_services
+        if nvlink == "nvlink5-switch":
+            packages += names.nvlink5
+    if nvlink == "nvl72":
+        packages += names.imex
+        services += names.imex_services
+    packages = [name.format(branch=branch) for name in packages]
+    driver = DriverPlan(
+        branch=branch,
+        minimum=minimum if not compat else f"{branch}.0",
+        open_modules=open_modules,
+        fabric_manager=board.nvswitch,
+        repository_slug=platform.repository_slug,
+        pinning_package=names.pinning.format(branch=branch) if names.pinning else None,
+        # Kernel headers first: DKMS builds the modules while the driver is installed.
+        packages=(*platform.kernel_headers, *packages),
+        services=tuple(services),
+        held=tuple(name.split("=")[0] for name in packages),
+    )
+    return driver, compat
+
+
+def _room(facts: HostFacts, path: str) -> int | None:
+    """Free bytes where ``path`` will be: the measured directory that is nearest above it."""
+    best: tuple[int, int] | None = None
+    for place, disk in facts.disks.items():
+        inside = path == place or path.startswith(place.rstrip("/") + "/")
+        if inside and (best is None or len(place) > best[0]):
+            best = (len(place), disk.free_bytes)
+    return best[1] if best else None
+
+
+def disk_plan(
+    settings: Settings,
+    facts: HostFacts,
+    model: ModelPlan,
+    engine: EnginePlan | None,
+    found: Findings,
+) -> DiskPlan:
+    """Room for the weights; what is stored already, whole or partly, needs none again."""
+    stored = facts.stored_weights or {}
+    # A pull gathers beside its directory: PATH.partial.
+    present = sum(
+        size
+        for directory, size in stored.items()
+        if directory == model.path or directory.startswith(model.path + ".")
+    )
+    # One part in a hundred for the file system's own needs.
+    needed = max(0, model.bytes - present) * 101 // 100
+    free = _room(facts, settings.weights_directory)
+    if free is not None and free < needed:
+        found.refuse(
+            "disk",
+            f"{free / 1e9:.0f} GB free at {settings.weights_directory}",
+            f"{needed / 1e9:.0f} GB for {model.name} {model.format}",
+            "free some space, or set metal_weights_directory to a larger disk",
+        )
+    room = _room(facts, settings.engine_directory)
+    if engine and room is not None and room < ENGINE_BYTES:
+        there = facts.engine_environments is not None and engine.environment in facts.engine_environments
+        if not there:
+            found.warn(
+                "disk-engine",
+                f"{room / 1e9:.1f} GB free at {settings.engine_directory}; a new engine environment wants "
+                f"{ENGINE_BYTES / 1e9:.0f} GB",
+            )
+    return DiskPlan(needed_bytes=needed, path=settings.weights_directory)

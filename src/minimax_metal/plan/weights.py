@@ -1,0 +1,117 @@
+"""Which model is served, and where its weights come from."""
+
+from __future__ import annotations
+
+from minimax_metal.catalog import Catalog, Checkpoint
+from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.model import ModelPlan, WeightsPlan, WeightsSource
+from minimax_metal.plan.settings import Settings
+
+
+def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[str, Checkpoint] | None:
+    """The formats of the model asked for; its name, an alias or a repository's id will do."""
+    if not settings.model:
+        found.refuse(
+            "model-missing",
+            "no metal_model",
+            "a model from the catalogue",
+            f"set metal_model to one of {', '.join(catalog.models)}",
+        )
+        return None
+    wanted = settings.model.casefold()
+    for name, formats in catalog.models.items():
+        names = {name.casefold()}
+        for checkpoint in formats.values():
+            names.update(alias.casefold() for alias in checkpoint.aliases)
+            names.update(repository.casefold() for repository in checkpoint.repositories.values())
+        if wanted in names:
+            return formats
+    found.refuse(
+        "model-unknown",
+        f"metal_model {settings.model}",
+        "a model from the catalogue",
+        f"{near(settings.model, catalog.models)} (or add it with metal_catalog_overlay)",
+    )
+    return None
+
+
+def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> ModelPlan:
+    """The model's part of the plan."""
+    revision = settings.model_revision or checkpoint.revision
+    if revision is None:
+        found.warn(
+            "revision-unpinned",
+            f"no pinned revision of {checkpoint.name} {checkpoint.format} is known: the newest is taken; "
+            "set metal_model_revision",
+        )
+        revision = "main"
+    for code, message in checkpoint.warnings.items():
+        found.warn(code, message)
+    repository = checkpoint.repositories["huggingface"]
+    return ModelPlan(
+        name=checkpoint.name,
+        format=checkpoint.format,
+        served_name=settings.served_model_name or checkpoint.published_name,
+        repositories={str(key): value for key, value in checkpoint.repositories.items()},
+        revision=revision,
+        path=f"{settings.weights_directory}/{repository}/{revision}",
+        bytes=checkpoint.bytes.value,
+        files=checkpoint.files.value,
+        modalities=checkpoint.modalities,
+        max_sequence=checkpoint.max_sequence.value,
+        max_output=checkpoint.max_output.value if checkpoint.max_output else None,
+        trust_remote_code=checkpoint.trust_remote_code,
+        licence=checkpoint.licence,
+        sampling=checkpoint.sampling.model_dump() if checkpoint.sampling else None,
+    )
+
+
+def weights_plan(
+    settings: Settings, checkpoint: Checkpoint, model: ModelPlan, catalog: Catalog, found: Findings
+) -> WeightsPlan:
+    """The sources in the order they are tried, each with the id and revision it knows the weights by."""
+    endpoints = {
+        "huggingface": settings.huggingface_endpoint,
+        "hf-mirror": settings.hf_mirror_endpoint,
+        "modelscope": settings.modelscope_endpoint,
+    }
+    sources: list[WeightsSource] = []
+    for kind in settings.weights_source:
+        if kind.startswith("/"):
+            repository = model.repositories["huggingface"]
+            sources.append(WeightsSource("directory", None, repository, model.revision, kind))
+            continue
+        source = catalog.sources.get(kind)
+        if source is None:
+            found.refuse(
+                "weights-source",
+                f"metal_weights_source {kind}",
+                f"{', '.join(catalog.sources)} or an absolute path",
+                near(kind, catalog.sources),
+            )
+            continue
+        published = model.repositories.get(source.protocol)
+        if published is None:
+            found.refuse(
+                "weights-source",
+                f"{model.name} {model.format} is not known to be published at {kind}",
+                f"a source that has it: {', '.join(model.repositories)}",
+                "set another metal_weights_source",
+            )
+            continue
+        pinned = settings.model_revision or checkpoint.revisions.get(source.protocol)
+        # A revision of Hugging Face means nothing to another source.
+        same = model.revision if source.protocol == "huggingface" else source.revision
+        endpoint = (endpoints.get(kind) or source.endpoint).rstrip("/")
+        sources.append(WeightsSource(kind, endpoint, published, pinned or same or model.revision, None))
+    if not settings.weights_source:
+        found.refuse(
+            "weights-source", "no metal_weights_source", "at least one", "leave it out for huggingface"
+        )
+    for kind, override in endpoints.items():
+        if override and kind not in settings.weights_source:
+            found.warn(
+                "endpoint-unused",
+                f"metal_{kind.replace('-', '_')}_endpoint is set, but {kind} is not in metal_weights_source",
+            )
+    return WeightsPlan(bytes=model.bytes, sources=tuple(sources))
