@@ -114,8 +114,11 @@ class Lab:
             net = self._claim(description)
             preparations.end_recorded(self.paths.preparations)
             with preparations.Preparations(self.paths.preparations) as jobs:
-                self._up(description, net, progress, jobs)
-            print(f"lab {self.name}: ready in {progress.total():.1f} s; ssh -F {self.paths.ssh_config} HOST")
+                did = self._up(description, net, progress, jobs)
+            print(
+                f"lab {self.name}: ready in {progress.total():.1f} s, {did or 'everything reused'}; "
+                f"ssh -F {self.paths.ssh_config} HOST"
+            )
 
     def _claim(self, description: Description) -> Network:
         record = self.record()
@@ -132,7 +135,8 @@ class Lab:
 
     def _up(
         self, description: Description, net: Network, progress: Progress, jobs: preparations.Preparations
-    ) -> None:
+    ) -> str:
+        """Do what ``up`` does; return what had to be started, empty when all of it ran."""
         # What takes longest first; everything below runs beside it.
         systems = sorted({host.system for host in description.hosts.values()})
         roots = {system: jobs.start(f"root {system}", "root", system) for system in systems}
@@ -158,9 +162,10 @@ class Lab:
             directories[system] = Path(result["directory"])
             progress.line(f"root {system}", result["did"], seconds)
         files = environment.host_files(net.cidr, resolv_conf) | self._lab_files(net, nodes)
-        started = time.monotonic()
+        boot_start = time.monotonic()
         booting = [guest for guest in guests.values() if self._switch_on(guest, directories, files, progress)]
 
+        started = [guest.name for guest in booting]
         result, seconds = repository.wait()
         vendor_path, fingerprint = result["url_path"], result["key_fingerprint"]
         progress.line("vendor repository", f"signed with {fingerprint[-16:]}", seconds)
@@ -177,12 +182,14 @@ class Lab:
                 with progress.step(f"service {service.name}") as outcome:
                     did = services.start(self.paths, net.services, service)
                     outcome.append(f"{did}, {address}:{service.port}")
+                if did != services.REUSED:
+                    started.append(service.name)
             for name, wait in waits.items():
                 wait.result()
                 if guests[name] in booting:
                     progress.line(f"host {name}", f"answers ssh at {nodes[name].address}")
         if booting:
-            progress.line("hosts", f"{len(booting)} booted", time.monotonic() - started)
+            progress.line("hosts", f"{len(booting)} booted", time.monotonic() - boot_start)
         hub = f"http://{address}:{services.HUB_PORT}"
         vendor = f"http://{address}:{services.VENDOR_PORT}".removesuffix(":80")
         inventory.write(
@@ -197,6 +204,7 @@ class Lab:
                 "lab_uv_cache": f"{SHARED_CACHE}/uv",
             },
         )
+        return f"started {', '.join(started)}" if started else ""
 
     def _lab_files(self, net: Network, nodes: dict[str, network.Node]) -> dict[str, str]:
         """Return what hosts get besides the machine's own configuration: names, and the package cache."""

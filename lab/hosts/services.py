@@ -22,6 +22,7 @@ from lab.hosts.processes import Process, spawn, wait_until, write_whole
 
 VENDOR_PORT: Final = 80
 HUB_PORT: Final = 8080
+REUSED: Final = "runs"
 PACKAGES_PORT: Final = 3142  # where Debian's own caching proxy listens
 
 
@@ -167,7 +168,7 @@ def start(paths: LabPaths, node: Node, service: Service) -> str:
     """
     running = state(paths, service.name)
     if running and running.digest == service.digest() and healthy(node.address, service):
-        return "runs"
+        return REUSED
     if running:
         running.stop()
     end_strays(paths, node)
