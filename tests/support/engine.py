@@ -2,7 +2,7 @@
 
 It stands for a SGLang server that serves MiniMax-M2.5 or MiniMax-M3, as seen on real servers of release
 0.5.23: the parsers' ways with a thought and a tool call, the markup that leaks when they do not fit the
-model, streaming, usage, pictures, 503 while starting, ``/v1/models`` answering before the engine can generate.
+model, streaming, usage, pictures, 503 while starting, ``/v1/models`` answering before that is over.
 
 It cannot show: that a model says true things, that a parser copes with what a model really writes, speed,
 memory, concurrency, what the engine does under load, or anything about GPUs. Those need the real engine.

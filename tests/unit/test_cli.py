@@ -1,0 +1,37 @@
+"""The table of verbs."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from minimax_metal import __version__, cli
+
+
+@pytest.mark.parametrize("verb", sorted(cli.VERBS))
+def test_every_verb_exists_and_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module, _, name = cli.VERBS[verb][0].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    try:
+        status: object = cli.main([verb, "--help"])
+    except SystemExit as end:
+        status = end.code
+    assert status in {0, None}
+    assert f"metal {verb}" in capsys.readouterr().out
+
+
+def test_usage_version_and_unknown_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == cli.EXIT_USAGE
+    assert cli.main(["--help"]) == 0
+    assert cli.main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+    assert cli.main(["plna"]) == cli.EXIT_USAGE
+    assert "unknown verb 'plna'" in capsys.readouterr().err
+
+
+def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["record", "--plan", "/nonexistent.json"]) == cli.EXIT_USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("metal record: cannot read the plan")
+    assert len(said.splitlines()) == 1
