@@ -6,7 +6,7 @@ import configparser
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -103,11 +103,14 @@ def uv_indexes(pip: Mapping[str, str], environment: Mapping[str, str] = os.envir
     }
 
 
-def variables(network: str, own_cas: bool, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def variables(
+    reached_directly: Sequence[str], own_cas: bool, environment: Mapping[str, str] = os.environ
+) -> dict[str, str]:
     """Return the environment of everything on a host: proxies that it can reach, and the CA bundle.
 
     Args:
-        network: The lab's network, which no proxy can reach, e.g. ``198.18.0.0/24``.
+        reached_directly: The lab's addresses, which no proxy can reach; one by one, since few programs
+            understand a network here.
         own_cas: Whether this machine has CAs of its own: Python programs bring their own bundle and have to
             be told of the system's.
         environment: This machine's.
@@ -119,7 +122,7 @@ def variables(network: str, own_cas: bool, environment: Mapping[str, str] = os.e
             found[name] = value
     if set(found) - {"no_proxy"}:
         found["no_proxy"] = ",".join(
-            filter(None, [found.get("no_proxy", ""), network, "localhost,127.0.0.1"])
+            filter(None, [found.get("no_proxy", ""), *reached_directly, "localhost", "127.0.0.1"])
         )
     else:
         found.pop("no_proxy", None)
@@ -128,12 +131,12 @@ def variables(network: str, own_cas: bool, environment: Mapping[str, str] = os.e
     return found
 
 
-def host_files(network: str, resolv_conf: str) -> dict[str, str]:
+def host_files(reached_directly: Sequence[str], resolv_conf: str) -> dict[str, str]:
     """Return the files, by path on the host, that make it fetch packages as this machine does."""
     own_cas = bool(ca_certificates())
     pip = pip_settings()
     indexes = uv_indexes(pip)
-    environment = variables(network, own_cas)
+    environment = variables(reached_directly, own_cas)
     files = {"etc/resolv.conf": resolv_conf}
     pip_lines = [f"{key} = {value}" for key, value in sorted(pip.items())]
     if own_cas:

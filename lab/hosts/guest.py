@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -213,8 +214,8 @@ class Guest:
         keeper = self.keeper()
         return keeper is not None and keeper.digest == self.digest()
 
-    def wait_ready(self, seconds: float) -> float:
-        """Wait until people may log in; return the seconds that took.
+    def wait_ready(self, seconds: float, cancelled: threading.Event | None = None) -> float:
+        """Wait until people may log in, or ``cancelled`` is set; return the seconds that took.
 
         Raises:
             LabError: it ended, or took longer.
@@ -222,6 +223,8 @@ class Guest:
         start = time.monotonic()
         end = start + seconds
         while time.monotonic() < end:
+            if cancelled is not None and cancelled.is_set():
+                return time.monotonic() - start
             if self.keeper() is None:
                 raise LabError(f"{self.name} did not boot: {self._last_words()}")
             if self._port_open() and ssh.answers(

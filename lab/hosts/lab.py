@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +37,7 @@ class Progress:
         took = "" if seconds is None else f"{seconds:7.1f} s"
         print(f"  {what:<22} {outcome:<58} {took}".rstrip(), flush=True)
 
-    @contextmanager
+    @contextlib.contextmanager
     def step(self, what: str) -> Iterator[list[str]]:
         """Time a step; what is put into the list is its outcome."""
         start, outcome = time.monotonic(), [""]
@@ -161,7 +162,8 @@ class Lab:
             result, seconds = job.wait()
             directories[system] = Path(result["directory"])
             progress.line(f"root {system}", result["did"], seconds)
-        files = environment.host_files(net.cidr, resolv_conf) | self._lab_files(net, nodes)
+        reached_directly = [net.services.address, *(node.address for node in nodes.values())]
+        files = environment.host_files(reached_directly, resolv_conf) | self._lab_files(net, nodes)
         boot_start = time.monotonic()
         booting = [guest for guest in guests.values() if self._switch_on(guest, directories, files, progress)]
 
@@ -172,8 +174,13 @@ class Lab:
         result, seconds = wheel.wait()
         plugin = result["path"]
         progress.line("engine plug-in", Path(plugin).name, seconds)
-        with ThreadPoolExecutor(max_workers=8) as pool:
-            waits = {guest.name: pool.submit(guest.wait_ready, BOOT_SECONDS) for guest in guests.values()}
+        cancelled = threading.Event()
+        with ThreadPoolExecutor(max_workers=8) as pool, contextlib.ExitStack() as stack:
+            stack.callback(cancelled.set)  # after an error or Ctrl-C nobody waits for the hosts any more
+            waits = {
+                guest.name: pool.submit(guest.wait_ready, BOOT_SECONDS, cancelled)
+                for guest in guests.values()
+            }
             if models is not None:
                 _, seconds = models.wait()
                 progress.line("models", ", ".join(description.models), seconds)

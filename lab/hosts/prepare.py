@@ -32,27 +32,27 @@ def root(system: str) -> Result:
 
 def repository(name: str) -> Result:
     """Build the vendor's package repository."""
-    from lab.vendor import repository as vendor
+    from lab.vendor.repository import build
 
     paths = lab_paths(name)
-    built = vendor.build(paths.vendor, paths.vendor_keys)
+    built = build(paths.vendor, paths.vendor_keys)
     return {"did": "ready", "url_path": built.url_path, "key_fingerprint": built.key_fingerprint}
 
 
 def models(name: str, *wanted: str) -> Result:
     """Publish the tiny models, trained if the cache has none."""
-    import lab.models
+    from lab.models import publish
 
     paths = lab_paths(name)
-    lab.models.publish(list(wanted), paths.hub, paths.catalog_overlay)
+    publish(list(wanted), paths.hub, paths.catalog_overlay)
     return {"did": "published"}
 
 
 def wheel() -> Result:
     """Build the engine's CPU plug-in."""
-    import lab.engine
+    from lab.engine.wheel import build_wheel
 
-    return {"did": "built", "path": str(lab.engine.build_wheel(cache_root() / "wheels"))}
+    return {"did": "built", "path": str(build_wheel(cache_root() / "wheels"))}
 
 
 KINDS: Final[dict[str, Callable[..., Result]]] = {

@@ -121,12 +121,14 @@ def test_indexes_that_exist_only_here_are_left_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_hosts_reach_the_lab_without_the_proxy() -> None:
-    found = environment.variables("198.18.9.0/24", False, {"HTTPS_PROXY": "http://proxy.example:3128"})
+    found = environment.variables(
+        ["198.18.9.2", "198.18.9.11"], False, {"HTTPS_PROXY": "http://proxy.example:3128"}
+    )
     assert found == {
         "https_proxy": "http://proxy.example:3128",
-        "no_proxy": "198.18.9.0/24,localhost,127.0.0.1",
+        "no_proxy": "198.18.9.2,198.18.9.11,localhost,127.0.0.1",
     }
-    assert environment.variables("198.18.9.0/24", False, {"https_proxy": "http://127.0.0.1:3128"}) == {}
+    assert environment.variables(["198.18.9.2"], False, {"https_proxy": "http://127.0.0.1:3128"}) == {}
 
 
 @pytest.mark.parametrize(
