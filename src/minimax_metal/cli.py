@@ -27,6 +27,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.checks.commands:main",
         "prove an endpoint: the guides' calls with the official client",
     ),
+    "plan": (
+        "minimax_metal.plan.commands:main",
+        "say whether hosts can serve a model, how, and why not",
+    ),
     "record": (
         "minimax_metal.service.record:main",
         "keep the plan that was applied and verified as a release",

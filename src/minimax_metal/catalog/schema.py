@@ -15,7 +15,7 @@ Confidence = Literal["V", "M", "R", "C", "U"]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Figure(_Entry):

@@ -20,7 +20,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{plan['host']}: {model['name']} ({model['format']}, {_gigabytes(plan['weights']['bytes'])}) on "
         f"{gpus['count']} × {gpus['model']}, tp {spread['tp']} ep {spread['ep']}, "
-        f"SGLang {plan['engine']['release']}, driver {plan['driver']['branch']}, CUDA {plan['cuda']['version']}, {capacity}"
+        f"SGLang {plan['engine']['release']}, driver {plan['driver']['branch']}, "
+        f"CUDA {plan['cuda']['version']}, {capacity}"
     ]
     lines += [
         f"not the guide's {item['guide']} but {item['here']} ({item['what']}): {item['reason']}"

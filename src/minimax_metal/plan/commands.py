@@ -1,0 +1,149 @@
+"""``metal plan``: what would be decided, for a fleet or for a host that does not exist yet.
+
+Exit status: 0 everything fits, 1 a host is refused, 2 wrong usage. Ansible is never imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from minimax_metal.errors import UserError
+from minimax_metal.plan.adapter import catalog_for, plan_host, with_hashes
+from minimax_metal.plan.core import plan
+from minimax_metal.plan.model import Plan
+from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.what_if import find_platform, what_if_facts
+
+EPILOG = """\
+examples:
+  metal plan --model MiniMax-M2.5 --gpu "H20 96GB" --count 4
+  metal plan --model MiniMax-M3 --gpu H200 --count 8 --json
+  metal plan --inventory inventories/my-fleet
+  metal plan --model M2.5 --gpu H200 --count 8 --layout 2xtp4 --set metal_port=9000
+"""
+
+OPTIONS = (
+    # option, variable, what to show for its value, meaning
+    ("--model", "metal_model", "NAME", "model to serve"),
+    ("--format", "metal_model_format", "FORMAT", "checkpoint format, such as fp8 or bf16"),
+    ("--engine", "metal_engine_release", "RELEASE", "SGLang release"),
+    ("--profile", "metal_profile", "PROFILE", "default, or guide for the vendor guide's own command"),
+    ("--layout", "metal_layout", "LAYOUT", "tp8 or 2xtp4 on 8 GPUs, tp4 on 4"),
+    ("--tp", "metal_tp_size", "N", "tensor parallel size"),
+    ("--ep", "metal_ep_size", "N", "expert parallel size"),
+    ("--mem-fraction", "metal_mem_fraction_static", "SHARE", "share of GPU memory for weights and KV cache"),
+    ("--kv-cache-dtype", "metal_kv_cache_dtype", "TYPE", "auto, bfloat16, fp8_e4m3 or fp8_e5m2"),
+    ("--driver-branch", "metal_driver_branch", "BRANCH", "branch of the NVIDIA driver"),
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metal plan",
+        description="Say whether hosts can serve a model, how, with how much KV cache, and why not.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    where = parser.add_argument_group("which hosts")
+    where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20 or "H20 96GB"')
+    where.add_argument("--count", metavar="N", type=int, help="what-if: how many of them")
+    where.add_argument("--platform", metavar="NAME", help="what-if: distribution (debian12)")
+    where.add_argument("--inventory", "-i", metavar="PATH", type=Path, help="Ansible inventory")
+    where.add_argument("--limit", "-l", metavar="PATTERN", help="hosts of the inventory")
+    where.add_argument("--refresh", action="store_true", help="read the hosts again, not their cached facts")
+    where.add_argument(
+        "--max-age", metavar="SECONDS", type=float, default=3600.0, help="age of cached facts (3600)"
+    )
+    wanted = parser.add_argument_group("what is wanted (each is a metal_* variable)")
+    for option, variable, metavar, meaning in OPTIONS:
+        wanted.add_argument(option, dest=variable, metavar=metavar, help=f"{meaning} [{variable}]")
+    wanted.add_argument(
+        "--overlay",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="catalogue overlay [metal_catalog_overlay]",
+    )
+    wanted.add_argument(
+        "--accept", action="append", default=[], metavar="CODE", help="lift a refusal [metal_accept_refusals]"
+    )
+    wanted.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="any other metal_* variable, as YAML"
+    )
+    parser.add_argument("--json", action="store_true", help="a list with one object per host")
+    return parser
+
+
+def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
+    values = {
+        variable: getattr(arguments, variable)
+        for _, variable, _, _ in OPTIONS
+        if getattr(arguments, variable) is not None
+    }
+    if arguments.overlay:
+        values["metal_catalog_overlay"] = arguments.overlay
+    if arguments.accept:
+        values["metal_accept_refusals"] = arguments.accept
+    for pair in arguments.set:
+        name, mark, value = pair.partition("=")
+        if not mark or not name.startswith("metal_"):
+            raise UserError(f"found --set {pair}, expected --set metal_NAME=VALUE; put it right")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"found --set {pair}, expected a YAML value behind the equals sign") from None
+    return values
+
+
+def _what_if(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Plan]:
+    if not arguments.gpu or arguments.count is None:
+        raise UserError("found neither --inventory nor --gpu with --count; give one of the two")
+    if arguments.count < 0:
+        raise UserError(f"found --count {arguments.count}, expected 0 or more")
+    settings = Settings.from_variables("what-if", with_hashes(variables))
+    catalog = catalog_for(settings)
+    platform = find_platform(arguments.platform or next(iter(catalog.platforms)), catalog)
+    return [plan(settings, what_if_facts(arguments.gpu, arguments.count, platform, catalog), catalog)]
+
+
+def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Plan]:
+    if arguments.gpu or arguments.count is not None or arguments.platform:
+        raise UserError("found --inventory with --gpu, --count or --platform; give one or the other")
+    from minimax_metal.plan.inventory import read_inventory
+
+    hosts = read_inventory(
+        arguments.inventory,
+        limit=arguments.limit,
+        refresh=arguments.refresh,
+        max_age_seconds=arguments.max_age,
+    )
+    plans = []
+    for host in hosts:
+        try:
+            plans.append(plan_host(host.name, {**host.variables, **variables}, host.facts))
+        except UserError as error:
+            raise UserError(f"{host.name}: {error}") from None
+    return plans
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb with the arguments behind it."""
+    arguments = _parser().parse_args(list(argv))
+    variables = _variables(arguments)
+    plans = _fleet(arguments, variables) if arguments.inventory else _what_if(arguments, variables)
+    if arguments.json:
+        json.dump([one.summary() for one in plans], sys.stdout, indent=2, ensure_ascii=False)
+        sys.stdout.write("\n")
+    else:
+        # Tables are for people: a program that wants JSON does not wait for their import.
+        from minimax_metal.plan.table import show
+
+        show(plans)
+    return 0 if all(one.fits for one in plans) else 1

@@ -1,0 +1,175 @@
+"""Hosts of an Ansible inventory: their variables, and their facts over SSH, kept for a while.
+
+Ansible is run as a program, never imported: reading cached facts of a fleet stays a matter of a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minimax_metal.errors import UserError
+
+GROUP = "gpu_hosts"
+_VARIABLES = (
+    "{{ dict(query('ansible.builtin.varnames', '^metal_')"
+    " | zip(query('ansible.builtin.vars', *query('ansible.builtin.varnames', '^metal_')))) }}"
+)
+
+
+@dataclass(frozen=True)
+class InventoryHost:
+    """One host: its name, its ``metal_*`` variables and its raw facts (none: unreachable)."""
+
+    name: str
+    variables: Mapping[str, Any]
+    facts: Mapping[str, Any] | None
+
+
+def cache_directory(inventory: Path) -> Path:
+    """Where the facts of an inventory's hosts are kept; safe to delete."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(str(inventory.resolve()).encode()).hexdigest()[:16]
+    return base / "minimax-metal" / "facts" / name
+
+
+def read_inventory(
+    inventory: Path, *, limit: str | None, refresh: bool, max_age_seconds: float
+) -> list[InventoryHost]:
+    """The hosts of group ``gpu_hosts``, their facts from the cache where it is young enough.
+
+    Raises ``UserError`` when there is no such inventory, no such host, or no Ansible.
+    """
+    if not inventory.exists():
+        raise UserError(
+            f"found no inventory at {inventory}, expected a file or directory; put the path right"
+        )
+    variables = _variables(inventory, limit)
+    cache = cache_directory(inventory)
+    oldest = time.time() - max_age_seconds
+    missing = [host for host in variables if refresh or not _young(cache / f"{host}.json", oldest)]
+    fresh = _gather(inventory, missing, cache) if missing else {}
+    return [
+        InventoryHost(host, values, fresh[host] if host in fresh else _cached(cache / f"{host}.json"))
+        for host, values in variables.items()
+    ]
+
+
+def _young(path: Path, oldest: float) -> bool:
+    try:
+        return path.stat().st_mtime >= oldest
+    except OSError:
+        return False
+
+
+def _cached(path: Path) -> Mapping[str, Any] | None:
+    try:
+        facts = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return facts if isinstance(facts, dict) else None
+
+
+def _program(name: str) -> str:
+    beside = Path(sys.executable).with_name(name)
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        raise UserError(f"found no {name}, expected ansible-core on this machine; install it, or use --gpu")
+    return found
+
+
+def _run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [_program(program), *arguments], check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing on its standard error"
+
+
+def _variables(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
+    pattern = ["--limit", limit] if limit else []
+    done = _run("ansible-inventory", "-i", str(inventory), "--list", *pattern)
+    try:
+        listing = json.loads(done.stdout)
+    except ValueError:
+        raise UserError(
+            f"found an inventory that ansible-inventory can't read ({_last_line(done.stderr)}), "
+            f"expected {inventory} to be an Ansible inventory; put it right"
+        ) from None
+    hostvars: dict[str, dict[str, Any]] = listing.get("_meta", {}).get("hostvars", {})
+    names = _members(listing, GROUP, set())
+    if not names:
+        raise UserError(
+            f"found no host in group {GROUP} of {inventory}{f' within {limit}' if limit else ''}, "
+            "expected at least one; add hosts to the group"
+        )
+    variables = {
+        name: {k: v for k, v in hostvars.get(name, {}).items() if k.startswith("metal_")} for name in names
+    }
+    if "{{" in json.dumps(variables) or "{%" in json.dumps(variables):
+        # Templates are Ansible's to fill in.
+        rendered = _tree(inventory, list(variables), "debug", "msg=" + _VARIABLES, become=False)
+        for name, answer in rendered.items():
+            if isinstance(answer.get("msg"), dict):
+                variables[name] = answer["msg"]
+    return variables
+
+
+def _members(listing: Mapping[str, Any], group: str, seen: set[str]) -> list[str]:
+    if group in seen:
+        return []
+    seen.add(group)
+    entry = listing.get(group, {})
+    names = list(entry.get("hosts", []))
+    for child in entry.get("children", []):
+        names += [name for name in _members(listing, child, seen) if name not in names]
+    return names
+
+
+def _tree(
+    inventory: Path, hosts: Sequence[str], module: str, arguments: str, *, become: bool
+) -> dict[str, dict[str, Any]]:
+    """What one module answers on each host; hosts that did not answer are not in it."""
+    answers: dict[str, dict[str, Any]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        words = ["-i", str(inventory), ",".join(hosts), "-m", module, "-a", arguments, "--tree", directory]
+        done = _run("ansible", *words, *(["--become"] if become else []))
+        for path in Path(directory).iterdir():
+            answer = _cached(path)
+            if answer is not None:
+                answers[path.name] = dict(answer)
+    if not answers and done.returncode not in (0, 2, 4):
+        raise UserError(
+            f"found that ansible failed ({_last_line(done.stderr)}), expected answers from "
+            f"{', '.join(hosts[:3])}; run from the project's directory, where ansible.cfg is"
+        )
+    return answers
+
+
+def _gather(inventory: Path, hosts: Sequence[str], cache: Path) -> dict[str, Mapping[str, Any] | None]:
+    answers = _tree(inventory, hosts, "metal_facts", "", become=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    facts: dict[str, Mapping[str, Any] | None] = {}
+    for host in hosts:
+        found = answers.get(host, {}).get("facts")
+        facts[host] = found if isinstance(found, dict) else None
+        path = cache / f"{host}.json"
+        if facts[host] is None:
+            # What was true of a host that no longer answers is not true now.
+            path.unlink(missing_ok=True)
+        else:
+            path.write_text(json.dumps(facts[host]), encoding="utf-8")
+    return facts

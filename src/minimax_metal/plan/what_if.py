@@ -1,0 +1,72 @@
+"""Facts of a host that does not exist: a GPU by name, a count, a distribution."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from minimax_metal.catalog import Catalog, Gpu, Platform
+from minimax_metal.errors import UserError
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import near
+
+_MEMORY = re.compile(r"\s*\b(\d+)\s*G(?:i?B)?\b\s*", re.IGNORECASE)
+_NEAR_ENOUGH = 0.08
+"""How far a memory size people say ("144GB") may be from what nvidia-smi prints, in GiB or GB."""
+
+
+def _folded(text: str) -> str:
+    return " ".join(re.sub(r"[-_]", " ", text.casefold().removeprefix("nvidia ")).split())
+
+
+def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
+    """The GPU people mean by "H20", "H20 96GB", "NVIDIA H100 80GB HBM3" or "h200"; none if nobody knows.
+
+    A name with a memory size that is not that GPU's is nobody's.
+    """
+    wanted = _folded(text)
+    for gpu in catalog.gpus.values():
+        if re.fullmatch(gpu.smi_pattern, text) or wanted in {
+            _folded(one) for one in (gpu.name, *gpu.aliases)
+        }:
+            return gpu
+    size = _MEMORY.search(text)
+    if size is None:
+        return None
+    base, said = _folded(_MEMORY.sub(" ", text)), int(size.group(1))
+    for gpu in catalog.gpus.values():
+        names = {_folded(_MEMORY.sub(" ", one)) for one in (gpu.name, *gpu.aliases)}
+        sizes = (gpu.memory_bytes.value / 2**30, gpu.memory_bytes.value / 1e9)
+        if base in names and any(abs(said - one) <= one * _NEAR_ENOUGH for one in sizes):
+            return gpu
+    return None
+
+
+def find_platform(text: str, catalog: Catalog) -> Platform:
+    """The distribution people mean by "debian12", "ubuntu 24.04" or "noble"; raises ``UserError``."""
+    wanted = re.sub(r"[\s._-]", "", text.casefold())
+    for platform in catalog.platforms.values():
+        names = (platform.slug, platform.distribution + platform.version, platform.codename)
+        if wanted in {re.sub(r"[\s._-]", "", name.casefold()) for name in names}:
+            return platform
+    raise UserError(
+        f"found platform {text}, expected one of the catalogue's; {near(text, catalog.platforms)}"
+    )
+
+
+def what_if_facts(gpu: str, count: int, platform: Platform, catalog: Catalog) -> HostFacts:
+    """Facts of a host with ``count`` GPUs; a GPU nobody knows stays a name, and the plan refuses it."""
+    facts = HostFacts(
+        reachable=True,
+        what_if=True,
+        distribution=platform.distribution,
+        version=platform.version,
+        codename=platform.codename,
+        architecture="x86_64",
+        python=platform.python,
+    )
+    known = find_gpu(gpu, catalog)
+    if known is None:
+        return replace(facts, pci_gpus=(gpu,) * count)
+    device = next(iter(known.pci_ids), known.name)
+    return replace(facts, architecture=known.architecture, pci_gpus=(device,) * count)
