@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from minimax_metal.checks.report import table_lines
 
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_from_variables, refusal_lines
@@ -28,9 +27,10 @@ def metal_plan(
         raise AnsibleFilterError(f"{host}: {error}") from None
 
 
-def metal_refusals(plans: list[Mapping[str, Any]]) -> list[str]:
-    """Return one line for each reason for which a host of these plans is refused."""
-    return [line for plan in plans for line in refusal_lines(plan)]
+def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return one line for each reason for which a host is refused; a host with an empty plan could not be read."""
+    unread = "could not be read: the error above says why; put it right, or leave the host out with --limit"
+    return [line for host, plan in plans.items() for line in (refusal_lines(plan) if plan else [f"{host}: {unread}"])]
 
 
 def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +48,6 @@ class FilterModule:
             "metal_plan_lines": plan_lines,
             "metal_refusals": metal_refusals,
             "metal_driver_state": metal_driver_state,
-            "metal_check_table": table_lines,
             "metal_unit_quote": quote_assignment,
             "metal_unit_command": command_lines,
         }
