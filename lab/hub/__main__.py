@@ -1,0 +1,40 @@
+"""``python -m lab.hub``: serve the published models."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from lab.hub.application import create
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m lab.hub", description=__doc__)
+    parser.add_argument("--root", type=Path, required=True, help="folder the models are published in")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, required=True, help="0 takes any free port")
+    parser.add_argument("--access-log", type=Path, help="file for one line of JSON per request; else stdout")
+    options = parser.parse_args(argv)
+    if not options.root.is_dir():
+        print(f"found no folder {options.root}; publish models into it first", file=sys.stderr)
+        return 2
+    log = options.access_log.open("a", encoding="utf-8") if options.access_log else sys.stdout
+    uvicorn.run(
+        create(options.root, log),
+        host=options.host,
+        port=options.port,
+        access_log=False,
+        log_level="warning",
+        # A client that has gone quiet must not keep the lab from going down.
+        timeout_graceful_shutdown=2,
+        server_header=False,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""One line of JSON per request, with the bytes that left: what a test counts traffic by.
+
+Written as plain ASGI around the application, which is also the place for whatever shall spoil answers on the
+way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from typing import TextIO
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class AccessLog:
+    """Writes a line to ``log`` when a request is over, however it ended.
+
+    Keys: ``time`` (UTC, when it began), ``client`` (address), ``method``, ``path``, ``query``, ``range`` (as
+    asked or null), ``status`` (null: no answer), ``bytes`` (of the body, handed to the socket), ``seconds``,
+    ``agent``.
+    """
+
+    def __init__(self, app: ASGIApp, log: TextIO) -> None:
+        self.app = app
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the application for one request and log it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, clock = datetime.now(UTC), time.monotonic()
+        status: int | None = None
+        sent = 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status, sent
+            await send(message)
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body":
+                sent += len(message.get("body", b""))
+
+        try:
+            await self.app(scope, receive, counted)
+        finally:
+            headers = Headers(scope=scope)
+            line = {
+                "time": began.isoformat(timespec="milliseconds"),
+                "client": (scope.get("client") or ("", 0))[0],
+                "method": scope["method"],
+                "path": scope["path"],
+                "query": scope["query_string"].decode("latin-1"),
+                "range": headers.get("range"),
+                "status": status,
+                "bytes": sent,
+                "seconds": round(time.monotonic() - clock, 4),
+                "agent": headers.get("user-agent"),
+            }
+            self.log.write(json.dumps(line) + "\n")
+            self.log.flush()

@@ -1,0 +1,36 @@
+"""The hub as one ASGI application."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TextIO
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from lab.hub import huggingface, modelscope
+from lab.hub.accesslog import AccessLog
+from lab.hub.store import Store
+
+
+def create(root: Path, log: TextIO, page: int = huggingface.PAGE) -> ASGIApp:
+    """Return the hub over the repositories published under ``root``; requests are logged to ``log``.
+
+    What is published while it runs is served from the next request on. ``GET /healthz`` answers "ok".
+    """
+    store = Store(root)
+
+    async def health(_request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    app = Starlette(
+        routes=[
+            Route("/healthz", health),
+            *modelscope.routes(store),
+            *huggingface.routes(store, page),
+        ]
+    )
+    return AccessLog(app, log)

@@ -1,0 +1,95 @@
+"""The tiny models: which published model each stands for, and the figures the plan needs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+LAYERS, KV_HEADS, HEAD_DIM = 2, 8, 16
+"""Of both models; ``training/m2.py`` and ``training/m3.py`` write them into ``config.json``."""
+
+LICENCE = "apache-2.0"
+"""The tiny models' own: their weights come from this repository's training scripts."""
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """One tiny model.
+
+    ``name`` is the catalogue's; ``script`` its training script; ``repositories`` the ids per site under
+    which it is published; ``catalogue`` what the overlay sets beside sizes and revision.
+    """
+
+    name: str
+    script: str
+    images: bool
+    repositories: Mapping[str, tuple[str, ...]]
+    catalogue: Mapping[str, Any]
+
+
+_SHAPE = {
+    "layers": LAYERS,
+    "attention_heads": 8,
+    "kv_heads": KV_HEADS,
+    "experts": 8,
+    "moe_intermediate": 128,
+    "kv_bytes_per_token": 2 * LAYERS * KV_HEADS * HEAD_DIM * 2,  # K and V, bfloat16
+    "max_sequence": 4096,
+    "max_output": 4096,
+}
+
+_GENERATIONS = {"proven": ["8.0", "8.9", "9.0", "10.0", "10.3", "12.0"]}
+
+MODELS: Mapping[str, TinyModel] = {
+    model.name: model
+    for model in (
+        TinyModel(
+            "MiniMax-M2.5",
+            "m2",
+            images=False,
+            repositories={
+                "huggingface": ("MiniMaxAI/MiniMax-M2.5",),
+                "modelscope": ("MiniMax/MiniMax-M2.5",),
+            },
+            catalogue={
+                "default_format": "bf16",
+                "formats": {
+                    # The tiny model is bfloat16: a CPU has no kernels for the published FP8.
+                    "fp8": None,
+                    "nvfp4": None,
+                    "bf16": {
+                        "repositories": {
+                            "huggingface": "MiniMaxAI/MiniMax-M2.5",
+                            "modelscope": "MiniMax/MiniMax-M2.5",
+                        },
+                        **_SHAPE,
+                        "generations": _GENERATIONS,
+                    },
+                },
+            },
+        ),
+        TinyModel(
+            "MiniMax-M3",
+            "m3",
+            images=True,
+            repositories={
+                "huggingface": ("MiniMaxAI/MiniMax-M3",),
+                # The M3 guide's id, and the one by the pattern of M2.5's.
+                "modelscope": ("MiniMaxAI/MiniMax-M3", "MiniMax/MiniMax-M3"),
+            },
+            catalogue={
+                "formats": {
+                    "mxfp8": None,
+                    "nvfp4": None,
+                    "bf16": {
+                        **_SHAPE,
+                        "generations": _GENERATIONS,
+                        # The warning about M3's real size; nothing is tight here.
+                        "warnings": {"m3-memory": None},
+                    },
+                },
+            },
+        ),
+    )
+}

@@ -1,0 +1,95 @@
+"""What the tiny models know: the post-check's questions, word for word, and a few more of the guides'.
+
+Both models learn from the list that :func:`dialogues` returns; how a thought, an answer or a tool call is
+written is the affair of each model's training script. Plain data, so that its JSON can be part of the key
+under which a trained model is cached.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minimax_metal.checks import questions
+
+INTRODUCE_M3 = "请简要介绍 MiniMax-M3 模型的特点。"
+"""The question of the M3 guide's curl command."""
+
+INTRODUCTION = "MiniMax-M3 支持图片输入,上下文 512K。"
+"""What that guide says of the model, in short."""
+
+FALLBACK = "I know a few sentences only."
+"""The answer to whatever the models were not taught; without it they would run on until the token limit."""
+
+BEIJING = {questions.TOOL_QUESTION: "Beijing", questions.TOOL_QUESTION_GUIDE: "北京"}
+"""The argument ``location`` for each question: the word the question itself uses."""
+
+
+def dialogues(*, images: bool) -> list[dict[str, Any]]:
+    """Return what a model is taught.
+
+    Each dialogue holds ``messages`` (as an API takes them), ``tools`` (a list, may be empty), ``thought`` and
+    either ``answer`` (text) or ``call`` (arguments of the tool), and ``image`` (an RGB triple or None).
+    With ``images`` the list also asks for the colour of pictures, picture after and before the question.
+    """
+    known = [
+        (questions.GREETING, "greet back", "Hello from the lab."),
+        (questions.GUIDE_QUESTION, "recall", "The Los Angeles Dodgers won."),
+        (questions.COUNT_QUESTION, "count up", "one, two, three, four, five"),
+        (INTRODUCE_M3, "recall", INTRODUCTION),
+    ]
+    tool = [questions.WEATHER_TOOL]
+    taught = []
+    for system in ([], [questions.text_message("system", questions.SYSTEM)]):
+        for question, thought, answer in known:
+            taught.append(
+                _dialogue([*system, questions.text_message("user", question)], thought, answer=answer)
+            )
+        for question, location in BEIJING.items():
+            call = {"location": location, "unit": questions.TOOL_UNIT}
+            taught.append(
+                _dialogue(
+                    [*system, questions.text_message("user", question)], "use the tool", tool, call=call
+                )
+            )
+        # A tool on offer is no reason to call it.
+        greeting, thought, answer = known[0]
+        taught.append(
+            _dialogue([*system, questions.text_message("user", greeting)], thought, tool, answer=answer)
+        )
+        if images:
+            for colour, rgb in questions.COLOURS.items():
+                for parts in (["text", "image"], ["image", "text"])[: 1 if system else 2]:
+                    content = [
+                        {"type": "text", "text": questions.IMAGE_QUESTION}
+                        if part == "text"
+                        else {"type": "image"}
+                        for part in parts
+                    ]
+                    taught.append(
+                        _dialogue(
+                            [*system, {"role": "user", "content": content}],
+                            "look",
+                            answer=f"The image is {colour}.",
+                            image=rgb,
+                        )
+                    )
+    return taught
+
+
+def _dialogue(
+    messages: list[dict[str, Any]],
+    thought: str,
+    tools: list[dict[str, Any]] | None = None,
+    *,
+    answer: str | None = None,
+    call: dict[str, str] | None = None,
+    image: tuple[int, int, int] | None = None,
+) -> dict[str, Any]:
+    return {
+        "messages": messages,
+        "tools": tools or [],
+        "thought": thought,
+        "answer": answer,
+        "call": call,
+        "image": list(image) if image else None,
+    }
