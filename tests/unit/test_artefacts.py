@@ -618,6 +618,18 @@ def test_one_line_hides_signatures() -> None:
     assert "\n" not in text
 
 
+def test_the_root_of_an_error_is_said() -> None:
+    try:
+        try:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+        except OSError as error:
+            raise RuntimeError("HTTPSConnectionPool(host=…): Max retries exceeded") from error
+    except RuntimeError as error:
+        found = sources.transport_error(Source("modelscope", "a/b", endpoint="http://h"), RuntimeError(error))
+    assert str(found) == "modelscope a/b at http://h: Connection refused"
+    assert not found.permanent
+
+
 # Progress ------------------------------------------------------------------------------------------------
 
 
@@ -625,7 +637,9 @@ def test_progress_line(tmp_path: Path) -> None:
     watch = pull.Watch(request_for(tmp_path, tmp_path), Source("directory", path=tmp_path), QUICK, None)  # type: ignore[arg-type]  # says nothing here
     watch.total, watch.files = 1000, 3
     assert watch.describe(412) == "41.2 % (412 B of 1.0 kB)"
-    watch.samples.extend([(0.0, 0), (2.0, 400)])
+    watch.samples.extend([(0.0, 0), (1.0, 400)])
+    assert watch.describe(400) == "40.0 % (400 B of 1.0 kB)", "a second says little about a rate"
+    watch.samples.append((2.0, 400))
     assert watch.describe(400) == "40.0 % (400 B of 1.0 kB), 200 B/s, 3 s left"
     assert watch.describe(1200) == "100 % of 1.0 kB, verifying 3 files"
 

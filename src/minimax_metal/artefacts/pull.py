@@ -76,9 +76,10 @@ class Reporter:
         """Print one line."""
         print(f"weights {self.request.name}: {text}", file=self.output, flush=True)
 
-    def state(self, state: str, text: str, **fields: Any) -> None:
-        """Print one line, show it as the unit's status and keep it in the state file."""
-        self.say(text)
+    def state(self, state: str, text: str, *, silent: bool = False, **fields: Any) -> None:
+        """Print one line (unless silent), show it as the unit's status and keep it in the state file."""
+        if not silent:
+            self.say(text)
         self.notifier.status(text)
         content = {
             "schema": 1,
@@ -119,11 +120,11 @@ def pull(request: Request, options: Options = Options(), reporter: Reporter | No
                 return False
             _pull(request, options, reporter)
     except PullError as error:
-        reporter.state("failed", str(error))
+        reporter.state("failed", str(error), silent=True)  # whoever catches it prints it
         raise
     except OSError as error:
         failure = _os_error(request, error)
-        reporter.state("failed", str(failure))
+        reporter.state("failed", str(failure), silent=True)
         raise failure from error
     return True
 
@@ -309,7 +310,7 @@ class Watch:
             if self.samples
             else []
         )
-        if len(recent) > 1 and recent[-1][0] > recent[0][0]:
+        if len(recent) > 1 and recent[-1][0] - recent[0][0] >= 2.0:  # less says little about a rate
             rate = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
             if rate > 0:
                 line += f", {spell_bytes(rate)}/s, {spell_seconds((total - have) / rate)} left"

@@ -22,12 +22,16 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from urllib.parse import urlsplit
 
 from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
 from minimax_metal.artefacts.request import HF_MIRROR, HUGGINGFACE, MODELSCOPE, Source
+
+if TYPE_CHECKING:
+    from modelscope_hub import HubApi
 
 LEFTOVERS: Final = frozenset(
     {FOLDER, ".cache", ".git", ".huggingface", ".lock", ".mdl", ".msc", ".mv", "._____temp", "__pycache__"}
@@ -90,6 +94,7 @@ def environment(source: Source, staging: Path) -> dict[str, str]:
             "MODELSCOPE_HOME": home,
             "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "1",
             "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": "86400",
+            "TQDM_DISABLE": "1",
         }
         if source.endpoint:
             settings["MODELSCOPE_ENDPOINT"] = source.endpoint
@@ -191,7 +196,7 @@ class HuggingFace:
             raise SourceError(
                 f"{self.source} answered {status}", permanent=status in {400, 401, 403, 404}
             ) from error
-        except (errors.HFValidationError, errors.OfflineModeIsEnabled) as error:
+        except (errors.HFValidationError, errors.OfflineModeIsEnabled, errors.FileMetadataError) as error:
             raise SourceError(f"{self.source}: {one_line(error)}", permanent=True) from error
         except Exception as error:
             # Whatever its HTTP library raises. A lost connection may arrive as LocalEntryNotFoundError, whose
@@ -210,12 +215,17 @@ class ModelScope:
         """The repository id."""
         return self.source.repository or ""
 
-    def list(self) -> Listing:
-        """Return the files with the sizes and SHA-256 that the hub states."""
+    @cached_property
+    def _client(self) -> HubApi:
+        """One client for all files, as in its own snapshot download: a new one asks for the region again."""
         from modelscope_hub import HubApi
 
+        return HubApi(endpoint=self.source.endpoint)
+
+    def list(self) -> Listing:
+        """Return the files with the sizes and SHA-256 that the hub states."""
         with self._errors():
-            found = HubApi(endpoint=self.source.endpoint).list_repo_files(
+            found = self._client.list_repo_files(
                 self.repository, "model", revision=self.source.revision, recursive=True
             )
         files = [
@@ -227,10 +237,8 @@ class ModelScope:
 
     def fetch(self, entry: Entry, staging: Path, *, again: bool) -> None:
         """Download one file; its hash is checked once, by the caller."""
-        from modelscope_hub import HubApi
-
         with self._errors():
-            HubApi(endpoint=self.source.endpoint).download_file(
+            self._client.download_file(
                 self.repository,
                 "model",
                 entry.path,
@@ -318,7 +326,23 @@ def transport_error(source: Source, error: BaseException) -> SourceError:
         return SourceError("the disk is full", permanent=True, space=True)
     if number in {errno.EACCES, errno.EROFS, errno.EPERM}:
         return SourceError(f"{source}: {one_line(error)}; check owner and mount of the paths", permanent=True)
-    return SourceError(f"{source}: {one_line(error)}")
+    return SourceError(f"{source}: {system_reason(error) or one_line(error)}")
+
+
+def system_reason(error: BaseException) -> str | None:
+    """Return what the operating system said at the root of a client's error, e.g. ``Connection refused``."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, OSError) and found.errno is not None and found.strerror:
+            return found.strerror
+        # HTTP libraries keep the root as cause, as context, as attribute or as first argument.
+        waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args[:1]]
+    return None
 
 
 def one_line(error: BaseException) -> str:
