@@ -147,6 +147,7 @@ class Lab:
             jobs.start("models", "models", self.name, *description.models) if description.models else None
         )
 
+        progress.line("preparing", f"side by side; logs: {self.paths.preparations}")
         resolv_conf, name_servers = environment.resolver()
         guests = self._guests(description, net)
         nodes = {name: guest.node for name, guest in guests.items()}
@@ -164,7 +165,6 @@ class Lab:
             progress.line(f"root {system}", result["did"], seconds)
         reached_directly = [net.services.address, *(node.address for node in nodes.values())]
         files = environment.host_files(reached_directly, resolv_conf) | self._lab_files(net, nodes)
-        boot_start = time.monotonic()
         booting = [guest for guest in guests.values() if self._switch_on(guest, directories, files, progress)]
 
         started = [guest.name for guest in booting]
@@ -192,11 +192,9 @@ class Lab:
                 if did != services.REUSED:
                     started.append(service.name)
             for name, wait in waits.items():
-                wait.result()
+                seconds = wait.result()
                 if guests[name] in booting:
-                    progress.line(f"host {name}", f"answers ssh at {nodes[name].address}")
-        if booting:
-            progress.line("hosts", f"{len(booting)} booted", time.monotonic() - boot_start)
+                    progress.line(f"host {name}", f"answers ssh at {nodes[name].address}", seconds)
         hub = f"http://{address}:{services.HUB_PORT}"
         vendor = f"http://{address}:{services.VENDOR_PORT}".removesuffix(":80")
         inventory.write(
@@ -374,4 +372,7 @@ def write_pci_tree(destination: Path, model: str, count: int) -> None:
     """Write the PCI devices that a host shows; by the GPU stand-in."""
     from lab.vendor import gpus
 
-    gpus.write_pci_tree(destination, model, count)
+    try:
+        gpus.write_pci_tree(destination, model, count)
+    except gpus.UnknownGpuError as error:
+        raise LabError(str(error)) from None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from lab.hosts.errors import LabError
 from lab.hosts.paths import cache_root, lab_paths
 from lab.hosts.processes import write_whole
 from minimax_metal.errors import UserError
@@ -44,7 +45,10 @@ def models(name: str, *wanted: str) -> Result:
     from lab.models import publish
 
     paths = lab_paths(name)
-    publish(list(wanted), paths.hub, paths.catalog_overlay)
+    try:
+        publish(list(wanted), paths.hub, paths.catalog_overlay)
+    except KeyError as error:
+        raise LabError(f"model {error}: the lab has no tiny model of that name (lab/models)") from None
     return {"did": "published"}
 
 
