@@ -137,8 +137,8 @@ def _spread(
             "lower metal_tp_size",
         )
         return None
-    if not _divides(checkpoint, tp, ep, found):
-        return None
+    # Refused or not, the memory is judged as well: all reasons at once.
+    _check_shape(checkpoint, tp, ep, found)
     return ParallelismPlan(tp=tp, ep=ep, replicas=replicas)
 
 
@@ -162,17 +162,14 @@ def spread_problems(checkpoint: Checkpoint, tp: int, ep: int) -> list[str]:
     return problems
 
 
-def _divides(checkpoint: Checkpoint, tp: int, ep: int, found: Findings) -> bool:
-    lifted = [
+def _check_shape(checkpoint: Checkpoint, tp: int, ep: int, found: Findings) -> None:
+    for problem in spread_problems(checkpoint, tp, ep):
         found.refuse(
             "parallelism",
             problem,
             "a spread the model's shape allows",
             "leave metal_tp_size, metal_ep_size and metal_layout out",
         )
-        for problem in spread_problems(checkpoint, tp, ep)
-    ]
-    return all(lifted)
 
 
 def _fraction(settings: Settings, checkpoint: Checkpoint, board: Board) -> float:

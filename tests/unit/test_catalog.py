@@ -1,0 +1,213 @@
+"""The catalogue's files: complete, sourced, consistent with each other, open to overlays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minimax_metal.catalog import Catalog, Figure, load_catalog, merge, packaged_catalog
+from minimax_metal.catalog.load import FILES, HERE
+from minimax_metal.errors import UserError
+
+CATALOG = packaged_catalog()
+
+
+def figures(entry: Any, path: str = "") -> Iterator[tuple[str, Figure]]:
+    for name in type(entry).model_fields:
+        value = getattr(entry, name)
+        if isinstance(value, Figure):
+            yield f"{path}.{name}", value
+
+
+def checkpoints(catalog: Catalog = CATALOG) -> list[Any]:
+    return [one for formats in catalog.models.values() for one in formats.values()]
+
+
+def test_every_figure_has_a_source_and_a_confidence_of_ours() -> None:
+    entries = [(f"{one.name}.{one.format}", one) for one in checkpoints()]
+    entries += [(name, gpu) for name, gpu in CATALOG.gpus.items()]
+    count = 0
+    for name, entry in entries:
+        for path, figure in figures(entry, name):
+            count += 1
+            assert figure.confidence in "VMRC", path
+            assert len(figure.source) > 10, path
+    assert count > 100
+
+
+def test_the_models_of_the_guides_are_there() -> None:
+    assert {"MiniMax-M2", "MiniMax-M2.1", "MiniMax-M2.5", "MiniMax-M2.7", "MiniMax-M3"} <= set(CATALOG.models)
+    assert {"bf16", "mxfp8", "nvfp4"} <= set(CATALOG.models["MiniMax-M3"])
+
+
+@pytest.mark.parametrize("one", checkpoints(), ids=lambda one: f"{one.name}-{one.format}")
+def test_a_checkpoint_agrees_with_itself(one: Any) -> None:
+    assert one.repositories["huggingface"].count("/") == 1
+    assert one.revision is None or re.fullmatch(r"[0-9a-f]{40}", one.revision)
+    assert one.revision is None or one.revision_source
+    assert one.bytes.value > 10**11
+    # Weights in memory are about what the files hold.
+    assert 0.9 < one.weight_memory_bytes.value / one.bytes.value < 1.1
+    assert one.minimum_engine in CATALOG.engines
+    assert one.generations.proven or one.generations.unproven
+    if one.moe_block:
+        # The spread of the guides is one the shape allows.
+        for spread in one.parallelism.values():
+            assert one.moe_intermediate.value * spread.ep // spread.tp % one.moe_block.value == 0
+
+
+def test_kv_bytes_of_the_m2_family_follow_from_its_shape() -> None:
+    one = CATALOG.models["MiniMax-M2.5"]["fp8"]
+    head_dim = 128
+    assert one.kv_bytes_per_token is not None
+    assert one.kv_bytes_per_token.value == 2 * one.layers.value * one.kv_heads.value * head_dim * 2
+
+
+def test_nobody_is_promised_a_capacity_of_m3() -> None:
+    assert all(one.kv_bytes_per_token is None for one in CATALOG.models["MiniMax-M3"].values())
+
+
+def test_engines_know_their_cuda_and_their_locks_exist() -> None:
+    assert {"0.5.4.post1", "0.5.10.post1", "0.5.16", "0.5.23"} <= set(CATALOG.engines)
+    for release in CATALOG.engines.values():
+        assert release.cuda in CATALOG.cuda
+        for python, lock in release.locks.items():
+            assert python in release.python
+            assert re.fullmatch(r"[0-9a-f]{64}", CATALOG.lock_sha256[lock])
+            assert f"sglang=={release.release}" in (HERE / "locks" / lock).read_text()
+    assert CATALOG.engines[CATALOG.default_engine].locks
+
+
+def test_the_default_engine_is_the_newest() -> None:
+    from minimax_metal.plan.versions import version_key
+
+    assert CATALOG.default_engine == max(CATALOG.engines, key=version_key)
+
+
+def test_parsers_of_every_model_exist_in_the_default_engine() -> None:
+    engine = CATALOG.engines[CATALOG.default_engine]
+    for one in checkpoints():
+        assert one.parsers.tool in engine.tool_parsers
+        assert one.parsers.reasoning in engine.reasoning_parsers
+        assert set(one.architectures) <= set(engine.architectures)
+
+
+NAMES = {
+    "NVIDIA H20": "H20",
+    "NVIDIA H20-3e": "H20-3e",
+    "NVIDIA H200": "H200",
+    "NVIDIA H200 NVL": "H200-NVL",
+    "NVIDIA H100 80GB HBM3": "H100",
+    "NVIDIA H100 PCIe": "H100-PCIe",
+    "NVIDIA A100-SXM4-80GB": "A100-80GB",
+    "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA L40S": "L40S",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "NVIDIA B200": "B200",
+    "NVIDIA B300 SXM6 AC": "B300",
+    "NVIDIA GB200": "GB200",
+    "NVIDIA GB300": "GB300",
+}
+
+
+def test_each_name_that_nvidia_smi_prints_is_one_gpu() -> None:
+    for printed, name in NAMES.items():
+        matches = [gpu.name for gpu in CATALOG.gpus.values() if re.fullmatch(gpu.smi_pattern, printed)]
+        assert matches == [name]
+    assert set(NAMES.values()) <= set(CATALOG.gpus)
+
+
+def test_no_two_gpus_share_a_pci_id_or_a_name() -> None:
+    ids = [device for gpu in CATALOG.gpus.values() for device in gpu.pci_ids]
+    assert len(ids) == len(set(ids))
+    assert all(re.fullmatch(r"0x[0-9a-f]{4}", device) for device in ids)
+    names = [one.casefold() for gpu in CATALOG.gpus.values() for one in {gpu.name, *gpu.aliases}]
+    assert len(names) == len(set(names))
+
+
+def test_blackwell_wants_open_kernel_modules() -> None:
+    for gpu in CATALOG.gpus.values():
+        blackwell = int(gpu.compute_capability.split(".")[0]) >= 10
+        assert (gpu.open_modules == "required") == blackwell
+
+
+def test_platforms_can_run_the_default_engine() -> None:
+    engine = CATALOG.engines[CATALOG.default_engine]
+    assert {"debian12", "debian13", "ubuntu2204", "ubuntu2404"} == set(CATALOG.platforms)
+    major = engine.cuda.split(".")[0]
+    for platform in CATALOG.platforms.values():
+        assert platform.default_driver_branch in platform.driver_branches
+        assert any(one.split(".")[0] == major and one in CATALOG.cuda for one in platform.toolkits)
+
+
+def test_files_name_no_host_but_the_public_sources() -> None:
+    for name in FILES:
+        for url in re.findall(r"https?://[^\s\"']+", (HERE / name).read_text()):
+            assert url.split("/")[2] in {"huggingface.co", "hf-mirror.com", "www.modelscope.cn"}
+
+
+def test_merge_adds_replaces_and_takes_out() -> None:
+    base = {"a": {"x": 1, "y": 2}, "b": 3, "figure": {"value": 1, "confidence": "V", "source": "a wheel"}}
+    over = {"a": {"y": None, "z": 4}, "c": 5, "figure": {"value": 2}}
+    assert merge(base, over) == {"a": {"x": 1, "z": 4}, "b": 3, "c": 5, "figure": {"value": 2}}
+    assert base["a"] == {"x": 1, "y": 2}
+
+
+def test_an_overlay_figure_is_the_users_own() -> None:
+    catalog = load_catalog([{"gpus": {"H20": {"memory_bytes": 10**11}}}])
+    assert catalog.gpus["H20"].memory_bytes.confidence == "U"
+    assert catalog.gpus["H20"].smi_pattern == "NVIDIA H20"
+
+
+def test_an_overlay_adds_a_gpu_and_a_model() -> None:
+    gpu = {
+        "smi_pattern": "NVIDIA X1",
+        "memory_bytes": 2 * 10**11,
+        "compute_capability": "9.0",
+        "capability_source": "its data sheet",
+        "nvlink": "none",
+        "open_modules": "supported",
+    }
+    model = {
+        "family": "minimax-m2",
+        "formats": {
+            "fp8": {
+                "repositories": {"huggingface": "Org/MiniMax-M2.9"},
+                "bytes": 1,
+                "files": 1,
+                "weight_memory_bytes": 1,
+                "generations": {"proven": ["9.0"]},
+            }
+        },
+    }
+    catalog = load_catalog([{"gpus": {"X1": gpu}, "models": {"MiniMax-M2.9": model}}])
+    assert catalog.models["MiniMax-M2.9"]["fp8"].layers.value == 62
+    assert catalog.gpus["X1"].pci_ids == {}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "words"),
+    [
+        ({"gpus": {"H20": {"memory": 1}}}, "gpus.H20.memory"),
+        ({"models": {"MiniMax-M2.5": {"family": "minimax-m9"}}}, "minimax-m9"),
+        ({"models": {"New": {"family": "minimax-m2"}}}, "no formats"),
+        ({"models": {"MiniMax-M2.5": {"formats": {"fp8": {"bytes": "many"}}}}}, "bytes"),
+        ({"nonsense": 1}, "nonsense"),
+    ],
+)
+def test_a_wrong_overlay_is_one_line_with_the_place(overlay: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_catalog([overlay])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_are_plain_yaml() -> None:
+    for name in FILES:
+        assert isinstance(yaml.safe_load((HERE / name).read_text()), dict)
+    assert Path(HERE / "locks").is_dir()

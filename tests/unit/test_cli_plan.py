@@ -1,0 +1,245 @@
+"""`metal plan`: words in, words or JSON out, exit status 0, 1 or 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimax_metal.catalog import packaged_catalog
+from minimax_metal.cli import main
+from minimax_metal.plan import inventory
+from minimax_metal.plan.table import tokens
+from minimax_metal.plan.what_if import find_gpu
+from tests.unit.plan_helpers import raw_host
+
+WANTED = {
+    "host", "model", "format", "fits", "refusals", "warnings", "tp", "ep", "replicas", "weights_bytes",
+    "kv_tokens", "max_sequence", "engine", "driver_branch", "cuda", "argv", "env",
+}  # fmt: skip
+
+
+def metal(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    try:
+        status = main(["plan", *words])
+    except SystemExit as error:
+        status = int(error.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_json_of_a_what_if(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = metal(capsys, "--model", "MiniMax-M2.5", "--gpu", "H20 96GB", "--count", "4", "--json")
+    (one,) = json.loads(out)
+    assert status == 0
+    assert set(one) >= WANTED
+    assert (one["fits"], one["tp"], one["ep"], one["replicas"]) == (True, 4, 1, 1)
+    assert round(one["kv_tokens"] / 1e6, 1) == 0.4
+    assert one["argv"][1:3] == ["-m", "sglang.launch_server"]
+
+
+def test_a_refused_what_if_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", "MiniMax-M3", "--gpu", "H20 96GB", "--count", "4")
+    status, out, _ = metal(capsys, *words, "--json")
+    (one,) = json.loads(out)
+    assert status == 1
+    assert not one["fits"]
+    assert [refusal["code"] for refusal in one["refusals"]] == ["memory"]
+    status, out, _ = metal(capsys, *words)
+    assert status == 1
+    assert "refused" in out
+    assert "needed more than" in out
+
+
+def test_the_table_of_a_what_if_shows_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = metal(capsys, "--model", "M2.5", "--gpu", "H200", "--count", "8")
+    assert status == 0
+    for words in ("sglang@minimax-m2.5.service", "--tp-size 8 --ep-size 8", "3.11 M", "2xtp4", "differs"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("--model", "M2.5"),
+        ("--gpu", "H20"),
+        ("--gpu", "H20", "--count", "four"),
+        ("--gpu", "H20", "--count", "-1"),
+        ("--gpu", "H20", "--count", "4", "--platform", "fedora"),
+        ("--gpu", "H20", "--count", "4", "--set", "port=1"),
+        ("--gpu", "H20", "--count", "4", "--set", "metal_prot=1"),
+        ("--gpu", "H20", "--count", "4", "--set", "metal_port=x"),
+        ("--gpu", "H20", "--count", "4", "--overlay", "/nowhere.yml"),
+        ("--inventory", "/nowhere"),
+        ("--inventory", "/nowhere", "--gpu", "H20"),
+        ("--nonsense",),
+    ],
+)
+def test_wrong_usage_is_two_and_no_traceback(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    status, out, err = metal(capsys, *words)
+    assert status == 2
+    assert not out
+    assert "Traceback" not in err
+    assert err.strip()
+
+
+def test_an_unknown_gpu_or_model_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = metal(capsys, "--model", "MiniMax-M25", "--gpu", "H202", "--count", "8", "--json")
+    assert status == 1
+    remedies = {one["code"]: one["remedy"] for one in json.loads(out)[0]["refusals"]}
+    assert "MiniMax-M2.5" in remedies["model-unknown"]
+    assert "H20" in remedies["gpu-unknown"]
+
+
+def test_any_variable_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--model", "M2.5", "--gpu", "H20", "--count", "2", "--accept", "gpu-count", "--json")
+    status, out, _ = metal(capsys, *words, "--set", "metal_port=9000", "--set", "metal_metrics=true")
+    (one,) = json.loads(out)
+    assert (status, one["fits"]) == (1, False)  # 2 x 96 GB don't hold it
+    assert [refusal["code"] for refusal in one["accepted"]] == ["gpu-count"]
+    assert one["argv"][one["argv"].index("--port") + 1] == "9000"
+    assert "--enable-metrics" in one["argv"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("H20", "H20"),
+        ("h20 96gb", "H20"),
+        ("H20 141GB", "H20-3e"),
+        ("NVIDIA H20", "H20"),
+        ("H200 144GB", "H200"),
+        ("H200 140 GiB", "H200"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("A100", "A100-80GB"),
+        ("A100 40G", "A100-40GB"),
+        ("rtx-pro-6000", "RTX-PRO-6000"),
+        ("B200 192GB", "B200"),
+        ("GB300", "GB300"),
+        ("H20 24GB", None),
+        ("RTX 4090", None),
+        ("", None),
+    ],
+)
+def test_gpus_are_found_as_people_write_them(text: str, name: str | None) -> None:
+    found = find_gpu(text, packaged_catalog())
+    assert (found.name if found else None) == name
+
+
+def test_numbers_of_tokens_read_well() -> None:
+    assert [tokens(n) for n in (None, 5000, 443_794, 3_106_530)] == ["not known", "5000", "444 K", "3.11 M"]
+
+
+# --- inventories -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An inventory of three hosts, and programs in the place of Ansible's that answer for them."""
+    path = tmp_path / "hosts.yml"
+    path.write_text("gpu_hosts: {hosts: {gpu01: , gpu02: , gpu03: }}\n")
+    listing = {
+        "_meta": {
+            "hostvars": {
+                "gpu01": {"metal_model": "MiniMax-M2.5", "ansible_host": "192.0.2.1"},
+                "gpu02": {"metal_model": "{{ 'MiniMax-' + 'M3' }}"},
+                "gpu03": {"metal_model": "MiniMax-M2.5"},
+            }
+        },
+        "gpu_hosts": {"children": ["small"], "hosts": ["gpu02", "gpu03"]},
+        "small": {"hosts": ["gpu01"]},
+    }
+    answers = {
+        "metal_facts": {
+            "gpu01": {"facts": raw_host("H20", 4)},
+            "gpu02": {"facts": raw_host("H200", 8)},
+            "gpu03": {"unreachable": True},
+        },
+        "debug": {
+            "gpu01": {"msg": {"metal_model": "MiniMax-M2.5"}},
+            "gpu02": {"msg": {"metal_model": "MiniMax-M3"}},
+            "gpu03": {"msg": {"metal_model": "MiniMax-M2.5"}},
+        },
+    }
+    (tmp_path / "calls").write_text("")
+
+    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        with (tmp_path / "calls").open("a") as calls:
+            calls.write(f"{program} {words[words.index('-m') + 1] if '-m' in words else ''}\n")
+        if program == "ansible-inventory":
+            return subprocess.CompletedProcess(words, 0, json.dumps(listing), "")
+        tree = Path(words[words.index("--tree") + 1])
+        for host in words[2].split(","):
+            (tree / host).write_text(json.dumps(answers[words[words.index("-m") + 1]][host]))
+        return subprocess.CompletedProcess(words, 4, "", "")
+
+    monkeypatch.setattr(inventory, "_run", run)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return path
+
+
+def calls(fleet: Path) -> list[str]:
+    path = fleet.parent / "calls"
+    lines = path.read_text().split("\n")[:-1]
+    path.write_text("")
+    return [line.strip() for line in lines]
+
+
+def test_an_inventory_is_planned_and_its_facts_are_kept(
+    fleet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = metal(capsys, "--inventory", str(fleet), "--json")
+    plans: dict[str, Any] = {one["host"]: one for one in json.loads(out)}
+    assert status == 1
+    assert (plans["gpu01"]["fits"], plans["gpu01"]["tp"]) == (True, 4)
+    assert (plans["gpu02"]["model"], plans["gpu02"]["tp"]) == ("MiniMax-M3", 8)
+    assert [one["code"] for one in plans["gpu03"]["refusals"]] == ["unreachable"]
+    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
+    # Facts of hosts that answered are kept; the one that did not is asked again.
+    metal(capsys, "--inventory", str(fleet), "--json")
+    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
+    cached = {path.name for path in inventory.cache_directory(fleet).iterdir()}
+    assert cached == {"gpu01.json", "gpu02.json"}
+
+
+def test_a_fleet_is_a_table_with_every_reason_below(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = metal(capsys, "-i", str(fleet))
+    assert status == 1
+    for words in ("gpu01", "gpu02", "gpu03", "refused", "unreachable"):
+        assert words in out
+
+
+def test_variables_on_the_command_line_win(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = metal(capsys, "-i", str(fleet), "--model", "M2.7", "--json")
+    assert {one["model"] for one in json.loads(out)} == {"MiniMax-M2.7"}
+
+
+def test_a_broken_inventory_is_one_line(
+    fleet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(words, 1, "", "ERROR! no\n")
+
+    monkeypatch.setattr(inventory, "_run", run)
+    status, _, err = metal(capsys, "-i", str(fleet))
+    assert status == 2
+    assert err.count("\n") == 1
+    assert "ERROR! no" in err
+
+
+def test_a_what_if_never_imports_ansible_or_the_clients() -> None:
+    code = (
+        "import sys; from minimax_metal.cli import main; "
+        "status = main(['plan', '--model', 'M2.5', '--gpu', 'H20', '--count', '4', '--json']); "
+        "heavy = {'ansible', 'openai', 'huggingface_hub', 'rich', 'jinja2'} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
