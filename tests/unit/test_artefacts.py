@@ -630,6 +630,15 @@ def test_the_root_of_an_error_is_said() -> None:
     assert not found.permanent
 
 
+def test_a_hash_that_modelscope_refused_is_not_asked_for_again() -> None:
+    from modelscope_hub import FileIntegrityError
+
+    origin = sources.ModelScope(Source("modelscope", "a/b"))
+    with pytest.raises(SourceError, match="Hash mismatch") as caught, origin._errors():
+        raise FileIntegrityError("Hash mismatch for x")
+    assert caught.value.permanent
+
+
 # Progress ------------------------------------------------------------------------------------------------
 
 

@@ -255,10 +255,13 @@ class ModelScope:
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         """Turn what the client raises into a :class:`SourceError`."""
-        from modelscope_hub import HubError, NotExistError
+        from modelscope_hub import FileIntegrityError, HubError, NotExistError
 
         try:
             yield
+        except FileIntegrityError as error:
+            # The client has fetched it three times by now.
+            raise SourceError(f"{self.source}: {one_line(error)}", permanent=True) from error
         except NotExistError as error:
             raise SourceError(
                 f"{self.source} (revision {self.source.revision}) does not exist or needs a token",
