@@ -100,12 +100,16 @@ def routes(store: Store, page: int = PAGE) -> list[Route]:
         # Large files live on another server; the client keeps what the first answer says of them.
         headers |= {"X-Linked-Etag": f'"{entry.etag}"', "X-Linked-Size": str(entry.size)}
         name = quote(entry.path.rpartition("/")[2])
-        target = request.url.replace(path=f"/huggingface-cdn/{entry.sha256}/{name}", query="")
+        # The client follows a redirect on the same host before it reads the commit: that goes along.
+        target = request.url.replace(
+            path=f"/huggingface-cdn/{entry.sha256}/{name}", query=f"commit={found.commit}"
+        )
         return RedirectResponse(str(target), 302, headers)
 
     async def cdn(request: Request) -> Response:
         sha256 = request.path_params["sha256"]
-        return file_response(store.object(sha256), request.path_params["name"], {"ETag": f'"{sha256}"'})
+        headers = {"ETag": f'"{sha256}"', "X-Repo-Commit": request.query_params.get("commit", "")}
+        return file_response(store.object(sha256), request.path_params["name"], headers)
 
     api = "/api/models/{repository:path}"
     both = ["GET", "HEAD"]
