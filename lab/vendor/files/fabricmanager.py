@@ -1,4 +1,4 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IB
 """nv-fabricmanager stand-in: "configures" the NVSwitches, and refuses where the real one does.
 
 It ends with status 1 when its version is not the driver's, and when the host has no NVSwitch. Messages:
@@ -8,9 +8,12 @@ ours. After it has started once, nvidia-smi -q shows Fabric State Completed unti
 Python 3.9, standard library only.
 """
 
+from __future__ import annotations
+
 import os
 import re
 import sys
+import syslog
 from pathlib import Path
 
 ROOT = Path(os.environ.get("NVIDIA_STANDIN_ROOT", "/"))
@@ -21,12 +24,21 @@ sys.path[:0] = [str(SHARE)]
 from standin_daemon import daemonise  # noqa: E402  # the line above says where it is
 
 
-def own_version():
+def say(text: str) -> None:
+    """Log a message as the real one does, to syslog; to standard output when the root directory is moved."""
+    if str(ROOT) == "/":
+        syslog.openlog("nv-fabricmanager", syslog.LOG_PID, syslog.LOG_DAEMON)
+        syslog.syslog(text)
+    else:
+        print(text, flush=True)
+
+
+def own_version() -> str:
     """Return this fabric manager's version."""
     return (SHARE / "version").read_text().strip()
 
 
-def nvswitches():
+def nvswitches() -> list[str]:
     """Return the PCI addresses of the host's NVSwitches."""
     found = []
     for path in sorted((ROOT / "sys/bus/pci/devices").glob("*")):
@@ -37,7 +49,7 @@ def nvswitches():
     return found
 
 
-def refusal():
+def refusal() -> str | None:
     """Return why the fabric manager cannot run here, or None."""
     try:
         text = (ROOT / "proc/driver/nvidia/version").read_text()
@@ -58,26 +70,25 @@ def refusal():
     return None
 
 
-def start():
+def start() -> bool:
     """Configure the switches; return whether that worked."""
     reason = refusal()
     if reason:
-        print(reason, flush=True)
+        say(reason)
         return False
     state = ROOT / "run/nvidia-standin"
     state.mkdir(parents=True, exist_ok=True)
     (state / "fabric-configured").write_text("\n".join(nvswitches()) + "\n")
-    print("Connected to 1 node.", flush=True)
-    print(
+    say("Connected to 1 node.")
+    say(
         "Successfully configured all the available NVSwitches to route GPU NVLink traffic. NVLink"
         " Peer-to-Peer support will be enabled once the GPUs are successfully registered with the NVLink"
-        " fabric.",
-        flush=True,
+        " fabric."
     )
     return True
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     """Run the daemon (-c CONFIG) or print the version (-v); return the exit status."""
     if arguments[:1] in (["-v"], ["--version"]):
         print(f"Fabric Manager version is : {own_version()}")

@@ -1,4 +1,4 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IB
 """Stand-in for loading the NVIDIA kernel module, run at boot by nvidia-kernel-module-standin.service.
 
 This is the only place where the module is stood in for. A lab host shares the machine's kernel and cannot
@@ -15,6 +15,8 @@ Python 3.9, standard library only. NVIDIA_STANDIN_ROOT moves the root directory 
 mounted and no device nodes are made.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import platform
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ.get("NVIDIA_STANDIN_ROOT", "/"))
 HERE = Path(__file__).resolve().parent
@@ -32,12 +35,12 @@ PROC_DRIVER = ROOT / "proc/driver"
 COMPILERS = {"12": "12.2.0 (Debian 12.2.0-14+deb12u1)", "13": "14.2.0 (Debian 14.2.0-19)"}
 
 
-def read(address, name):
+def read(address: str, name: str) -> str:
     """Return one attribute of a PCI device."""
     return (PCI_DEVICES / address / name).read_text().strip()
 
 
-def devices(*classes):
+def devices(*classes: str) -> list[str]:
     """Return the addresses of NVIDIA's devices of these PCI classes (first six characters, as "0x0302")."""
     return [
         path.name
@@ -46,13 +49,13 @@ def devices(*classes):
     ]
 
 
-def gpu_uuid(address):
+def gpu_uuid(address: str) -> str:
     """Return a UUID that stays the same for this GPU of this host."""
     machine = (ROOT / "etc/machine-id").read_text().strip()
     return f"GPU-{uuid.uuid5(uuid.NAMESPACE_OID, machine + address)}"
 
 
-def version_text(module):
+def version_text(module: dict[str, Any]) -> str:
     """Return the text of /proc/driver/nvidia/version."""
     release = dict(
         line.split("=", 1) for line in (ROOT / "etc/os-release").read_text().splitlines() if "=" in line
@@ -68,7 +71,7 @@ def version_text(module):
     )
 
 
-def information_text(address, minor, name, version):
+def information_text(address: str, minor: int, name: str, version: str) -> str:
     """Return the text of /proc/driver/nvidia/gpus/<address>/information."""
     return (
         f"Model: \t\t {name}\n"
@@ -85,7 +88,7 @@ def information_text(address, minor, name, version):
     )
 
 
-def make_nodes(gpus, switches):
+def make_nodes(gpus: list[str], switches: list[str]) -> None:
     """Make the device nodes in /dev, readable and writable by everybody as the driver makes them."""
     nodes = {
         "nvidiactl": (195, 255),
@@ -106,7 +109,7 @@ def make_nodes(gpus, switches):
         path.chmod(0o400 if "caps" in name else 0o666)
 
 
-def main():
+def main() -> int:
     """Load the "module"; return the exit status."""
     module = json.loads((HERE / "module.json").read_text())
     known = {entry["pci"]["device"]: entry for entry in json.loads((HERE / "gpus.json").read_text()).values()}

@@ -1,4 +1,4 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IB
 """nvidia-smi stand-in: the outputs people and programs read, for the GPUs the lab gave this host.
 
 Formats were taken from published outputs of the real program, branches 580, 590 and 610 (see
@@ -9,9 +9,12 @@ utilisation, memory in use, temperature and power are those of an idle GPU, and 
 Python 3.9, standard library only.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 import time
+from typing import Any
 
 # Where the lab's libnvidia-ml1 puts the library; NVIDIA_STANDIN_ROOT moves the root directory (tests).
 sys.path[:0] = [os.environ.get("NVIDIA_STANDIN_ROOT", "") + "/usr/share/nvidia-standin/nvml"]
@@ -56,7 +59,7 @@ class UsageError(Exception):
     """The command line was wrong: exit status 2."""
 
 
-def query_field(field, number, gpu, driver, count):
+def query_field(field: str, number: int, gpu: nvml.Gpu, driver: str, count: int) -> tuple[str, str] | None:
     """Return (value, unit) of one --query-gpu field, or None when there is no such field."""
     state, status = nvml.fabric()
     free = gpu.data["memory_mib"] - gpu.data["reserved_mib"]
@@ -119,7 +122,9 @@ def query_field(field, number, gpu, driver, count):
     return values.get(field)
 
 
-def csv_lines(header, rows, options):
+def csv_lines(
+    header: list[tuple[str, str]], rows: list[list[tuple[str, str]]], options: list[str]
+) -> list[str]:
     """Return the lines of a CSV answer: cells are (value, unit), header cells (name, unit)."""
     lines = []
     if "noheader" not in options:
@@ -130,7 +135,9 @@ def csv_lines(header, rows, options):
     return lines
 
 
-def query_gpus(fields, options, selected, driver, count):
+def query_gpus(
+    fields: list[str], options: list[str], selected: list[tuple[int, nvml.Gpu]], driver: str, count: int
+) -> list[str]:
     """Answer --query-gpu."""
     names = [ALIASES.get(field, field) for field in fields]
     rows = []
@@ -146,7 +153,7 @@ def query_gpus(fields, options, selected, driver, count):
     return csv_lines(header, rows, options)
 
 
-def query_compute_apps(fields, options):
+def query_compute_apps(fields: list[str], options: list[str]) -> list[str]:
     """Answer --query-compute-apps: no process ever uses these GPUs."""
     for field in fields:
         if field not in COMPUTE_APP_FIELDS:
@@ -154,7 +161,7 @@ def query_compute_apps(fields, options):
     return csv_lines([COMPUTE_APP_FIELDS[field] for field in fields], [], options)
 
 
-def table(selected, driver):
+def table(selected: list[tuple[int, nvml.Gpu]], driver: str) -> list[str]:
     """Return the default table."""
     cuda = nvml.cuda_version(driver)
     border = "+" + "-" * 41 + "+" + "-" * 24 + "+" + "-" * 22 + "+"
@@ -197,8 +204,8 @@ def table(selected, driver):
     return lines
 
 
-def log_sections(number, gpu, driver):
-    """Yield (section, depth, key, value) of one GPU's part of nvidia-smi -q; value None opens a group.
+def log_sections(number: int, gpu: nvml.Gpu, driver: str) -> list[tuple[str, int, str, str | None]]:
+    """Return (section, depth, key, value) of one GPU's part of nvidia-smi -q; value None opens a group.
 
     The section is the name -d knows, or "" for what only the full log shows.
     """
@@ -206,7 +213,7 @@ def log_sections(number, gpu, driver):
     done = state == "Completed"
     data = gpu.data
     mig = "Disabled" if data["mig"] else "N/A"
-    rows = [
+    rows: list[tuple[str, int, str, str | None]] = [
         ("", 1, "Product Name", gpu.name),
         ("", 1, "Product Brand", "NVIDIA"),
         ("", 1, "Product Architecture", data["architecture"]),
@@ -292,7 +299,7 @@ def log_sections(number, gpu, driver):
     return rows
 
 
-def log(selected, driver, count, wanted):
+def log(selected: list[tuple[int, nvml.Gpu]], driver: str, count: int, wanted: set[str]) -> list[str]:
     """Return the lines of nvidia-smi -q, of the sections `wanted` only when that is not empty."""
     width = 55 if _wide(driver) else 42
     lines = [
@@ -316,7 +323,7 @@ def log(selected, driver, count, wanted):
     return lines
 
 
-def topology(gpus):
+def topology(gpus: list[nvml.Gpu]) -> list[str]:
     """Return the lines of nvidia-smi topo -m."""
     count = len(gpus)
     switched = bool(nvml.nvswitches())
@@ -339,7 +346,7 @@ def topology(gpus):
     return lines + LEGEND.splitlines()
 
 
-def set_persistence(selected, value):
+def set_persistence(selected: list[tuple[int, nvml.Gpu]], value: str) -> list[str]:
     """Do nvidia-smi -pm: return the lines it prints."""
     if value not in ("0", "1", "DISABLED", "ENABLED"):
         raise UsageError(f"Option '-pm' has an invalid value: {value}")
@@ -361,9 +368,9 @@ def set_persistence(selected, value):
     return [*lines, "All done."]
 
 
-def parse(arguments):
+def parse(arguments: list[str]) -> dict[str, Any]:
     """Return the command line as a dictionary; long options with "=" and short ones with the next word."""
-    options = {}
+    options: dict[str, Any] = {}
     words = list(arguments)
     flags = {
         "-L": "list",
@@ -405,7 +412,7 @@ def parse(arguments):
     return options
 
 
-def select(gpus, wanted):
+def select(gpus: list[nvml.Gpu], wanted: str | None) -> list[tuple[int, nvml.Gpu]]:
     """Return (index, gpu) of the GPUs that -i names (index, UUID or bus id), all of them without -i."""
     numbered = list(enumerate(gpus))
     if wanted is None:
@@ -418,7 +425,7 @@ def select(gpus, wanted):
     ]
 
 
-def answer(options):
+def answer(options: dict[str, Any]) -> list[str]:
     """Return the lines of the answer. Raises UsageError or NvmlError."""
     if "help" in options:
         return (__doc__ or "").splitlines()
@@ -458,7 +465,7 @@ def answer(options):
     return table(selected, driver)
 
 
-def main(arguments):
+def main(arguments: list[str]) -> int:
     """Run nvidia-smi and return its exit status."""
     try:
         print("\n".join(answer(parse(arguments))))
@@ -474,7 +481,7 @@ def main(arguments):
     return 0
 
 
-def _wide(driver):
+def _wide(driver: str) -> bool:
     """Say whether nvidia-smi -q of this version pads its keys to 55 columns (580.159 and later) or to 42."""
     return tuple(int(part) for part in driver.split(".")[:2]) >= (580, 159) and not driver.startswith("590.4")
 

@@ -12,10 +12,13 @@ Python 3.9, standard library only: it runs on the lab's hosts. NVIDIA_STANDIN_RO
 (tests).
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(os.environ.get("NVIDIA_STANDIN_ROOT", "/"))
 HERE = Path(__file__).resolve().parent
@@ -31,7 +34,7 @@ CUDA_VERSIONS = {"580": "13.0", "590": "13.1", "595": "13.2", "610": "13.3"}
 class NvmlError(Exception):
     """NVML could not be initialised: `text` is what nvidia-smi prints, `code` its exit status."""
 
-    def __init__(self, text, code):
+    def __init__(self, text: str, code: int) -> None:
         """Keep the text and the exit status."""
         super().__init__(text)
         self.text = text
@@ -41,7 +44,7 @@ class NvmlError(Exception):
 class Gpu:
     """One attached GPU."""
 
-    def __init__(self, information, pci, data):
+    def __init__(self, information: dict[str, str], pci: dict[str, str], data: dict[str, Any]) -> None:
         """Join what /proc says, what sysfs says and what the data sheet says."""
         self.address = information["Bus Location"]
         self.name = information["Model"]
@@ -51,22 +54,22 @@ class Gpu:
         self.pci = pci
 
     @property
-    def bus_id(self):
+    def bus_id(self) -> str:
         """The address as nvidia-smi writes it: eight digits of domain, upper case."""
         return ("0000" + self.address).upper()
 
     @property
-    def numa_node(self):
+    def numa_node(self) -> int:
         """The NUMA node, -1 when the platform does not say."""
         return int(self.pci.get("numa_node", "-1"))
 
 
-def library_version():
+def library_version() -> str:
     """Return the version of the installed user-space library."""
     return (HERE / "version").read_text().strip()
 
 
-def module_version():
+def module_version() -> str:
     """Return the version of the loaded kernel module.
 
     Raises NvmlError (exit status 9) when no module is loaded.
@@ -83,7 +86,7 @@ def module_version():
     return found.group(1) if found else ""
 
 
-def initialise():
+def initialise() -> str:
     """Do what nvmlInit does: return the driver version, or refuse.
 
     Raises NvmlError: 9 when the kernel module is not loaded, 18 when its version is not the library's.
@@ -97,7 +100,7 @@ def initialise():
     return module
 
 
-def attached_gpus():
+def attached_gpus() -> list[Gpu]:
     """Return the GPUs the kernel module drives, in the order of their PCI addresses (the order of
     nvidia-smi)."""
     data = {entry["name"]: entry for entry in json.loads((HERE / "gpus.json").read_text()).values()}
@@ -111,7 +114,7 @@ def attached_gpus():
     return gpus
 
 
-def nvswitches():
+def nvswitches() -> list[str]:
     """Return the PCI addresses of the host's NVSwitches."""
     found = []
     for directory in sorted(PCI_DEVICES.glob("*")):
@@ -121,7 +124,7 @@ def nvswitches():
     return found
 
 
-def fabric():
+def fabric() -> tuple[str, str]:
     """Return (state, status) of the NVLink fabric as nvidia-smi -q shows it.
 
     On a host with NVSwitches a GPU waits ("In Progress") until the fabric manager has configured them; it
@@ -134,7 +137,7 @@ def fabric():
     return "In Progress", "N/A"
 
 
-def persistence_enabled(gpu):
+def persistence_enabled(gpu: Gpu) -> bool:
     """Say whether persistence mode is on, by the daemon or by nvidia-smi -pm."""
     if (STATE / ("persistence-" + gpu.address)).exists():
         return True
@@ -148,12 +151,12 @@ def persistence_enabled(gpu):
     return True
 
 
-def cuda_version(driver):
+def cuda_version(driver: str) -> str:
     """Return the CUDA version that goes with a driver version."""
     return CUDA_VERSIONS.get(driver.split(".")[0], "N/A")
 
 
-def _read_pci(address):
+def _read_pci(address: str) -> dict[str, str]:
     values = {}
     for name in (
         "vendor",

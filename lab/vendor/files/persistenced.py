@@ -1,4 +1,4 @@
-#!/usr/bin/python3 -I
+#!/usr/bin/python3 -IB
 """nvidia-persistenced stand-in: keeps persistence mode on while it runs, and refuses without a matching
 driver.
 
@@ -7,6 +7,8 @@ is only shown (nvidia-smi); there is no GPU state to keep.
 
 Python 3.9, standard library only.
 """
+
+from __future__ import annotations
 
 import argparse
 import os
@@ -21,7 +23,7 @@ sys.path[:0] = [str(SHARE)]
 from standin_daemon import daemonise  # noqa: E402  # the line above says where it is
 
 
-def driver_answers():
+def driver_answers() -> bool:
     """Say whether a kernel module of this daemon's version is loaded."""
     version = (SHARE / "version").read_text().strip()
     try:
@@ -30,7 +32,7 @@ def driver_answers():
         return False
 
 
-def start():
+def start() -> bool:
     """Register the devices; return whether that worked."""
     syslog.openlog("nvidia-persistenced", syslog.LOG_PID, syslog.LOG_DAEMON)
     syslog.syslog(f"Started ({os.getpid()})")
@@ -48,7 +50,7 @@ def start():
     return True
 
 
-def main():
+def main() -> int:
     """Run the daemon; return the exit status."""
     parser = argparse.ArgumentParser(prog="nvidia-persistenced")
     parser.add_argument("-u", "--user")
