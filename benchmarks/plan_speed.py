@@ -44,7 +44,7 @@ def facts(number: int) -> dict[str, Any]:
             "returncode": 0,
             "stdout": "".join(f"{n}, {name}, GPU-{n}, {mib} MiB, 580.126.20, 9.0\n" for n in range(count)),
         },
-        "driver_version_file": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.126.20  Release\n",
+        "driver_version_file": "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.126.20  R\n",
         "packages": {"nvidia-driver-cuda": "580.126.20-1"},
         "disks": {"/srv/models": {"free_bytes": 4 * 10**12, "total_bytes": 4 * 10**12}},
         "user_is_root": True,
@@ -56,7 +56,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> list[float]:
     times = []
     for _ in range(RUNS + 1):
         start = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)  # noqa: S603
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=ROOT)
         times.append(time.perf_counter() - start)
     return times[1:]
 
@@ -77,7 +77,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         inventory = Path(directory, "hosts.yml")
         names = [f"gpu{number:03}" for number in range(HOSTS)]
-        hosts = dict.fromkeys(names, {})
+        hosts: dict[str, dict[str, str]] = {name: {} for name in names}
         inventory.write_text(
             json.dumps({"gpu_hosts": {"hosts": hosts, "vars": {"metal_model": "MiniMax-M2.5"}}})
         )
