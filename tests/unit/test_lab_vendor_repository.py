@@ -151,7 +151,7 @@ def test_dpkg_reads_the_packages(directory: Path) -> None:
 
 
 def test_only_the_driver_metapackages_have_lower_bounds_only(directory: Path) -> None:
-    # cuda-drivers-580 580.105.08-1: "nvidia-driver (>= 580.65.06), ..." (NVIDIA developer forum, topic 353805).
+    # cuda-drivers-580 580.105.08-1: "nvidia-driver (>= 580.65.06), ..." (NVIDIA's forum, topic 353805).
     meta = run("dpkg-deb", "--field", str(directory / "nvidia-open_580.159.04-1_amd64.deb"), "Depends")
     assert "nvidia-kernel-open-dkms (>= 580.159.04)" in meta
     assert "(=" not in meta
