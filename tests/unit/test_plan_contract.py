@@ -127,7 +127,7 @@ def test_the_unit_holds_the_guides_command(model: str, gpu: str, count: int, wor
         "--served-model-name",
         f"MiniMaxAI/{model}",
     ]
-    assert argv[7:] == words.split() + extra
+    assert argv[7:] == [*words.split(), "--enable-metrics", *extra]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 16])

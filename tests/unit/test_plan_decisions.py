@@ -77,6 +77,15 @@ def test_the_default_profile_uses_m3s_own_parsers_and_says_so() -> None:
     assert all(one.reason for one in result.differences)
 
 
+def test_the_default_profile_shows_metrics_unless_told_otherwise() -> None:
+    assert decide("H20", 4, model="M2.5").service.argv[-1] == "--enable-metrics"
+    assert "--enable-metrics" not in decide("H20", 4, model="M2.5", metrics=False).service.argv
+    assert "--enable-metrics" not in host_plan(raw_host("H20", 4), model="M2.5", profile="guide").service.argv
+    twice = decide("H20", 4, model="M2.5", engine_extra_args=["--enable-metrics"])
+    assert twice.fits
+    assert twice.service.argv.count("--enable-metrics") == 1
+
+
 # --- formats and GPUs ------------------------------------------------------------------------------
 
 

@@ -76,7 +76,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_max_running_requests", "int", None, "Requests a replica runs at a time."),
     Setting("metal_max_queued_requests", "int", None, "Requests a replica lets wait before it says 503."),
     Setting("metal_tokens_per_request", "int", 8192, "Tokens a request is reckoned with for the limits."),
-    Setting("metal_metrics", "bool", None, "Whether the engine shows its figures at /metrics."),
+    Setting("metal_metrics", "bool", None, "Whether the engine shows its figures at /metrics; default does."),
     Setting("metal_layout", "text", None, "How GPUs are shared out: tp8 or 2xtp4 on 8 GPUs, tp4 on 4."),
     Setting("metal_profile", "text", "default", "default, or guide for the vendor guide's own parsers."),
     Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
@@ -156,8 +156,8 @@ class Settings:
 
     @property
     def wants_metrics(self) -> bool:
-        """Whether ``--enable-metrics`` is set: as the user says, else not."""
-        return bool(self.metrics)
+        """Whether ``--enable-metrics`` is set: as the user says, else as the profile does."""
+        return self.profile != "guide" if self.metrics is None else self.metrics
 
     def with_layout(self, layout: str) -> Settings:
         """The same settings with another layout, and the spread that goes with it."""
