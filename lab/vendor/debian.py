@@ -128,16 +128,17 @@ def write_indices(packages: Iterable[Package], directory: Path, label: str, key:
 class SigningKey:
     """The lab's own key for signing repositories, kept under `directory` as ``signing-key.asc`` (mode 0600).
 
-    Each use has a GNUPGHOME of its own under a short path (an agent's socket allows some 100 characters), and
-    ends the agent it started.
+    Each use has a GNUPGHOME of its own, and ends the agent it started.
     """
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / "signing-key.asc"
+        directory.mkdir(parents=True, exist_ok=True)
+        for leftover in directory.glob(f"{_Gnupg.PREFIX}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
         if not self._file.exists():
-            directory.mkdir(parents=True, exist_ok=True)
             self._generate()
-        with _Gnupg() as gnupg:
+        with _Gnupg(self._file.parent) as gnupg:
             gnupg("--import", str(self._file))
             listing = gnupg("--with-colons", "--list-secret-keys").decode()
             self.fingerprint = next(
@@ -148,7 +149,7 @@ class SigningKey:
 
     def sign(self, release: Path) -> None:
         """Write InRelease and Release.gpg beside a Release file."""
-        with _Gnupg() as gnupg:
+        with _Gnupg(self._file.parent) as gnupg:
             gnupg("--import", str(self._file))
             for option, name in (("--clear-sign", "InRelease"), ("--detach-sign", "Release.gpg")):
                 output = str(release.with_name(name))
@@ -156,7 +157,7 @@ class SigningKey:
 
     def _generate(self) -> None:
         """Make the key. Ed25519: quick, and accepted by gpgv (Debian 12) as by sqv (Debian 13)."""
-        with _Gnupg() as gnupg:
+        with _Gnupg(self._file.parent) as gnupg:
             gnupg("--quick-generate-key", "minimax-metal lab, vendor repository", "ed25519", "sign", "never")
             secret = gnupg("--armor", "--export-secret-keys")
         temporary = self._file.with_suffix(".new")
@@ -169,8 +170,14 @@ class SigningKey:
 class _Gnupg:
     """gpg in a home of its own, removed afterwards."""
 
+    PREFIX = "gpg-"
+
+    def __init__(self, directory: Path) -> None:
+        # An agent's socket allows some 100 characters for its path; where that is too little, /tmp will do.
+        self._parent = directory if len(str(directory)) < 70 else None
+
     def __enter__(self) -> "_Gnupg":
-        self._home = tempfile.mkdtemp(prefix="gpg-", dir="/tmp")  # mkdtemp; the path must be short
+        self._home = tempfile.mkdtemp(prefix=self.PREFIX, dir=self._parent)
         return self
 
     def __call__(self, *arguments: str) -> bytes:
@@ -191,7 +198,8 @@ class _Gnupg:
 
 
 def _build(package: Package, output: Path) -> None:
-    with tempfile.TemporaryDirectory(prefix="deb-") as temporary:
+    # Beside the package, so that whoever removes an unfinished repository removes this as well.
+    with tempfile.TemporaryDirectory(prefix="deb-", dir=output.parent) as temporary:
         root = Path(temporary)
         root.chmod(0o755)
         control = root / "DEBIAN"
