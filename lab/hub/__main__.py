@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 
@@ -23,16 +24,23 @@ def main(argv: list[str] | None = None) -> int:
         print(f"found no folder {options.root}; publish models into it first", file=sys.stderr)
         return 2
     log = options.access_log.open("a", encoding="utf-8") if options.access_log else sys.stdout
-    uvicorn.run(
+    try:
+        listener = socket.create_server((options.host, options.port), backlog=512)
+    except OSError as error:
+        where = f"{options.host}:{options.port}"
+        print(f"cannot listen on {where}: {error.strerror}; take another address or port", file=sys.stderr)
+        return 2
+    host, port = listener.getsockname()[:2]
+    print(f"model hub on http://{host}:{port}, serving {options.root}", file=sys.stderr, flush=True)
+    configuration = uvicorn.Config(
         create(options.root, log),
-        host=options.host,
-        port=options.port,
         access_log=False,
         log_level="warning",
+        server_header=False,
         # A client that has gone quiet must not keep the lab from going down.
         timeout_graceful_shutdown=2,
-        server_header=False,
     )
+    uvicorn.Server(configuration).run(sockets=[listener])
     return 0
 
 
