@@ -109,7 +109,8 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
         document = merge(document, _read(HERE / name))
     for overlay in overlays:
         document = merge(document, overlay)
-    document.pop("driver_packages", None)  # only an anchor
+    for anchor in ("driver_packages", "repository_keys"):
+        document.pop(anchor, None)
     _resolve_models(document)
     _named(document, "gpus", "name")
     _named(document, "engines", "release")

@@ -205,6 +205,15 @@ class DriverPackages(_Entry):
     source: str
 
 
+class RepositoryKey(_Entry):
+    """The key that signs a package repository."""
+
+    file: str
+    """Its name in the repository."""
+    fingerprint: str
+    source: str
+
+
 class Platform(_Entry):
     """One distribution release."""
 
@@ -214,6 +223,7 @@ class Platform(_Entry):
     codename: str
     python: str
     repository_slug: str
+    repository_key: RepositoryKey
     build_packages: tuple[str, ...]
     kernel_headers: tuple[str, ...]
     """What DKMS builds the driver's modules with; follows the kernel, so it is never held."""

@@ -150,6 +150,9 @@ class DriverPlan:
     open_modules: bool
     fabric_manager: bool
     repository_slug: str
+    repository_key: str
+    """File name, in the repository, of the key that signs it."""
+    repository_key_fingerprint: str
     pinning_package: str | None
     packages: tuple[str, ...]
     services: tuple[str, ...]

@@ -216,6 +216,8 @@ def driver_plan(
         open_modules=open_modules,
         fabric_manager=board.nvswitch,
         repository_slug=platform.repository_slug,
+        repository_key=platform.repository_key.file,
+        repository_key_fingerprint=platform.repository_key.fingerprint,
         pinning_package=names.pinning.format(branch=branch) if names.pinning else None,
         # Kernel headers first: DKMS builds the modules while the driver is installed.
         packages=(*platform.kernel_headers, *packages),
