@@ -2,6 +2,11 @@
 
 import sys
 
-from lab.cli import main
+try:
+    from lab.cli import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # before the command itself could take it
+    print("lab: interrupted", file=sys.stderr)
+    status = 130
+sys.exit(status)

@@ -322,9 +322,12 @@ def test_up_heals_a_half_made_host_and_lost_links(lab: LabCommand) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_interrupted_up_can_be_repeated(lab: LabCommand, number: signal.Signals) -> None:
+    lab.up()
     os.kill(lab.pid("hosts", "gpu02", "nspawn.json"), signal.SIGKILL)
     process = lab.popen("up", "--file", str(lab.description))
-    time.sleep(0.6)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith(f"lab {NAME}: up")
+    time.sleep(0.2)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     if number == signal.SIGINT and process.returncode:
