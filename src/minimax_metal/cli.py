@@ -10,6 +10,7 @@ Ctrl-C.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,6 +20,7 @@ from minimax_metal.errors import UserError
 
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
+EXIT_PIPE: Final = 141
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     # verb: ("module:function", one line for the help); every function takes the arguments after the verb
@@ -75,6 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"metal {verb}: {error}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`metal plan --json | head`); nothing is left to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except KeyboardInterrupt:
         print(f"metal {verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

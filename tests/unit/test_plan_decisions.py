@@ -385,7 +385,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": "M2.5", "profile": "fast"}, "profile"),
     ({"model": "M2.5", "engine_release": "0.6.0"}, "engine-unknown"),
     ({"model": "M2.5", "engine_python": "3.9"}, "engine-python"),
-    ({"model": "M2.5", "engine_release": "0.5.10.post1"}, "engine-lock"),
+    ({"model": "M2.5", "engine_release": "0.5.4.post1"}, "engine-lock"),
     ({"model": "M3", "engine_release": "0.5.10.post1"}, "engine-old"),
     ({"model": "M2.5", "driver_branch": "550"}, "driver-too-old"),
     ({"model": "M2.5", "driver_branch": "new"}, "driver-too-old"),

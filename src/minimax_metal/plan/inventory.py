@@ -26,6 +26,15 @@ _VARIABLES = (
     " | zip(query('ansible.builtin.vars', *query('ansible.builtin.varnames', '^metal_')))) }}"
 )
 
+_WEIGHTS = "{{ metal_weights_directory | default('/srv/models') }}"
+_ENGINES = "{{ metal_engine_directory | default('/opt/sglang') }}"
+_FACTS = {
+    "paths": [_WEIGHTS, _ENGINES, "/var/cache"],
+    "weights_directory": _WEIGHTS,
+    "engine_directory": _ENGINES,
+}
+"""What the facts module is asked; Ansible fills in each host's own directories."""
+
 
 @dataclass(frozen=True)
 class InventoryHost:
@@ -160,7 +169,7 @@ def _tree(
 
 
 def _gather(inventory: Path, hosts: Sequence[str], cache: Path) -> dict[str, Mapping[str, Any] | None]:
-    answers = _tree(inventory, hosts, "metal_facts", "", become=True)
+    answers = _tree(inventory, hosts, "metal_facts", json.dumps(_FACTS), become=True)
     cache.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Mapping[str, Any] | None] = {}
     for host in hosts:

@@ -40,8 +40,8 @@ def _verdict(plan: Plan) -> str:
 
 def _fleet(plans: Sequence[Plan]) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
-    for name in ("host", "model", "GPUs", "verdict", "tp / ep", "KV tokens", "SGLang", "driver", "CUDA"):
-        table.add_column(name)
+    for name in ("host", "model", "GPUs", "verdict", "tp / ep", "KV tokens", "SGLang", "driver"):
+        table.add_column(name, no_wrap=name in ("host", "model", "GPUs"))
     for plan in plans:
         spread = plan.parallelism
         shape = "-"
@@ -56,8 +56,7 @@ def _fleet(plans: Sequence[Plan]) -> Table:
             shape,
             tokens(plan.capacity.kv_tokens) if plan.capacity and plan.fits else "-",
             plan.engine.release if plan.engine else "-",
-            plan.driver.branch if plan.driver else "-",
-            plan.cuda.version if plan.cuda else "-",
+            f"{plan.driver.branch}, CUDA {plan.cuda.version}" if plan.driver and plan.cuda else "-",
         )
     return table
 
