@@ -506,6 +506,22 @@ def test_a_broken_nvidia_smi_falls_back_to_the_pci_bus() -> None:
     assert "nvidia-smi" in warned(result)
 
 
+def test_what_others_hold_is_refused_and_what_is_ours_is_not() -> None:
+    nginx = {"program": "nginx", "unit": "nginx.service"}
+    vllm = {"program": "python3", "unit": None}
+    ours = {"program": "python", "unit": "sglang@minimax-m2.5.service"}
+    taken = host_plan(raw_host("H20", 4, port_owners={"8000": nginx}, gpu_users=[vllm, ours]), model="M2.5")
+    assert codes(taken) == {"port-taken", "gpu-busy"}
+    assert "nginx (nginx.service)" in taken.refusals[0].found
+    running = host_plan(
+        raw_host("H20", 4, port_owners={"8000": ours, "22": nginx}, gpu_users=[ours]), model="M2.5"
+    )
+    assert running.fits
+    second = raw_host("H20", 8, port_owners={"8001": nginx})
+    assert host_plan(second, model="M2.5").fits
+    assert codes(host_plan(second, model="M2.5", layout="2xtp4")) == {"port-taken"}
+
+
 # --- lifting refusals ------------------------------------------------------------------------------
 
 

@@ -151,7 +151,14 @@ json_like = st.recursive(
 KEYS = list(raw_host())
 
 
-@given(st.dictionaries(st.sampled_from([*KEYS, "stored_weights", "probe", "engine_environments"]), json_like))
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            [*KEYS, "stored_weights", "probe", "engine_environments", "port_owners", "gpu_users"]
+        ),
+        json_like,
+    )
+)
 @settings(max_examples=150, deadline=None)
 def test_no_facts_however_odd_raise(odd: dict[str, Any]) -> None:
     for raw in (odd, raw_host() | odd):

@@ -10,7 +10,14 @@ from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
-from minimax_metal.plan.host import check_host, find_board, find_platform, gpus_plan, platform_plan
+from minimax_metal.plan.host import (
+    check_host,
+    check_occupants,
+    find_board,
+    find_platform,
+    gpus_plan,
+    platform_plan,
+)
 from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, ServicePlan
 from minimax_metal.plan.serve import find_parsers, service_plans
 from minimax_metal.plan.settings import Settings
@@ -65,6 +72,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         services = service_plans(
             settings, checkpoint, model, engine, cuda, parsers, board, fit, release, verbatim, found
         )
+    if readable:
+        check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
     checks = None
     if model and parsers:
         checks = ChecksPlan(

@@ -3,7 +3,8 @@ what could not be read is none, and the plan says what it misses.
 
 Raw keys beyond the module's first version are optional: ``stored_weights`` ({directory: bytes} of the
 directories under the weights directory, so that weights already there need no room twice) and
-``engine_environments`` (a list of the directories of engine environments). A host that
+``engine_environments`` (a list of the directories of engine environments), ``port_owners`` ({port:
+{program, unit}}) and ``gpu_users`` ([{program, unit}], from nvidia-smi's compute processes). A host that
 could not be read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
 """
 
@@ -29,6 +30,22 @@ class SmiGpu:
     memory_bytes: int | None
     driver: str
     compute_capability: str | None
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """Who holds a port or GPU memory: a program, and the unit it runs under (none: no unit)."""
+
+    program: str
+    unit: str | None
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is an engine that these plays started."""
+        return (self.unit or "").startswith("sglang@")
+
+    def __str__(self) -> str:
+        return f"{self.program} ({self.unit})" if self.unit else self.program
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,8 @@ class HostFacts:
     secure_boot: bool | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
     listening_ports: frozenset[int] = frozenset()
+    port_owners: Mapping[int, Occupant] = field(default_factory=dict)
+    gpu_users: tuple[Occupant, ...] = ()
     stored_weights: Mapping[str, int] | None = None
     engine_environments: frozenset[str] | None = None
     is_root: bool | None = None
@@ -119,6 +138,16 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
             {str(k): size for k, v in stored.items() if (size := _whole(v)) is not None}
             if isinstance(stored, Mapping)
             else None
+        ),
+        port_owners={
+            port: Occupant(str(owner.get("program") or "a program"), _text(owner.get("unit")))
+            for number, owner in _mapping(raw.get("port_owners")).items()
+            if (port := _whole(number)) is not None and isinstance(owner, Mapping)
+        },
+        gpu_users=tuple(
+            Occupant(str(user.get("program") or "a program"), _text(user.get("unit")))
+            for user in _list(raw.get("gpu_users"))
+            if isinstance(user, Mapping)
         ),
         engine_environments=(
             frozenset(str(item) for item in _list(raw["engine_environments"]))

@@ -66,6 +66,27 @@ def check_host(facts: HostFacts, found: Findings) -> bool:
     return True
 
 
+def check_occupants(facts: HostFacts, ports: range, found: Findings) -> None:
+    """Whether someone else already holds what the endpoint needs. An engine of ours does not count."""
+    for port in ports:
+        owner = facts.port_owners.get(port)
+        if owner and not owner.ours:
+            found.refuse(
+                "port-taken",
+                f"port {port} held by {owner}",
+                "a free port",
+                "stop that program, or set metal_port to another port",
+            )
+    strangers = sorted({str(user) for user in facts.gpu_users if not user.ours})
+    if strangers:
+        found.refuse(
+            "gpu-busy",
+            f"GPU memory held by {', '.join(strangers)}",
+            "GPUs that nobody else uses",
+            "stop those programs",
+        )
+
+
 def find_platform(facts: HostFacts, catalog: Catalog, found: Findings) -> Platform | None:
     """The host's distribution in the catalogue."""
     if facts.architecture not in (None, "x86_64", "aarch64"):
