@@ -82,7 +82,7 @@ def main() -> int:
             json.dumps({"gpu_hosts": {"hosts": hosts, "vars": {"metal_model": "MiniMax-M2.5"}}})
         )
         environment["XDG_CACHE_HOME"] = os.environ["XDG_CACHE_HOME"] = directory
-        cache = cache_directory(inventory)
+        cache = cache_directory([inventory])
         cache.mkdir(parents=True)
         for number, name in enumerate(names):
             (cache / f"{name}.json").write_text(json.dumps(facts(number)))

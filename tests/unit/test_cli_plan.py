@@ -176,7 +176,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if program == "ansible-inventory":
             return subprocess.CompletedProcess(words, 0, json.dumps(listing), "")
         tree = Path(words[words.index("--tree") + 1])
-        for host in words[2].split(","):
+        for host in words[0].split(","):
             (tree / host).write_text(json.dumps(answers[words[words.index("-m") + 1]][host]))
         return subprocess.CompletedProcess(words, 4, "", "")
 
@@ -205,7 +205,7 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
     # Facts of hosts that answered are kept; the one that did not is asked again.
     metal(capsys, "--inventory", str(fleet), "--json")
     assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
-    cached = {path.name for path in inventory.cache_directory(fleet).iterdir()}
+    cached = {path.name for path in inventory.cache_directory([fleet]).iterdir()}
     assert cached == {"gpu01.json", "gpu02.json"}
 
 

@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20 or "H20 96GB"')
     where.add_argument("--count", metavar="N", type=int, help="what-if: how many of them")
     where.add_argument("--platform", metavar="NAME", help="what-if: distribution (debian12)")
-    where.add_argument("--inventory", "-i", metavar="PATH", type=Path, help="Ansible inventory")
+    where.add_argument(
+        "--inventory", "-i", metavar="PATH", type=Path, action="append", help="Ansible inventory (repeatable)"
+    )
     where.add_argument("--limit", "-l", metavar="PATTERN", help="hosts of the inventory")
     where.add_argument("--refresh", action="store_true", help="read the hosts again, not their cached facts")
     where.add_argument(

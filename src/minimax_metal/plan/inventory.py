@@ -45,29 +45,29 @@ class InventoryHost:
     facts: Mapping[str, Any] | None
 
 
-def cache_directory(inventory: Path) -> Path:
-    """Where the facts of an inventory's hosts are kept; safe to delete."""
+def cache_directory(inventories: Sequence[Path]) -> Path:
+    """Where the facts of the hosts of some inventories are kept; safe to delete."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = hashlib.sha256(str(inventory.resolve()).encode()).hexdigest()[:16]
+    paths = "\n".join(str(one.resolve()) for one in inventories)
+    name = hashlib.sha256(paths.encode()).hexdigest()[:16]
     return base / "minimax-metal" / "facts" / name
 
 
 def read_inventory(
-    inventory: Path, *, limit: str | None, refresh: bool, max_age_seconds: float
+    inventories: Sequence[Path], *, limit: str | None, refresh: bool, max_age_seconds: float
 ) -> list[InventoryHost]:
     """The hosts of group ``gpu_hosts``, their facts from the cache where it is young enough.
 
     Raises ``UserError`` when there is no such inventory, no such host, or no Ansible.
     """
-    if not inventory.exists():
-        raise UserError(
-            f"found no inventory at {inventory}, expected a file or directory; put the path right"
-        )
-    variables = _variables(inventory, limit)
-    cache = cache_directory(inventory)
+    for inventory in inventories:
+        if not inventory.exists():
+            raise UserError(f"found no inventory at {inventory}, expected a file or directory; put it right")
+    variables = _variables(inventories, limit)
+    cache = cache_directory(inventories)
     oldest = time.time() - max_age_seconds
     missing = [host for host in variables if refresh or not _young(cache / f"{host}.json", oldest)]
-    fresh = _gather(inventory, missing, cache) if missing else {}
+    fresh = _gather(inventories, missing, cache) if missing else {}
     return [
         InventoryHost(host, values, fresh[host] if host in fresh else _cached(cache / f"{host}.json"))
         for host, values in variables.items()
@@ -108,21 +108,29 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "nothing on its standard error"
 
 
-def _variables(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
+def _options(inventories: Sequence[Path]) -> list[str]:
+    return [word for one in inventories for word in ("-i", str(one))]
+
+
+def _named(inventories: Sequence[Path]) -> str:
+    return ", ".join(str(one) for one in inventories)
+
+
+def _variables(inventories: Sequence[Path], limit: str | None) -> dict[str, dict[str, Any]]:
     pattern = ["--limit", limit] if limit else []
-    done = _run("ansible-inventory", "-i", str(inventory), "--list", *pattern)
+    done = _run("ansible-inventory", *_options(inventories), "--list", *pattern)
     try:
         listing = json.loads(done.stdout)
     except ValueError:
         raise UserError(
             f"found an inventory that ansible-inventory can't read ({_last_line(done.stderr)}), "
-            f"expected {inventory} to be an Ansible inventory; put it right"
+            f"expected {_named(inventories)} to be an Ansible inventory; put it right"
         ) from None
     hostvars: dict[str, dict[str, Any]] = listing.get("_meta", {}).get("hostvars", {})
     names = _members(listing, GROUP, set())
     if not names:
         raise UserError(
-            f"found no host in group {GROUP} of {inventory}{f' within {limit}' if limit else ''}, "
+            f"found no host in group {GROUP} of {_named(inventories)}{f' within {limit}' if limit else ''}, "
             "expected at least one; add hosts to the group"
         )
     variables = {
@@ -130,7 +138,7 @@ def _variables(inventory: Path, limit: str | None) -> dict[str, dict[str, Any]]:
     }
     if "{{" in json.dumps(variables) or "{%" in json.dumps(variables):
         # Templates are Ansible's to fill in.
-        rendered = _tree(inventory, list(variables), "debug", "msg=" + _VARIABLES, become=False)
+        rendered = _tree(inventories, list(variables), "debug", "msg=" + _VARIABLES, become=False)
         for name, answer in rendered.items():
             if isinstance(answer.get("msg"), dict):
                 variables[name] = answer["msg"]
@@ -149,12 +157,13 @@ def _members(listing: Mapping[str, Any], group: str, seen: set[str]) -> list[str
 
 
 def _tree(
-    inventory: Path, hosts: Sequence[str], module: str, arguments: str, *, become: bool
+    inventories: Sequence[Path], hosts: Sequence[str], module: str, arguments: str, *, become: bool
 ) -> dict[str, dict[str, Any]]:
     """What one module answers on each host; hosts that did not answer are not in it."""
     answers: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        words = ["-i", str(inventory), ",".join(hosts), "-m", module, "-a", arguments, "--tree", directory]
+        words = [",".join(hosts), *_options(inventories), "-m", module, "-a", arguments]
+        words += ["--tree", directory]
         done = _run("ansible", *words, *(["--become"] if become else []))
         for path in Path(directory).iterdir():
             answer = _cached(path)
@@ -168,8 +177,10 @@ def _tree(
     return answers
 
 
-def _gather(inventory: Path, hosts: Sequence[str], cache: Path) -> dict[str, Mapping[str, Any] | None]:
-    answers = _tree(inventory, hosts, "metal_facts", json.dumps(_FACTS), become=True)
+def _gather(
+    inventories: Sequence[Path], hosts: Sequence[str], cache: Path
+) -> dict[str, Mapping[str, Any] | None]:
+    answers = _tree(inventories, hosts, "metal_facts", json.dumps(_FACTS), become=True)
     cache.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Mapping[str, Any] | None] = {}
     for host in hosts:

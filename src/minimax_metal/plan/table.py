@@ -40,14 +40,18 @@ def _verdict(plan: Plan) -> str:
 
 def _fleet(plans: Sequence[Plan]) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
-    for name in ("host", "model", "GPUs", "verdict", "tp / ep", "KV tokens", "SGLang", "driver"):
-        table.add_column(name, no_wrap=name in ("host", "model", "GPUs"))
+    for name in ("host", "model", "GPUs", "verdict", "tp/ep", "KV tokens", "engine, driver, CUDA"):
+        table.add_column(name, no_wrap=name != "verdict")
     for plan in plans:
         spread = plan.parallelism
-        shape = "-"
-        if spread:
-            shape = f"{spread.replicas} x " if spread.replicas > 1 else ""
-            shape += f"{spread.tp} / {spread.ep}"
+        shape = f"{spread.tp}/{spread.ep}" if spread else "-"
+        if spread and spread.replicas > 1:
+            shape = f"{spread.replicas} x {shape}"
+        stack = [
+            plan.engine.release if plan.engine else "-",
+            plan.driver.branch if plan.driver else "-",
+            plan.cuda.version if plan.cuda else "-",
+        ]
         table.add_row(
             escape(plan.host),
             f"{plan.model.name} {plan.model.format}" if plan.model else "-",
@@ -55,8 +59,7 @@ def _fleet(plans: Sequence[Plan]) -> Table:
             _verdict(plan),
             shape,
             tokens(plan.capacity.kv_tokens) if plan.capacity and plan.fits else "-",
-            plan.engine.release if plan.engine else "-",
-            f"{plan.driver.branch}, CUDA {plan.cuda.version}" if plan.driver and plan.cuda else "-",
+            ", ".join(stack),
         )
     return table
 
