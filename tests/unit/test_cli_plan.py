@@ -212,6 +212,9 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
 def test_a_fleet_is_a_table_with_every_reason_below(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = metal(capsys, "-i", str(fleet))
     assert status == 1
+    row = next(line for line in out.splitlines() if line.startswith("gpu01"))
+    assert "fits" in row
+    assert "0.5.23" in row
     for words in ("gpu01", "gpu02", "gpu03", "refused", "unreachable"):
         assert words in out
 

@@ -41,7 +41,7 @@ def _verdict(plan: Plan) -> str:
 def _fleet(plans: Sequence[Plan]) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False)
     for name in ("host", "model", "GPUs", "verdict", "tp/ep", "KV tokens", "engine, driver, CUDA"):
-        table.add_column(name, no_wrap=name != "verdict")
+        table.add_column(name, no_wrap=not name.startswith("engine"))
     for plan in plans:
         spread = plan.parallelism
         shape = f"{spread.tp}/{spread.ep}" if spread else "-"
@@ -56,7 +56,7 @@ def _fleet(plans: Sequence[Plan]) -> Table:
             escape(plan.host),
             f"{plan.model.name} {plan.model.format}" if plan.model else "-",
             f"{plan.gpus.count} x {escape(plan.gpus.model)}" if plan.gpus else "-",
-            _verdict(plan),
+            _verdict(plan).replace("fits, with warnings", "fits (!)"),
             shape,
             tokens(plan.capacity.kv_tokens) if plan.capacity and plan.fits else "-",
             ", ".join(stack),
