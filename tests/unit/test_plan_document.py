@@ -1,0 +1,26 @@
+"""docs/plan.md says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from minimax_metal.plan import core
+from minimax_metal.plan.settings import SETTINGS
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+
+
+def test_every_variable_is_in_the_table_with_its_meaning() -> None:
+    rows = dict(re.findall(r"^\| `(metal_\w+)` \|.*\| ([^|]+) \|$", TEXT, re.MULTILINE))
+    assert rows == {setting.name: setting.meaning for setting in SETTINGS}
+
+
+def test_every_refusal_is_in_the_table() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in Path(core.__file__).parent.glob("*.py")]
+    codes = set(re.findall(r'\.refuse\(\s*"([a-z-]+)"', "\n".join(sources)))
+    codes |= set(re.findall(r'^        \("([a-z-]+)", "metal_', "\n".join(sources), re.MULTILINE))
+    table = TEXT.split("## Refusals")[1].split("## A new engine")[0]
+    rows = "\n".join(line for line in table.splitlines() if line.startswith("|"))
+    assert set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", rows)) == codes
