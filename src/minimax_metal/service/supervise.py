@@ -282,7 +282,9 @@ class Supervisor:
                 self.kill_group(engine)
                 return False
             if now >= next_status:
-                self.notifier.status(f"stopping: engine still alive, killed in {spell(deadline - now)}")
+                self.notifier.status(
+                    f"stopping: the engine has another {spell(deadline - now)} for requests in flight"
+                )
                 next_status = now + 2.0
             self.signals.wait(min(0.5, deadline - now))
         return True
