@@ -22,7 +22,8 @@ def platform() -> str:
 
 def install() -> None:
     """Set the environment the ranks inherit and register the hooks (entry point ``sglang.srt.plugins``)."""
-    from minimax_metal_lab_engine import hooks
+    from minimax_metal_lab_engine import hooks, ranks
 
     hooks.set_environment()
+    ranks.start_server()
     hooks.register()

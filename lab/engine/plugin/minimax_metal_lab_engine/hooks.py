@@ -38,7 +38,7 @@ def register() -> None:
     """Register every hook with the engine; it applies them once its modules can be imported."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    from minimax_metal_lab_engine import arithmetic
+    from minimax_metal_lab_engine import arithmetic, ranks
 
     for target, name in REPLACED.items():
         HookRegistry.register(target, getattr(arithmetic, name), HookType.REPLACE)
@@ -50,6 +50,9 @@ def register() -> None:
     HookRegistry.register(
         "sglang.srt.distributed.bootstrap._bind_threads_if_cpu", _bind_nothing, HookType.REPLACE
     )
+    HookRegistry.register(
+        "sglang.srt.entrypoints.engine._set_envs_and_config", ranks.use_server, HookType.AFTER
+    )
 
 
 def _let_m3_pool_through(original: Callable[..., None], platform: Any, *, subsystem: str) -> None:
@@ -59,6 +62,4 @@ def _let_m3_pool_through(original: Callable[..., None], platform: Any, *, subsys
 
 
 def _bind_nothing(*, device: str) -> None:
-    """Leave the ranks to the scheduler: the engine wants a NUMA node per rank, and four or eight ranks share
-    two cores.
-    """
+    """Leave the ranks to the kernel's scheduler: the engine wants a NUMA node for each of them."""

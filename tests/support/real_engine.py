@@ -1,0 +1,111 @@
+"""A real engine on a tiny model, started and ended by a test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.engine import environment
+from lab.models.description import MODELS
+from lab.models.training_run import trained
+
+PARSERS = {
+    "MiniMax-M2.5": ("minimax-m2", "minimax-append-think"),
+    "MiniMax-M3": ("minimax-m3", "minimax-m3"),
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A running engine: its address, the model's folder, how long it took to be ready."""
+
+    url: str
+    name: str
+    model: Path
+    seconds: float
+    log: Path
+
+    def post(self, path: str, body: dict[str, Any], timeout: float = 120) -> Any:
+        request = urllib.request.Request(  # noqa: S310  loopback
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310  loopback
+            return json.load(answer)
+
+
+@contextmanager
+def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterator[Engine]:
+    """Serve the tiny model ``name`` with the guide's flags; yields when it generates, ends it afterwards."""
+    model = trained(MODELS[name])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    tools, reasoning = PARSERS[name]
+    log = folder / f"{name}-tp{tp}.log"
+    argv = [str(environment()), "-m", "sglang.launch_server", "--model-path", str(model)]
+    argv += ["--served-model-name", f"MiniMaxAI/{name}", "--tp-size", str(tp)]
+    argv += ["--ep-size", str(ep)] if ep > 1 else []
+    argv += ["--tool-call-parser", tools, "--reasoning-parser", reasoning, "--host", "127.0.0.1"]
+    argv += ["--trust-remote-code", "--port", str(port), "--mem-fraction-static", "0.85"]
+    argv += ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "8192"]
+    argv += ["--sleep-on-idle"]
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+    began = time.monotonic()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            argv,
+            env={**inherited, "HF_HUB_OFFLINE": "1"},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _await_health(url, process, log)
+        yield Engine(url, name, model, time.monotonic() - began, log)
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        _end(process)
+
+
+def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 280
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"the engine ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=30):  # noqa: S310  loopback
+                return
+        except (OSError, urllib.error.URLError):
+            time.sleep(0.5)
+    pytest.fail(f"the engine was not ready in time: {log.read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the engine's session and see it gone."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(10)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"processes of the engine's session {process.pid} are left")
