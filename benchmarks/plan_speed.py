@@ -54,7 +54,10 @@ def facts(number: int) -> dict[str, Any]:
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> list[tuple[float, float]]:
-    """Wall-clock and processor seconds of each run of a command that must succeed; the first only warms the caches."""
+    """Wall-clock and processor seconds of each run of a command that must succeed.
+
+    A first run, not counted, warms the caches.
+    """
     times = []
     for _ in range(RUNS + 1):
         start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
