@@ -286,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         elif pictures and engine.family == "m2" and "image_ignored" not in engine.faults:
             self.answer_json(400, {"error": {"message": "This model does not support images", "code": 400}})
         elif "slow" in engine.faults:
-            time.sleep(0.6)
+            time.sleep(4)
             self.close_connection = True
         elif "no_json" in engine.faults:
             self.answer(200, b"<html>a proxy's page</html>", "application/json")

@@ -39,7 +39,10 @@ from minimax_metal.artefacts.sources import Listing, SourceError
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 
-QUICK = Options(workers=2, stall=5, attempts=2, backoff=0.01, interval=0.2)
+PATIENCE = 60.0
+"""Seconds for what takes a fraction of one: a busy machine is no failure."""
+
+QUICK = Options(workers=2, stall=60, attempts=2, backoff=0.01, interval=0.2)
 CONTENT = {
     "config.json": b"{}\n",
     "model-00000-of-00002.safetensors": b"a" * 300_000,
@@ -284,12 +287,12 @@ def test_a_second_pull_waits_for_the_first(tmp_path: Path, model: Path) -> None:
         reporter = Reporter(request, Notifier(None), output)
         thread = threading.Thread(target=pull.pull, args=(request, QUICK, reporter))
         thread.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + PATIENCE
         while "another pull is at work" not in output.getvalue() and time.monotonic() < deadline:
             time.sleep(0.02)
         assert "another pull is at work" in output.getvalue()
         assert not request.staging.exists()
-    thread.join(timeout=20)
+    thread.join(timeout=PATIENCE)
     assert tree(request.path) == CONTENT
 
 
@@ -320,7 +323,7 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
-def gone(pid: int, seconds: float = 5) -> bool:
+def gone(pid: int, seconds: float = 60) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
@@ -350,13 +353,13 @@ def test_a_killed_pull_leaves_no_process_and_goes_on(
     fifo.symlink_to(tmp_path / "block" / "fifo")
     process = start_command(request, tmp_path / "request.json", raw)
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and len(Journal.open(request.staging).lines) < len(CONTENT):
             time.sleep(0.05)
         fetchers = children_of(process.pid)
         assert fetchers
         process.send_signal(number)
-        assert process.wait(timeout=10) == -number
+        assert process.wait(timeout=PATIENCE) == -number
         assert all(gone(pid) for pid in fetchers)
     finally:
         process.kill()
@@ -388,7 +391,7 @@ def test_a_stalled_source_is_given_up_and_the_next_one_serves(tmp_path: Path, mo
         assert not isinstance(caught.value, RefusedError), "time may mend it"
         both = [*raw, {"kind": "directory", "path": str(model)}]
         run_pull(Request.parse({"path": str(request.path), "sources": both}), options)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < PATIENCE
     assert tree(request.path) == CONTENT
 
 
@@ -689,7 +692,7 @@ def test_await_returns_when_verified(tmp_path: Path, model: Path) -> None:
     request = request_for(tmp_path, model, unit="metal-weights@m.service")
     thread = threading.Thread(target=run_pull, args=(request,))
     thread.start()
-    said = await_quickly(request, scripted_unit(IDLE, RUNNING), grace=5)
+    said = await_quickly(request, scripted_unit(IDLE, RUNNING), grace=PATIENCE)
     thread.join()
     assert any("asking directory" in line for line in said)
 

@@ -16,12 +16,14 @@ from minimax_metal.errors import UserError
 from tests.support.engine import FAULTS, NAMES, Engine, serve
 
 
-def check(engine: Engine, timeout: float = 20, **options: Any) -> Report:
+def check(
+    engine: Engine, timeout: float = 60, checks: tuple[suite.Check, ...] = suite.CHECKS, **options: Any
+) -> Report:
     with serve(engine) as url:
         client, base = suite.connect(url, "EMPTY", timeout)
         try:
             options.setdefault("image", "accepted" if engine.family == "m3" else "skip")
-            return suite.run(suite.Context(client, NAMES[engine.family], **options), base)
+            return suite.run(suite.Context(client, NAMES[engine.family], **options), base, checks)
         finally:
             client.close()
 
@@ -75,7 +77,6 @@ CAUGHT = {
     "no_usage": ("m2", ["chat"]),
     "no_choices": ("m2", ["chat", "chat_parts", "tool_call"]),
     "no_json": ("m2", ["chat", "chat_parts", "stream", "tool_call", "tool_call_stream"]),
-    "slow": ("m2", ["chat", "chat_parts", "stream", "tool_call", "tool_call_stream"]),
     "wrong_answer": ("m2", ["chat_parts"]),
     "parts_ignored": ("m2", ["chat_parts"]),
     "one_chunk": ("m2", ["stream"]),
@@ -99,7 +100,7 @@ CAUGHT = {
 @pytest.mark.parametrize("fault", sorted(CAUGHT))
 def test_each_fault_fails_the_checks_it_is_for(fault: str) -> None:
     family, expected = CAUGHT[fault]
-    report = check(Engine(family, faults=frozenset({fault})), timeout=0.3 if fault == "slow" else 20)
+    report = check(Engine(family, faults=frozenset({fault})))
     assert failures(report) == expected, report.as_json()
     for name in expected:
         found = result(report, name)
@@ -108,13 +109,19 @@ def test_each_fault_fails_the_checks_it_is_for(fault: str) -> None:
         assert found.look, "a failure says where to look"
 
 
+def test_an_answer_that_does_not_come_in_time() -> None:
+    report = check(Engine("m2", faults=frozenset({"slow"})), timeout=2, checks=suite.CHECKS[:2])
+    assert failures(report) == ["chat"]
+    assert "none after 2 s" in str(result(report, "chat").got)
+
+
 def test_a_text_model_that_takes_pictures_is_noticed() -> None:
     report = check(Engine("m2", faults=frozenset({"image_ignored"})), image="refused")
     assert failures(report) == ["image"]
 
 
 def test_every_fault_of_the_engine_is_planted_somewhere() -> None:
-    assert set(CAUGHT) | {"image_ignored"} == FAULTS
+    assert set(CAUGHT) | {"image_ignored", "slow"} == FAULTS
 
 
 def test_every_check_is_shown_failing() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,18 @@ import pytest
 
 from minimax_metal.service import supervise
 
+PATIENCE = 60.0
+"""Seconds for what takes a fraction of one: a busy machine is no failure."""
+
 ENGINE = """
 import http.server, os, signal, subprocess, sys, threading, time
 mode, port = sys.argv[1], int(sys.argv[2])
 started = time.monotonic()
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        ready = time.monotonic() - started > 0.6 and mode != "never"
+        if self.path == "/die":
+            os._exit(9)
+        ready = time.monotonic() - started > 0.6 and not mode.startswith("never")
         self.send_response(200 if ready and self.path == "/health" else 503)
         self.end_headers()
         sys.stderr.write("asked " + self.path + "\\n")
@@ -52,9 +58,6 @@ deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time
 rank = subprocess.Popen([sys.executable, "-c", deaf])
 print("rank", rank.pid, flush=True)
 threading.Thread(target=server, daemon=True).start()
-if mode == "dies-later":
-    time.sleep(2.0)
-    os._exit(9)
 while True:
     time.sleep(1)
 """
@@ -67,6 +70,7 @@ class Run:
     process: subprocess.Popen[str]
     channel: socket.socket
     output: Path
+    port: int
     messages: list[str] = field(default_factory=list)
 
     def read(self, seconds: float = 0.05) -> list[str]:
@@ -75,7 +79,7 @@ class Run:
             seconds = 0.01
         return self.messages
 
-    def wait_for(self, text: str, seconds: float = 10.0) -> str:
+    def wait_for(self, text: str, seconds: float = PATIENCE) -> str:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             for message in self.read():
@@ -87,12 +91,16 @@ class Run:
     def said(self) -> str:
         return self.output.read_text()
 
-    def rank(self) -> int:
-        deadline = time.monotonic() + 10
+    def rank(self) -> int | None:
+        """Return the process id of the engine's child; None when the engine ended before it had one."""
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
             for line in self.said().splitlines():
                 if line.startswith("rank "):
                     return int(line.split()[1])
+            if ended:
+                return None
             time.sleep(0.02)
         raise AssertionError(self.said())
 
@@ -128,7 +136,7 @@ class Starter:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        run = Run(process, channel, output)
+        run = Run(process, channel, output, port)
         self.runs.append(run)
         return run
 
@@ -140,12 +148,12 @@ def starter(tmp_path: Path) -> Iterator[Starter]:
     for run in made.runs:
         if run.process.poll() is None:
             run.process.terminate()
-            run.process.wait(timeout=20)
+            run.process.wait(timeout=PATIENCE)
         run.channel.close()
 
 
-def gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
+def gone(pid: int | None) -> bool:
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX":
@@ -163,7 +171,7 @@ def test_ready_then_stop_drains_and_leaves_nobody(starter: Starter) -> None:
     rank = run.rank()
     run.process.send_signal(signal.SIGTERM)
     run.wait_for("STOPPING=1")
-    assert run.process.wait(timeout=10) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
     assert "drained" in run.said()
     assert gone(rank)
 
@@ -179,7 +187,7 @@ def test_health_is_not_asked_again_once_ready(starter: Starter) -> None:
 
 def test_engine_death_before_ready_fails_at_once_with_its_status(starter: Starter) -> None:
     run = starter("dies")
-    assert run.process.wait(timeout=5) == 7
+    assert run.process.wait(timeout=PATIENCE) == 7
     assert "exited with status 7" in run.said()
     assert "before it was ready" in run.said()
     assert "journalctl -u sglang@minimax-m2.5" in run.said()
@@ -189,37 +197,38 @@ def test_engine_death_before_ready_fails_at_once_with_its_status(starter: Starte
 
 def test_engine_killed_by_a_signal(starter: Starter) -> None:
     run = starter("shot")
-    assert run.process.wait(timeout=5) == 128 + signal.SIGKILL
+    assert run.process.wait(timeout=PATIENCE) == 128 + signal.SIGKILL
     assert "SIGKILL" in run.said()
 
 
 def test_engine_that_just_ends_is_a_failure(starter: Starter) -> None:
-    assert starter("ends").process.wait(timeout=5) == 1
+    assert starter("ends").process.wait(timeout=PATIENCE) == 1
 
 
 def test_engine_death_after_ready_takes_its_ranks_along(starter: Starter) -> None:
-    run = starter("dies-later")
+    run = starter("good")
     run.wait_for("READY=1")
     rank = run.rank()
-    assert run.process.wait(timeout=10) == 9
+    with pytest.raises(OSError, match=r"closed|reset"):
+        urllib.request.urlopen(f"http://127.0.0.1:{run.port}/die", timeout=PATIENCE)
+    assert run.process.wait(timeout=PATIENCE) == 9
     assert "after it had been ready" in run.said()
     assert gone(rank)
 
 
 def test_start_timeout_stops_the_engine(starter: Starter) -> None:
-    run = starter("never", start=1.5)
+    run = starter("never", start=2)
     rank = run.rank()
-    run.wait_for("503")
-    assert run.process.wait(timeout=10) == supervise.EXIT_START_TIMEOUT
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_START_TIMEOUT
     assert "not ready within 2 s" in run.said()
-    assert "503" in run.said()
+    assert "last answer of http" in run.said()
     assert gone(rank)
 
 
 def test_start_timeout_of_a_stubborn_engine(starter: Starter) -> None:
     run = starter("never-stubborn", start=1, stop=0.5)
     rank = run.rank()
-    assert run.process.wait(timeout=10) == supervise.EXIT_START_TIMEOUT
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_START_TIMEOUT
     assert gone(rank)
 
 
@@ -229,30 +238,30 @@ def test_stubborn_engine_is_killed_with_its_group(starter: Starter) -> None:
     rank = run.rank()
     begun = time.monotonic()
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(timeout=10) == supervise.EXIT_STOPPED
-    assert 0.9 < time.monotonic() - begun < 5
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert time.monotonic() - begun > 0.9
     assert "killed" in run.said()
     assert gone(rank)
 
 
 def test_stop_while_starting(starter: Starter) -> None:
-    run = starter("never", start=60)
+    run = starter("never", start=600)
     rank = run.rank()
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(timeout=10) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
     assert gone(rank)
 
 
 def test_no_such_program(starter: Starter) -> None:
     run = starter("", command=["/nonexistent/python", "-m", "sglang.launch_server"])
-    assert run.process.wait(timeout=5) == supervise.EXIT_NO_PROGRAM
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_NO_PROGRAM
     assert "no such file" in run.said()
     assert "Traceback" not in run.said()
 
 
 def test_not_executable(starter: Starter, tmp_path: Path) -> None:
     run = starter("", command=[str(tmp_path)])
-    assert run.process.wait(timeout=5) == supervise.EXIT_NOT_EXECUTABLE
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_NOT_EXECUTABLE
 
 
 def test_engine_arguments_after_the_dashes_are_left_alone() -> None:
