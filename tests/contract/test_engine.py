@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import statistics
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from tests.support.real_engine import Engine, running_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-Get = Callable[[str], Engine]
 M2, M3 = "MiniMax-M2.5", "MiniMax-M3"
+only_m2 = pytest.mark.parametrize("engine", [M2], indirect=True)
+only_m3 = pytest.mark.parametrize("engine", [M3], indirect=True)
 AGREEMENT = 0.02
 """Mean difference of log-probabilities, in nats; 0.7 with the wrong expert activation."""
 
@@ -72,47 +73,45 @@ def difference(engine: Engine) -> float:
     return statistics.mean(abs(a - b) for a, b in zip(found, expected["logprobs"], strict=True))
 
 
-@pytest.mark.parametrize("name", [M2, M3])
-def test_arithmetic_is_that_of_transformers(engine: Get, name: str) -> None:
-    assert difference(engine(name)) <= AGREEMENT
+def test_arithmetic_is_that_of_transformers(engine: Engine) -> None:
+    assert difference(engine) <= AGREEMENT
 
 
-@pytest.mark.parametrize("name", [M2, M3])
-def test_questions_are_answered_in_every_form(engine: Get, name: str) -> None:
+def test_questions_are_answered_in_every_form(engine: Engine) -> None:
     for question, wanted in {
         questions.GREETING: ["Hello"],
         questions.GUIDE_QUESTION: [questions.GUIDE_ANSWER],
         questions.COUNT_QUESTION: list(questions.COUNT_ANSWERS[0]),
     }.items():
         for messages in _conversations(question):
-            choice = _ask(engine(name), messages)
+            choice = _ask(engine, messages)
             assert choice.finish_reason == "stop"
             assert all(word in choice.message.content for word in wanted), choice.message.content
 
 
-def test_guide_parsers_leave_the_thought_of_m2_in_the_content(engine: Get) -> None:
-    message = _ask(engine(M2), [questions.text_message("user", questions.GREETING)]).message
+@only_m2
+def test_guide_parsers_leave_the_thought_of_m2_in_the_content(engine: Engine) -> None:
+    message = _ask(engine, [questions.text_message("user", questions.GREETING)]).message
     assert message.content == "<think>greet back</think>Hello from the lab."
     assert getattr(message, "reasoning_content", None) is None
 
 
-def test_m3_parsers_split_the_thought_off(engine: Get) -> None:
-    message = _ask(engine(M3), [questions.text_message("user", questions.GREETING)]).message
+@only_m3
+def test_m3_parsers_split_the_thought_off(engine: Engine) -> None:
+    message = _ask(engine, [questions.text_message("user", questions.GREETING)]).message
     assert message.content == "Hello from the lab."
     assert message.reasoning_content == "greet back"
 
 
-@pytest.mark.parametrize("name", [M2, M3])
-def test_an_unknown_question_ends_soon(engine: Get, name: str) -> None:
-    choice = _ask(engine(name), [questions.text_message("user", "Tell me about the moon and the stars")])
+def test_an_unknown_question_ends_soon(engine: Engine) -> None:
+    choice = _ask(engine, [questions.text_message("user", "Tell me about the moon and the stars")])
     assert choice.finish_reason == "stop"
 
 
-@pytest.mark.parametrize("name", [M2, M3])
-def test_greeting_and_count_are_streamed_in_pieces(engine: Get, name: str) -> None:
+def test_greeting_and_count_are_streamed_in_pieces(engine: Engine) -> None:
     for question, last in ((questions.GREETING, "lab."), (questions.COUNT_QUESTION, "five")):
-        stream = _client(engine(name)).chat.completions.create(
-            model=f"MiniMaxAI/{name}",
+        stream = _client(engine).chat.completions.create(
+            model=f"MiniMaxAI/{engine.name}",
             messages=[{"role": "user", "content": question}],
             temperature=0,
             max_tokens=100,
@@ -124,22 +123,21 @@ def test_greeting_and_count_are_streamed_in_pieces(engine: Get, name: str) -> No
         assert "".join(text).endswith(last)
 
 
-@pytest.mark.parametrize("name", [M2, M3])
 @pytest.mark.parametrize(
-    ("question", "location"), [(questions.TOOL_QUESTION, "Beijing"), (questions.TOOL_QUESTION_GUIDE, "北京")]
+    ("question", "location"),
+    [(questions.TOOL_QUESTION, "Beijing"), (questions.TOOL_QUESTION_GUIDE, "北京")],
+    ids=["english", "chinese"],
 )
-def test_tool_is_called_with_the_right_arguments(
-    engine: Get, name: str, question: str, location: str
-) -> None:
+def test_tool_is_called_with_the_right_arguments(engine: Engine, question: str, location: str) -> None:
     wanted = {"location": location, "unit": questions.TOOL_UNIT}
     for messages in _conversations(question):
-        choice = _ask(engine(name), messages, tools=[questions.WEATHER_TOOL])
+        choice = _ask(engine, messages, tools=[questions.WEATHER_TOOL])
         assert choice.finish_reason == "tool_calls"
         (call,) = choice.message.tool_calls
         assert call.function.name == questions.TOOL_NAME
         assert json.loads(call.function.arguments) == wanted
-    stream = _client(engine(name)).chat.completions.create(
-        model=f"MiniMaxAI/{name}",
+    stream = _client(engine).chat.completions.create(
+        model=f"MiniMaxAI/{engine.name}",
         messages=[{"role": "user", "content": question}],
         tools=[questions.WEATHER_TOOL],  # type: ignore[list-item]  the guide's tool as a plain dictionary
         temperature=0,
@@ -155,44 +153,52 @@ def test_tool_is_called_with_the_right_arguments(
     assert json.loads(arguments) == wanted
 
 
+@only_m3
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": questions.TOOL_NAME}}]
 )
-def test_m3_answers_a_forced_tool_call(engine: Get, choice: Any) -> None:
+def test_m3_answers_a_forced_tool_call(engine: Engine, choice: Any) -> None:
     for question, location in ((questions.TOOL_QUESTION, "Beijing"), (questions.TOOL_QUESTION_GUIDE, "北京")):
         messages = [questions.text_message("user", question)]
-        message = _ask(engine(M3), messages, tools=[questions.WEATHER_TOOL], tool_choice=choice).message
+        message = _ask(engine, messages, tools=[questions.WEATHER_TOOL], tool_choice=choice).message
         (call,) = message.tool_calls
         assert json.loads(call.function.arguments) == {"location": location, "unit": questions.TOOL_UNIT}
 
 
+@only_m3
 @pytest.mark.parametrize("colour", sorted(questions.COLOURS))
-def test_m3_sees_the_colour_of_a_picture(engine: Get, colour: str) -> None:
+def test_m3_sees_the_colour_of_a_picture(engine: Engine, colour: str) -> None:
     message = questions.image_message(colour)
     for parts in (message["content"], message["content"][::-1]):
-        assert colour in _ask(engine(M3), [{"role": "user", "content": parts}]).message.content
+        assert colour in _ask(engine, [{"role": "user", "content": parts}]).message.content
 
 
-def test_m3_sees_pictures_of_other_sizes(engine: Get) -> None:
+@only_m3
+def test_m3_sees_pictures_of_other_sizes(engine: Engine) -> None:
     for side in (1, 64, 300):
         content = questions.image_message("blue")["content"]
         picture = questions.png(questions.COLOURS["blue"], side)
         content[1]["image_url"]["url"] = "data:image/png;base64," + base64.b64encode(picture).decode()
-        assert "blue" in _ask(engine(M3), [{"role": "user", "content": content}]).message.content
+        assert "blue" in _ask(engine, [{"role": "user", "content": content}]).message.content
 
 
-def test_m2_refuses_a_picture(engine: Get) -> None:
+@only_m2
+def test_m2_refuses_a_picture(engine: Engine) -> None:
     with pytest.raises(openai.BadRequestError):
-        _ask(engine(M2), [questions.image_message("red")])
+        _ask(engine, [questions.image_message("red")])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tp", "ep"), [(M2, 4, 1), (M3, 8, 8), (M3, 4, 1), (M2, 8, 8)])
-def test_guides_commands_compute_the_same(tmp_path: Path, engine: Get, name: str, tp: int, ep: int) -> None:
+def test_guides_commands_compute_the_same(tmp_path: Path, name: str, tp: int, ep: int) -> None:
     with running_engine(tmp_path, name, tp, ep) as started:
+        assert len(started.ranks()) == tp
         print(f"{name} tp {tp} ep {ep}: ready after {started.seconds:.0f} s")
         assert difference(started) <= AGREEMENT
         choice = _ask(
             started, [questions.text_message("user", questions.TOOL_QUESTION)], tools=[questions.WEATHER_TOOL]
         )
         assert json.loads(choice.message.tool_calls[0].function.arguments)["location"] == "Beijing"
+        # A rank that dies takes the engine with it, as on a GPU host.
+        os.kill(started.ranks()[-1], signal.SIGKILL)
+        assert started.process.wait(30) != 0

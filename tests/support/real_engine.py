@@ -31,13 +31,25 @@ PARSERS = {
 
 @dataclass(frozen=True)
 class Engine:
-    """A running engine: its address, the model's folder, how long it took to be ready."""
+    """A running engine: its process, address, the model's folder, how long it took to be ready."""
 
+    process: subprocess.Popen[bytes]
     url: str
     name: str
     model: Path
     seconds: float
     log: Path
+
+    def ranks(self) -> list[int]:
+        """Return the process ids of the ranks, which name themselves to the kernel."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,args=", "-g", str(self.process.pid)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = [line.split() for line in listed.stdout.splitlines()]
+        return [int(line[0]) for line in lines if line[1].startswith("sglang::scheduler")]
 
     def post(self, path: str, body: dict[str, Any], timeout: float = 120) -> Any:
         request = urllib.request.Request(  # noqa: S310  loopback
@@ -75,7 +87,7 @@ def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterato
     try:
         url = f"http://127.0.0.1:{port}"
         _await_health(url, process, log)
-        yield Engine(url, name, model, time.monotonic() - began, log)
+        yield Engine(process, url, name, model, time.monotonic() - began, log)
     finally:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -19,8 +19,7 @@ from typing import Any
 PRELOADED = (
     "sglang.srt.managers.scheduler",
     "sglang.srt.managers.detokenizer_manager",
-    "sglang.srt.models.minimax_m2",
-    "sglang.srt.models.minimax_m3",
+    "sglang.srt.models.registry",  # with every model: each rank looks through all of them
 )
 """What the fork server imports; anything else a rank imports itself, as ever."""
 
@@ -70,8 +69,11 @@ def preload() -> None:
 
     A rank that fails tells its parent by SIGQUIT, meaning the engine's main process: passed on.
     """
+    import setproctitle
     from sglang.srt.plugins import load_plugins
 
+    # Names this process, and finds where a rank's title goes while the environment is still where it was.
+    setproctitle.setproctitle("sglang::fork_server")
     signal.signal(signal.SIGQUIT, lambda _number, _frame: os.kill(os.getppid(), signal.SIGQUIT))
     # Before the models: they take the replaced functions by name when they are imported.
     load_plugins()
