@@ -12,7 +12,7 @@ LAB_ROOT ?= /var/lib/minimax-metal-lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup lab-setup demo test test-slow unit lint molecule bench lab-up lab-down clean
+.PHONY: help setup lab-setup demo test test-slow unit lint molecule bench engine-bump lab-up lab-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test-slow: ## what CI does not carry: lab life cycle, engine arithmetic, drift, 
 
 bench: setup ## the benchmarks; each prints its figure
 	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+
+engine-bump: setup ## add an SGLang release to the catalogue: make engine-bump VERSION=0.5.24
+	@$(BIN)/python tools/engine_bump.py "$(VERSION)"
 
 lab-up: lab-setup ## boot the demo's hosts and leave them running
 	@$(LAB) up

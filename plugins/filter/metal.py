@@ -28,9 +28,12 @@ def metal_plan(
 
 
 def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return one line for each reason for which a host is refused; a host with an empty plan could not be read."""
+    """Return one line for each reason for which a host is refused; an empty plan is a host not read."""
     unread = "could not be read: the error above says why; put it right, or leave the host out with --limit"
-    return [line for host, plan in plans.items() for line in (refusal_lines(plan) if plan else [f"{host}: {unread}"])]
+    lines: list[str] = []
+    for host, plan in plans.items():
+        lines += refusal_lines(plan) if plan else [f"{host}: {unread}"]
+    return lines
 
 
 def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:

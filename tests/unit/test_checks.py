@@ -162,7 +162,8 @@ def test_command_table_report_and_json(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in file.parent.iterdir()] == ["check.json"]
     assert "tool_call_stream" in table
     assert "\x1b" not in table
-    assert {len(line) for line in table.splitlines() if line.startswith(("+", "|"))} == {PLAIN_WIDTH}
+    framed = [line for line in table.splitlines() if line.startswith(("┌", "│", "├", "└"))]
+    assert {len(line) for line in framed} == {PLAIN_WIDTH}
 
 
 def test_command_fails_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:

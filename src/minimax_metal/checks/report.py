@@ -23,7 +23,7 @@ from typing import IO, Any, Final, Literal
 from minimax_metal import __version__
 
 SCHEMA: Final = 1
-PLAIN_WIDTH: Final = 110
+PLAIN_WIDTH: Final = 74
 """Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
 
 Status = Literal["passed", "failed", "skipped"]
@@ -100,7 +100,7 @@ class Report:
 
     def print(self, output: IO[str]) -> None:
         """Print the table, then every failure in full."""
-        from rich.box import ASCII, SIMPLE_HEAD
+        from rich.box import SIMPLE_HEAD, SQUARE
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
@@ -115,7 +115,7 @@ class Report:
             soft_wrap=False,
         )
         colours = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
-        table = Table(box=SIMPLE_HEAD if terminal else ASCII, expand=not terminal)
+        table = Table(box=SIMPLE_HEAD if terminal else SQUARE, expand=not terminal)
         table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
         table.add_column("seconds", justify="right", no_wrap=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-_VERSION = re.compile(r"\b(\d{3,}\.\d+(?:\.\d+)?)\b")
+from minimax_metal.plan.facts import parse_facts
+from minimax_metal.plan.versions import version_key
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,6 @@ class DriverState:
         return asdict(self)
 
 
-def loaded_version(text: str | None) -> str | None:
-    """Return the driver version stated by the text of /proc/driver/nvidia/version."""
-    for line in (text or "").splitlines():
-        if line.startswith("NVRM version:") and (match := _VERSION.search(line)):
-            return match.group(1)
-    return None
-
-
-def version_key(version: str) -> tuple[int, ...]:
-    """Return a driver version as numbers that compare rightly: 580.9 is older than 580.65.06."""
-    return tuple(int(part) for part in re.findall(r"\d+", version))
-
-
 def driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> DriverState:
     """Judge the driver of a host.
 
@@ -56,22 +43,18 @@ def driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> Drive
     A driver runs when its module is loaded and nvidia-smi, which comes with the installed libraries, can
     talk to it: it cannot with another version of the module ("Driver/library version mismatch").
     """
-    smi = raw_facts.get("nvidia_smi") or {}
-    loaded = loaded_version(raw_facts.get("driver_version_file"))
-    answers = bool(smi.get("present")) and smi.get("returncode") == 0
-    gpus = len(str(smi.get("stdout", "")).strip().splitlines()) if answers else 0
+    facts = parse_facts(raw_facts)
+    loaded, gpus = facts.loaded_driver, len(facts.smi_gpus)
     minimum = str(plan["driver"]["minimum"])
     needed = f"a loaded driver of at least {minimum} that lists {plan['gpus']['count']} GPUs"
-    if not smi.get("present"):
+    if not facts.smi_present:
         found = "no NVIDIA driver is installed"
     elif loaded is None:
         found = "the NVIDIA driver is installed and its kernel module is not loaded"
-    elif not answers:
-        said = " ".join((str(smi.get("stdout", "")) + " " + str(smi.get("stderr", ""))).split())
-        found = f"kernel module {loaded} is loaded and nvidia-smi says: {said[:200]}"
+    elif facts.smi_error is not None:
+        found = f"kernel module {loaded} is loaded and nvidia-smi says: {facts.smi_error[:200]}"
     else:
         found = f"driver {loaded} is loaded and lists {gpus} GPUs"
     old = loaded is not None and version_key(loaded) < version_key(minimum)
-    return DriverState(
-        loaded=loaded, gpus=gpus, reboot=loaded is None or not answers or old, found=found, needed=needed
-    )
+    reboot = loaded is None or facts.smi_error is not None or not facts.smi_present or old
+    return DriverState(loaded=loaded, gpus=gpus, reboot=reboot, found=found, needed=needed)
