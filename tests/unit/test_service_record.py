@@ -88,3 +88,25 @@ def test_unwritable_directory(tmp_path: Path) -> None:
     plan.write_text(json.dumps(PLAN))
     with pytest.raises(UserError, match="cannot write a record"):
         record.main(["--plan", str(plan), "--directory", str(tmp_path / "file" / "releases")])
+
+
+def test_how_the_host_was_found_that_day_is_no_new_release(tmp_path: Path) -> None:
+    found = {"code": "disk", "found": "73 GB free", "needed": "232 GB", "remedy": "free some"}
+    first = {
+        **PLAN,
+        "disk": {"needed_bytes": 1},
+        "warnings": [{"code": "x", "message": "y"}],
+        "accepted": [found],
+    }
+    later = {
+        **PLAN,
+        "disk": {"needed_bytes": 0},
+        "warnings": [],
+        "accepted": [{**found, "found": "72 GB free"}],
+    }
+    records = Records(tmp_path)
+    assert records.record(first) is not None
+    assert records.record(later) is None
+    assert records.record({**later, "accepted": []}) is not None, (
+        "what the operator accepted is part of a release"
+    )

@@ -41,9 +41,18 @@ def as_planned(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     return plan
 
 
+def decided(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two plans the same release: what is applied, not how the host was found that day.
+
+    Free disk, and warnings that tell of it, differ from one run to the next; of lifted refusals the codes count.
+    """
+    kept = {key: value for key, value in plan.items() if key not in {"disk", "warnings"}}
+    return kept | {"accepted": sorted(refusal["code"] for refusal in plan.get("accepted") or [])}
+
+
 def digest_of(plan: Mapping[str, Any]) -> str:
-    """Return the first 12 hex digits of the SHA-256 of the plan's canonical JSON."""
-    text = json.dumps(plan, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    """Return the first 12 hex digits of the SHA-256 of what was decided, as canonical JSON."""
+    text = json.dumps(decided(plan), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
