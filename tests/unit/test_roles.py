@@ -1,0 +1,93 @@
+"""What holds for every role, playbook and template, whatever it does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minimax_metal.plan.settings import PLAYBOOK_VARIABLES, SETTINGS
+
+REPOSITORY = Path(__file__).parents[2]
+ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
+TEXTS = sorted(
+    path
+    for place in ("roles", "playbooks", "templates", "plugins")
+    for path in (REPOSITORY / place).rglob("*")
+    if path.is_file() and path.suffix in {".yml", ".j2", ".py"}
+)
+NAMES = {setting.name for setting in SETTINGS} | PLAYBOOK_VARIABLES
+FILTERS = set(re.findall(r'"(metal_\w+)":', (REPOSITORY / "plugins/filter/metal.py").read_text()))
+MODULES = {path.stem for path in (REPOSITORY / "plugins/modules").iterdir()}
+
+
+def load(path: Path) -> Any:
+    return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+def tasks(nodes: Any) -> list[dict[str, Any]]:
+    """Return the tasks of a list, those in blocks too."""
+    found = []
+    for node in nodes or []:
+        found.append(node)
+        for part in ("block", "rescue", "always"):
+            found += tasks(node.get(part))
+    return found
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_defaults_and_specification_agree(role: str) -> None:
+    defaults = load(REPOSITORY / "roles" / role / "defaults" / "main.yml") or {}
+    options = load(REPOSITORY / "roles" / role / "meta" / "argument_specs.yml")["argument_specs"]["main"][
+        "options"
+    ]
+    stated = {name: option["default"] for name, option in options.items() if "default" in option}
+    assert {name: str(value).split() for name, value in stated.items()} == {
+        name: str(value).split() for name, value in defaults.items()
+    }
+    assert set(options) - set(defaults) <= {"metal_plan"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_variables_carry_the_name_of_their_role(role: str) -> None:
+    for name in load(REPOSITORY / "roles" / role / "defaults" / "main.yml") or {}:
+        assert name.startswith(f"{role}_")
+    for name in load(REPOSITORY / "roles" / role / "vars" / "main.yml") or {}:
+        assert name.startswith(f"__{role}_")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_role_says_what_it_does(role: str) -> None:
+    text = (REPOSITORY / "roles" / role / "README.md").read_text()
+    assert "Check mode" in text
+    assert text.startswith(f"# {role}\n")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_commands_say_whether_they_change_something(role: str) -> None:
+    for path in (REPOSITORY / "roles" / role / "tasks").glob("*.yml"):
+        for task in tasks(load(path)):
+            assert "ansible.builtin.shell" not in task
+            assert "ignore_errors" not in task
+            if "ansible.builtin.command" in task:
+                assert "changed_when" in task or "creates" in task["ansible.builtin.command"], task["name"]
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_nothing_that_runs_in_production_knows_of_a_lab(path: Path) -> None:
+    assert not re.search(r"\blab\b|\blab_", path.read_text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_settings_that_are_read_exist(path: Path) -> None:
+    used = set(re.findall(r"(?<![\w.-])metal_[a-z_]+", path.read_text()))
+    assert used <= NAMES | FILTERS | MODULES
+
+
+def test_every_service_and_every_template_is_used() -> None:
+    text = "".join(path.read_text() for path in TEXTS if path.suffix == ".yml")
+    for template in (REPOSITORY / "templates").iterdir():
+        assert f"src: {template.name}" in text
