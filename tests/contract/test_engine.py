@@ -74,7 +74,9 @@ def difference(engine: Engine) -> float:
 
 
 def test_arithmetic_is_that_of_transformers(engine: Engine) -> None:
-    assert difference(engine) <= AGREEMENT
+    apart = difference(engine)
+    print(f"{engine.name}: ready after {engine.seconds:.0f} s, log-probabilities {apart:.4f} apart")
+    assert apart <= AGREEMENT
 
 
 def test_questions_are_answered_in_every_form(engine: Engine) -> None:
@@ -193,8 +195,9 @@ def test_m2_refuses_a_picture(engine: Engine) -> None:
 def test_guides_commands_compute_the_same(tmp_path: Path, name: str, tp: int, ep: int) -> None:
     with running_engine(tmp_path, name, tp, ep) as started:
         assert len(started.ranks()) == tp
-        print(f"{name} tp {tp} ep {ep}: ready after {started.seconds:.0f} s")
-        assert difference(started) <= AGREEMENT
+        apart = difference(started)
+        print(f"{name} tp {tp} ep {ep}: ready after {started.seconds:.0f} s, {apart:.4f} apart")
+        assert apart <= AGREEMENT
         choice = _ask(
             started, [questions.text_message("user", questions.TOOL_QUESTION)], tools=[questions.WEATHER_TOOL]
         )

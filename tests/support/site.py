@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import subprocess
@@ -82,7 +81,7 @@ class Lab:
         return Run(done.returncode, done.stdout + done.stderr, changed_tasks(done.stdout), recap(done.stdout))
 
     def written(self, host: str) -> dict[str, str]:
-        """Return every file that the host has written over its root, with a digest of its content.
+        """Return every file that the host has written over its root, with mode, size and time.
 
         The host's root is an overlay: what it writes lands in the upper directory. Left out is what a
         system that merely runs and is logged into writes by itself, and Ansible's own transfer directory.
@@ -98,18 +97,15 @@ class Lab:
             "etc/resolv.conf",
             "root/.cache/",
         )
-        return {name: digest for name, digest in _digests(upper) if not name.startswith(own)}
+        return {name: mark for name, mark in _marks(upper) if not name.startswith(own)}
 
 
-def _digests(directory: Path) -> Iterator[tuple[str, str]]:
-    for path in sorted(directory.rglob("*")):
-        name = str(path.relative_to(directory))
-        if path.is_symlink():
-            yield name, f"link to {path.readlink()}"
-        elif path.is_file():
-            yield name, hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not path.is_dir():
-            yield name, "special"
+def _marks(directory: Path) -> Iterator[tuple[str, str]]:
+    for parent, directories, files in os.walk(directory):
+        for name in [*files, *(name for name in directories if Path(parent, name).is_symlink())]:
+            path = Path(parent, name)
+            state = path.lstat()
+            yield str(path.relative_to(directory)), f"{state.st_mode:o} {state.st_size} {state.st_mtime_ns}"
 
 
 def changed_tasks(output: str) -> dict[str, list[str]]:
