@@ -75,7 +75,7 @@ DRIFT = [
     ("gpu01", "rm /usr/local/bin/metal", "host_tools", {"The metal command is on the path"}),
     ("gpu01", "ln -sfn /nowhere /opt/minimax-metal/current", "host_tools", {"The environment is the one in use"}),
     ("gpu01", "rm -r $(realpath /opt/minimax-metal/current)/lib/python3*/site-packages/rich*", "host_tools",
-     {"The locked packages are in the environment"}),
+     {"The locked packages and the host-side package are in the environment"}),
     ("gpu01", "chmod 0700 /etc/minimax-metal", "host_tools", {"Directories of the host tools exist"}),
     ("gpu01", "usermod --shell /bin/sh sglang", "host_tools", {"The user of the service exists"}),
     ("gpu01", "echo x >> /etc/minimax-metal/weights/minimax-m2.5.json", "model_weights",
