@@ -8,7 +8,6 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 LAB := $(BIN)/python -m lab
-LAB_ROOT ?= /var/lib/minimax-metal-lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -40,7 +39,7 @@ test: ## lint, unit tests, then site.yml on fresh lab hosts under molecule
 lint: setup ## ansible-lint (production), yamllint, ruff, types
 	@scripts/stages --only lint
 
-unit: setup ## unit tests
+unit: lab-setup ## unit tests
 	@scripts/stages --only unit
 
 molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
