@@ -44,7 +44,7 @@ def as_planned(plan: Mapping[str, Any]) -> Mapping[str, Any]:
 def decided(plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what makes two plans the same release: what is applied, not how the host was found that day.
 
-    Free disk, and warnings that tell of it, differ from one run to the next; of lifted refusals the codes count.
+    Free disk, and warnings of it, differ from run to run; of lifted refusals the codes count.
     """
     kept = {key: value for key, value in plan.items() if key not in {"disk", "warnings"}}
     return kept | {"accepted": sorted(refusal["code"] for refusal in plan.get("accepted") or [])}
