@@ -82,8 +82,9 @@ def test_the_unit_runs_as_its_user_and_starts_at_boot(
 ) -> None:
     assert unit.is_running
     assert unit.is_enabled
-    users = set(gpu_host.check_output("ps -o user= -p $(pgrep -d, -f sglang.launch_server)").split())
-    assert users == {"sglang"}
+    python = f"{plan['engine']['environment']}/bin/python"
+    processes = [line.split(maxsplit=1) for line in gpu_host.check_output("ps -eo user=,args=").splitlines()]
+    assert {user for user, command in processes if command.startswith(python)} == {"sglang"}
 
 
 def test_as_many_ranks_run_as_there_are_gpus(gpu_host: Host, plan: dict[str, Any], unit: Any) -> None:
