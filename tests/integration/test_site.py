@@ -90,7 +90,7 @@ DRIFT = [
     ("gpu01", "apt-mark unhold $(apt-mark showhold | head -1)", "nvidia_driver", {"The packages of the driver are held"}),
     ("gpu01", "systemctl --quiet disable nvidia-persistenced", "nvidia_driver", {"The services of the driver run"}),
     ("gpu02", "systemctl stop nvidia-fabricmanager", "nvidia_driver", {"The services of the driver run"}),
-    ("gpu01", "dpkg --remove --force-depends ninja-build", "cuda_toolkit", {"The compilers of the distribution are installed"}),
+    ("gpu01", "dpkg --remove --force-depends ninja-build", "cuda_toolkit", {"The compilers and the CUDA toolkit of the plan are installed"}),
     ("gpu01", "echo '# x' >> $(ls /opt/sglang/*/minimax-metal/*.txt)", "sglang_runtime",
      {"The lock and the extra packages are on the host"}),
     ("gpu01", "rm -r $(ls -d /opt/sglang/*/lib/python3*/site-packages/tabulate*)", "sglang_runtime",

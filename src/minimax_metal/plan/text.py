@@ -24,7 +24,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         f"CUDA {plan['cuda']['version']}, {capacity}"
     ]
     lines += [
-        f"not the guide's {item['guide']} but {item['here']} ({item['what']}): {item['reason']}"
+        f"not as the guide, {item['what']}: here {item['here']}, there {item['guide']}; {item['reason']}"
         for item in plan["differences"]
     ]
     lines += [f"warning {item['code']}: {item['message']}" for item in plan["warnings"]]
