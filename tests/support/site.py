@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,8 +131,3 @@ def recap(output: str) -> dict[str, dict[str, int]]:
                 key: int(value) for key, value in (pair.split("=") for pair in match.group(2).split())
             }
     return counts
-
-
-def names(tasks: Sequence[str]) -> set[str]:
-    """Return task names as a set."""
-    return set(tasks)
