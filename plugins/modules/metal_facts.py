@@ -11,7 +11,8 @@ DOCUMENTATION = r"""
 module: metal_facts
 short_description: Collects what the plan needs to know of a GPU host
 description:
-  - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks, ports and packages.
+  - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks and packages, and
+    who holds ports and GPU memory.
   - It only collects. Parsing and deciding happen on the controller, in the filter C(metal_plan).
   - It writes nothing and is the same in check mode.
 options:
@@ -124,15 +125,61 @@ def secure_boot():
         return None
 
 
-def listening_ports():
-    """Return the TCP ports on which something listens, ascending."""
-    ports = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in (read_text(table) or "").splitlines()[1:]:
+def listening_sockets(proc="/proc"):
+    """Return the TCP port of each listening socket, by the inode of the socket."""
+    sockets = {}
+    for table in ("net/tcp", "net/tcp6"):
+        for line in (read_text(Path(proc, table)) or "").splitlines()[1:]:
             fields = line.split()
-            if len(fields) > 3 and fields[3] == "0A":
-                ports.add(int(fields[1].rsplit(":", 1)[1], 16))
-    return sorted(ports)
+            if len(fields) > 9 and fields[3] == "0A":
+                sockets[fields[9]] = int(fields[1].rsplit(":", 1)[1], 16)
+    return sockets
+
+
+def occupant(pid, proc="/proc"):
+    """Return the name of a process and the systemd unit it runs under (None: no unit), as its cgroup says."""
+    names = [
+        name
+        for line in (read_text(Path(proc, str(pid), "cgroup")) or "").splitlines()
+        for name in line.split(":", 2)[-1].split("/")
+        if name.endswith((".service", ".scope"))
+    ]
+    program = (read_text(Path(proc, str(pid), "comm")) or "").strip()
+    return {"program": program or f"process {pid}", "unit": names[-1] if names else None}
+
+
+def port_owners(sockets, proc="/proc"):
+    """Return who listens on each port. A port whose socket no process holds (a kernel server) is left out."""
+    owners = {}
+    for descriptor in Path(proc).glob("[0-9]*/fd/*"):
+        try:
+            target = str(descriptor.readlink())
+        except OSError:
+            continue  # it was closed meanwhile, or is not ours to look into
+        port = sockets.get(target[len("socket:[") : -1]) if target.startswith("socket:[") else None
+        if port is not None and str(port) not in owners:
+            owners[str(port)] = occupant(descriptor.parent.parent.name, proc)
+    return owners
+
+
+def gpu_users(module):
+    """Return who holds memory of a GPU, each process once, as nvidia-smi lists compute processes."""
+    program = module.get_bin_path("nvidia-smi")
+    if program is None:
+        return []
+    returncode, stdout, _stderr = module.run_command(
+        [program, "--query-compute-apps=pid", "--format=csv,noheader"], handle_exceptions=True
+    )
+    pids = {line.strip() for line in stdout.splitlines()} if returncode == 0 else set()
+    return [occupant(pid) for pid in sorted(pids, key=lambda pid: (len(pid), pid)) if pid.isdigit()]
+
+
+def nvidia_installer():
+    """Return the path of the uninstaller that NVIDIA's .run file leaves, None where there is none."""
+    for path in ("/usr/bin/nvidia-uninstall", "/usr/bin/nvidia-installer"):
+        if os.access(path, os.X_OK):
+            return path
+    return None
 
 
 def nvidia_smi(module):
@@ -174,6 +221,7 @@ def main():
         },
         supports_check_mode=True,
     )
+    sockets = listening_sockets()
     facts = {
         "reachable": True,
         "hostname": socket.gethostname(),
@@ -193,7 +241,10 @@ def main():
         ],
         "secure_boot": secure_boot(),
         "packages": nvidia_packages(module),
-        "listening_ports": listening_ports(),
+        "listening_ports": sorted(set(sockets.values())),
+        "port_owners": port_owners(sockets),
+        "gpu_users": gpu_users(module),
+        "nvidia_installer": nvidia_installer(),
         "boot_id": (read_text("/proc/sys/kernel/random/boot_id") or "").strip(),
         "user_is_root": os.geteuid() == 0,
     }

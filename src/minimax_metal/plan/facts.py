@@ -76,6 +76,8 @@ class HostFacts:
     smi_gpus: tuple[SmiGpu, ...] = ()
     smi_error: str | None = None
     loaded_driver: str | None = None
+    nvidia_installer: str | None = None
+    """Path of the uninstaller that a .run file of NVIDIA's left."""
     memory_total_bytes: int | None = None
     cpu_count: int | None = None
     disks: Mapping[str, Disk] = field(default_factory=dict)
@@ -125,6 +127,7 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         smi_present=bool(smi.get("present")),
         smi_gpus=smi_gpus,
         smi_error=smi_error,
+        nvidia_installer=_text(raw.get("nvidia_installer")),
         loaded_driver=_driver_version(_text(raw.get("driver_version_file"))),
         memory_total_bytes=_whole(raw.get("memory_total_bytes")) or None,
         cpu_count=_whole(raw.get("cpu_count")),

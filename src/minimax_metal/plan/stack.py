@@ -88,9 +88,21 @@ def engine_plan(
         digest=digest,
         environment=f"{settings.engine_directory}/{release.release}-{digest}",
         extra_packages=settings.engine_extra_packages,
-        python_mirror=settings.python_mirror,
-        package_index_url=settings.package_index_url,
+        uv_environment=_uv_environment(settings, managed=python != distro),
     )
+
+
+def _uv_environment(settings: Settings, *, managed: bool) -> dict[str, str]:
+    """Environment of uv; nothing is built on a host, which has no compilers for it."""
+    values = {
+        "UV_COMPILE_BYTECODE": "1",
+        "UV_NO_BUILD": "1",
+        "UV_PYTHON_DOWNLOADS": "automatic" if managed else "never",
+        "UV_PYTHON_INSTALL_DIR": f"{settings.engine_directory}/python",
+        "UV_PYTHON_INSTALL_MIRROR": settings.python_mirror,
+        "UV_DEFAULT_INDEX": settings.package_index_url,
+    }
+    return {name: value for name, value in values.items() if value}
 
 
 def find_cuda(release: EngineRelease, platform: Platform | None, catalog: Catalog, found: Findings) -> Cuda:
@@ -156,12 +168,16 @@ def driver_plan(
     """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
     names = platform.driver
     packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
-    if facts.loaded_driver and not packaged:
+    if (facts.loaded_driver and not packaged) or facts.nvidia_installer:
+        uninstaller = facts.nvidia_installer or "nvidia-uninstall"
+        version = f"driver {facts.loaded_driver}" if facts.loaded_driver else "a driver"
+        trace = f", which left {facts.nvidia_installer}" if facts.nvidia_installer else ""
         found.refuse(
             "driver-foreign",
-            f"driver {facts.loaded_driver} that no package owns (a .run installer)",
+            f"{version} that no package owns (a .run installer{trace})",
             "no driver, or one from packages",
-            "remove it with nvidia-uninstall, reboot and run again",
+            f"remove it with {uninstaller}, reboot and run again; or keep it: "
+            "nvidia_driver_manage: false and metal_accept_refusals: [driver-foreign]",
         )
     minimum = cuda.minimum_driver
     least = int(minimum.split(".")[0])

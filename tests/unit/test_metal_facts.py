@@ -1,0 +1,108 @@
+"""The facts module, on this machine's own /proc and on a tree like it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from plan_helpers import raw_host
+
+from minimax_metal.plan import Settings, parse_facts, plan
+
+SOURCE = Path(__file__).parents[2] / "plugins/modules/metal_facts.py"
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("metal_facts", SOURCE)
+    assert specification is not None
+    assert specification.loader is not None
+    loaded = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(loaded)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")], ids=["IPv4", "IPv6"]
+)
+def test_who_listens_on_a_port_is_found(
+    module: ModuleType, family: socket.AddressFamily, address: str
+) -> None:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((address, 0))
+        port = listener.getsockname()[1]
+        assert port not in module.listening_sockets().values()
+        listener.listen()
+        owner = module.port_owners(module.listening_sockets())[str(port)]
+    assert owner["program"] == Path("/proc/self/comm").read_text().strip()
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "unit"),
+    [
+        ("0::/system.slice/system-sglang.slice/sglang@minimax-m2.5.service\n", "sglang@minimax-m2.5.service"),
+        ("0::/system.slice/vllm.service/worker\n", "vllm.service"),
+        ("12:cpu:/\n1:name=systemd:/system.slice/docker-0a1b.scope\n0::/\n", "docker-0a1b.scope"),
+        ("0::/user.slice/user-1000.slice/session-3.scope\n", "session-3.scope"),
+        ("0::/\n", None),
+    ],
+)
+def test_the_unit_of_a_process_is_read_from_its_cgroup(
+    module: ModuleType, tmp_path: Path, cgroup: str, unit: str | None
+) -> None:
+    process = tmp_path / "4711"
+    process.mkdir()
+    (process / "comm").write_text("python3\n")
+    (process / "cgroup").write_text(cgroup)
+    assert module.occupant("4711", tmp_path) == {"program": "python3", "unit": unit}
+
+
+def test_a_process_that_ended_meanwhile_is_no_error(module: ModuleType, tmp_path: Path) -> None:
+    assert module.occupant("4711", tmp_path) == {"program": "process 4711", "unit": None}
+
+
+class Smi:
+    """Stands in for AnsibleModule: answers as nvidia-smi does."""
+
+    def __init__(self, returncode: int, stdout: str) -> None:
+        self.answer = (returncode, stdout, "")
+
+    def get_bin_path(self, _name: str) -> str:
+        return "/usr/bin/nvidia-smi"
+
+    def run_command(self, _arguments: list[str], **_options: Any) -> tuple[int, str, str]:
+        return self.answer
+
+
+def test_who_holds_gpu_memory_is_named_once(module: ModuleType) -> None:
+    # One line per GPU that a process uses.
+    users = module.gpu_users(Smi(0, f"{os.getpid()}\n{os.getpid()}\n"))
+    assert [user["program"] for user in users] == [Path("/proc/self/comm").read_text().strip()]
+    assert module.gpu_users(Smi(0, "")) == []
+    assert module.gpu_users(Smi(9, "NVIDIA-SMI has failed because it couldn't communicate\n")) == []
+
+
+def decide(**more: Any) -> dict[str, str]:
+    facts = parse_facts(raw_host("H20", 4, driver="580.65.06") | more)
+    made = plan(Settings.from_variables("gpu01", {"metal_model": "M2.5"}), facts)
+    return {one.code: f"{one.found}; {one.remedy}" for one in made.refusals}
+
+
+def test_what_is_taken_stops_the_host_and_our_own_engine_does_not() -> None:
+    stranger = {"program": "vllm", "unit": "docker-0a1b.scope"}
+    ours = {"program": "sglang", "unit": "sglang@minimax-m2.5.service"}
+    assert "vllm (docker-0a1b.scope)" in decide(port_owners={"8000": stranger})["port-taken"]
+    assert "vllm (docker-0a1b.scope)" in decide(gpu_users=[stranger, ours])["gpu-busy"]
+    assert {"port-taken", "gpu-busy"}.isdisjoint(decide(port_owners={"8000": ours}, gpu_users=[ours]))
+    assert "port-taken" not in decide(port_owners={"8080": stranger})
+
+
+def test_a_driver_of_a_run_file_is_named_loaded_or_not() -> None:
+    found = decide(nvidia_installer="/usr/bin/nvidia-uninstall")
+    assert "left /usr/bin/nvidia-uninstall" in found["driver-foreign"]
+    assert "metal_accept_refusals: [driver-foreign]" in found["driver-foreign"]
