@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
@@ -16,13 +17,15 @@ from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.text import plan_lines
 from minimax_metal.service.unit import command_lines, quote_assignment
 
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
 
 def metal_plan(
-    raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any]
+    raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any], names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return the plan of one host, from its collected facts (None: unreachable) and its metal_* variables."""
+    """Return the plan of one host: its facts (None: unreachable), its metal_* variables, the names of all."""
     try:
-        return plan_from_variables(host, variables, raw_facts)
+        return plan_from_variables(host, variables, raw_facts, names, ROLES)
     except UserError as error:
         raise AnsibleFilterError(f"{host}: {error}") from None
 

@@ -109,7 +109,9 @@ GUIDE_8 = (
             "MiniMax-M3",
             "H200",
             8,
-            GUIDE_8.replace("minimax-m2", "minimax-m3").replace("minimax-append-think", "minimax-m3"),
+            GUIDE_8.replace("minimax-m2", "minimax-m3")
+            .replace("minimax-append-think", "minimax-m3")
+            .replace("0.85", "0.75"),
         ),
     ],
 )
@@ -119,15 +121,14 @@ def test_the_unit_holds_the_guides_command(model: str, gpu: str, count: int, wor
     plan = plan_from_variables("gpu01", variables, raw(gpu, count))
     assert plan["refusals"] == []
     argv = plan["service"]["argv"]
-    assert argv[0] == plan["engine"]["environment"] + "/bin/python"
-    assert argv[1:3] == ["-m", "sglang.launch_server"]
-    assert argv[3:7] == [
+    assert argv[:2] == [plan["engine"]["environment"] + "/bin/sglang", "serve"]
+    assert argv[2:6] == [
         "--model-path",
         plan["model"]["path"],
         "--served-model-name",
         f"MiniMaxAI/{model}",
     ]
-    assert argv[7:] == [*words.split(), "--enable-metrics", *extra]
+    assert argv[6:] == [*words.split(), "--enable-metrics", *extra]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 16])

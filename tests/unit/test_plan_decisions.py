@@ -67,7 +67,30 @@ def test_on_a_real_host_the_guide_profile_serves_verified_weights() -> None:
     assert result.fits
     assert flag(result, "--model-path").startswith("/srv/models/MiniMaxAI/MiniMax-M3/")
     assert flag(result, "--tool-call-parser") == "minimax-m2"
+    assert result.service is not None
+    assert result.service.argv[1:3] == ("-m", "sglang.launch_server")
+    assert flag(result, "--mem-fraction-static") == "0.85"
     assert [one.what for one in result.differences] == ["--model-path"]
+
+
+def test_the_start_command_is_the_releases_own() -> None:
+    for release, words in (
+        ("0.5.23", ["bin/sglang", "serve"]),
+        ("0.5.10.post1", ["bin/sglang", "serve"]),
+        ("0.5.4.post1", ["bin/python", "-m", "sglang.launch_server"]),
+    ):
+        result = decide("H200", 8, model="M2.5", engine_release=release)
+        assert result.service is not None
+        assert [word.split("/", 4)[-1] for word in result.service.argv[: len(words)]] == words
+        assert ("entrypoint" in [one.what for one in result.differences]) == (words[-1] == "serve")
+    old = decide("H200", 8, model="M2.5", engine_release="0.5.4.post1", engine_entrypoint="sglang serve")
+    assert "entrypoint" in codes(old)
+
+
+def test_m3_takes_the_share_of_memory_that_was_seen_to_work() -> None:
+    assert flag(decide("H200", 8, model="M3"), "--mem-fraction-static") == "0.75"
+    assert flag(decide("H200", 8, model="M3", profile="guide"), "--mem-fraction-static") == "0.85"
+    assert flag(decide("H200", 8, model="M3", mem_fraction_static=0.8), "--mem-fraction-static") == "0.8"
 
 
 def test_the_default_profile_uses_m3s_own_parsers_and_says_so() -> None:
@@ -96,9 +119,9 @@ def test_the_default_profile_shows_metrics_unless_told_otherwise() -> None:
         ("M2.5", "H200", 8, "fp8"),
         ("M2.5", "B200", 8, "fp8"),
         ("M3", "H200", 8, "bf16"),
-        ("M3", "B200", 8, "bf16"),
+        ("M3", "B200", 8, "mxfp8"),
         ("M3", "B200", 4, "mxfp8"),
-        ("M3", "GB300", 4, "bf16"),
+        ("M3", "GB300", 4, "mxfp8"),
         ("M3", "GB200", 4, "mxfp8"),
     ],
 )

@@ -20,6 +20,7 @@ def test_every_variable_is_in_the_table_with_its_meaning() -> None:
 def test_every_refusal_is_in_the_table() -> None:
     sources = [path.read_text(encoding="utf-8") for path in Path(core.__file__).parent.glob("*.py")]
     codes = set(re.findall(r'\.refuse\(\s*"([a-z-]+)"', "\n".join(sources)))
+    codes |= set(re.findall(r'Refusal\(\s*(?:code=)?"([a-z-]+)"', "\n".join(sources)))
     codes |= set(re.findall(r'^        \("([a-z-]+)", "metal_', "\n".join(sources), re.MULTILINE))
     table = TEXT.split("## Refusals")[1].split("## A new engine")[0]
     rows = "\n".join(line for line in table.splitlines() if line.startswith("|"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ def test_defaults_are_what_the_table_says() -> None:
 def test_every_field_has_a_variable() -> None:
     from dataclasses import fields
 
-    names = {field.name for field in fields(Settings)} - {"host"}
+    names = {field.name for field in fields(Settings)} - {"host", "unknown_role_variables"}
     assert names == {setting.attribute for setting in SETTINGS}
     assert len(names) == len(SETTINGS)
 
@@ -120,3 +121,38 @@ def test_an_overlay_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError) as caught:
             plan_from_variables("gpu01", {"metal_catalog_overlay": [str(overlay)]}, None)
         assert "\n" not in str(caught.value)
+
+
+def test_every_wrong_variable_is_named_at_once() -> None:
+    plan = plan_from_variables(
+        "gpu01", {"metal_modle": "M3", "metal_port": "http", "metal_model": "M3"}, None
+    )
+    assert [one["code"] for one in plan["refusals"]] == ["variable-unknown", "variable-type"]
+    assert not plan["fits"]
+    assert "metal_modle" in plan["refusals"][0]["found"]
+    assert plan["refusals"][0]["remedy"] == "did you mean metal_model?"
+
+
+@pytest.fixture
+def roles(tmp_path: Path) -> Path:
+    for role, option in (("host_tools", "host_tools_directory"), ("nvidia_driver", "nvidia_driver_manage")):
+        path = tmp_path / role / "meta" / "argument_specs.yml"
+        path.parent.mkdir(parents=True)
+        specification = {"options": {option: {"type": "str"}, "metal_plan": {"type": "dict"}}}
+        path.write_text(json.dumps({"argument_specs": {"main": specification}}))
+    return tmp_path
+
+
+def test_a_variable_that_begins_like_a_roles_is_refused_with_the_nearest(roles: Path) -> None:
+    names = ["nvidia_driver_mange", "nvidia_driver_manage", "nvidia_drivers", "host_tools", "ansible_host"]
+    plan = plan_from_variables("gpu01", {"metal_model": "M2.5"}, None, names, roles)
+    unknown = [one for one in plan["refusals"] if one["code"] == "variable-unknown"]
+    assert [one["found"] for one in unknown] == ["variable nvidia_driver_mange"]
+    assert unknown[0]["remedy"] == "did you mean nvidia_driver_manage?"
+
+
+def test_somebody_elses_variable_can_be_let_through(roles: Path) -> None:
+    variables = {"metal_model": "M2.5", "metal_accept_refusals": ["variable-unknown"]}
+    plan = plan_from_variables("gpu01", variables, None, ["nvidia_driver_branch"], roles)
+    assert "variable-unknown" not in [one["code"] for one in plan["refusals"]]
+    assert [one["code"] for one in plan["accepted"]] == ["variable-unknown"]

@@ -3,34 +3,64 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
 from minimax_metal.errors import UserError
-from minimax_metal.plan.core import plan
+from minimax_metal.plan.core import plan, refused_plan
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
-from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.settings import Settings, SettingsError, find_unknown
 
 
 def plan_from_variables(
-    host: str, variables: Mapping[str, Any], raw_facts: Mapping[str, Any] | None
+    host: str,
+    variables: Mapping[str, Any],
+    raw_facts: Mapping[str, Any] | None,
+    names: Iterable[str] = (),
+    roles: Path | None = None,
 ) -> dict[str, Any]:
     """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
 
-    Raises ``UserError`` for variables that are unknown or of the wrong type, and for files that can't be
+    ``names`` are the names of all variables of the host; those that begin like a role's under the directory
+    ``roles`` must be in that role's argument specification. Raises ``UserError`` for files that can't be
     read. Every other reason against the host is in ``refusals``.
     """
-    return plan_host(host, variables, raw_facts).as_dict()
+    return plan_host(host, variables, raw_facts, names, roles).as_dict()
 
 
-def plan_host(host: str, variables: Mapping[str, Any], raw_facts: Mapping[str, Any] | None) -> Plan:
+def plan_host(
+    host: str,
+    variables: Mapping[str, Any],
+    raw_facts: Mapping[str, Any] | None,
+    names: Iterable[str] = (),
+    roles: Path | None = None,
+) -> Plan:
     """As ``plan_from_variables``, but the plan itself."""
-    settings = Settings.from_variables(host, with_hashes(variables))
+    try:
+        settings = Settings.from_variables(host, with_hashes(variables))
+    except SettingsError as error:
+        return refused_plan(host, error.refusals)
+    if roles is not None:
+        settings = replace(settings, unknown_role_variables=find_unknown(names, role_options(roles)))
     return plan(settings, parse_facts(raw_facts), catalog_for(settings))
+
+
+@lru_cache(maxsize=8)
+def role_options(roles: Path) -> Mapping[str, tuple[str, ...]]:
+    """The variables each role under a directory reads, as its argument specifications say."""
+    options: dict[str, tuple[str, ...]] = {}
+    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+        specifications = yaml.safe_load(path.read_bytes())["argument_specs"].values()
+        names = {name for one in specifications for name in one.get("options", {})}
+        options[path.parent.parent.name] = tuple(sorted(names - {"metal_plan"}))
+    return options
 
 
 def refusal_lines(plan: Mapping[str, Any]) -> list[str]:

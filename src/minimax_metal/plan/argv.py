@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.catalog.schema import Parsers
+from minimax_metal.plan.fit import GUIDE_MEM_FRACTION
 from minimax_metal.plan.model import CudaPlan, Difference, EnginePlan, ModelPlan, ParallelismPlan
 from minimax_metal.plan.settings import Settings
 
@@ -51,6 +52,7 @@ VARIABLES = {
 
 SECRET_FLAGS = frozenset({"--api-key", "--admin-api-key"})
 
+GUIDE_ENTRYPOINT = "sglang.launch_server"
 GUIDE_PYTHON = ("3.9", "3.10", "3.11", "3.12")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CACHE = "/var/cache/sglang"
@@ -114,10 +116,10 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
     the user's settings need, then ``metal_engine_extra_args`` as they stand.
     """
     settings, environment = launch.settings, launch.engine.environment
-    if launch.entrypoint == "sglang serve":
-        argv = [f"{environment}/bin/sglang", "serve"]
+    if launch.entrypoint == GUIDE_ENTRYPOINT:
+        argv = [f"{environment}/bin/python", "-m", GUIDE_ENTRYPOINT]
     else:
-        argv = [f"{environment}/bin/python", "-m", "sglang.launch_server"]
+        argv = [f"{environment}/bin/sglang", "serve"]
     argv += _words(launch, [launch.model.path, "--served-model-name", launch.model.served_name])
     if settings.kv_cache_dtype != "auto":
         argv += ["--kv-cache-dtype", settings.kv_cache_dtype]
@@ -162,7 +164,7 @@ def launch_differences(launch: Launch) -> list[Difference]:
     differ("--reasoning-parser", checkpoint.guide_parsers.reasoning, parsers.reasoning, own)
     differ(
         "--mem-fraction-static",
-        "0.85",
+        f"{GUIDE_MEM_FRACTION:g}",
         f"{launch.mem_fraction_static:g}",
         "set by metal_mem_fraction_static or by the checkpoint format",
     )
@@ -172,8 +174,11 @@ def launch_differences(launch: Launch) -> list[Difference]:
         differ("--enable-metrics", "not set", "set", "the engine's figures at /metrics")
     if launch.settings.profile != "guide" and checkpoint.engine_args:
         differ("format", "not set", " ".join(checkpoint.engine_args), f"needed for {checkpoint.format}")
-    if launch.entrypoint == "sglang serve":
-        differ("entrypoint", "python -m sglang.launch_server", "sglang serve", "metal_engine_entrypoint")
+    if launch.entrypoint != GUIDE_ENTRYPOINT:
+        why = f"recommended by SGLang {launch.engine.release}, which still takes the other"
+        if launch.settings.engine_entrypoint:
+            why = "set by metal_engine_entrypoint"
+        differ("entrypoint", f"python -m {GUIDE_ENTRYPOINT}", launch.entrypoint, why)
     if launch.engine.python not in GUIDE_PYTHON:
         differ(
             "Python", "3.9 - 3.12", launch.engine.python, "the distribution's own, which the engine runs on"

@@ -6,6 +6,8 @@ nothing and asks nobody. Everything that stands against a host is collected, non
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
@@ -18,9 +20,9 @@ from minimax_metal.plan.host import (
     gpus_plan,
     platform_plan,
 )
-from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, ServicePlan
+from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, Refusal, ServicePlan
 from minimax_metal.plan.serve import find_parsers, service_plans
-from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.settings import Settings, refuse_unknown
 from minimax_metal.plan.stack import (
     check_engine,
     cuda_plan,
@@ -43,6 +45,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     """
     catalog = catalog or packaged_catalog()
     found = Findings(accept=frozenset(settings.accept_refusals))
+    for unknown in settings.unknown_role_variables:
+        found.add(refuse_unknown(unknown))
     _check_ranges(settings, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
@@ -104,6 +108,32 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         layouts=find_layouts(settings, checkpoint, board) if checkpoint and board else (),
         disk=disk,
         checks=checks,
+    )
+
+
+def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
+    """The plan of a host about which nothing could be decided, for these reasons."""
+    return Plan(
+        host=host,
+        profile="default",
+        refusals=tuple(refusals),
+        accepted=(),
+        warnings=(),
+        differences=(),
+        platform=None,
+        model=None,
+        weights=None,
+        gpus=None,
+        parallelism=None,
+        engine=None,
+        driver=None,
+        cuda=None,
+        services=(),
+        capacity=None,
+        limits=None,
+        layouts=(),
+        disk=None,
+        checks=None,
     )
 
 

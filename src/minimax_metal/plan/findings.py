@@ -22,11 +22,15 @@ class Findings:
 
     def refuse(self, code: str, found: str, needed: str, remedy: str) -> bool:
         """Record a refusal; true when the user lifts it, so that the plan may go on with what was found."""
-        refusal = Refusal(code=code, found=found, needed=needed, remedy=remedy)
-        if code in self.accept:
+        return self.add(Refusal(code=code, found=found, needed=needed, remedy=remedy))
+
+    def add(self, refusal: Refusal) -> bool:
+        """As ``refuse``, with the refusal made elsewhere."""
+        if refusal.code in self.accept:
             if refusal not in self.accepted:
                 self.accepted.append(refusal)
-                self.warn(f"accepted-{code}", f"refusal lifted by metal_accept_refusals: found {found}")
+                lifted = f"refusal lifted by metal_accept_refusals: found {refusal.found}"
+                self.warn(f"accepted-{refusal.code}", lifted)
             return True
         if refusal not in self.refusals:
             self.refusals.append(refusal)

@@ -17,6 +17,8 @@ from minimax_metal.plan.settings import Settings
 
 LAYOUTS = {"tp8": (8, 1), "2xtp4": (8, 2), "tp4": (4, 1)}
 """Layout to GPU count and replicas."""
+GUIDE_MEM_FRACTION = 0.85
+"""What both guides set, on any GPU."""
 LEAST_KV_TOKENS = 4096
 """Less KV cache than this serves nobody."""
 MOST_REQUESTS = 256
@@ -176,6 +178,8 @@ def _fraction(settings: Settings, checkpoint: Checkpoint, board: Board) -> float
     fraction = settings.mem_fraction_static
     if fraction is not None and 0.0 < fraction < 1.0:
         return fraction
+    if settings.profile == "guide":
+        return GUIDE_MEM_FRACTION
     return checkpoint.mem_fractions.get(board.label, checkpoint.mem_fraction_static)
 
 

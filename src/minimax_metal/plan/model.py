@@ -92,6 +92,8 @@ class WeightsPlan:
     """What is pulled, and from where."""
 
     bytes: int
+    instance: str
+    """Name of the pull's unit, ``metal-weights@<instance>``: one for all replicas."""
     sources: tuple[WeightsSource, ...]
 
 
@@ -132,13 +134,14 @@ class EnginePlan:
     release: str
     python: str
     managed_python: bool
+    """Whether uv brings that Python, because the distribution has another one."""
     lock_file: str | None
     lock_sha256: str | None
     digest: str
     environment: str
     extra_packages: tuple[ExtraPackage, ...]
-    python_mirror: str | None
-    package_index_url: str | None
+    uv_environment: Mapping[str, str]
+    """What uv is told: whether it may bring a Python, from where, and the package index."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import re
 from minimax_metal.catalog import Checkpoint, EngineRelease
 from minimax_metal.catalog.schema import Parsers
 from minimax_metal.plan.argv import (
+    GUIDE_ENTRYPOINT,
     SECRET_FLAGS,
     Launch,
     duplicate_flags,
@@ -20,6 +21,7 @@ from minimax_metal.plan.fit import Fit
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import CudaPlan, EnginePlan, ModelPlan, ServicePlan
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.weights import instance_name
 
 EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
 NOFILE = 65_536
@@ -73,7 +75,9 @@ def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings)
 
 
 def _entrypoint(settings: Settings, release: EngineRelease, found: Findings) -> str:
-    wanted = settings.engine_entrypoint
+    """What the user sets, else the guide's under its profile, else what the release recommends."""
+    usual = GUIDE_ENTRYPOINT if settings.profile == "guide" else release.entrypoints[0]
+    wanted = settings.engine_entrypoint or usual
     if wanted not in release.entrypoints:
         found.refuse(
             "entrypoint",
@@ -106,7 +110,7 @@ def service_plans(
 ) -> tuple[ServicePlan, ...]:
     """One unit per replica. ``verbatim`` renders the guide's own words, for a host that does not exist."""
     spread = fit.spread
-    base = settings.instance or model.name.casefold()
+    base = instance_name(settings, model)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", base):
         found.refuse(
             "instance",

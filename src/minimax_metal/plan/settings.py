@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import difflib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from minimax_metal.errors import UserError
-from minimax_metal.plan.model import ExtraPackage
+from minimax_metal.plan.model import ExtraPackage, Refusal
 
 PREFIX = "metal_"
 
 
 class SettingsError(UserError):
-    """A ``metal_*`` variable that does not exist or has the wrong type."""
+    """``metal_*`` variables that do not exist or have the wrong type: all of them, in one line."""
+
+    def __init__(self, *refusals: Refusal) -> None:
+        super().__init__("; ".join(f"found {r.found}, expected {r.needed}; {r.remedy}" for r in refusals))
+        self.refusals = refusals
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "metal_engine_entrypoint",
         "text",
-        "sglang.launch_server",
-        "How the engine is started: sglang.launch_server, or sglang serve where the release has it.",
+        None,
+        "Start command: sglang serve or sglang.launch_server; by default what the release recommends.",
     ),
     Setting("metal_engine_extra_args", "words", (), "Arguments put behind the engine's own."),
     Setting("metal_engine_extra_environment", "mapping", {}, "Environment variables added to the unit."),
@@ -109,6 +113,15 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
 
 
 @dataclass(frozen=True)
+class UnknownVariable:
+    """A variable that begins with a role's name and that the role does not read."""
+
+    name: str
+    role: str
+    known: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of one host. Ranges are judged by the plan, types here."""
 
@@ -126,7 +139,7 @@ class Settings:
     engine_release: str | None = None
     engine_python: str | None = None
     engine_directory: str = "/opt/sglang"
-    engine_entrypoint: str = "sglang.launch_server"
+    engine_entrypoint: str | None = None
     engine_extra_args: tuple[str, ...] = ()
     engine_extra_environment: Mapping[str, str] = field(default_factory=dict)
     engine_extra_packages: tuple[ExtraPackage, ...] = ()
@@ -153,6 +166,8 @@ class Settings:
     stop_timeout_seconds: int = 600
     python_mirror: str | None = None
     package_index_url: str | None = None
+    unknown_role_variables: tuple[UnknownVariable, ...] = ()
+    """Variables that begin like a role's and are none of it."""
 
     @property
     def wants_metrics(self) -> bool:
@@ -167,26 +182,61 @@ class Settings:
     def from_variables(cls, host: str, variables: Mapping[str, Any]) -> Settings:
         """Settings from a host's variables; names without the prefix ``metal_`` are passed over.
 
-        Raises ``SettingsError`` for a ``metal_*`` name nobody knows (with the nearest right one) and for a
-        value of the wrong type. A variable set to null is as if it were not set.
+        Raises ``SettingsError`` for ``metal_*`` names nobody knows (with the nearest right one) and for
+        values of the wrong type. A variable set to null is as if it were not set.
         """
         known = {setting.name: setting for setting in SETTINGS}
         values: dict[str, Any] = {}
+        problems: list[Refusal] = []
         for name in sorted(str(key) for key in variables):
             if not name.startswith(PREFIX) or name in PLAYBOOK_VARIABLES:
                 continue
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-                raise SettingsError(f"found the unknown variable {name}, expected one of metal_*; {hint}")
+                problems.append(
+                    Refusal("variable-unknown", f"variable {name}", "one of metal_*", _nearest(name, known))
+                )
+                continue
             value = variables[name]
             if value is not None:
-                values[known[name].attribute] = _READERS[known[name].kind](name, value)
+                try:
+                    values[known[name].attribute] = _READERS[known[name].kind](name, value)
+                except SettingsError as error:
+                    problems += error.refusals
+        if problems:
+            raise SettingsError(*problems)
         return cls(host=host, **values)
 
 
+def find_unknown(names: Iterable[str], roles: Mapping[str, Sequence[str]]) -> tuple[UnknownVariable, ...]:
+    """The names that begin like a role's variables (``<role>_``) and are not among those it reads."""
+    return tuple(
+        UnknownVariable(name, role, tuple(options))
+        for name in sorted(set(names))
+        for role, options in roles.items()
+        if name.startswith(f"{role}_") and name not in options
+    )
+
+
+def refuse_unknown(unknown: UnknownVariable) -> Refusal:
+    """Why a variable of that kind stops a host."""
+    return Refusal(
+        code="variable-unknown",
+        found=f"variable {unknown.name}",
+        needed=f"one that role {unknown.role} reads",
+        remedy=_nearest(unknown.name, unknown.known),
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(names)}" if names else "there is none: take it out"
+
+
 def _wrong(name: str, value: Any, expected: str) -> SettingsError:
-    return SettingsError(f"found {name}: {value!r}, expected {expected}; put the variable right")
+    return SettingsError(Refusal("variable-type", f"{name}: {value!r}", expected, "put the variable right"))
 
 
 def _text(name: str, value: Any) -> str:

@@ -35,6 +35,11 @@ def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[st
     return None
 
 
+def instance_name(settings: Settings, model: ModelPlan) -> str:
+    """What units are called after; several replicas have a number behind it."""
+    return settings.instance or model.name.casefold()
+
+
 def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> ModelPlan:
     """The model's part of the plan."""
     revision = settings.model_revision or checkpoint.revision
@@ -114,4 +119,4 @@ def weights_plan(
                 "endpoint-unused",
                 f"metal_{kind.replace('-', '_')}_endpoint is set, but {kind} is not in metal_weights_source",
             )
-    return WeightsPlan(bytes=model.bytes, sources=tuple(sources))
+    return WeightsPlan(bytes=model.bytes, instance=instance_name(settings, model), sources=tuple(sources))
