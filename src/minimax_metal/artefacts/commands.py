@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "--stall",
         type=float,
         default=defaults.stall,
-        help="seconds without progress before a retry (%(default)s)",
+        help="seconds without a byte before a connection is dropped (%(default)s)",
     )
     puller.add_argument(
         "--attempts", type=int, default=defaults.attempts, help="fruitless attempts at a source (%(default)s)"

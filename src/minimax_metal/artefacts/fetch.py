@@ -1,13 +1,15 @@
 """One attempt to bring every file of one source to a staging directory, as a process of its own.
 
 ``python -m minimax_metal.artefacts.fetch`` reads a job (one line of JSON) from standard input and writes
-events, a line of JSON each, to standard output. A process, because hub clients read their environment when
-imported, and because the parent can end one that hangs and lose nothing but the files in flight. It ends by
-itself when its standard input is closed: no download outlives the pull that asked for it.
+events, a line of JSON each, to standard output. A process, because the parent can end one that hangs and
+lose nothing but the blocks in flight. It ends by itself when its standard input is closed: no download
+outlives the pull that asked for it.
 
-Events: ``listed`` (revision, files, bytes, needed: bytes still to be fetched), ``hashed`` (bytes, in total),
-``verified`` (path, size), ``damaged`` (path, reason: fetched again), ``failed`` (reason, permanent, space),
-``done`` (the manifest is written in the staging directory).
+Events: ``listed`` (revision, files, bytes, needed: bytes still to be fetched), ``progress`` (have: bytes of
+the model here, fetched: bytes taken from the source, hashed: bytes read again), ``waiting`` (seconds,
+reason),
+``verified`` (path, size), ``damaged`` (path, reason: fetched again), ``retry`` (path, reason), ``failed``
+(reason, permanent, space), ``done`` (the manifest is written in the staging directory).
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -33,12 +35,16 @@ from minimax_metal.artefacts.manifest import (
     sync,
     verify,
 )
+from minimax_metal.artefacts.part import Part
 from minimax_metal.artefacts.request import Source
-from minimax_metal.artefacts.sources import Origin, SourceError, one_line, open_source
+from minimax_metal.artefacts.sources import Listing, Origin, open_source
+from minimax_metal.artefacts.web import Gate, SourceError, Throttle, one_line, transport_error
 from minimax_metal.errors import UserError
 
 ATTEMPTS: Final = 3
-"""Tries of one file within one attempt at a source."""
+"""Times a file may come with wrong bytes before its source is given up."""
+RETRIES: Final = 2
+"""Tries of one file in a row that bring nothing, within one attempt at a source."""
 
 JOURNAL: Final = "verified.jsonl"
 
@@ -47,7 +53,7 @@ JOURNAL: Final = "verified.jsonl"
 class Journal:
     """Which staged files were verified and flushed, so that a resumed pull reads none of them again.
 
-    A line counts while size and modification time of the file are what they were.
+    A line counts while size and modification time of the file are what they were; no clock is asked.
     """
 
     file: Path
@@ -59,12 +65,17 @@ class Journal:
         """Read the journal of a staging directory; lines cut off by a crash are dropped."""
         journal = cls(staging / FOLDER / JOURNAL)
         if journal.file.exists():
-            for text in journal.file.read_text(encoding="utf-8").splitlines():
+            content = journal.file.read_bytes()
+            for text in content.splitlines():
                 try:
                     line = json.loads(text)
                     journal.lines[line["path"]] = line
                 except (ValueError, KeyError, TypeError):
                     continue
+            if not content.endswith(b"\n"):
+                # What is appended next must not be glued to a line that a crash cut off.
+                with suppress(OSError), journal.file.open("ab") as file:
+                    file.write(b"\n")
         return journal
 
     def knows(self, staging: Path, entry: Entry) -> Entry | None:
@@ -73,15 +84,18 @@ class Journal:
         if line is None:
             return None
         try:
-            status = (staging / entry.path).stat()
+            status = (staging / entry.path).lstat()
         except OSError:
             return None
         if (line.get("size"), line.get("mtime")) != (status.st_size, status.st_mtime_ns):
             return None
-        if status.st_size != entry.size or line.get("git_oid") != entry.git_oid:
+        if status.st_size != entry.size:
             return None
         sha256 = line.get("sha256")
         if not isinstance(sha256, str) or (entry.sha256 is not None and sha256 != entry.sha256):
+            return None
+        # A file that went by its hash needs no git id; one that this source knows by git id only does.
+        if entry.sha256 is None and line.get("git_oid") != entry.git_oid:
             return None
         return Entry(entry.path, entry.size, sha256, entry.stated, entry.git_oid)
 
@@ -90,7 +104,7 @@ class Journal:
         line = {
             "path": entry.path,
             "size": entry.size,
-            "mtime": (staging / entry.path).stat().st_mtime_ns,
+            "mtime": (staging / entry.path).lstat().st_mtime_ns,
             "sha256": entry.sha256,
             "git_oid": entry.git_oid,
         }
@@ -100,16 +114,36 @@ class Journal:
 
 @dataclass
 class Attempt:
-    """One run over the files of one source."""
+    """One run over the files of one source.
+
+    Args:
+        origin: the source.
+        staging: where files are gathered; partial ones in its :data:`FOLDER`.
+        events: where events are written to.
+        workers: files at once.
+        pause: seconds before a file is tried again, doubled for each further try.
+        patience: seconds that a source which answers 429 or 503 is waited for before it is given up.
+        rate: bytes a second at most, all files together; 0 is no limit.
+    """
 
     origin: Origin
     staging: Path
     events: TextIO
     workers: int = 8
     pause: float = 1.0
+    patience: float = 900.0
+    rate: float = 0.0
+    have: int = 0
+    fetched: int = 0
     hashed: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
     halted: threading.Event = field(default_factory=threading.Event)
+    served: float = field(default_factory=time.monotonic)
+    """When the source last sent a byte, or the attempt began."""
+
+    def __post_init__(self) -> None:
+        self.gate = Gate(self.pause)
+        self.throttle = Throttle(self.rate)
 
     def say(self, event: str, **fields: Any) -> None:
         """Write one event."""
@@ -120,51 +154,83 @@ class Attempt:
     def run(self, name: str, source: Mapping[str, Any]) -> bool:
         """Fetch and verify everything; return whether the manifest was written."""
         try:
-            self.origin.tidy(self.staging)
-            listing = self.origin.list()
-            if not listing.files:
-                raise SourceError("the source lists no file", permanent=True)
-            journal = Journal.open(self.staging)
-            known = [journal.knows(self.staging, entry) for entry in listing.files]
-            todo = [entry for entry, seen in zip(listing.files, known, strict=True) if seen is None]
-            self.say(
-                "listed",
-                revision=listing.revision,
-                files=len(listing.files),
-                bytes=sum(entry.size for entry in listing.files),
-                needed=sum(self._still_missing(entry) for entry in todo),
-            )
-            done = {entry.path: entry for entry in known if entry is not None}
             with self._heartbeat():
-                done.update(self._fetch_all(todo, journal))
-            absent = missing_from_index(self.staging, done)
-            if absent:
-                raise SourceError(
-                    f"the source lacks {len(absent)} file(s) that its index names, e.g. {absent[0]}",
-                    permanent=True,
-                )
-            Manifest(name, listing.revision, source, tuple(done.values())).write(self.staging)
+                revision = self._run(name, source)
         except SourceError as error:
             self.say("failed", reason=str(error), permanent=error.permanent, space=error.space)
             return False
         except (DamagedFileError, UserError) as error:
             self.say("failed", reason=str(error), permanent=True, space=False)
             return False
-        self.say("done", revision=listing.revision)
+        except OSError as error:
+            failure = transport_error("the staging directory", error)
+            self.say("failed", reason=str(failure), permanent=True, space=failure.space)
+            return False
+        self.say("done", revision=revision, fetched=self.fetched)
         return True
 
+    def _run(self, name: str, source: Mapping[str, Any]) -> str | None:
+        listing = self._patiently(self.origin.list)
+        if not listing.files:
+            raise SourceError("the source lists no file", permanent=True)
+        journal = Journal.open(self.staging)
+        known = [journal.knows(self.staging, entry) for entry in listing.files]
+        todo = [entry for entry, seen in zip(listing.files, known, strict=True) if seen is None]
+        total = sum(entry.size for entry in listing.files)
+        needed = sum(self._still_missing(entry) for entry in todo)
+        self.have = total - needed
+        self.say("listed", revision=listing.revision, files=len(listing.files), bytes=total, needed=needed)
+        done = {entry.path: entry for entry in known if entry is not None}
+        done.update(self._fetch_all(todo, journal))
+        absent = missing_from_index(self.staging, done)
+        if absent:
+            raise SourceError(
+                f"the source lacks {len(absent)} file(s) that its index names, e.g. {absent[0]}",
+                permanent=True,
+            )
+        Manifest(name, listing.revision, source, tuple(done.values())).write(self.staging)
+        return listing.revision
+
+    def _patiently(self, ask: Callable[[], Listing]) -> Listing:
+        """Call until it answers; a source that asks for patience gets it."""
+        tries = 0
+        while True:
+            try:
+                answer = ask()
+                self.gate.passed()
+                return answer
+            except SourceError as error:
+                if error.busy:
+                    self._be_patient(error)
+                    continue
+                tries += 1
+                if error.permanent or tries >= RETRIES:
+                    raise
+                self.halted.wait(self.pause * 2 ** (tries - 1))
+
+    def _be_patient(self, error: SourceError) -> None:
+        """Wait as long as a busy source asks, or raise when that is longer than this pull's patience."""
+        pause = self.gate.refused(error.after)
+        waited = time.monotonic() - self.served
+        if waited + pause > self.patience:
+            raise SourceError(
+                f"{error}, and asks to wait another {pause:.0f} s after {waited:.0f} s without a byte"
+            ) from error
+        self.say("waiting", seconds=round(pause, 1), reason=str(error))
+        self.gate.wait(self.halted)
+
     def _still_missing(self, entry: Entry) -> int:
-        """Return the bytes of a file that are not staged yet, partial files counted as missing."""
-        try:
-            return 0 if (self.staging / entry.path).stat().st_size == entry.size else entry.size
-        except OSError:
-            return entry.size
+        """Return the bytes of a file that are not staged yet."""
+        with suppress(OSError):
+            if (self.staging / entry.path).stat().st_size == entry.size:
+                return 0
+        return entry.size - Part.staged(self.staging, self.origin.identity(entry), entry)
 
     def _fetch_all(self, todo: list[Entry], journal: Journal) -> dict[str, Entry]:
         """Fetch the files side by side.
 
-        A failure that another try may mend lets the others come to their end first: a client that cannot
-        resume would otherwise lose them. Any other ends the attempt at once.
+        A failure that another try may mend lets the others come to their end first: they may be served. Any
+        other ends the attempt at once.
         """
         done: dict[str, Entry] = {}
         failure: SourceError | None = None
@@ -178,7 +244,7 @@ class Attempt:
                 entry = future.result()
             except SourceError as error:
                 failure = failure or error
-                if error.permanent:
+                if error.permanent or error.busy:
                     self.halted.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
@@ -191,60 +257,115 @@ class Attempt:
 
     def _one(self, entry: Entry, journal: Journal) -> Entry:
         """Fetch one file until it is verified, flushed and noted."""
-        target = self.staging / entry.path
-        if target.exists():
-            # Complete before a kill, but not yet noted.
-            try:
-                return self._verified(entry, journal)
-            except DamagedFileError:
-                target.unlink()
-        again = False
-        attempt = 0
-        while True:
-            attempt += 1
-            if self.halted.is_set():
-                raise SourceError("stopped because another file failed")
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                self.origin.fetch(entry, self.staging, again=again)
-                return self._verified(entry, journal)
-            except DamagedFileError as error:
-                target.unlink(missing_ok=True)
-                self.say("damaged", path=entry.path, reason=str(error))
-                if attempt >= ATTEMPTS:
-                    raise SourceError(f"{error}, {attempt} times in a row", permanent=True) from error
-                again = True
-            except SourceError as error:
-                if error.permanent or attempt >= ATTEMPTS:
-                    raise
-            except OSError as error:
-                raise SourceError(one_line(error), permanent=True) from error
-            self.halted.wait(self.pause * 2 ** (attempt - 1))
+        try:
+            target = self.staging / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if target.exists():
+                # There before this attempt, but not noted: an older pull, or a file of a damaged directory.
+                try:
+                    found = verify(self.staging, entry, self._read_again)
+                    sync(target)
+                    return self._note(found, journal)
+                except DamagedFileError:
+                    target.unlink()
+                    self._lose(entry.size)
+            return self._note(self._fetch(entry, target), journal)
+        except OSError as error:
+            raise transport_error("the staging directory", error) from error
 
-    def _verified(self, entry: Entry, journal: Journal) -> Entry:
-        found = verify(self.staging, entry, self._count)
-        sync(self.staging / entry.path)
+    def _fetch(self, entry: Entry, target: Path) -> Entry:
+        """Receive one file, in as many connections as it takes; each goes on where the last one ended."""
+        damaged = fruitless = 0
+        while True:
+            with Part.open(self.staging, self.origin.identity(entry), entry) as part:
+                lost = part.recall(self._read_again)
+                self._lose(lost)
+                while part.offset < entry.size:
+                    if self.halted.is_set():
+                        raise SourceError("stopped because another file failed")
+                    before = part.offset
+                    try:
+                        self.gate.wait(self.halted)
+                        self._receive(entry, part)
+                    except SourceError as error:
+                        if error.permanent:
+                            raise
+                        fruitless = 0 if part.offset > before else fruitless
+                        if error.busy:
+                            self._be_patient(error)
+                            continue
+                        fruitless += 1
+                        if fruitless >= RETRIES:
+                            raise
+                        self.say("retry", path=entry.path, reason=str(error), offset=part.offset)
+                        self.halted.wait(self.pause * 2 ** (fruitless - 1))
+                try:
+                    found = part.finish(target)
+                except DamagedFileError as error:
+                    self._lose(part.offset)
+                    part.discard()
+                    damaged += 1
+                    self.say("damaged", path=entry.path, reason=str(error))
+                    if damaged >= ATTEMPTS:
+                        raise SourceError(f"{error}, {damaged} times in a row", permanent=True) from error
+                    self.halted.wait(self.pause * 2 ** (damaged - 1))
+                    continue
+                return found
+
+    def _receive(self, entry: Entry, part: Part) -> None:
+        """Take the rest of a file from one connection; raise :class:`SourceError` when it ends too early."""
+        with self.origin.open(entry, part.offset) as body:
+            self.gate.passed()
+            if body.total is not None and body.total != entry.size:
+                raise SourceError(f"{entry.path} has {body.total} bytes there, expected {entry.size}")
+            position = body.start
+            for block in body.blocks:
+                if self.halted.is_set():
+                    raise SourceError("stopped because another file failed")
+                self.served = time.monotonic()
+                self.throttle.take(len(block))
+                with self.lock:
+                    self.fetched += len(block)
+                # Some mirrors send the whole file whatever was asked: what is here already is passed over.
+                news = block[max(0, part.offset - position) :]
+                position += len(block)
+                if position > entry.size:
+                    raise SourceError(f"{entry.path} is longer there than the {entry.size} bytes expected")
+                if news:
+                    part.write(news)
+                    with self.lock:
+                        self.have += len(news)
+        if part.offset < entry.size:
+            raise SourceError(
+                f"the connection ended after {part.offset} of {entry.size} bytes of {entry.path}"
+            )
+
+    def _note(self, found: Entry, journal: Journal) -> Entry:
         journal.add(self.staging, found)
-        self.say("verified", path=entry.path, size=entry.size)
+        self.say("verified", path=found.path, size=found.size)
         return found
 
-    def _count(self, size: int) -> None:
+    def _read_again(self, size: int) -> None:
         with self.lock:
             self.hashed += size
 
+    def _lose(self, size: int) -> None:
+        with self.lock:
+            self.have -= size
+
     @contextmanager
     def _heartbeat(self) -> Iterator[None]:
-        """Say how much was hashed every second: hashing a large file is progress, not a stall."""
+        """Say every second how much is here, when that changed."""
         ended = threading.Event()
 
         def beat() -> None:
-            said = 0
+            said: tuple[int, ...] = ()
             while not ended.wait(1.0):
                 with self.lock:
-                    hashed = self.hashed
-                if hashed != said:
-                    said = hashed
-                    self.say("hashed", bytes=hashed)
+                    now = (self.have, self.fetched, self.hashed)
+                if now != said:
+                    said = now
+                    self.say("progress", have=now[0], fetched=now[1], hashed=now[2])
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -266,24 +387,35 @@ def main() -> int:
     """Run one job from standard input; return 0 when everything is verified, else 1."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with, args=(sys.stdin,), name="parent", daemon=True).start()
-    # Events own the true standard output; whatever a client prints goes to standard error.
+    # Events own the true standard output; whatever a library prints goes to standard error.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     staging = Path(job["staging"])
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     source = Source.parse(job["source"])
+    try:
+        origin = open_source(source, float(job.get("stall", 60.0)))
+    except UserError as error:
+        events.write(
+            json.dumps({"event": "failed", "reason": one_line(error), "permanent": True, "space": False})
+            + "\n"
+        )
+        events.flush()
+        return 1
     attempt = Attempt(
-        open_source(source),
+        origin,
         staging,
         events,
         workers=int(job.get("workers", 8)),
         pause=float(job.get("pause", 1.0)),
+        patience=float(job.get("patience", 900.0)),
+        rate=float(job.get("rate", 0.0)),
     )
     return 0 if attempt.run(job["name"], source.as_dict()) else 1
 
 
 if __name__ == "__main__":
-    # Threads of a client may hang in a read after a failure: the result is known, so don't wait for them.
+    # Threads may hang in a read after a failure: the result is known, so don't wait for them.
     STATUS: Final = main()
     sys.stderr.flush()
     os._exit(STATUS)

@@ -89,17 +89,23 @@ class Manifest:
     def read(cls, directory: Path) -> Manifest | None:
         """Return the manifest kept in a model directory; None when there is none that can be read."""
         try:
-            raw = json.loads((directory / FOLDER / FILE).read_text(encoding="utf-8"))
-            return cls(
-                name=raw["name"],
-                revision=raw["revision"],
-                source=raw["source"],
-                files=tuple(
-                    Entry(file["path"], file["size"], file["sha256"], file["stated"]) for file in raw["files"]
-                ),
-            )
+            return cls.parse(json.loads((directory / FOLDER / FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, UserError):
             return None
+
+    @classmethod
+    def parse(cls, raw: Any) -> Manifest:
+        """Read the JSON form.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no manifest.
+            UserError: it names a file outside the directory.
+        """
+        files = tuple(
+            Entry(file["path"], int(file["size"]), file["sha256"], bool(file["stated"]))
+            for file in raw["files"]
+        )
+        return cls(name=raw["name"], revision=raw["revision"], source=raw["source"], files=files)
 
     def write(self, directory: Path) -> Path:
         """Keep the manifest in a model directory, on the disk before this returns."""

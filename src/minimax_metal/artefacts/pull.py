@@ -27,9 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from minimax_metal.artefacts import sources
 from minimax_metal.artefacts.manifest import FOLDER, Manifest, missing, sync
 from minimax_metal.artefacts.request import Request, Source
+from minimax_metal.artefacts.web import transport_error
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 
@@ -54,14 +54,20 @@ class Options:
     """How patient a pull is; times in seconds."""
 
     workers: int = 8
-    stall: float = 180.0
-    """Without a byte on the disk or a byte hashed for this long, the attempt is ended and begun again."""
-    attempts: int = 5
+    stall: float = 60.0
+    """A connection without a byte for this long is dropped, and the file goes on over another one."""
+    attempts: int = 3
     """Attempts at one source in a row that bring nothing, before the next source is tried."""
     backoff: float = 2.0
     """Pause after the first such attempt, doubled for each further one, a minute at most."""
-    interval: float = 5.0
-    """Between two lines of progress."""
+    interval: float = 60.0
+    """Between two lines of progress in the journal; the unit's status line follows every two seconds."""
+    patience: float = 900.0
+    """A source that answers "too many requests" and serves nothing is given up after this long."""
+    rate: float = 0.0
+    """Bytes a second at most; 0 is no limit."""
+    spare: int = SPARE_BYTES
+    """Bytes left free on the disk."""
 
 
 @dataclass
@@ -130,7 +136,7 @@ def pull(request: Request, options: Options = Options(), reporter: Reporter | No
 
 
 def _os_error(request: Request, error: OSError) -> PullError:
-    found = sources.transport_error(request.sources[0], error)
+    found = transport_error(request.sources[0], error)
     where = error.filename or request.path
     if found.space:
         return NoSpaceError(
@@ -147,18 +153,27 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
         )
     staging = request.staging
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
-    _adopt(request.path, staging)
-    _check_space(request, None)
+    _reuse(request.path, staging)
+    if request.bytes is not None:
+        check_space(request, max(0, request.bytes - staged_bytes(staging)), options.spare)
     reasons = []
     hopeless = True
+    begun, fetched = time.monotonic(), 0
     for number, source in enumerate(request.sources):
-        reason, permanent = _try_source(request, source, options, reporter)
+        reason, permanent, came = _try_source(request, source, options, reporter)
+        fetched += came
         hopeless = hopeless and permanent
         if reason is None:
             _publish(request)
             manifest = Manifest.read(request.path)
             size = "" if manifest is None else f", {len(manifest.files)} files, {spell_bytes(manifest.bytes)}"
-            reporter.state("verified", f"verified{size}, from {source}")
+            took = time.monotonic() - begun
+            reporter.state(
+                "verified",
+                f"verified{size}, from {source}, {spell_bytes(fetched)} fetched in {spell_seconds(took)}",
+                fetched=fetched,
+                seconds=round(took, 1),
+            )
             return
         reasons.append(reason)
         if number + 1 < len(request.sources):
@@ -168,24 +183,27 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
 
 def _try_source(
     request: Request, source: Source, options: Options, reporter: Reporter
-) -> tuple[str | None, bool]:
-    """Attempt one source until it has served (None) or is given up (reason, whether for good)."""
-    fruitless = 0
+) -> tuple[str | None, bool, int]:
+    """Attempt one source until it has served or is given up.
+
+    Returns the reason (None: served), whether that is for good, and the bytes that were fetched.
+    """
+    fruitless = fetched = 0
     while True:
-        before = staged_bytes(request.staging)
         outcome = Watch(request, source, options, reporter).run()
+        fetched += outcome.fetched
         if outcome.done:
-            return None, False
+            return None, False, fetched
         if outcome.space:
             raise NoSpaceError(
                 f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
             )
         if outcome.permanent:
-            return outcome.reason, True
+            return outcome.reason, True, fetched
         # Whatever came is kept, so an attempt that brought something does not count against the source.
-        fruitless = 1 if outcome.verified or staged_bytes(request.staging) > before else fruitless + 1
+        fruitless = 1 if outcome.verified or outcome.fetched else fruitless + 1
         if fruitless >= options.attempts:
-            return f"{outcome.reason} ({fruitless} attempts)", False
+            return f"{outcome.reason} ({fruitless} attempts)", False, fetched
         pause = min(60.0, options.backoff * 2 ** (fruitless - 1))
         reporter.say(f"{outcome.reason}; again in {pause:.0f} s")
         time.sleep(pause)
@@ -200,10 +218,11 @@ class Outcome:
     permanent: bool = False
     space: bool = False
     verified: int = 0
+    fetched: int = 0
 
 
 class Watch:
-    """Runs one attempt as a process, follows its events and the bytes on the disk, ends it when it stalls."""
+    """Runs one attempt as a process, follows its events, ends it when it hangs."""
 
     def __init__(self, request: Request, source: Source, options: Options, reporter: Reporter) -> None:
         self.request = request
@@ -213,8 +232,12 @@ class Watch:
         self.outcome = Outcome()
         self.total: int | None = None
         self.files = 0
-        self.hashed = 0
-        self.samples: deque[tuple[float, int]] = deque(maxlen=64)
+        self.have = 0
+        self.waiting = ""
+        self.pause = 0.0
+        self.silence = 3 * options.stall + 60
+        """Seconds without an event after which the attempt hangs, whatever its own watch over connections."""
+        self.samples: deque[tuple[float, int]] = deque(maxlen=256)
 
     def run(self) -> Outcome:
         """Run the attempt to its end."""
@@ -224,12 +247,14 @@ class Watch:
             "source": self.source.as_dict(),
             "workers": self.options.workers,
             "pause": min(1.0, self.options.backoff),
+            "stall": self.options.stall,
+            "patience": self.options.patience,
+            "rate": self.options.rate,
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "minimax_metal.artefacts.fetch"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **sources.environment(self.source, self.request.staging)},
             text=True,
             process_group=0,
         )
@@ -250,66 +275,77 @@ class Watch:
     def _follow(self, events: queue.Queue[Mapping[str, Any] | None]) -> None:
         """Take events until the attempt is over."""
         self.reporter.state("pulling", f"asking {self.source}")
-        last_bytes = staged_bytes(self.request.staging)
-        last_progress = time.monotonic()
-        next_line = time.monotonic() + min(1.0, self.options.interval)
+        last_event = time.monotonic()
+        next_line = next_status = time.monotonic() + min(1.0, self.options.interval)
         while True:
             try:
-                event = events.get(timeout=min(1.0, self.options.interval, self.options.stall / 4))
+                event = events.get(timeout=min(1.0, self.options.interval))
             except queue.Empty:
                 pass
             else:
                 if event is None:
                     return
-                last_progress = time.monotonic()
+                last_event = time.monotonic()
                 if self._take(event):
                     return
             now = time.monotonic()
-            staged = staged_bytes(self.request.staging)
-            if staged != last_bytes:
-                last_bytes, last_progress = staged, now
-            self.samples.append((now, staged))
-            if now - last_progress >= self.options.stall:
-                self.outcome.reason = f"{self.source}: not one byte in {self.options.stall:.0f} s"
+            self.samples.append((now, self.have))
+            if now - last_event >= max(self.silence, self.pause):
+                self.outcome.reason = f"{self.source}: the attempt hung for {now - last_event:.0f} s"
                 return
-            if now >= next_line and self.total is not None:
-                self.reporter.state("pulling", self.describe(staged), bytes=staged, total=self.total)
-                next_line = now + self.options.interval
+            if now >= next_status and self.total is not None:
+                loud = now >= next_line
+                self.reporter.state(
+                    "pulling", self.describe(), silent=not loud, bytes=self.have, total=self.total
+                )
+                next_status = now + min(2.0, self.options.interval)
+                if loud:
+                    next_line = now + self.options.interval
 
     def _take(self, event: Mapping[str, Any]) -> bool:
         """Handle one event; return whether it was the last."""
         kind = event.get("event")
         if kind == "listed":
             self.total, self.files = int(event["bytes"]), int(event["files"])
-            _check_space(self.request, int(event["needed"]))
-        elif kind == "hashed":
-            self.hashed = int(event["bytes"])
+            self.have = self.total - int(event["needed"])
+            check_space(self.request, int(event["needed"]), self.options.spare)
+        elif kind == "progress":
+            self.have, self.outcome.fetched = int(event["have"]), int(event["fetched"])
+            self.waiting, self.pause = "", 0.0
         elif kind == "verified":
             self.outcome.verified += 1
         elif kind == "damaged":
             self.reporter.say(f"{event['reason']}; fetching it again")
+        elif kind == "retry":
+            self.reporter.say(f"{event['reason']}; going on with {event['path']} at byte {event['offset']}")
+        elif kind == "waiting":
+            self.pause = float(event["seconds"]) + self.silence
+            waiting = f"{event['reason']}: waiting {spell_seconds(float(event['seconds']))}"
+            if waiting != self.waiting:
+                self.reporter.say(waiting)
+            self.waiting = waiting
         elif kind == "failed":
             self.outcome.reason = str(event["reason"])
             self.outcome.permanent, self.outcome.space = bool(event["permanent"]), bool(event["space"])
             return True
         elif kind == "done":
-            self.outcome.done = True
+            self.outcome.done, self.outcome.fetched = True, int(event["fetched"])
             return True
         return False
 
-    def describe(self, staged: int) -> str:
+    def describe(self) -> str:
         """Return the line of progress: percent, size, rate, time left."""
         total = self.total or 0
-        have = min(staged, total)
+        have = max(0, min(self.have, total))
         if total and have >= total:
             return f"100 % of {spell_bytes(total)}, verifying {self.files} files"
-        share = 100 * have / total if total else 100.0
+        # Cut, not rounded: 100 % is said when it is true.
+        share = int(1000 * have / total) / 10 if total else 100.0
         line = f"{share:.1f} % ({spell_bytes(have)} of {spell_bytes(total)})"
-        recent = (
-            [sample for sample in self.samples if sample[0] >= self.samples[-1][0] - 30]
-            if self.samples
-            else []
-        )
+        if self.waiting:
+            return f"{line}, {self.waiting}"
+        since = self.samples[-1][0] - 30 if self.samples else 0.0
+        recent = [sample for sample in self.samples if sample[0] >= since]
         if len(recent) > 1 and recent[-1][0] - recent[0][0] >= 2.0:  # less says little about a rate
             rate = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
             if rate > 0:
@@ -365,7 +401,7 @@ def _locked(request: Request, reporter: Reporter) -> Iterator[None]:
         os.close(handle)
 
 
-def _adopt(final: Path, staging: Path) -> None:
+def _reuse(final: Path, staging: Path) -> None:
     """Link the files of a damaged directory of ours into the staging directory; each is verified there."""
     manifest = Manifest.read(final)
     if manifest is None:
@@ -377,22 +413,22 @@ def _adopt(final: Path, staging: Path) -> None:
             os.link(have, want)
 
 
-def _check_space(request: Request, needed: int | None) -> None:
+def check_space(request: Request, needed: int, spare: int = SPARE_BYTES) -> None:
     """Refuse before the pull when the disk cannot hold what is missing.
 
     Args:
-        request: names the disk and, before the source was asked, the expected size.
-        needed: bytes still to come as the source states them; None before it was asked.
+        request: names the disk.
+        needed: bytes still to come: the plan's figure before the source was asked, the source's own after.
+        spare: bytes to be left free.
+
+    Raises:
+        NoSpaceError: with the numbers.
     """
-    if needed is None:
-        if request.bytes is None:
-            return
-        needed = max(0, request.bytes - staged_bytes(request.staging))
     free = shutil.disk_usage(request.path.parent).free
-    if needed and free < needed + SPARE_BYTES:
+    if needed and free < needed + spare:
         raise NoSpaceError(
             f"the disk of {request.path.parent} has {spell_bytes(free)} free, the model needs another "
-            f"{spell_bytes(needed)} and {spell_bytes(SPARE_BYTES)} to spare; free some or change the path"
+            f"{spell_bytes(needed)} and {spell_bytes(spare)} to spare; free some or change the path"
         )
 
 
@@ -457,8 +493,7 @@ def staged_bytes(directory: Path) -> int:
             for entry in entries:
                 with contextlib.suppress(OSError):
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name != FOLDER:
-                            stack.append(Path(entry.path))
+                        stack.append(Path(entry.path))
                     else:
                         total += entry.stat(follow_symlinks=False).st_size
     return total

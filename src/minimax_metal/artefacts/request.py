@@ -7,11 +7,15 @@ A request is JSON::
      "revision": "<commit>",                                    # default of the sources' revisions
      "bytes": 230000000000,                                     # expected size, for the check of free space
      "sources": [{"kind": "huggingface", "endpoint": null, "repository": "...", "revision": "..."},
-                 {"kind": "directory", "path": "/mnt/nfs/MiniMax-M2.5"}],
+                 {"kind": "directory", "path": "/mnt/nfs/MiniMax-M2.5"},
+                 {"kind": "http", "endpoint": "http://gpu01:8080/MiniMax-M2.5"}],
+     "adopt": ["/home/me/.cache/huggingface"],                  # optional, what may be there already
+     "manifest": "/root/manifest.json",                         # optional, hashes where no hub can be asked
      "owner": "sglang:sglang",                                  # optional, when root pulls
      "unit": "metal-weights@minimax-m2.5.service"}              # optional, what ``await`` follows
 
-Fields that this module does not know are left to whoever wrote them.
+A source may name a ``token_file`` (read on the host by whoever pulls), and the ``branch`` its revision was
+resolved from. Fields that this module does not know are left to whoever wrote them.
 """
 
 from __future__ import annotations
@@ -28,7 +32,8 @@ HUGGINGFACE: Final = "huggingface"
 HF_MIRROR: Final = "hf-mirror"
 MODELSCOPE: Final = "modelscope"
 DIRECTORY: Final = "directory"
-KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY)
+HTTP: Final = "http"
+KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY, HTTP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +45,14 @@ class Source:
     revision: str | None = None
     endpoint: str | None = None
     path: Path | None = None
+    token_file: Path | None = None
+    branch: str | None = None
 
     def __str__(self) -> str:
         if self.kind == DIRECTORY:
             return f"directory {self.path}"
+        if self.kind == HTTP:
+            return f"files at {self.endpoint}"
         return f"{self.kind} {self.repository}" + (f" at {self.endpoint}" if self.endpoint else "")
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,6 +63,8 @@ class Source:
             "revision": self.revision,
             "endpoint": self.endpoint,
             "path": None if self.path is None else str(self.path),
+            "token_file": None if self.token_file is None else str(self.token_file),
+            "branch": self.branch,
         }
 
     @classmethod
@@ -71,11 +82,13 @@ class Source:
             raise UserError(
                 "a source of kind directory names no path; add the directory that holds the model"
             )
-        if raw["kind"] != DIRECTORY and repository is None:
+        if raw["kind"] not in {DIRECTORY, HTTP} and repository is None:
             raise UserError(
                 f"a source of kind {raw['kind']} names no repository; add one like MiniMaxAI/MiniMax-M3"
             )
-        endpoint = _text(raw, "endpoint")
+        endpoint, token_file = _text(raw, "endpoint"), _text(raw, "token_file")
+        if raw["kind"] == HTTP and endpoint is None:
+            raise UserError("a source of kind http names no endpoint; add the URL of the model's directory")
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
             raise UserError(f"endpoint {endpoint!r} is no http(s) URL; write it like https://hf-mirror.com")
         return cls(
@@ -84,6 +97,8 @@ class Source:
             revision=_text(raw, "revision") or revision,
             endpoint=endpoint.rstrip("/") if endpoint else None,
             path=None if path is None else Path(path),
+            token_file=None if token_file is None else Path(token_file),
+            branch=_text(raw, "branch"),
         )
 
 
@@ -98,6 +113,8 @@ class Request:
     bytes: int | None = None
     owner: str | None = None
     unit: str | None = None
+    adopt: tuple[Path, ...] = ()
+    manifest: Path | None = None
 
     @property
     def staging(self) -> Path:
@@ -134,7 +151,10 @@ class Request:
             expected = int(expected)
         if expected is not None and (not isinstance(expected, int) or expected < 0):
             raise UserError(f"request bytes {expected!r} is no size; expected a number of bytes or null")
-        revision = _text(raw, "revision")
+        adopt = raw.get("adopt") or []
+        if not isinstance(adopt, list) or not all(isinstance(a, str) and a.startswith("/") for a in adopt):
+            raise UserError(f"request adopt {adopt!r} is no list of directories; expected absolute paths")
+        revision, manifest = _text(raw, "revision"), _text(raw, "manifest")
         return cls(
             path=Path(path),
             name=_text(raw, "name") or "/".join(Path(path).parts[-3:-1]),
@@ -143,6 +163,8 @@ class Request:
             bytes=expected,
             owner=_text(raw, "owner"),
             unit=_text(raw, "unit"),
+            adopt=tuple(Path(directory) for directory in adopt),
+            manifest=None if manifest is None else Path(manifest),
         )
 
     @classmethod

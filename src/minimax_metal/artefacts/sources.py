@@ -1,54 +1,55 @@
-"""The places a model comes from, each behind the same two calls: list the files, fetch one.
+"""The places a model comes from, each behind the same few calls: list the files, open one at an offset.
 
-Hugging Face and ModelScope are read by their own unmodified clients, through documented calls only. What the
-clients were seen to do, and what is done about it:
+Hugging Face and ModelScope are read by their documented HTTP protocols, not by their clients, because of
+what these were seen to do: ``huggingface_hub`` 2.4 never continues a partial file that another process left
+(a kill costs up to eight shards) and compares sizes only; ``modelscope`` 1.40 gives a large shard one hour
+and needs its space twice. The lab's hub is held to both protocols by the unmodified clients.
 
-* ``huggingface_hub`` 2.4 writes to a temporary file of a random name and starts that file anew after a kill;
-  its leavings are removed before the next attempt, or they would fill the disk. Complete files are kept.
-* Mirrors set as endpoint do not proxy Xet storage: it is switched off for every endpoint but the default one.
-* ``modelscope`` resumes its ``.incomplete`` files; its time budget of an hour per file is less than a large
-  shard takes on a slow link, and its parallel ranges need a large file's space twice.
-
-The modules of a client read the environment when they are imported, so :func:`environment` has to be in force
-before: every attempt runs in a process of its own (:mod:`minimax_metal.artefacts.fetch`).
+* Hugging Face: ``/api/models/<id>/revision/<revision>?blobs=true`` states commit, sizes, SHA-256 (large
+  files) and git ids (small ones); ``/<id>/resolve/<commit>/<path>`` is the file or a redirect to it. Plain
+  HTTP throughout, so Xet storage plays no part: hub and mirrors answer with whole files.
+* ModelScope: ``/api/v1/models/<id>/repo/files`` states sizes and SHA-256, ``…/repo?FilePath=`` is the file.
+  It names no commit for a branch; git does (``<id>.git/info/refs``, git's own smart HTTP protocol).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Final, Protocol
+from urllib.parse import quote
 
+from minimax_metal.artefacts.manifest import FILE as MANIFEST
 from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.artefacts.request import HF_MIRROR, HUGGINGFACE, MODELSCOPE, Source
-
-if TYPE_CHECKING:
-    from modelscope_hub import HubApi
+from minimax_metal.artefacts.request import HF_MIRROR, HTTP, HUGGINGFACE, MODELSCOPE, Source
+from minimax_metal.artefacts.web import Body, SourceError, Web, transport_error
+from minimax_metal.errors import UserError
 
 LEFTOVERS: Final = frozenset(
     {FOLDER, ".cache", ".git", ".huggingface", ".lock", ".mdl", ".msc", ".mv", "._____temp", "__pycache__"}
 )
 """Names that hub clients and tools leave in a model directory; no part of a model."""
 
+DEFAULT_ENDPOINTS: Final = {
+    HUGGINGFACE: ("HF_ENDPOINT", "https://huggingface.co"),
+    HF_MIRROR: ("HF_ENDPOINT", "https://hf-mirror.com"),
+    MODELSCOPE: ("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"),
+}
+"""Per kind of source: the variable its own client reads, and that client's default."""
 
-class SourceError(Exception):
-    """A source could not serve; the text is one line.
+DEFAULT_BRANCHES: Final = {HUGGINGFACE: "main", HF_MIRROR: "main", MODELSCOPE: "master"}
 
-    ``permanent``: asking again will not help. ``space``: the disk is full, no other source will help either.
-    """
+MODELSCOPE_LIMIT: Final = 3000
+"""Entries after which ModelScope cuts a listing off without a word (``REPO_FILES_TRUNCATION_LIMIT`` in
+``modelscope_hub`` 0.5.1)."""
 
-    def __init__(self, message: str, *, permanent: bool = False, space: bool = False) -> None:
-        super().__init__(message)
-        self.permanent = permanent
-        self.space = space
+COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,215 +66,200 @@ class Origin(Protocol):
     def list(self) -> Listing:
         """Return the files and their expected sizes and hashes."""
 
-    def fetch(self, entry: Entry, staging: Path, *, again: bool) -> None:
-        """Bring one file to ``staging``; ``again``: what came before was damaged, use no cache."""
+    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+        """Open one file at an offset."""
 
-    def tidy(self, staging: Path) -> None:
-        """Remove what an earlier, killed attempt left and this client cannot use."""
-
-
-def environment(source: Source, staging: Path) -> dict[str, str]:
-    """Return the environment variables that the source's client is to run with."""
-    home = str(staging / FOLDER / "home")
-    if source.kind in {HUGGINGFACE, HF_MIRROR}:
-        settings = {
-            "HF_HOME": home,
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "HF_HUB_DOWNLOAD_TIMEOUT": "30",
-        }
-        if source.endpoint:
-            settings["HF_ENDPOINT"] = source.endpoint
-        if source.kind == HF_MIRROR or not _is_default(source.endpoint or os.environ.get("HF_ENDPOINT")):
-            settings["HF_HUB_DISABLE_XET"] = "1"
-        return settings
-    if source.kind == MODELSCOPE:
-        settings = {
-            "MODELSCOPE_CACHE": home,
-            "MODELSCOPE_HOME": home,
-            "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "1",
-            "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": "86400",
-            "TQDM_DISABLE": "1",
-        }
-        if source.endpoint:
-            settings["MODELSCOPE_ENDPOINT"] = source.endpoint
-        return settings
-    return {}
+    def identity(self, entry: Entry) -> str | None:
+        """Return what a partial file is kept under: the same name means the same bytes. None: don't keep."""
 
 
-def _is_default(endpoint: str | None) -> bool:
-    """Return whether an endpoint is Hugging Face's own, the only one known to serve Xet storage."""
-    return endpoint is None or urlsplit(endpoint).hostname in {"huggingface.co", "hf.co"}
+def is_commit(revision: str | None) -> bool:
+    """Return whether a revision is a whole commit id, which can't come to mean something else."""
+    return revision is not None and COMMIT.fullmatch(revision) is not None
 
 
-def open_source(source: Source) -> Origin:
-    """Return the reader for a source; its client is imported here."""
-    if source.kind in {HUGGINGFACE, HF_MIRROR}:
-        return HuggingFace(source)
-    if source.kind == MODELSCOPE:
-        return ModelScope(source)
+def token_of(source: Source) -> str | None:
+    """Return the token for a source, from its file; None when there is none.
+
+    ``token_file`` of the source, else the credential that systemd gives the unit under the source's kind
+    (``LoadCredential=huggingface:…``), else the file that Hugging Face's own client reads. A token for
+    Hugging Face is not sent to a mirror unless it was given for the mirror.
+
+    Raises:
+        UserError: the file that the request names cannot be read or is empty.
+    """
+    if source.token_file is not None:
+        try:
+            token = source.token_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no text"
+            raise UserError(f"cannot read the token file {source.token_file}: {reason}") from error
+        if not token or len(token.split()) != 1:
+            raise UserError(f"the token file {source.token_file} holds no token; expected one line")
+        return token
+    folders = [os.environ.get("CREDENTIALS_DIRECTORY"), None]
+    candidates = [Path(folder) / source.kind for folder in folders if folder]
+    if source.kind == HUGGINGFACE and (path := os.environ.get("HF_TOKEN_PATH")):
+        candidates.append(Path(path))
+    for candidate in candidates:
+        with contextlib.suppress(OSError):
+            if token := candidate.read_text(encoding="utf-8").strip():
+                return token
+    return None
+
+
+def open_source(source: Source, stall: float = 60.0) -> Origin:
+    """Return the reader for a source."""
+    if source.kind in {HUGGINGFACE, HF_MIRROR, MODELSCOPE}:
+        web = Web(str(source), source.revision, token_of(source), stall)
+        return ModelScope(source, web) if source.kind == MODELSCOPE else HuggingFace(source, web)
+    if source.kind == HTTP:
+        return Served(source, Web(str(source), source.revision, token_of(source), stall))
     return Directory(source)
+
+
+def _endpoint(source: Source) -> str:
+    variable, default = DEFAULT_ENDPOINTS[source.kind]
+    return (source.endpoint or os.environ.get(variable) or default).rstrip("/")
 
 
 @dataclass
 class HuggingFace:
-    """A repository read with ``huggingface_hub``, from any endpoint that speaks its protocol."""
+    """A repository on any endpoint that speaks Hugging Face's protocol."""
 
     source: Source
+    web: Web
     revision: str | None = field(default=None, init=False)
-
-    @property
-    def repository(self) -> str:
-        """The repository id."""
-        return self.source.repository or ""
 
     def list(self) -> Listing:
         """Return the files with the sizes and the SHA-256 (large files) or git ids (small ones) it states."""
-        from huggingface_hub import HfApi
+        wanted = self.source.revision or DEFAULT_BRANCHES[self.source.kind]
+        raw = self.web.json(
+            f"{_endpoint(self.source)}/api/models/{self.source.repository}/revision/{quote(wanted, safe='')}",
+            {"blobs": "true"},
+        )
+        with _reading(self.source):
+            files = tuple(self._entry(file) for file in raw["siblings"])
+            self.revision = str(raw["sha"])
+        if is_commit(wanted) and self.revision != wanted:
+            raise SourceError(f"{self.source} answers {self.revision} for {wanted}", permanent=True)
+        return Listing(files, self.revision)
 
-        with self._errors():
-            info = HfApi(endpoint=self.source.endpoint).model_info(
-                self.repository, revision=self.source.revision, files_metadata=True, timeout=60
-            )
-        files = []
-        for sibling in info.siblings or []:
-            sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
-            size = sibling.lfs.size if sibling.lfs is not None else sibling.size
-            if size is None:
-                raise SourceError(f"{self.source} states no size for {sibling.rfilename}", permanent=True)
-            files.append(
-                Entry(
-                    sibling.rfilename,
-                    size,
-                    sha256,
-                    stated=sha256 is not None,
-                    git_oid=sibling.blob_id if sha256 is None else None,
-                )
-            )
-        self.revision = info.sha or self.source.revision
-        return Listing(tuple(files), self.revision)
+    def _entry(self, file: Any) -> Entry:
+        lfs = file.get("lfs")
+        size = lfs["size"] if lfs else file.get("size")
+        if size is None:
+            raise SourceError(f"{self.source} states no size for {file['rfilename']}", permanent=True)
+        if lfs:
+            return Entry(file["rfilename"], int(size), str(lfs["sha256"]), stated=True)
+        return Entry(file["rfilename"], int(size), git_oid=file.get("blobId"))
 
-    def fetch(self, entry: Entry, staging: Path, *, again: bool) -> None:
-        """Download one file at the commit that :meth:`list` resolved."""
-        from huggingface_hub import hf_hub_download
+    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+        """Open one file at the commit that :meth:`list` resolved."""
+        revision = self.revision or self.source.revision or DEFAULT_BRANCHES[self.source.kind]
+        where = f"{self.source.repository}/resolve/{quote(revision, safe='')}/{quote(entry.path)}"
+        return self.web.open(f"{_endpoint(self.source)}/{where}", offset=offset)
 
-        with self._errors():
-            hf_hub_download(
-                self.repository,
-                entry.path,
-                revision=self.revision or self.source.revision,
-                local_dir=staging,
-                endpoint=self.source.endpoint,
-                force_download=again,
-            )
-
-    def tidy(self, staging: Path) -> None:
-        """Remove temporary files of a killed attempt: this client never continues them."""
-        for path in (staging / ".cache" / "huggingface").rglob("*.incomplete"):
-            path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what the client raises into a :class:`SourceError`."""
-        from huggingface_hub import errors
-
-        try:
-            yield
-        except errors.GatedRepoError as error:
-            raise SourceError(
-                f"{self.source} is gated: accept its licence there and give the pull a token (HF_TOKEN_PATH)",
-                permanent=True,
-            ) from error
-        except errors.RepositoryNotFoundError as error:
-            raise SourceError(f"{self.source} does not exist or needs a token", permanent=True) from error
-        except errors.RevisionNotFoundError as error:
-            raise SourceError(
-                f"{self.source} has no revision {self.source.revision}", permanent=True
-            ) from error
-        except errors.HfHubHTTPError as error:
-            status = error.response.status_code
-            raise SourceError(
-                f"{self.source} answered {status}", permanent=status in {400, 401, 403, 404}
-            ) from error
-        except (errors.HFValidationError, errors.OfflineModeIsEnabled, errors.FileMetadataError) as error:
-            raise SourceError(f"{self.source}: {one_line(error)}", permanent=True) from error
-        except Exception as error:
-            # Whatever its HTTP library raises. A lost connection may arrive as LocalEntryNotFoundError, whose
-            # cause is the true reason.
-            raise transport_error(self.source, error.__cause__ or error) from error
+    def identity(self, entry: Entry) -> str | None:
+        """Return the file's hash, as the hub states it."""
+        return entry.sha256 or entry.git_oid
 
 
 @dataclass
 class ModelScope:
-    """A repository read with ModelScope's client, from any endpoint that speaks its protocol."""
+    """A repository on any endpoint that speaks ModelScope's protocol."""
 
     source: Source
+    web: Web
+    revision: str | None = field(default=None, init=False)
 
     @property
-    def repository(self) -> str:
-        """The repository id."""
-        return self.source.repository or ""
-
-    @cached_property
-    def _client(self) -> HubApi:
-        """One client for all files, as in its own snapshot download: a new one asks for the region again."""
-        from modelscope_hub import HubApi
-
-        return HubApi(endpoint=self.source.endpoint)
+    def _api(self) -> str:
+        return f"{_endpoint(self.source)}/api/v1/models/{self.source.repository}"
 
     def list(self) -> Listing:
-        """Return the files with the sizes and SHA-256 that the hub states."""
-        with self._errors():
-            found = self._client.list_repo_files(
-                self.repository, "model", revision=self.source.revision, recursive=True
+        """Return the files with the sizes and SHA-256 that the hub states, at one commit."""
+        wanted = self.source.revision or DEFAULT_BRANCHES[MODELSCOPE]
+        revision = wanted if is_commit(wanted) else self._commit(wanted)
+        self.revision = revision or wanted
+        found = self._page(None, recursive=True)
+        if len(found) >= MODELSCOPE_LIMIT:
+            found = self._walk()
+        with _reading(self.source):
+            files = tuple(
+                Entry(file["Path"], int(file["Size"]), file.get("Sha256") or None, bool(file.get("Sha256")))
+                for file in found
+                if file.get("Type") != "tree"
             )
-        files = [
-            Entry(file.path, file.size, file.sha256 or None, stated=bool(file.sha256))
-            for file in found
-            if not file.is_dir
-        ]
-        return Listing(tuple(files), self.source.revision)
+        return Listing(files, self.revision)
 
-    def fetch(self, entry: Entry, staging: Path, *, again: bool) -> None:
-        """Download one file; its hash is checked once, by the caller."""
-        with self._errors():
-            self._client.download_file(
-                self.repository,
-                "model",
-                entry.path,
-                revision=self.source.revision,
-                local_dir=staging,
-                cache_dir=staging / FOLDER / "home",
-                file_size=entry.size,
-                force=again,
-            )
+    def _page(self, root: str | None, *, recursive: bool) -> Sequence[Any]:
+        parameters = {"Revision": str(self.revision), "Recursive": str(recursive)}
+        answer = self.web.json(
+            f"{self._api}/repo/files", parameters | ({"Root": root} if root is not None else {})
+        )
+        with _reading(self.source):
+            if answer.get("Success") is False:
+                raise SourceError(f"{self.source}: {answer.get('Message') or 'refused'}", permanent=True)
+            return tuple(answer["Data"]["Files"] or ())
 
-    def tidy(self, staging: Path) -> None:
-        """Nothing: this client continues its ``.incomplete`` files."""
+    def _walk(self) -> Sequence[Any]:
+        """List folder by folder: one listing of everything is cut off."""
+        files: deque[Any] = deque()
+        folders: deque[str | None] = deque([None])
+        while folders:
+            page = self._page(folders.pop(), recursive=False)
+            if len(page) >= MODELSCOPE_LIMIT:
+                raise SourceError(f"{self.source} lists folders incompletely", permanent=True)
+            files += [file for file in page if file.get("Type") != "tree"]
+            folders += [file["Path"] for file in page if file.get("Type") == "tree"]
+        return tuple(files)
 
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        """Turn what the client raises into a :class:`SourceError`."""
-        from modelscope_hub import FileIntegrityError, HubError, NotExistError
-
+    def _commit(self, branch: str) -> str | None:
+        """Return the commit of a branch or tag as git tells it; None when the hub does not speak git."""
+        url = f"{_endpoint(self.source)}/{self.source.repository}.git/info/refs"
         try:
-            yield
-        except FileIntegrityError as error:
-            # The client has fetched it three times by now.
-            raise SourceError(f"{self.source}: {one_line(error)}", permanent=True) from error
-        except NotExistError as error:
-            raise SourceError(
-                f"{self.source} (revision {self.source.revision}) does not exist or needs a token",
-                permanent=True,
-            ) from error
-        except HubError as error:
-            if isinstance(error, OSError):
-                raise transport_error(self.source, error) from error
-            raise SourceError(f"{self.source}: {one_line(error)}", permanent=not error.retryable) from error
-        except Exception as error:
-            # Whatever its HTTP library raises.
-            raise transport_error(self.source, error) from error
+            text = self.web.text(url, {"service": "git-upload-pack"})
+        except SourceError as error:
+            if error.permanent:
+                return None
+            raise
+        return parse_refs(text).get(branch)
+
+    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+        """Open one file at the revision that :meth:`list` resolved."""
+        parameters = {"Revision": str(self.revision or self.source.revision), "FilePath": entry.path}
+        return self.web.open(f"{self._api}/repo", parameters, offset)
+
+    def identity(self, entry: Entry) -> str | None:
+        """Return the file's hash; without one a partial file is good for this pull only."""
+        return entry.sha256
+
+
+def parse_refs(text: str) -> dict[str, str]:
+    """Return branch or tag -> commit from git's reference advertisement (gitprotocol-http(5), pkt-lines).
+
+    An annotated tag counts as the commit it points to.
+    """
+    found: dict[str, str] = {}
+    for commit, kind, name, peeled in re.findall(
+        r"([0-9a-f]{40}) refs/(heads|tags)/([^\s\0^]+)(\^\{\})?", text
+    ):
+        if kind == "heads" or peeled or name not in found:
+            found[name] = commit
+    return found
+
+
+@contextlib.contextmanager
+def _reading(source: Source) -> Iterator[None]:
+    """Turn a listing of another shape than documented into one line."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{source} describes its files in a way that is not understood ({type(error).__name__}: {error})",
+            permanent=True,
+        ) from error
 
 
 @dataclass
@@ -304,52 +290,71 @@ class Directory:
             raise transport_error(self.source, error) from error
         return Listing(tuple(files), self.source.revision)
 
-    def fetch(self, entry: Entry, staging: Path, *, again: bool) -> None:
-        """Copy one file; what is at its final name was copied to its end."""
-        target = staging / entry.path
-        temporary = target.with_name(f"{target.name}.copying")
+    @contextlib.contextmanager
+    def open(self, entry: Entry, offset: int) -> Iterator[Body]:
+        """Open one file at an offset."""
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(self.root / entry.path, temporary)
-            temporary.replace(target)
+            with (self.root / entry.path).open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                file.seek(min(offset, size))
+                yield Body(min(offset, size), size, self._blocks(file))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise transport_error(self.source, error) from error
 
-    def tidy(self, staging: Path) -> None:
-        """Remove copies that were cut off."""
-        for path in staging.rglob("*.copying"):
-            path.unlink(missing_ok=True)
+    def _blocks(self, file: Any) -> Iterator[bytes]:
+        try:
+            while block := file.read(_BLOCK):
+                yield block
+        except OSError as error:
+            raise transport_error(self.source, error) from error
+
+    def identity(self, entry: Entry) -> str | None:
+        """Return the file's hash where a manifest states it, else its place, size and time."""
+        if entry.sha256 is not None:
+            return entry.sha256
+        try:
+            status = (self.root / entry.path).stat()
+        except OSError:
+            return None
+        return f"{self.root / entry.path}:{status.st_size}:{status.st_mtime_ns}"
 
 
-def transport_error(source: Source, error: BaseException) -> SourceError:
-    """Return what a failed read or write means: a full disk, a forbidden path, or worth another try."""
-    number = getattr(error, "errno", None)
-    if number in {errno.ENOSPC, errno.EDQUOT}:
-        return SourceError("the disk is full", permanent=True, space=True)
-    if number in {errno.EACCES, errno.EROFS, errno.EPERM}:
-        return SourceError(f"{source}: {one_line(error)}; check owner and mount of the paths", permanent=True)
-    return SourceError(f"{source}: {system_reason(error) or one_line(error)}")
+@dataclass
+class Served:
+    """A verified directory that another host serves as plain files over HTTP, its manifest with it."""
+
+    source: Source
+    web: Web
+
+    def list(self) -> Listing:
+        """Return what the manifest there says."""
+        raw = self.web.json(f"{self.source.endpoint}/{FOLDER}/{MANIFEST}")
+        with _reading(self.source):
+            manifest = Manifest.parse(raw)
+        wanted, there = self.source.revision, manifest.revision
+        if is_commit(wanted) and is_commit(there) and wanted != there:
+            raise SourceError(f"{self.source} hold revision {there}, not {wanted}", permanent=True)
+        return Listing(manifest.files, manifest.revision)
+
+    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+        """Open one file at an offset."""
+        return self.web.open(f"{self.source.endpoint}/{quote(entry.path)}", offset=offset)
+
+    def identity(self, entry: Entry) -> str | None:
+        """Return the file's hash."""
+        return entry.sha256
 
 
-def system_reason(error: BaseException) -> str | None:
-    """Return what the operating system said at the root of a client's error, e.g. ``Connection refused``."""
-    seen: set[int] = set()
-    waiting: list[object] = [error]
-    while waiting:
-        found = waiting.pop(0)
-        if not isinstance(found, BaseException) or id(found) in seen:
-            continue
-        seen.add(id(found))
-        if isinstance(found, OSError) and found.errno is not None and found.strerror:
-            return found.strerror
-        # HTTP libraries keep the root as cause, as context, as attribute or as first argument.
-        waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args[:1]]
-    return None
+def resolve(source: Source) -> Source:
+    """Return the source at a commit instead of a branch; unchanged where it has no commits.
 
-
-def one_line(error: BaseException) -> str:
-    """Return an exception as one short line, without the query part of URLs (signatures live there)."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    text = re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]*", r"\1", text)
-    return text if len(text) <= 200 else text[:199] + "…"
+    Raises:
+        SourceError: it cannot be asked, or has no such branch.
+    """
+    if is_commit(source.revision):
+        return source
+    origin = open_source(source)
+    if not isinstance(origin, HuggingFace | ModelScope):
+        return source
+    branch = source.revision or DEFAULT_BRANCHES[source.kind]
+    return replace(source, revision=origin.list().revision, branch=branch)
