@@ -56,7 +56,11 @@ def plans() -> list[Plan]:
 @cache
 def command_lines() -> list[tuple[str, ...]]:
     """What stands behind the program's name, each line once."""
-    return sorted({service.argv[3:] for result in plans() for service in result.services})
+    return sorted({_arguments(service.argv) for result in plans() for service in result.services})
+
+
+def _arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
+    return argv[next(place for place, word in enumerate(argv) if word.startswith("--")) :]
 
 
 @cache

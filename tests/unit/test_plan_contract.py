@@ -49,12 +49,13 @@ KEYS = {
         "name", "format", "served_name", "repositories", "revision", "path", "bytes", "files", "modalities",
         "max_sequence", "trust_remote_code",
     },
-    "weights": {"bytes", "sources"},
+    "weights": {"bytes", "instance", "sources"},
     "gpus": {"model", "name", "count", "memory_bytes", "nvswitch", "indices"},
     "parallelism": {"tp", "ep", "replicas"},
+    "host_tools": {"python", "uv_environment", "pip_environment"},
     "engine": {
         "release", "python", "managed_python", "lock_file", "lock_sha256", "digest", "environment",
-        "extra_packages",
+        "extra_packages", "uv_environment",
     },
     "driver": {
         "branch", "minimum", "open_modules", "fabric_manager", "repository_slug", "pinning_package",

@@ -257,6 +257,9 @@ def test_each_platform_gets_what_its_repositories_hold(
     result = decide("H200", 8, model="M2.5", platform=platform)
     assert result.fits
     assert (result.engine.python, result.engine.managed_python) == (python, managed)
+    for part in (result.engine, result.host_tools):
+        assert part.python == python
+        assert part.uv_environment["UV_PYTHON_DOWNLOADS"] == ("automatic" if managed else "never")
     assert (result.driver.branch, result.cuda.version) == (branch, cuda)
     assert result.cuda.home in result.service.environment["PATH"]
     assert result.driver.pinning_package == f"nvidia-driver-pinning-{branch}"

@@ -31,6 +31,7 @@ from minimax_metal.plan.stack import (
     engine_plan,
     find_cuda,
     find_release,
+    host_tools_plan,
 )
 from minimax_metal.plan.weights import find_model, model_plan, weights_plan
 
@@ -99,6 +100,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         weights=weights,
         gpus=gpus_plan(board) if board else None,
         parallelism=fit.spread if fit else None,
+        host_tools=host_tools_plan(settings, platform) if platform else None,
         engine=engine,
         driver=driver,
         cuda=cuda,
@@ -125,6 +127,7 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         weights=None,
         gpus=None,
         parallelism=None,
+        host_tools=None,
         engine=None,
         driver=None,
         cuda=None,

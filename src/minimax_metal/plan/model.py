@@ -128,6 +128,16 @@ class ExtraPackage:
 
 
 @dataclass(frozen=True)
+class HostToolsPlan:
+    """The environment of this package on the host."""
+
+    python: str
+    uv_environment: Mapping[str, str]
+    pip_environment: Mapping[str, str]
+    """What pip is told, which brings uv."""
+
+
+@dataclass(frozen=True)
 class EnginePlan:
     """The engine and its environment."""
 
@@ -267,6 +277,7 @@ class Plan:
     weights: WeightsPlan | None
     gpus: GpusPlan | None
     parallelism: ParallelismPlan | None
+    host_tools: HostToolsPlan | None
     engine: EnginePlan | None
     driver: DriverPlan | None
     cuda: CudaPlan | None

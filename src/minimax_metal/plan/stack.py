@@ -9,12 +9,17 @@ from minimax_metal.catalog.schema import Cuda
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board
-from minimax_metal.plan.model import CudaPlan, DiskPlan, DriverPlan, EnginePlan, ModelPlan
+from minimax_metal.plan.model import CudaPlan, DiskPlan, DriverPlan, EnginePlan, HostToolsPlan, ModelPlan
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
 ENGINE_BYTES = 12_000_000_000
 """Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
+HOST_TOOLS_DIRECTORY = "/opt/minimax-metal"
+HOST_TOOLS_PYTHON = ("3.11", "3.12")
+"""The oldest Python this package runs on, and the one that is brought where a host has none so new."""
+RUN_FILE = ("refuse", "keep", "replace")
+"""What may become of a driver that a .run installer put there."""
 DRIVER_PACKAGES = ("nvidia-driver", "nvidia-kernel", "nvidia-open", "libnvidia", "cuda-drivers")
 """How the names of packages begin that a driver is made of."""
 
@@ -88,17 +93,28 @@ def engine_plan(
         digest=digest,
         environment=f"{settings.engine_directory}/{release.release}-{digest}",
         extra_packages=settings.engine_extra_packages,
-        uv_environment=_uv_environment(settings, managed=python != distro),
+        uv_environment=_uv_environment(settings, settings.engine_directory, managed=python != distro),
     )
 
 
-def _uv_environment(settings: Settings, *, managed: bool) -> dict[str, str]:
+def host_tools_plan(settings: Settings, platform: Platform) -> HostToolsPlan:
+    """The host tools run on the distribution's Python; where that is too old, on one that uv brings."""
+    old = version_key(platform.python) < version_key(HOST_TOOLS_PYTHON[0])
+    index = settings.package_index_url
+    return HostToolsPlan(
+        python=HOST_TOOLS_PYTHON[1] if old else platform.python,
+        uv_environment=_uv_environment(settings, HOST_TOOLS_DIRECTORY, managed=old),
+        pip_environment={"PIP_INDEX_URL": index} if index else {},
+    )
+
+
+def _uv_environment(settings: Settings, directory: str, *, managed: bool) -> dict[str, str]:
     """Environment of uv; nothing is built on a host, which has no compilers for it."""
     values = {
         "UV_COMPILE_BYTECODE": "1",
         "UV_NO_BUILD": "1",
         "UV_PYTHON_DOWNLOADS": "automatic" if managed else "never",
-        "UV_PYTHON_INSTALL_DIR": f"{settings.engine_directory}/python",
+        "UV_PYTHON_INSTALL_DIR": f"{directory}/python",
         "UV_PYTHON_INSTALL_MIRROR": settings.python_mirror,
         "UV_DEFAULT_INDEX": settings.package_index_url,
     }
@@ -168,16 +184,22 @@ def driver_plan(
     """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
     names = platform.driver
     packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
-    if (facts.loaded_driver and not packaged) or facts.nvidia_installer:
-        uninstaller = facts.nvidia_installer or "nvidia-uninstall"
+    if settings.driver_run_file not in RUN_FILE:
+        found.refuse(
+            "driver-foreign",
+            f"metal_driver_run_file {settings.driver_run_file}",
+            f"one of {', '.join(RUN_FILE)}",
+            "set one of them",
+        )
+    present = (facts.loaded_driver and not packaged) or facts.nvidia_installer
+    if present and settings.driver_run_file == "refuse":
         version = f"driver {facts.loaded_driver}" if facts.loaded_driver else "a driver"
         trace = f", which left {facts.nvidia_installer}" if facts.nvidia_installer else ""
         found.refuse(
             "driver-foreign",
             f"{version} that no package owns (a .run installer{trace})",
             "no driver, or one from packages",
-            f"remove it with {uninstaller}, reboot and run again; or keep it: "
-            "nvidia_driver_manage: false and metal_accept_refusals: [driver-foreign]",
+            "set metal_driver_run_file to replace (runs nvidia-uninstall, then installs packages) or to keep",
         )
     minimum = cuda.minimum_driver
     least = int(minimum.split(".")[0])
