@@ -86,7 +86,6 @@ MODELS: Mapping[str, TinyModel] = {
                         **_SHAPE,
                         "generations": _GENERATIONS,
                         # The warning about M3's real size; nothing is tight here.
-                        "warnings": {"m3-memory": None},
                     },
                 },
             },

@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
-
-from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_from_variables, refusal_lines
 from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.text import plan_lines
@@ -24,10 +21,7 @@ def metal_plan(
     raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any], names: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return the plan of one host: its facts (None: unreachable), its metal_* variables, the names of all."""
-    try:
-        return plan_from_variables(host, variables, raw_facts, names, ROLES)
-    except UserError as error:
-        raise AnsibleFilterError(f"{host}: {error}") from None
+    return plan_from_variables(host, variables, raw_facts, names, ROLES)
 
 
 def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:

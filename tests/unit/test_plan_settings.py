@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_from_variables
 from minimax_metal.plan.settings import PLAYBOOK_VARIABLES, SETTINGS, Settings, SettingsError
 
@@ -108,19 +107,20 @@ def test_files_are_read_by_the_adapter(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metal_engine_extra_packages", "metal_catalog_overlay"])
 def test_files_that_are_not_there_are_one_line(name: str) -> None:
-    with pytest.raises(UserError) as caught:
-        plan_from_variables("gpu01", {name: "/nowhere/x"}, None)
-    assert name in str(caught.value)
-    assert "No such file" in str(caught.value)
+    (refusal,) = plan_from_variables("gpu01", {name: "/nowhere/x"}, None)["refusals"]
+    assert refusal["code"] == "file"
+    assert name in refusal["found"]
+    assert "No such file" in refusal["found"]
 
 
 def test_an_overlay_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     overlay = tmp_path / "overlay.yml"
     for text in ("{", "- a", "models: {MiniMax-M2.5: 3}"):
         overlay.write_text(text)
-        with pytest.raises(UserError) as caught:
-            plan_from_variables("gpu01", {"metal_catalog_overlay": [str(overlay)]}, None)
-        assert "\n" not in str(caught.value)
+        variables = {"metal_catalog_overlay": [str(overlay)]}
+        (refusal,) = plan_from_variables("gpu01", variables, None)["refusals"]
+        assert refusal["code"] == "file"
+        assert "\n" not in refusal["found"]
 
 
 def test_every_wrong_variable_is_named_at_once() -> None:

@@ -30,8 +30,9 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         old = merged.get(key)
         if value is None:
             merged.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(old, Mapping) and "value" not in value:
-            merged[key] = merge(old, value)
+        elif isinstance(value, Mapping) and "value" not in value:
+            # What is not there yet is merged too: a key to take out may be gone already.
+            merged[key] = merge(old if isinstance(old, Mapping) else {}, value)
         else:
             merged[key] = value
     return merged

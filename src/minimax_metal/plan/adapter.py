@@ -29,8 +29,8 @@ def plan_from_variables(
     """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
 
     ``names`` are the names of all variables of the host; those that begin like a role's under the directory
-    ``roles`` must be in that role's argument specification. Raises ``UserError`` for files that can't be
-    read. Every other reason against the host is in ``refusals``.
+    ``roles`` must be in that role's argument specification. Raises nothing: files of the user's that can't be
+    read are a reason against the host as any other.
     """
     return plan_host(host, variables, raw_facts, names, roles).as_dict()
 
@@ -45,11 +45,14 @@ def plan_host(
     """As ``plan_from_variables``, but the plan itself."""
     try:
         settings = Settings.from_variables(host, with_hashes(variables))
+        catalog = catalog_for(settings)
     except SettingsError as error:
         return refused_plan(host, error.refusals)
+    except UserError as error:
+        return refused_plan(host, [Refusal("file", str(error), "files that can be read", "put it right")])
     if roles is not None:
         settings = replace(settings, unknown_role_variables=find_unknown(names, role_options(roles)))
-    return plan(settings, parse_facts(raw_facts), catalog_for(settings))
+    return plan(settings, parse_facts(raw_facts), catalog)
 
 
 @lru_cache(maxsize=8)

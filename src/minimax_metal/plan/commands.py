@@ -126,13 +126,7 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Pla
         refresh=arguments.refresh,
         max_age_seconds=arguments.max_age,
     )
-    plans = []
-    for host in hosts:
-        try:
-            plans.append(plan_host(host.name, {**host.variables, **variables}, host.facts))
-        except UserError as error:
-            raise UserError(f"{host.name}: {error}") from None
-    return plans
+    return [plan_host(host.name, {**host.variables, **variables}, host.facts) for host in hosts]
 
 
 def main(argv: Sequence[str]) -> int:
