@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes any free port")
     parser.add_argument("--access-log", type=Path, help="file for one line of JSON per request; else stdout")
+    parser.add_argument(
+        "--faults", type=Path, help="file of rules by which answers fail; see lab/hub/faults.py"
+    )
     options = parser.parse_args(argv)
     if not options.root.is_dir():
         print(f"found no folder {options.root}; publish models into it first", file=sys.stderr)
@@ -33,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     host, port = listener.getsockname()[:2]
     print(f"model hub on http://{host}:{port}, serving {options.root}", file=sys.stderr, flush=True)
     configuration = uvicorn.Config(
-        create(options.root, log),
+        create(options.root, log, faults=options.faults),
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -20,7 +20,7 @@ class AccessLog:
 
     Keys: ``time`` (UTC, when it began), ``client`` (address), ``method``, ``path``, ``query``, ``range`` (as
     asked or null), ``status`` (null: no answer), ``bytes`` (of the body, handed to the socket), ``seconds``,
-    ``agent``.
+    ``agent``, ``token`` (whether it brought one), ``fault`` (what was done to it on purpose, or null).
     """
 
     def __init__(self, app: ASGIApp, log: TextIO) -> None:
@@ -59,6 +59,8 @@ class AccessLog:
                 "bytes": sent,
                 "seconds": round(time.monotonic() - clock, 4),
                 "agent": headers.get("user-agent"),
+                "token": "authorization" in headers,
+                "fault": scope.get("lab.fault"),
             }
             self.log.write(json.dumps(line) + "\n")
             self.log.flush()

@@ -11,15 +11,17 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from lab.hub import huggingface, modelscope
+from lab.hub import git, huggingface, modelscope
 from lab.hub.accesslog import AccessLog
+from lab.hub.faults import Faults
 from lab.hub.store import Store
 
 
-def create(root: Path, log: TextIO, page: int = huggingface.PAGE) -> ASGIApp:
+def create(root: Path, log: TextIO, page: int = huggingface.PAGE, faults: Path | None = None) -> ASGIApp:
     """Return the hub over the repositories published under ``root``; requests are logged to ``log``.
 
     What is published while it runs is served from the next request on. ``GET /healthz`` answers "ok".
+    ``faults``: the file that :mod:`lab.hub.faults` reads, whether it exists yet or not.
     """
     store = Store(root)
 
@@ -29,8 +31,9 @@ def create(root: Path, log: TextIO, page: int = huggingface.PAGE) -> ASGIApp:
     app = Starlette(
         routes=[
             Route("/healthz", health),
+            *git.routes(store),
             *modelscope.routes(store),
             *huggingface.routes(store, page),
         ]
     )
-    return AccessLog(app, log)
+    return AccessLog(Faults(app, faults), log)

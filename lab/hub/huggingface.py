@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from lab.hub.files import file_response
-from lab.hub.store import Entry, NotFoundError, Snapshot, Store
+from lab.hub.store import Entry, GatedError, NotFoundError, Snapshot, Store
 
 PAGE = 1000
 """Entries on one page of a tree listing; the hub's own figure."""
@@ -31,6 +31,8 @@ def routes(store: Store, page: int = PAGE) -> list[Route]:
 
     def snapshot(request: Request) -> Snapshot:
         parts = request.path_params
+        if not store.admits("huggingface", parts["repository"], request.headers.get("authorization")):
+            raise GatedError(parts["repository"])
         return store.snapshot("huggingface", parts["repository"], parts.get("revision", "main"))
 
     async def model(request: Request) -> Response:
@@ -136,6 +138,12 @@ def _answer(handler: Handler) -> Handler:
             if error.commit:
                 headers["X-Repo-Commit"] = error.commit
             return JSONResponse({"error": str(error)}, 404, headers)
+        except GatedError as error:
+            status = 403 if "authorization" in request.headers else 401
+            text = f"Access to model {error} is restricted."
+            return JSONResponse(
+                {"error": text}, status, {"X-Error-Code": "GatedRepo", "X-Error-Message": text}
+            )
         except ValueError as error:
             return JSONResponse({"error": f"bad query: {error}"}, 400)
 

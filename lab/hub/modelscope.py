@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lab.hub.files import file_response
-from lab.hub.store import NotFoundError, Snapshot, Store
+from lab.hub.store import GatedError, NotFoundError, Snapshot, Store
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -24,6 +24,9 @@ def routes(store: Store) -> list[Route]:
 
     def snapshot(request: Request) -> Snapshot:
         revision = request.query_params.get("Revision", "master")
+        repository = request.path_params["repository"]
+        if not store.admits("modelscope", repository, request.headers.get("authorization")):
+            raise GatedError(repository)
         return store.snapshot("modelscope", request.path_params["repository"], revision)
 
     async def model(request: Request) -> Response:
@@ -41,7 +44,10 @@ def routes(store: Store) -> list[Route]:
     async def files(request: Request) -> Response:
         found = snapshot(request)
         recursive = request.query_params.get("Recursive", "").lower() == "true"
-        return _success({"Files": _below(found, request.query_params.get("Root", ""), recursive)})
+        # The hub itself leaves the commit's id empty here, and says its first digits.
+        latest = {"Id": "", "ShortId": found.commit[:8]}
+        below = _below(found, request.query_params.get("Root", ""), recursive)
+        return _success({"Files": below, "LatestCommitter": latest})
 
     async def file(request: Request) -> Response:
         found = snapshot(request)
@@ -75,6 +81,11 @@ def _answer(handler: Handler) -> Handler:
         except NotFoundError as error:
             body = {"Code": 10010205001, "Message": str(error), "RequestId": "lab", "Success": False}
             return JSONResponse(body, 404)
+        except GatedError as error:
+            text = f"no right to read {error}"
+            return JSONResponse(
+                {"Code": 10010202403, "Message": text, "RequestId": "lab", "Success": False}, 403
+            )
 
     return answer
 

@@ -4,6 +4,7 @@
     DIR/repositories/<site>/<organisation>/<name>/
         commits/<40 hex digits>.json           path -> size, sha256, git object id
         refs/<branch>                          a commit
+        gate                                   SHA-256 of the token it takes, where it takes one
 
 ``site`` is "huggingface" or "modelscope": a repository may have another id on each, and exists only where it
 was published.
@@ -82,6 +83,10 @@ class Snapshot:
             raise NotFoundError("Entry", path, self.commit) from None
 
 
+class GatedError(LookupError):
+    """The repository needs a token that the request did not bring."""
+
+
 class Store:
     """The published repositories under one folder, which need not exist yet."""
 
@@ -127,6 +132,19 @@ class Store:
         """Return branch -> commit."""
         refs = self._home(site, repository) / "refs"
         return {path.name: path.read_text() for path in refs.iterdir() if not path.name.startswith(".")}
+
+    def gate(self, site: Site, repository: str, token: str) -> None:
+        """From now on the repository is served to those only who bring ``token``."""
+        _write(self._home(site, repository) / "gate", hashlib.sha256(token.encode()).hexdigest())
+
+    def admits(self, site: Site, repository: str, authorization: str | None) -> bool:
+        """Return whether a request with this ``Authorization`` header may read the repository."""
+        try:
+            wanted = (self._home(site, repository) / "gate").read_text()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        token = (authorization or "").removeprefix("Bearer ")
+        return hashlib.sha256(token.encode()).hexdigest() == wanted
 
     def object(self, sha256: str) -> Path:
         """Return where the bytes with this sha256 lie; raises :class:`NotFoundError`."""

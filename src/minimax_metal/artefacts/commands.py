@@ -74,25 +74,19 @@ def _parser() -> argparse.ArgumentParser:
 
     defaults = Options()
     puller = add("pull", _pull, "fetch, verify and make visible; goes on where an earlier pull stopped")
-    puller.add_argument("--workers", type=int, default=defaults.workers, help="files at once (%(default)s)")
-    puller.add_argument(
-        "--stall",
-        type=float,
-        default=defaults.stall,
-        help="seconds without a byte before a connection is dropped (%(default)s)",
+    knobs: tuple[tuple[str, type, str], ...] = (
+        ("workers", int, "files at once"),
+        ("stall", float, "seconds without a byte before a connection is dropped"),
+        ("attempts", int, "fruitless attempts at a source"),
+        ("backoff", float, "seconds before the next attempt"),
+        ("patience", float, "seconds that a source which answers 429 or 503 is waited for"),
+        ("rate", float, "bytes a second at most, 0 for no limit"),
+        ("spare", int, "bytes left free on the disk"),
+        ("interval", float, "seconds between lines"),
     )
-    puller.add_argument(
-        "--attempts", type=int, default=defaults.attempts, help="fruitless attempts at a source (%(default)s)"
-    )
-    puller.add_argument(
-        "--backoff",
-        type=float,
-        default=defaults.backoff,
-        help="seconds before the next attempt (%(default)s)",
-    )
-    puller.add_argument(
-        "--interval", type=float, default=defaults.interval, help="seconds between lines (%(default)s)"
-    )
+    for knob, kind, text in knobs:
+        default = getattr(defaults, knob)
+        puller.add_argument(f"--{knob}", type=kind, default=default, help=f"{text} (%(default)s)")
     waiter = add("await", _await, "wait for the pull that a unit runs")
     waiter.add_argument("--timeout", type=float, default=None, help="seconds at most (default: no limit)")
     waiter.add_argument(
@@ -112,6 +106,9 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
         attempts=max(1, arguments.attempts),
         backoff=arguments.backoff,
         interval=arguments.interval,
+        patience=arguments.patience,
+        rate=arguments.rate,
+        spare=arguments.spare,
     )
     reporter = Reporter(request)
 

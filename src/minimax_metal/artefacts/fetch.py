@@ -136,6 +136,8 @@ class Attempt:
     have: int = 0
     fetched: int = 0
     hashed: int = 0
+    failures: int = 0
+    """Files given up in a row while no byte came."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     halted: threading.Event = field(default_factory=threading.Event)
     served: float = field(default_factory=time.monotonic)
@@ -229,8 +231,8 @@ class Attempt:
     def _fetch_all(self, todo: list[Entry], journal: Journal) -> dict[str, Entry]:
         """Fetch the files side by side.
 
-        A failure that another try may mend lets the others come to their end first: they may be served. Any
-        other ends the attempt at once.
+        A failure that another try may mend lets the others come to their end first: they may be served. As
+        many of these as there are workers, with no byte between them, or any other failure, end the attempt.
         """
         done: dict[str, Entry] = {}
         failure: SourceError | None = None
@@ -244,7 +246,8 @@ class Attempt:
                 entry = future.result()
             except SourceError as error:
                 failure = failure or error
-                if error.permanent or error.busy:
+                self.failures += 1
+                if error.permanent or self.failures >= self.workers:
                     self.halted.set()
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise
@@ -326,6 +329,7 @@ class Attempt:
                 self.throttle.take(len(block))
                 with self.lock:
                     self.fetched += len(block)
+                    self.failures = 0
                 # Some mirrors send the whole file whatever was asked: what is here already is passed over.
                 news = block[max(0, part.offset - position) :]
                 position += len(block)

@@ -26,8 +26,8 @@ import urllib3
 
 from minimax_metal import __version__
 
-BLOCK: Final = 256 << 10
-"""Bytes taken from a connection at a time: what a kill costs per file, beside what the kernel holds."""
+BLOCK: Final = 1 << 20
+"""Bytes taken from a connection at a time, at most."""
 
 CONNECT_SECONDS: Final = 20.0
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -204,7 +204,9 @@ class Web:
 
     def _blocks(self, answer: requests.Response) -> Iterator[bytes]:
         with self._errors():
-            yield from answer.raw.stream(BLOCK, decode_content=False)
+            # What is there, not a full block: an end loses nothing, and slow lines show progress.
+            while block := answer.raw.read1(BLOCK, decode_content=False):
+                yield block
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
