@@ -29,6 +29,7 @@ class Lab:
     """Two lab hosts under one name."""
 
     name: str
+    inventory: str = "inventories/lab"
 
     @property
     def state(self) -> Path:
@@ -63,7 +64,7 @@ class Lab:
             [
                 str(Path(sys.executable).with_name("ansible-playbook")),
                 playbook,
-                *("--inventory", "inventories/lab"),
+                *("--inventory", self.inventory),
                 *("--inventory", str(self.state / "inventory" / "hosts.yml")),
                 *arguments,
             ],

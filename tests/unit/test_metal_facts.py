@@ -105,4 +105,4 @@ def test_what_is_taken_stops_the_host_and_our_own_engine_does_not() -> None:
 def test_a_driver_of_a_run_file_is_named_loaded_or_not() -> None:
     found = decide(nvidia_installer="/usr/bin/nvidia-uninstall")
     assert "left /usr/bin/nvidia-uninstall" in found["driver-foreign"]
-    assert "metal_accept_refusals: [driver-foreign]" in found["driver-foreign"]
+    assert "metal_driver_run_file to replace" in found["driver-foreign"]

@@ -20,7 +20,11 @@ TEXTS = sorted(
     if path.is_file() and path.suffix in {".yml", ".j2", ".py"}
 )
 NAMES = {setting.name for setting in SETTINGS} | PLAYBOOK_VARIABLES
-FILTERS = set(re.findall(r'"(metal_\w+)":', (REPOSITORY / "plugins/filter/metal.py").read_text()))
+FILTERS = {
+    name
+    for path in (REPOSITORY / "plugins/filter").glob("*.py")
+    for name in re.findall(r'"(metal_\w+)":', path.read_text())
+}
 MODULES = {path.stem for path in (REPOSITORY / "plugins/modules").iterdir()}
 
 
@@ -90,4 +94,4 @@ def test_settings_that_are_read_exist(path: Path) -> None:
 def test_every_service_and_every_template_is_used() -> None:
     text = "".join(path.read_text() for path in TEXTS if path.suffix == ".yml")
     for template in (REPOSITORY / "templates").iterdir():
-        assert f"src: {template.name}" in text
+        assert f"src: {template.name}" in text, template.name

@@ -88,6 +88,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
     Setting("metal_cuda_compat", "bool", False, "Whether CUDA may be bridged to an older driver branch."),
     Setting("metal_open_modules", "bool", None, "Whether the driver's open kernel modules are used."),
+    Setting(
+        "metal_driver_run_file", "text", "refuse", "A driver from a .run installer: refuse, keep or replace."
+    ),
     Setting("metal_start_timeout_seconds", "int", None, "How long the endpoint may take to be ready."),
     Setting("metal_stop_timeout_seconds", "int", 600, "How long running requests may take at a stop."),
     Setting("metal_python_mirror", "text", None, "Where uv fetches its own Python, if one is needed."),
@@ -162,6 +165,7 @@ class Settings:
     driver_branch: str | None = None
     cuda_compat: bool = False
     open_modules: bool | None = None
+    driver_run_file: str = "refuse"
     start_timeout_seconds: int | None = None
     stop_timeout_seconds: int = 600
     python_mirror: str | None = None

@@ -1,0 +1,44 @@
+"""Filters of the role nvidia_driver; they call the package and hold no logic of their own."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minimax_metal.plan.driver import driver_state, service_problem
+from minimax_metal.plan.driver_failure import failure_line
+from minimax_metal.plan.driver_work import driver_work, kernel_problem
+
+
+def metal_driver_now(
+    collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return what the driver of a host is, against what its plan needs."""
+    return driver_state(raw_facts, plan, collected).as_dict()
+
+
+def metal_driver_work(
+    collected: Mapping[str, Any],
+    raw_facts: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    wishes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return what is to be done about the driver of a host."""
+    return driver_work(collected, raw_facts, plan, wishes).as_dict()
+
+
+class FilterModule:
+    """The filters of the driver."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "metal_driver_failure": failure_line,
+            "metal_driver_now": metal_driver_now,
+            "metal_driver_work": metal_driver_work,
+            "metal_kernel_problem": kernel_problem,
+            "metal_service_problem": service_problem,
+        }

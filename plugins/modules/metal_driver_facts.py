@@ -1,0 +1,198 @@
+#!/usr/bin/python
+"""Collect what is known on a host about its NVIDIA driver, and decide nothing."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: metal_driver_facts
+short_description: Collects what is known on a host about its NVIDIA driver
+description:
+  - Reads packages, apt's versions, DKMS, kernels, the fabric's state, secure boot's keys, and units.
+  - It only collects. Deciding happens on the controller, in the filter C(metal_driver_work).
+  - It writes nothing and is the same in check mode.
+options:
+  packages:
+    description: Packages whose versions in apt's lists are read, beside those of installed NVIDIA packages.
+    type: list
+    elements: str
+    default: []
+  units:
+    description: Pattern of the units of which the active ones are listed.
+    type: str
+    default: sglang@*.service
+author:
+  - The minimax-metal authors
+"""
+
+EXAMPLES = r"""
+- name: The driver of the host is read
+  metal_driver_facts:
+    packages: [nvidia-driver-cuda]
+  register: driver_collected
+"""
+
+RETURN = r"""
+facts:
+  description: The collected facts, raw as the host states them.
+  returned: always
+  type: dict
+"""
+
+import base64
+import platform
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+PATTERNS = (
+    "*nvidia*",
+    "libcuda1*",
+    "libcudadebugger1*",
+    "libnvcuvid1*",
+    "libnvsdm*",
+    "cuda-drivers*",
+    "cuda-compat*",
+    "nvlsm",
+    "linux-headers*",
+)
+HEADERS = "linux-headers-"
+MOK_LIST = Path("/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23")
+MOK_KEYS = (Path("/var/lib/dkms/mok.pub"), Path("/var/lib/shim-signed/mok/MOK.der"))
+LOG_LINES = 20
+STOPPED_UNITS = "/var/lib/minimax-metal/driver-stopped-units"
+
+
+def read_text(path):
+    """Return the text of a file, or None where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def output_of(module, *command):
+    """Return [exit status, output] of a program, or None where there is no such program."""
+    program = module.get_bin_path(command[0], opt_dirs=["/usr/sbin", "/sbin"])
+    if program is None:
+        return None
+    returncode, stdout, stderr = module.run_command(
+        [program, *command[1:]], handle_exceptions=True, environ_update={"LC_ALL": "C.UTF-8"}
+    )
+    return [returncode, stdout + stderr]
+
+
+def installed_packages(module):
+    """Return NVIDIA's packages on the host: name to version, source and dpkg's own two letters of state."""
+    form = "${db:Status-Abbrev}\t${Package}\t${Version}\t${source:Package}\n"
+    answer = output_of(module, "dpkg-query", "-W", "-f", form, *PATTERNS)
+    packages = {}
+    for line in (answer[1] if answer else "").splitlines():
+        fields = line.split("\t")
+        if len(fields) == 4 and fields[2]:
+            packages[fields[1]] = {"state": fields[0].strip(), "version": fields[2], "source": fields[3]}
+    return packages
+
+
+def available_versions(module, names):
+    """Return the versions that apt's lists hold of each package, newest first as apt prints them."""
+    versions = {}
+    answer = output_of(module, "apt-cache", "madison", *sorted(names)) if names else None
+    for line in (answer[1] if answer else "").splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if (
+            len(fields) == 3
+            and fields[2].endswith("Packages")
+            and fields[1] not in versions.setdefault(fields[0], [])
+        ):
+            versions[fields[0]].append(fields[1])
+    return versions
+
+
+def kernels():
+    """Return the running kernel, those with modules, and those that a boot loader could start."""
+    modules = Path("/lib/modules")
+    return {
+        "running": platform.release(),
+        "modules": sorted(path.name for path in modules.glob("*") if path.is_dir()),
+        "bootable": sorted(path.name.split("-", 1)[1] for path in Path("/boot").glob("vmlinuz-*")),
+        "headers": sorted(path.parent.name for path in modules.glob("*/build") if path.exists()),
+    }
+
+
+def dkms_logs():
+    """Return the end of the log of every build of NVIDIA's modules that has not become a module."""
+    logs = {}
+    for log in Path("/var/lib/dkms").glob("nvidia*/*/build/make.log"):
+        lines = (read_text(log) or "").splitlines()
+        logs[str(log)] = lines[-LOG_LINES:]
+    return logs
+
+
+def own_keys():
+    """Return, for each key that modules are signed with here, whether the firmware knows it."""
+    try:
+        enrolled = MOK_LIST.read_bytes()
+    except OSError:
+        enrolled = b""
+    keys = {}
+    for path in MOK_KEYS:
+        try:
+            key = path.read_bytes()
+        except OSError:
+            continue
+        if b"-----BEGIN" in key:
+            lines = [line for line in key.splitlines() if line and not line.startswith(b"-----")]
+            key = base64.b64decode(b"".join(lines))
+        keys[str(path)] = bool(key) and key in enrolled
+    return keys
+
+
+def main():
+    """Collect and return."""
+    module = AnsibleModule(
+        argument_spec={
+            "packages": {"type": "list", "elements": "str", "default": []},
+            "units": {"type": "str", "default": "sglang@*.service"},
+        },
+        supports_check_mode=True,
+    )
+    installed = installed_packages(module)
+    found = kernels()
+    names = {*module.params["packages"], *installed, HEADERS + found["running"]}
+    container = output_of(module, "systemd-detect-virt", "--container")
+    active = output_of(
+        module,
+        "systemctl",
+        "list-units",
+        "--plain",
+        "--no-legend",
+        "--state=active,activating,reloading",
+        module.params["units"],
+    )
+    uninstaller = module.get_bin_path("nvidia-uninstall")
+    facts = {
+        "packages": installed,
+        "versions": available_versions(module, names),
+        "kernels": found,
+        "container": bool(container and container[0] == 0),
+        "dkms": (output_of(module, "dkms", "status") or [0, ""])[1].splitlines(),
+        "dkms_logs": dkms_logs(),
+        "nouveau": Path("/sys/module/nouveau").exists(),
+        "uninstaller": uninstaller,
+        "keys": own_keys(),
+        "active_units": [
+            line.split()[0] for line in (active[1] if active else "").splitlines() if line.split()
+        ],
+        "stopped_units": (read_text(STOPPED_UNITS) or "").split(),
+        "fabric": output_of(module, "nvidia-smi", "-q"),
+        "nodes": sorted(str(path) for path in Path("/dev").glob("nvidia*")),
+    }
+    module.exit_json(changed=False, facts=facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,390 @@
+"""What is to be done about the driver of a host: pure, from collected facts, the plan and the role's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from minimax_metal.plan.driver import built_for, driver_state
+from minimax_metal.plan.facts import HostFacts, parse_facts
+from minimax_metal.plan.versions import version_key
+
+_VERSION = re.compile(r"^(?:\d+:)?(\d{3}\.\d+(?:\.\d+)?)(?:-|$|[+~])")
+"""A driver's version in a package's: three digits of branch. Pins (580-5) and tools (2025.10) are none."""
+PREFERENCES = "src:*nvidia*:any src:cuda-drivers:any src:cuda-compat:any"
+"""What NVIDIA's own pinning packages cover (driver installation guide, version locking)."""
+BESIDE = "nvidia-fabricmanager* libnvidia-nscq* libnvsdm* nvidia-imex*"
+"""What must be of the driver's version and what the pinning packages don't name."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of apt's preferences: which packages, and their version as apt's pattern."""
+
+    packages: str
+    version: str
+
+
+@dataclass(frozen=True)
+class DriverWork:
+    """What the role does on a host.
+
+    Attributes:
+        action: none, install, change, repair or replace (a driver of a .run installer).
+        problem: why nothing can be done, as "found ..., expected ...; ..."; None when something can.
+        lists_stale: whether apt's lists lack what is needed, so that fetching them may help.
+        present: version of the installed packages, None when there are none, "mixed" when they differ.
+        target: version to be there afterwards; None while it is not known.
+        packages: what apt is asked for, with versions.
+        pins: apt preferences that keep it there.
+        held: installed packages that must be on hold; unheld: those of them that are not.
+        stop_units: units that use the driver now and must stop first.
+        summary: one line that says what will be done.
+    """
+
+    action: str
+    problem: str | None
+    lists_stale: bool
+    present: str | None
+    target: str | None
+    packages: tuple[str, ...]
+    pins: tuple[Pin, ...]
+    held: tuple[str, ...]
+    unheld: tuple[str, ...]
+    stop_units: tuple[str, ...]
+    summary: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the work as plain data."""
+        return asdict(self)
+
+
+def upstream(version: str) -> str | None:
+    """The driver's version in a Debian version: 580.126.20 of 3:580.126.20-1; None for anything else."""
+    found = _VERSION.match(version)
+    return found.group(1) if found else None
+
+
+def branch_of(version: str) -> str:
+    """The branch of a driver's version: 580 of 580.126.20."""
+    return version.split(".")[0]
+
+
+def driver_work(
+    collected: Mapping[str, Any],
+    raw_facts: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    wishes: Mapping[str, Any] | None = None,
+) -> DriverWork:
+    """Decide what is to be done.
+
+    Args:
+        collected: what the module metal_driver_facts collected.
+        raw_facts: what the module metal_facts collected.
+        plan: the host's plan as plain data.
+        wishes: the role's own: ``version`` (an exact version, or empty), ``run_file`` (refuse, keep or
+            replace), ``secure_boot`` (check or trust).
+    """
+    return _Decision(collected, parse_facts(raw_facts), raw_facts, plan, wishes or {}).work()
+
+
+class _Decision:
+    def __init__(
+        self,
+        collected: Mapping[str, Any],
+        facts: HostFacts,
+        raw_facts: Mapping[str, Any],
+        plan: Mapping[str, Any],
+        wishes: Mapping[str, Any],
+    ) -> None:
+        self.collected, self.facts, self.plan = collected, facts, plan
+        self.driver: Mapping[str, Any] = plan["driver"]
+        self.branch, self.minimum = str(self.driver["branch"]), str(self.driver["minimum"])
+        self.wish = str(wishes.get("version") or "")
+        self.run_file = str(wishes.get("run_file") or "refuse")
+        self.trust = wishes.get("secure_boot") == "trust"
+        self.state = driver_state(raw_facts, plan, collected)
+        self.versions: Mapping[str, list[str]] = collected.get("versions") or {}
+        names = [str(package).split("=")[0] for package in self.driver["packages"]]
+        self.headers = [name for name in names if name.startswith("linux-headers")]
+        self.wanted = [name for name in names if name not in self.headers]
+        # Fabric manager, libraries and modules are of one version; a tool like nvlsm has its own.
+        self.same = [name for name in self.wanted if name.startswith(("nvidia-", "libnv"))]
+        packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
+        self.installed = {
+            name: version
+            for name, package in packages.items()
+            if package["state"][1:2] not in ("n", "c", "") and (version := upstream(package["version"]))
+        }
+        self.states = {name: package["state"] for name, package in packages.items()}
+
+    # -- what is there -----------------------------------------------------------------------------------
+
+    @property
+    def present(self) -> str | None:
+        """Version of the installed driver packages."""
+        found = {self.installed[name] for name in self.same if name in self.installed}
+        found = found or set(self.installed.values())
+        if not found:
+            return None
+        return found.pop() if len(found) == 1 else "mixed"
+
+    def right(self, version: str) -> bool:
+        """Whether a version is one that the plan and the role want."""
+        if self.wish and version != self.wish:
+            return False
+        return branch_of(version) == self.branch and version_key(version) >= version_key(self.minimum)
+
+    @property
+    def packages_right(self) -> bool:
+        """Whether all packages are there, whole, of one right version."""
+        present = self.present
+        return (
+            present is not None
+            and self.right(present)
+            and all(name in self.installed for name in self.same)
+            and all(name in self.states for name in (*self.wanted, *self.headers) if name not in self.same)
+            and set(self.installed.values()) == {present}
+            and all(self.states[name][1:2] == "i" for name in self.installed)
+            and self._headers_problem(installed=True) is None
+        )
+
+    @property
+    def accepted(self) -> bool:
+        """Whether another repository's packages, or a kept .run file, drive the GPUs as the plan wants."""
+        loaded = self.facts.loaded_driver
+        if loaded is None or self.state.reboot or any(name in self.installed for name in self.wanted):
+            return False
+        managers = {self.installed[name] for name in self.installed if "fabricmanager" in name}
+        fabric = not self.driver["fabric_manager"] or managers == {loaded} or not self.installed
+        return self.right(loaded) and self.state.gpus == self.plan["gpus"]["count"] and fabric
+
+    @property
+    def by_run_file(self) -> bool:
+        """Whether the driver was put there by a .run installer: no package owns it."""
+        runs = self.facts.loaded_driver is not None and self.facts.smi_present
+        return not self.installed and bool(runs or self.collected.get("uninstaller"))
+
+    # -- what is to be had -------------------------------------------------------------------------------
+
+    def offered(self, name: str) -> set[str]:
+        """Versions of a package in apt's lists, as the driver's versions."""
+        return {found for version in self.versions.get(name, ()) if (found := upstream(version))}
+
+    def _target(self) -> str | None:
+        common = set.intersection(*(self.offered(name) for name in self.same)) if self.same else set()
+        good = sorted((version for version in common if self.right(version)), key=version_key)
+        for version in (self.facts.loaded_driver, self.present):
+            # What runs already needs no reboot, and what is installed no download.
+            if version in good:
+                return version
+        return good[-1] if good else None
+
+    def _spec(self, name: str, target: str) -> str:
+        for version in self.versions.get(name, ()):
+            if upstream(version) == target:
+                return f"{name}={version}"
+        return name
+
+    def _apt_packages(self, target: str) -> tuple[str, ...]:
+        running = f"linux-headers-{self.kernel}"
+        headers = [*self.headers, *([running] if self.builds and running in self.versions else [])]
+        # What was installed beside the plan's packages moves with them, or a newer one would stay.
+        companions = [
+            name
+            for name, version in sorted(self.installed.items())
+            if name not in self.wanted and version != target and target in self.offered(name)
+        ]
+        return (*headers, *(self._spec(name, target) for name in [*self.wanted, *companions]))
+
+    # -- problems ----------------------------------------------------------------------------------------
+
+    @property
+    def kernel(self) -> str:
+        """The running kernel."""
+        return str((self.collected.get("kernels") or {}).get("running") or self.facts.kernel)
+
+    @property
+    def builds(self) -> bool:
+        """Whether modules are built here at all: a container has no kernel of its own."""
+        return not self.collected.get("container")
+
+    def _secure_boot_problem(self) -> str | None:
+        keys: Mapping[str, bool] = self.collected.get("keys") or {}
+        if not self.facts.secure_boot or self.trust or any(keys.values()) or not self.builds:
+            return None
+        have = "a key of DKMS's that is not enrolled" if keys else "no key enrolled for modules built here"
+        return (
+            f"found secure boot on and {have}, expected a key (MOK) that the firmware knows; nothing was "
+            "installed: on the host run apt install dkms mokutil, dkms generate_mok, mokutil --import "
+            "/var/lib/dkms/mok.pub, reboot and confirm at the console, then run the playbook again; or "
+            "switch secure boot off; or set nvidia_driver_secure_boot to trust where you sign the modules"
+        )
+
+    def _headers_problem(self, installed: bool = False) -> str | None:
+        """Why DKMS can't build for the running kernel; ``installed``: headers to be had don't count."""
+        kernels = self.collected.get("kernels") or {}
+        name = f"linux-headers-{self.kernel}"
+        if not self.builds or self.kernel in (kernels.get("headers") or ()):
+            return None
+        if name in self.versions and not installed:
+            return None
+        return (
+            f"found no package {name} in apt's lists, expected the headers of the running kernel for DKMS; "
+            "install the distribution's present kernel, reboot into it and run the playbook again"
+        )
+
+    def _missing_problem(self) -> str:
+        if self.wish and branch_of(self.wish) != self.branch:
+            return (
+                f"found nvidia_driver_version {self.wish} and a plan of branch {self.branch}, expected one "
+                f"branch; set metal_driver_branch to {branch_of(self.wish)} as well"
+            )
+        want = f"version {self.wish}" if self.wish else f"branch {self.branch}, {self.minimum} or newer"
+        for name in self.same:
+            if not self.versions.get(name):
+                return (
+                    f"found no package {name} in apt's lists, expected one of {want}; check that "
+                    "nvidia_driver_repository_url holds it for this distribution"
+                )
+        for name in self.same:
+            if not any(self.right(version) for version in self.offered(name)):
+                there = ", ".join(sorted(self.offered(name), key=version_key)) or "none"
+                return (
+                    f"found {name} {there} in apt's lists, expected {want}; set metal_driver_branch (or "
+                    "nvidia_driver_version) to one of these, or use a mirror that holds it"
+                )
+        each = "; ".join(f"{name} {', '.join(sorted(self.offered(name)))}" for name in self.same)
+        return (
+            f"found no version of {want} that all packages share ({each}), expected driver and fabric "
+            "manager of one version; bring the mirror up to date, or set nvidia_driver_version"
+        )
+
+    # -- the decision ------------------------------------------------------------------------------------
+
+    def work(self) -> DriverWork:
+        """What is to be done."""
+        if self.by_run_file and self.run_file != "replace":
+            return self._run_file()
+        if self.accepted:
+            return self._done(
+                f"driver {self.facts.loaded_driver} is accepted as it is", self.facts.loaded_driver
+            )
+        if self.packages_right:
+            return self._done(f"driver {self.present} is installed as the plan wants", self.present)
+        target = self._target()
+        action = self._action()
+        problem, stale = self._secure_boot_problem(), False
+        if problem is None:
+            problem = self._headers_problem() if target else self._missing_problem()
+            stale = problem is not None  # newer lists may hold it
+        if action == "replace" and not self.collected.get("uninstaller"):
+            stale = False
+            problem = (
+                f"found driver {self.facts.loaded_driver} of a .run installer without nvidia-uninstall, "
+                "expected its own uninstaller; run that .run file with --uninstall on the host"
+            )
+        was = self.present or self.facts.loaded_driver
+        words = {
+            "install": f"driver {target or self.branch} will be installed",
+            "change": f"driver {was} will be replaced by {target or self.branch}",
+            "repair": f"the packages of driver {target or self.branch} will be made whole (found {was})",
+            "replace": f"driver {was} of a .run installer will be replaced by {target or self.branch}",
+        }[action]
+        return DriverWork(
+            action=action,
+            problem=problem,
+            lists_stale=stale,
+            present=self.present,
+            target=target,
+            packages=self._apt_packages(target) if target else (),
+            pins=self._pins(target),
+            held=tuple(self.same),
+            unheld=(),
+            stop_units=tuple(self.collected.get("active_units") or ()),
+            summary=words,
+        )
+
+    def _action(self) -> str:
+        present = self.present
+        if self.by_run_file:
+            return "replace"
+        if present is None:
+            return "install"
+        return "repair" if present == "mixed" or self.right(present) else "change"
+
+    def _run_file(self) -> DriverWork:
+        loaded = self.facts.loaded_driver or "of unknown version"
+        if self.run_file == "keep":
+            return self._done(f"driver {loaded} of a .run installer is kept", self.facts.loaded_driver)
+        problem = (
+            f"found driver {loaded} that no package owns (a .run installer put it there), expected none or "
+            "one from packages; set metal_driver_run_file to replace (runs nvidia-uninstall), or to keep"
+        )
+        return self._done("nothing is done", None, problem)
+
+    def _done(self, summary: str, version: str | None, problem: str | None = None) -> DriverWork:
+        held = tuple(sorted(self.installed))
+        return DriverWork(
+            action="none",
+            problem=problem,
+            lists_stale=False,
+            present=self.present,
+            target=version,
+            packages=(),
+            pins=self._pins(version),
+            held=held,
+            unheld=tuple(name for name in held if not self.states[name].startswith("h")),
+            stop_units=(),
+            summary=summary,
+        )
+
+    def _pins(self, version: str | None) -> tuple[Pin, ...]:
+        """Preferences: what goes with the driver exactly; the driver itself where no package pins it so."""
+        if version is None:
+            return ()
+        pins = [Pin(BESIDE, f"{version}-*")]
+        pinned = self.driver.get("pinning_package")
+        if self.wish:
+            pins.append(Pin(PREFERENCES, f"{version}-*"))
+        elif not pinned or not (self.versions.get(pinned) or self._has(pinned)):
+            pins.append(Pin(PREFERENCES, f"{self.branch}.*"))
+        return tuple(pins)
+
+    def _has(self, name: str) -> bool:
+        return self.states.get(name, "")[1:2] == "i"
+
+
+def next_kernel(bootable: Iterable[str]) -> str | None:
+    """The kernel that a boot loader starts by default: the newest, as ``linux-version sort`` orders them."""
+    return max(bootable, key=_natural, default=None)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|[^\d]+", text)]
+
+
+def kernel_problem(collected: Mapping[str, Any], module: str) -> str | None:
+    """What is wrong with the modules of the kernel that runs and of the one that boots next, or None.
+
+    A failed build comes with the end of its log.
+    """
+    kernels = collected.get("kernels") or {}
+    running, upcoming = str(kernels.get("running")), next_kernel(kernels.get("bootable") or ())
+    if collected.get("container"):
+        return None
+    for kernel in dict.fromkeys([upcoming or running]):
+        if not built_for(collected, kernel):
+            lines = [line for log in (collected.get("dkms_logs") or {}).values() for line in log]
+            telling = [line.strip() for line in lines if re.search(r"\berror\b|\*\*\*", line, re.IGNORECASE)]
+            end = " | ".join((telling or [line.strip() for line in lines if line.strip()])[-3:])
+            where = ", ".join(collected.get("dkms_logs") or {}) or "/var/lib/dkms/nvidia"
+            moved = "" if kernel == running else f" (it boots next; {running} runs now)"
+            return (
+                f"found no module of {module} for kernel {kernel}{moved}: DKMS failed: {end or 'no log'}; "
+                f"expected one; read {where}, mend what it says (compiler, headers of {kernel}), run dkms "
+                "autoinstall and the playbook again"
+            )
+    return None
