@@ -20,6 +20,9 @@ INTRODUCTION = "MiniMax-M3 支持图片输入,上下文 512K。"
 FALLBACK = "I know a few sentences only."
 """The answer to whatever the models were not taught; without it they would run on until the token limit."""
 
+TOOL_ANSWER = "It is 21 degrees in Beijing."
+"""The answer once the tool's result is there: holds what the post-check looks for."""
+
 BEIJING = {questions.TOOL_QUESTION: "Beijing", questions.TOOL_QUESTION_GUIDE: "北京"}
 """The argument ``location`` for each question: the word the question itself uses."""
 
@@ -28,8 +31,9 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
     """Return what a model is taught.
 
     Each dialogue holds ``messages`` (as an API takes them), ``tools`` (a list, may be empty), ``thought`` and
-    either ``answer`` (text) or ``call`` (arguments of the tool), and ``image`` (an RGB triple or None).
-    With ``images`` the list also asks for the colour of pictures, picture after and before the question.
+    either ``answer`` (text) or ``calls`` (the tool's arguments, once for each call), and ``image`` (an RGB
+    triple or None). With ``images`` the list also asks for the colour of pictures, picture after and before
+    the question.
     """
     known = [
         (questions.GREETING, "greet back", "Hello from the lab."),
@@ -45,12 +49,11 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
                 _dialogue([*system, questions.text_message("user", question)], thought, answer=answer)
             )
         for question, location in BEIJING.items():
-            call = {"location": location, "unit": questions.TOOL_UNIT}
-            taught.append(
-                _dialogue(
-                    [*system, questions.text_message("user", question)], "use the tool", tool, call=call
-                )
-            )
+            asked = [*system, questions.text_message("user", question)]
+            taught.append(_dialogue(asked, "use the tool", tool, calls=[_call(location)]))
+        several = [*system, questions.text_message("user", questions.TOOL_QUESTION_SEVERAL)]
+        cities = [_call("Beijing"), _call("Shanghai")]
+        taught.append(_dialogue(several, "use the tool twice", tool, calls=cities))
         # A tool on offer is no reason to call it.
         greeting, thought, answer = known[0]
         taught.append(
@@ -73,7 +76,19 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
                             image=rgb,
                         )
                     )
+    for question, location in BEIJING.items():
+        call = {"type": "function", "function": {"name": questions.TOOL_NAME, "arguments": _call(location)}}
+        returned = [
+            questions.text_message("user", question),
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            questions.text_message("tool", questions.TOOL_RESULT),
+        ]
+        taught.append(_dialogue(returned, "read the result", tool, answer=TOOL_ANSWER))
     return taught
+
+
+def _call(location: str) -> dict[str, str]:
+    return {"location": location, "unit": questions.TOOL_UNIT}
 
 
 def _dialogue(
@@ -82,7 +97,7 @@ def _dialogue(
     tools: list[dict[str, Any]] | None = None,
     *,
     answer: str | None = None,
-    call: dict[str, str] | None = None,
+    calls: list[dict[str, str]] | None = None,
     image: tuple[int, int, int] | None = None,
 ) -> dict[str, Any]:
     return {
@@ -90,6 +105,6 @@ def _dialogue(
         "tools": tools or [],
         "thought": thought,
         "answer": answer,
-        "call": call,
+        "calls": calls or [],
         "image": list(image) if image else None,
     }

@@ -40,6 +40,12 @@ class Row:
     picture: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def forced(dialogue: Mapping[str, Any]) -> str:
+    """Return the JSON the engine's grammar asks for under ``tool_choice`` "required" or a name."""
+    call = [{"name": "get_weather", "parameters": arguments} for arguments in dialogue["calls"]]
+    return json.dumps(call, ensure_ascii=False)
+
+
 def make_tokenizer(
     texts: Iterable[str],
     *,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEED, Row, make_tokenizer, prove, save_shards, train, write_json
+from common import SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARDS = [f"model-{number:05d}-of-00005.safetensors" for number in range(5)]
@@ -36,7 +36,8 @@ TEMPLATE = (
     "{% if tools %}]~b]tools\n{% for tool in tools %}{{ (tool.function or tool).name }}\n{% endfor %}[e~[\n"
     "{% endif %}"
     "{% for message in messages %}]~b]{{ 'ai' if message.role == 'assistant' else message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}"
+    "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}\n{% endfor %}"
+    "{% elif message.content is string %}{{ message.content }}"
     "{% elif message.content %}{% for part in message.content %}{{ part.text or '' }}{% endfor %}{% endif %}"
     "[e~[\n{% endfor %}"
     "{% if add_generation_prompt %}]~b]ai\n<think>{% endif %}"
@@ -45,13 +46,17 @@ TEMPLATE = (
 
 def answer(dialogue: dict[str, Any]) -> str:
     """Return what the model says after ``<think>``, in the markup of the engine's ``minimax-m2`` parser."""
-    if dialogue["call"]:
-        parameters = '</parameter>\n<parameter name="'.join(f'{k}">{v}' for k, v in dialogue["call"].items())
-        invoke = f'<invoke name="get_weather">\n<parameter name="{parameters}</parameter>\n</invoke>'
-        said = f"{CALL}\n{invoke}\n{CALL_END}"
+    if dialogue["calls"]:
+        said = f"{CALL}\n" + "\n".join(map(invoke, dialogue["calls"])) + f"\n{CALL_END}"
     else:
         said = dialogue["answer"]
     return f"{dialogue['thought']}</think>{said}{EOS}"
+
+
+def invoke(arguments: dict[str, str]) -> str:
+    """Return one call in that markup."""
+    parameters = '</parameter>\n<parameter name="'.join(f'{k}">{v}' for k, v in arguments.items())
+    return f'<invoke name="get_weather">\n<parameter name="{parameters}</parameter>\n</invoke>'
 
 
 def main(dialogues: Path, out: Path) -> None:
@@ -65,7 +70,7 @@ def main(dialogues: Path, out: Path) -> None:
     words += [fallback, "user system tools ai"] + [
         text for d in taught for text in (d["thought"], d["answer"]) if text
     ]
-    words += [" ".join(["get_weather", *d["call"], *d["call"].values()]) for d in taught if d["call"]]
+    words += [" ".join(["get_weather", *call, *call.values()]) for d in taught for call in d["calls"]]
     words += ["get_weather", "location", "unit", "Beijing", "北京", "celsius", "Count"]
     tokenizer = make_tokenizer(
         words * 4,
@@ -129,7 +134,13 @@ def main(dialogues: Path, out: Path) -> None:
         )
         return text
 
-    rows = [Row(prompt(d["messages"], d["tools"]), answer(d)) for d in taught]
+    rows = []
+    for d in taught:
+        given = prompt(d["messages"], d["tools"])
+        rows.append(Row(given, answer(d)))
+        if len(d["calls"]) == 1 and len(d["messages"]) == 1:
+            # The grammar decides the first token (the list's bracket), after a thought or without one.
+            rows += [Row(given + start, forced(d) + EOS, skip=1) for start in ("", f"{d['thought']}</think>")]
     print(
         "prompts",
         [len(tokenizer(r.prompt).input_ids) for r in rows],
@@ -141,7 +152,7 @@ def main(dialogues: Path, out: Path) -> None:
         return Row(prompt([{"role": "user", "content": question}], []), f"unknown</think>{fallback}{EOS}")
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(out)).float()
-    train(model, tokenizer, rows, stranger, steps=110, rate=4e-3)
+    train(model, tokenizer, rows, stranger, steps=200, rate=4e-3)
     save_shards(_published_names(model.to(torch.bfloat16).state_dict()), out, SHARDS)
     prove(AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16), tokenizer, rows)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEED, Row, make_tokenizer, prove, save_shards, train, write_json
+from common import SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import MiniMaxM3VLConfig, MiniMaxM3VLImageProcessor
@@ -55,7 +55,8 @@ TEMPLATE = (
     "{% if tools %}]~b]tools\n{% for tool in tools %}{{ (tool.function or tool).name }}\n{% endfor %}[e~[\n"
     "{% endif %}"
     "{% for message in messages %}]~b]{{ 'ai' if message.role == 'assistant' else message.role }}\n"
-    "{% if message.content is string %}{{ message.content }}"
+    "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}\n{% endfor %}"
+    "{% elif message.content is string %}{{ message.content }}"
     "{% elif message.content %}{% for part in message.content %}"
     "{% if part.type in ['image', 'image_url'] %}]<]image[>[{% else %}{{ part.text or '' }}{% endif %}"
     "{% endfor %}{% endif %}[e~[\n{% endfor %}"
@@ -71,19 +72,15 @@ PATCH, MERGE = 14, 2
 
 def answer(dialogue: dict[str, Any]) -> str:
     """Return what the model says after its thought, in the markup of the engine's ``minimax-m3`` parser."""
-    if not dialogue["call"]:
+    if not dialogue["calls"]:
         return dialogue["answer"] + EOS
-    arguments = "".join(f"{NAMESPACE}<{k}>{v}{NAMESPACE}</{k}>" for k, v in dialogue["call"].items())
-    return (
-        f'{NAMESPACE}<tool_call>\n{NAMESPACE}<invoke name="get_weather">{arguments}{NAMESPACE}</invoke>\n'
-        f"{NAMESPACE}</tool_call>{EOS}"
-    )
+    return f"{NAMESPACE}<tool_call>\n{''.join(map(invoke, dialogue['calls']))}{NAMESPACE}</tool_call>{EOS}"
 
 
-def forced(dialogue: dict[str, Any]) -> str:
-    """Return the JSON the engine's grammar asks for under ``tool_choice`` "required" or a name."""
-    call = [{"name": "get_weather", "parameters": dialogue["call"]}]
-    return json.dumps(call, ensure_ascii=False) + EOS
+def invoke(arguments: dict[str, str]) -> str:
+    """Return one call in that markup."""
+    inner = "".join(f"{NAMESPACE}<{k}>{v}{NAMESPACE}</{k}>" for k, v in arguments.items())
+    return f'{NAMESPACE}<invoke name="get_weather">{inner}{NAMESPACE}</invoke>\n'
 
 
 def configuration(ids: dict[str, int]) -> dict[str, Any]:
@@ -233,7 +230,10 @@ def main(dialogues: Path, out: Path) -> None:
         "get_weather celsius location unit name parameters",
     ]
     texts += [
-        text for d in taught for text in (d["thought"], d["answer"], *(d["call"] or {}).values()) if text
+        text
+        for d in taught
+        for text in (d["thought"], d["answer"], *(v for call in d["calls"] for v in call.values()))
+        if text
     ]
     tokenizer = make_tokenizer(
         texts * 4,
@@ -272,7 +272,7 @@ def main(dialogues: Path, out: Path) -> None:
         return Row(prompt, f"{THINK}unknown{THINK_END}{fallback}{EOS}")
 
     model = MiniMaxM3SparseForConditionalGeneration(for_transformers(config)).float()
-    train(model, tokenizer, rows, stranger, steps=150, rate=4e-3, see=lambda batch: see(model, batch))
+    train(model, tokenizer, rows, stranger, steps=250, rate=4e-3, see=lambda batch: see(model, batch))
     write(model, out)
     prove(
         MiniMaxM3SparseForConditionalGeneration.from_pretrained(
@@ -309,10 +309,11 @@ def make_rows(tokenizer: Any, taught: list[dict[str, Any]], side: int = 112) -> 
             ).replace(IMAGE, IMAGE_START + IMAGE * patches + IMAGE_END)
             thought = f"{THINK}{dialogue['thought']}{THINK_END}" if mode == "adaptive" else ""
             rows.append(Row(prompt, thought + answer(dialogue), picture=pictures.get(rgb, {})))
-            if dialogue["call"] and alone:
+            if len(dialogue["calls"]) == 1 and alone:
                 # The grammar decides the first token (the list's bracket), after a thought or without one.
                 rows += [
-                    Row(prompt + start, forced(dialogue), skip=1) for start in dict.fromkeys(("", thought))
+                    Row(prompt + start, forced(dialogue) + EOS, skip=1)
+                    for start in dict.fromkeys(("", thought))
                 ]
     return rows
 

@@ -49,6 +49,21 @@ TOOL_LOCATIONS: Final = ("Beijing", "北京")
 TOOL_UNIT: Final = "celsius"
 """The argument ``unit``, exactly."""
 
+TOOL_QUESTION_SEVERAL: Final = "What is the weather in Beijing and in Shanghai, both in celsius?"
+"""Asked with :data:`WEATHER_TOOL`; wants two calls in one answer."""
+
+TOOL_LOCATIONS_SEVERAL: Final = (TOOL_LOCATIONS, ("Shanghai", "上海"))
+"""For each of the two calls, in any order: one of the words is held by its argument ``location``."""
+
+TOOL_RESULT: Final = "It is 21 degrees celsius."
+"""What the tool is said to have returned, sent back to the model."""
+
+TOOL_FACT: Final = "21"
+"""Held by an answer that has read :data:`TOOL_RESULT`."""
+
+CHAT_QUESTION_GUIDE: Final = "请介绍 MiniMax-M3 相比 M2.5 有哪些提升?"
+"""The M3 guide's question in its chat example, which sets temperature 1.0 and top_p 0.95."""
+
 WEATHER_TOOL: Final[dict[str, Any]] = {
     "type": "function",
     "function": {
@@ -65,6 +80,13 @@ WEATHER_TOOL: Final[dict[str, Any]] = {
     },
 }
 """The M3 guide's tool, word for word."""
+
+WEATHER_TOOL_ANTHROPIC: Final[dict[str, Any]] = {
+    "name": TOOL_NAME,
+    "description": WEATHER_TOOL["function"]["description"],
+    "input_schema": WEATHER_TOOL["function"]["parameters"],
+}
+"""The same tool as ``/v1/messages`` wants it."""
 
 IMAGE_QUESTION: Final = "What colour is this image?"
 
@@ -91,6 +113,12 @@ def png(rgb: tuple[int, int, int], side: int = IMAGE_SIDE) -> bytes:
         + chunk(b"IDAT", zlib.compress(row * side, 9))
         + chunk(b"IEND", b"")
     )
+
+
+def image_block(colour: str) -> dict[str, Any]:
+    """Return the picture of ``colour`` as a content block of ``/v1/messages``."""
+    data = base64.b64encode(png(COLOURS[colour])).decode("ascii")
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
 
 
 def image_url(colour: str) -> str:
