@@ -1,11 +1,12 @@
 """A simulated engine: SGLang's HTTP surface in front of canned answers, with faults to plant.
 
 It stands for a SGLang server that serves MiniMax-M2.5 or MiniMax-M3, as seen on real servers of release
-0.5.23: the parsers' ways with a thought and a tool call, the markup that leaks when they do not fit the
-model, streaming, usage, pictures, 503 while starting, ``/v1/models`` answering before that is over.
+0.5.23 and read in its source: the parsers' ways with a thought and a tool call, the markup that leaks when
+they do not fit the model, streaming, usage, pictures, prompts over the limit, ``/v1/messages``, keys, the
+number of running requests, 503 while starting, ``/v1/models`` answering before that is over.
 
 It cannot show: that a model says true things, that a parser copes with what a model really writes, speed,
-memory, concurrency, what the engine does under load, or anything about GPUs. Those need the real engine.
+memory, what the engine does under load, or anything about GPUs. Those need the real engine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -24,47 +25,107 @@ from typing import Any
 from minimax_metal.checks import questions
 
 NAMES = {"m2": "MiniMaxAI/MiniMax-M2.5", "m3": "MiniMaxAI/MiniMax-M3"}
+LIMIT = 4096
 NAMESPACE = "]<]minimax[>["
-CALL = {
-    "m2": '<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="location">Beijing</parameter>\n'
-    '<parameter name="unit">celsius</parameter>\n</invoke>\n</minimax:tool_call>',
-    "m3": f'{NAMESPACE}<tool_call>\n{NAMESPACE}<invoke name="get_weather">{NAMESPACE}<location>Beijing'
-    f"{NAMESPACE}</location>{NAMESPACE}<unit>celsius{NAMESPACE}</unit>{NAMESPACE}</invoke>\n"
-    f"{NAMESPACE}</tool_call>",
-}
-ARGUMENTS = '{"location": "Beijing", "unit": "celsius"}'
+PACE = 0.002
+"""Seconds per token of an answer that ignores the end token: some 6 s for the longest that is asked for."""
 
 FAULTS = frozenset(
     {
-        "wrong_name",
-        "models_empty",
-        "error_500",
-        "empty_answer",
-        "runs_on",
-        "no_usage",
-        "no_choices",
-        "no_json",
-        "slow",
-        "wrong_answer",
-        "parts_ignored",
-        "one_chunk",
-        "counts_wrong",
-        "no_stream_usage",
-        "stream_breaks",
-        "no_tool_parser",
-        "wrong_tool",
-        "wrong_unit",
-        "wrong_place",
+        "abort_ignored",
         "broken_arguments",
         "call_ends_with_stop",
-        "stream_loses_arguments",
         "colour_blind",
+        "counts_wrong",
+        "drops_under_load",
+        "echoes_key",
+        "empty_answer",
+        "error_500",
+        "hangs",
+        "ignore_eos_refused",
         "image_error",
         "image_ignored",
+        "image_kills",
+        "key_ignored",
+        "keyless_open",
+        "loads_stand_still",
+        "long_prompt_error",
+        "messages_any_ignored",
+        "messages_empty",
+        "messages_image_dropped",
+        "messages_missing",
+        "messages_no_stream_usage",
+        "messages_no_usage",
+        "messages_one_event",
+        "messages_open",
+        "messages_runs_on",
+        "messages_stream_breaks",
+        "messages_stream_loses_input",
+        "messages_tool_as_text",
+        "metrics_foreign",
+        "mixes_answers",
+        "models_empty",
+        "named_ignored",
+        "no_choices",
+        "no_defaults",
+        "no_json",
         "no_reasoning_parser",
+        "no_stream_usage",
+        "no_tool_parser",
+        "no_usage",
+        "one_call_only",
+        "one_chunk",
+        "over_limit_500",
+        "over_limit_kills",
+        "parts_ignored",
+        "prompt_uncounted",
+        "required_ignored",
+        "result_unread",
+        "runs_on",
+        "sampling_openai",
+        "slow",
         "special_token",
+        "stream_breaks",
+        "stream_loses_arguments",
+        "thought_lost",
+        "truncates",
+        "wrong_answer",
+        "wrong_model_500",
+        "wrong_name",
+        "wrong_place",
+        "wrong_tool",
+        "wrong_unit",
     }
 )
+
+
+def markup(family: str, calls: list[tuple[str, dict[str, str]]]) -> str:
+    """Return calls of tools as the model writes them."""
+    if family == "m3":
+        invokes = "".join(
+            f'{NAMESPACE}<invoke name="{name}">'
+            + "".join(f"{NAMESPACE}<{k}>{v}{NAMESPACE}</{k}>" for k, v in arguments.items())
+            + f"{NAMESPACE}</invoke>\n"
+            for name, arguments in calls
+        )
+        return f"{NAMESPACE}<tool_call>\n{invokes}{NAMESPACE}</tool_call>"
+    invokes = "\n".join(
+        f'<invoke name="{name}">\n'
+        + "\n".join(f'<parameter name="{k}">{v}</parameter>' for k, v in arguments.items())
+        + "\n</invoke>"
+        for name, arguments in calls
+    )
+    return f"<minimax:tool_call>\n{invokes}\n</minimax:tool_call>"
+
+
+@dataclass
+class Reply:
+    """What the parsers leave of what the model wrote; ``calls`` are names and arguments as JSON text."""
+
+    content: str
+    reasoning: str | None = None
+    calls: list[tuple[str, str]] = field(default_factory=list)
+    finish: str = "stop"
 
 
 @dataclass
@@ -76,9 +137,16 @@ class Engine:
     reasoning_parser: str | None = None
     faults: frozenset[str] = frozenset()
     api_key: str | None = None
+    metrics: bool = True
+    gateway: bool = False
+    """Only the paths of the two interfaces: what a router in front of the engine lets through."""
     starts_for: float = 0.0
     born: float = field(default_factory=time.monotonic)
     asked: list[str] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    running: int = 0
+    dead: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         unknown = self.faults - FAULTS
@@ -94,13 +162,28 @@ class Engine:
         if "no_reasoning_parser" in self.faults:
             self.reasoning_parser = None
 
+    def has(self, fault: str) -> bool:
+        return fault in self.faults
+
     @property
     def name(self) -> str:
-        return "Someone/Else" if "wrong_name" in self.faults else NAMES[self.family]
+        return "Someone/Else" if self.has("wrong_name") else NAMES[self.family]
 
     @property
     def starting(self) -> bool:
         return time.monotonic() - self.born < self.starts_for
+
+    @contextmanager
+    def generating(self) -> Iterator[int]:
+        """Count a request as running; yields how many run with it."""
+        with self.lock:
+            self.running += 1
+            now = self.running
+        try:
+            yield now
+        finally:
+            with self.lock:
+                self.running -= 1
 
     # What the "model" writes -----------------------------------------------------------------------------
 
@@ -110,61 +193,64 @@ class Engine:
             return f"<mm:think>{thought}</mm:think>{answer}"
         return f"{thought}</think>{answer}"
 
-    def reply(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return content, reasoning, calls (name, arguments) and finish reason."""
+    def reply(self, request: dict[str, Any]) -> Reply:
+        """Answer a request of the OpenAI interface."""
         message = request["messages"][-1]
         parts = message["content"] if isinstance(message["content"], list) else None
         text = message["content"] if parts is None else "".join(part.get("text", "") for part in parts)
         pictures = [part for part in parts or [] if part["type"] == "image_url"]
-        if request.get("tools") and text in {questions.TOOL_QUESTION, questions.TOOL_QUESTION_GUIDE}:
-            return self.call(request)
-        if pictures:
-            colour = "red" if "colour_blind" in self.faults else colour_of(pictures[0]["image_url"]["url"])
+        if request.get("tools") and message["role"] == "user":
+            if text in {questions.TOOL_QUESTION, questions.TOOL_QUESTION_GUIDE}:
+                return self.call(request, ["Beijing"])
+            if text == questions.TOOL_QUESTION_SEVERAL:
+                return self.call(request, ["Beijing", "Shanghai"][: 1 if self.has("one_call_only") else 2])
+        if message["role"] == "tool":
+            read = message["content"] == questions.TOOL_RESULT and not self.has("result_unread")
+            answer = "It is 21 degrees in Beijing." if read else "I can't know the weather."
+        elif pictures:
+            colour = "red" if self.has("colour_blind") else colour_of(pictures[0]["image_url"]["url"])
             answer = f"The image is {colour}."
         elif text == questions.GUIDE_QUESTION:
             answer = "The Los Angeles Dodgers won."
-            if "wrong_answer" in self.faults or ("parts_ignored" in self.faults and parts is not None):
+            if self.has("wrong_answer") or (self.has("parts_ignored") and parts is not None):
                 answer = "What is your question?"
-        elif text == questions.COUNT_QUESTION:
+        elif text.startswith(questions.COUNT_QUESTION):
             answer = "one, two, three, four, five"
-            if "counts_wrong" in self.faults:
+            if self.has("counts_wrong"):
                 answer = "five, four, three, two, one"
         else:
-            answer = "" if "empty_answer" in self.faults else "Hello from the simulated engine."
-        if "special_token" in self.faults:
+            answer = "" if self.has("empty_answer") else "Hello from the simulated engine."
+        if self.has("special_token"):
             answer += "[e~["
         content, reasoning = self.parse_reasoning(self.raw("think", answer))
-        finish = "length" if "runs_on" in self.faults else "stop"
-        return {"content": content, "reasoning": reasoning, "calls": [], "finish": finish}
+        return Reply(content, reasoning, finish="length" if self.has("runs_on") else "stop")
 
-    def call(self, request: dict[str, Any]) -> dict[str, Any]:
+    def call(self, request: dict[str, Any], places: list[str]) -> Reply:
         """Return the reply that calls the tool, as the parsers at work leave it."""
-        arguments = ARGUMENTS
-        if "wrong_unit" in self.faults:
-            arguments = arguments.replace("celsius", "fahrenheit")
-        if "wrong_place" in self.faults:
-            arguments = arguments.replace("Beijing", "Boston")
-        if "broken_arguments" in self.faults:
-            arguments = arguments[:-3]
-        name = "get_time" if "wrong_tool" in self.faults else "get_weather"
-        if request.get("tool_choice", "auto") != "auto":
-            # A forced call is JSON from its first character on; minimax-append-think leaves it as content.
-            text = json.dumps([{"name": name, "parameters": json.loads(ARGUMENTS)}])
-            if self.reasoning_parser == "minimax-append-think":
-                return {"content": f"<think>{text}", "reasoning": None, "calls": [], "finish": "stop"}
-            return {"content": None, "reasoning": None, "calls": [(name, arguments)], "finish": "stop"}
-        content, reasoning = self.parse_reasoning(self.raw("need the tool", CALL[self.family]))
+        name = "get_time" if self.has("wrong_tool") else "get_weather"
+        unit = "fahrenheit" if self.has("wrong_unit") else "celsius"
+        places = ["Boston" if self.has("wrong_place") else place for place in places]
+        written = [(name, {"location": place, "unit": unit}) for place in places]
+        calls = [(name, json.dumps(arguments)) for name, arguments in written]
+        if self.has("broken_arguments"):
+            calls = [(name, arguments[:-3]) for name, arguments in calls]
+        choice = request.get("tool_choice", "auto")
         reads = {"minimax-m2": "m2", "minimax-m3": "m3"}.get(self.tool_parser or "")
-        if reads != self.family:
-            return {"content": content, "reasoning": reasoning, "calls": [], "finish": "stop"}
-        content = content.replace(CALL[self.family], "")
-        finish = "stop" if "call_ends_with_stop" in self.faults else "tool_calls"
-        return {
-            "content": content or None,
-            "reasoning": reasoning,
-            "calls": [(name, arguments)],
-            "finish": finish,
-        }
+        if choice != "auto" and reads == self.family:
+            # A forced call is JSON; minimax-append-think leaves it as content, after the thought.
+            text = json.dumps([{"name": name, "parameters": arguments} for name, arguments in written])
+            if self.reasoning_parser == "minimax-append-think":
+                return Reply(f"<think>use the tool</think>{text}")
+            ignored = "named_ignored" if isinstance(choice, dict) else "required_ignored"
+            if self.has(ignored) or (self.has("messages_any_ignored") and request.get("anthropic")):
+                return Reply(text)
+            return Reply("", None, calls, "tool_calls")
+        content, reasoning = self.parse_reasoning(self.raw("use the tool", markup(self.family, written)))
+        as_text = self.has("messages_tool_as_text") and request.get("anthropic")
+        if reads != self.family or as_text:
+            return Reply(content, reasoning)
+        content = content.replace(markup(self.family, written), "")
+        return Reply(content, reasoning, calls, "stop" if self.has("call_ends_with_stop") else "tool_calls")
 
     def parse_reasoning(self, raw: str) -> tuple[str, str | None]:
         """Split or mark the thought as the reasoning parser does."""
@@ -173,66 +259,166 @@ class Engine:
         end = {"minimax": "</think>", "minimax-m3": "</mm:think>"}.get(self.reasoning_parser or "")
         if end and end in raw:
             thought, _, answer = raw.partition(end)
-            return answer, thought.removeprefix("<mm:think>")
+            return answer, None if self.has("thought_lost") else thought.removeprefix("<mm:think>")
         return raw, None
 
     # What goes over the wire -----------------------------------------------------------------------------
 
-    def completion(self, request: dict[str, Any]) -> dict[str, Any]:
+    def completion(self, request: dict[str, Any], reply: Reply) -> dict[str, Any]:
         """Return the body of a plain chat completion."""
-        reply = self.reply(request)
-        calls = [
-            {
-                "id": f"call_{index}",
-                "index": index,
-                "type": "function",
-                "function": {"name": n, "arguments": a},
-            }
-            for index, (n, a) in enumerate(reply["calls"])
-        ]
         message = {
             "role": "assistant",
-            "content": reply["content"],
-            "reasoning_content": reply["reasoning"],
-            "tool_calls": calls or None,
+            "content": reply.content,
+            "reasoning_content": reply.reasoning,
+            "tool_calls": [
+                {
+                    "id": f"call_{index}",
+                    "index": index,
+                    "type": "function",
+                    "function": {"name": name, "arguments": arguments},
+                }
+                for index, (name, arguments) in enumerate(reply.calls)
+            ]
+            or None,
         }
-        choice = {"index": 0, "message": message, "finish_reason": reply["finish"], "logprobs": None}
+        choice = {"index": 0, "message": message, "finish_reason": reply.finish, "logprobs": None}
         return {
-            **self.head("chat.completion"),
-            "choices": [] if "no_choices" in self.faults else [choice],
-            "usage": None if "no_usage" in self.faults else usage(),
+            **self.head("chat.completion", request),
+            "choices": [] if self.has("no_choices") else [choice],
+            "usage": None if self.has("no_usage") else self.usage(request),
         }
 
-    def chunks(self, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def chunks(self, request: dict[str, Any], reply: Reply) -> Iterator[dict[str, Any]]:
         """Yield the chunks of a streamed chat completion."""
-        reply = self.reply(request)
 
         def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
             choice = {"index": 0, "delta": delta, "finish_reason": finish}
-            return {**self.head("chat.completion.chunk"), "choices": [choice], "usage": None}
+            return {**self.head("chat.completion.chunk", request), "choices": [choice], "usage": None}
 
         yield chunk({"role": "assistant", "content": ""})
-        for key, text in (("reasoning_content", reply["reasoning"]), ("content", reply["content"])):
-            size = len(text or "") if "one_chunk" in self.faults else 6
+        if request.get("ignore_eos"):
+            for _ in range(request["max_tokens"]):
+                time.sleep(PACE)
+                yield chunk({"content": "one "})
+            reply = Reply("", finish="length")
+        for key, text in (("reasoning_content", reply.reasoning), ("content", reply.content)):
+            size = len(text or "") if self.has("one_chunk") else 6
             for start in range(0, len(text or ""), size or 1):
-                yield chunk({key: text[start : start + size]})
-        for index, (name, arguments) in enumerate(reply["calls"]):
+                yield chunk({key: (text or "")[start : start + size]})
+        for index, (name, arguments) in enumerate(reply.calls):
             yield chunk({"tool_calls": [call_delta(index, name, "")]})
             pieces = [arguments[start : start + 7] for start in range(0, len(arguments), 7)]
-            if "stream_loses_arguments" in self.faults:
+            if self.has("stream_loses_arguments"):
                 pieces = pieces[:-1]
             for piece in pieces:
                 yield chunk({"tool_calls": [call_delta(index, None, piece)]})
-        yield chunk({}, reply["finish"])
-        if request.get("stream_options", {}).get("include_usage") and "no_stream_usage" not in self.faults:
-            yield {**self.head("chat.completion.chunk"), "choices": [], "usage": usage()}
+        yield chunk({}, reply.finish)
+        if request.get("stream_options", {}).get("include_usage") and not self.has("no_stream_usage"):
+            yield {**self.head("chat.completion.chunk", request), "choices": [], "usage": self.usage(request)}
 
-    def head(self, kind: str) -> dict[str, Any]:
-        return {"id": "1", "object": kind, "created": 1, "model": self.name}
+    def head(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
+        return {"id": "1", "object": kind, "created": 1, "model": request["model"]}
+
+    def usage(self, request: dict[str, Any]) -> dict[str, int]:
+        prompt = 9 if self.has("prompt_uncounted") else self.prompt_tokens(request)
+        said = request["max_tokens"] if request.get("ignore_eos") else 7
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": said,
+            "total_tokens": prompt + said,
+            "reasoning_tokens": 2,
+        }
+
+    def prompt_tokens(self, request: dict[str, Any]) -> int:
+        """Count words, and cut the prompt off where that is the fault."""
+        words = len(json.dumps(request["messages"]).split())
+        return min(words, 1000) if self.has("truncates") else words
+
+    # /v1/messages ----------------------------------------------------------------------------------------
+
+    def message(self, request: dict[str, Any], reply: Reply) -> dict[str, Any]:
+        """Return the body of a plain message."""
+        blocks: list[dict[str, Any]] = []
+        if reply.reasoning:
+            blocks.append({"type": "thinking", "thinking": reply.reasoning})
+        if reply.content or not (reply.reasoning or reply.calls):
+            blocks.append({"type": "text", "text": reply.content})
+        for index, (name, arguments) in enumerate(reply.calls):
+            try:
+                given = json.loads(arguments)
+            except ValueError:
+                given = {}
+            blocks.append({"type": "tool_use", "id": f"call_{index}", "name": name, "input": given})
+        usage = {"input_tokens": self.prompt_tokens(request), "output_tokens": 7}
+        return {
+            "id": "msg_1",
+            "type": "message",
+            "role": "assistant",
+            "content": [] if self.has("messages_empty") else blocks,
+            "model": request["model"],
+            "stop_reason": "max_tokens" if self.has("messages_runs_on") else STOP[reply.finish],
+            "usage": None if self.has("messages_no_usage") else usage,
+        }
+
+    def events(self, request: dict[str, Any], reply: Reply) -> Iterator[dict[str, Any]]:
+        """Yield the events of a streamed message."""
+        body = self.message(request, reply)
+        tokens = 0 if self.has("messages_no_stream_usage") else 7
+        start = {**body, "content": [], "usage": {"input_tokens": 9, "output_tokens": 0}}
+        del start["stop_reason"]
+        yield {"type": "message_start", "message": start}
+        empty: dict[str, dict[str, Any]] = {
+            "text": {"text": ""},
+            "thinking": {"thinking": ""},
+            "tool_use": {"input": {}},
+        }
+        for index, block in enumerate(body["content"]):
+            kind = block["type"]
+            yield {"type": "content_block_start", "index": index, "content_block": {**block, **empty[kind]}}
+            key, text, delta = {
+                "text": ("text", block.get("text", ""), "text_delta"),
+                "thinking": ("thinking", block.get("thinking", ""), "thinking_delta"),
+                "tool_use": ("partial_json", json.dumps(block.get("input")), "input_json_delta"),
+            }[kind]
+            size = len(text) or 1 if self.has("messages_one_event") else 6
+            pieces = [text[at : at + size] for at in range(0, len(text), size)]
+            if kind == "tool_use" and self.has("messages_stream_loses_input"):
+                pieces = ['{"location": "Beijing"}']
+            for piece in pieces:
+                yield {"type": "content_block_delta", "index": index, "delta": {"type": delta, key: piece}}
+            yield {"type": "content_block_stop", "index": index}
+        yield {
+            "type": "message_delta",
+            "delta": {"stop_reason": body["stop_reason"]},
+            "usage": {"input_tokens": 9, "output_tokens": tokens},
+        }
+        yield {"type": "message_stop"}
 
 
-def usage() -> dict[str, int]:
-    return {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16, "reasoning_tokens": 2}
+STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+def from_anthropic(request: dict[str, Any], drop_images: bool) -> dict[str, Any]:
+    """Return a request of ``/v1/messages`` as the engine turns it into one of the OpenAI interface."""
+    messages: list[dict[str, Any]] = []
+    for message in request["messages"]:
+        if isinstance(message["content"], str):
+            messages.append(message)
+            continue
+        parts: list[dict[str, Any]] = []
+        for block in message["content"]:
+            if block["type"] == "text":
+                parts.append(block)
+            elif block["type"] == "image" and not drop_images:
+                source = block["source"]
+                url = f"data:{source['media_type']};base64,{source['data']}"
+                parts.append({"type": "image_url", "image_url": {"url": url}})
+            elif block["type"] == "tool_result":
+                messages.append({"role": "tool", "content": block["content"]})
+        if parts:
+            messages.append({"role": message["role"], "content": parts})
+    choice = {"any": "required", "auto": "auto"}[request.get("tool_choice", {"type": "auto"})["type"]]
+    return {**request, "messages": messages, "tool_choice": choice, "anthropic": True}
 
 
 def call_delta(index: int, name: str | None, arguments: str) -> dict[str, Any]:
@@ -257,62 +443,189 @@ class Handler(BaseHTTPRequestHandler):
     """The endpoints that were seen to answer on a real server."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # header and body are two writes: 40 ms a request otherwise
     engine: Engine
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # clients leave when they like
+            super().handle()
 
     def do_GET(self) -> None:
         engine = self.engine
         engine.asked.append(self.path)
+        if self.gone():
+            return
         if self.path in {"/health", "/health_generate", "/ready", "/ping"}:
             self.answer(503 if engine.starting else 200, b"")
+        elif self.path == "/metrics":
+            self.answer(*self.metrics())
         elif not self.authorised():
-            self.answer_json(401, {"error": {"message": "Unauthorized"}})
+            self.unauthorised()
         elif self.path == "/v1/models":
-            data = [{"id": engine.name, "object": "model", "owned_by": "sglang", "max_model_len": 196608}]
-            self.answer_json(200, {"object": "list", "data": [] if "models_empty" in engine.faults else data})
+            entry = {"id": engine.name, "object": "model", "owned_by": "sglang", "max_model_len": LIMIT}
+            self.answer_json(200, {"object": "list", "data": [] if engine.has("models_empty") else [entry]})
+        elif engine.gateway:
+            self.answer_json(404, {"detail": "Not Found"})
         elif self.path == "/model_info":
-            self.answer_json(200, {"model_path": engine.name, "is_generation": True})
+            info = {
+                "model_path": "/srv/models/nowhere",
+                "is_generation": True,
+                "preferred_sampling_params": None,
+                "reasoning_parser": engine.reasoning_parser,
+                "tool_call_parser": engine.tool_parser,
+                "has_image_understanding": engine.family == "m3",
+            }
+            self.answer_json(200, info)
+        elif self.path == "/server_info":
+            # The key in clear, as the engine has it here.
+            says = "openai" if engine.has("sampling_openai") else "model"
+            info = {"api_key": engine.api_key, "sampling_defaults": says, "version": "0.5.23"}
+            self.answer_json(200, {**info, "max_req_input_len": LIMIT - 6})
+        elif self.path == "/v1/loads":
+            running = 0 if engine.has("loads_stand_still") else engine.running
+            self.answer_json(200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": 0}]})
         else:
-            self.answer_json(404, {"error": {"message": "Not Found"}})
+            self.answer_json(404, {"detail": "Not Found"})
+
+    def metrics(self) -> tuple[int, bytes, str]:
+        if not self.engine.metrics:
+            return 404, b'{"detail":"Not Found"}', "application/json"
+        if self.engine.has("metrics_foreign"):
+            return 200, b"node_load1 0.5\n", "text/plain"
+        names = ("num_running_reqs", "num_queue_reqs", "token_usage")
+        totals = ("prompt_tokens_total", "generation_tokens_total")
+        values = {name: self.engine.running if name == "num_running_reqs" else 0 for name in names + totals}
+        lines = [f'sglang:{name}{{model_name="m",tp_rank="0"}} {value}.0' for name, value in values.items()]
+        return 200, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
 
     def do_POST(self) -> None:
         engine = self.engine
         engine.asked.append(self.path)
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        pictures = "image_url" in json.dumps(request["messages"])
-        if not self.authorised():
-            self.answer_json(401, {"error": {"message": "Unauthorized"}})
-        elif "error_500" in engine.faults or ("image_error" in engine.faults and pictures):
-            self.answer_json(500, {"error": {"message": "CUDA out of memory", "code": 500}})
-        elif pictures and engine.family == "m2" and "image_ignored" not in engine.faults:
-            self.answer_json(400, {"error": {"message": "This model does not support images", "code": 400}})
-        elif "slow" in engine.faults:
+        engine.requests.append(request)
+        if self.gone():
+            return
+        anthropic = self.path == "/v1/messages"
+        if not self.authorised() and not (anthropic and engine.has("messages_open")):
+            self.unauthorised()
+        elif anthropic and engine.has("messages_missing"):
+            self.answer_json(404, {"detail": "Not Found"})
+        elif engine.has("hangs"):
             time.sleep(4)
             self.close_connection = True
-        elif "no_json" in engine.faults:
-            self.answer(200, b"<html>a proxy's page</html>", "application/json")
-        elif request.get("stream"):
-            self.answer_stream(request)
         else:
-            self.answer_json(200, engine.completion(request))
+            if anthropic:
+                request = from_anthropic(request, engine.has("messages_image_dropped"))
+            refusal = self.refusal(request)
+            if refusal is not None:
+                self.refuse(anthropic, *refusal)
+            else:
+                self.generate(request)
+
+    def refusal(self, request: dict[str, Any]) -> tuple[int, str] | None:
+        """Return status and message of a request that is not answered, and die where that is the fault."""
+        engine = self.engine
+        pictures = "image_url" in json.dumps(request["messages"])
+        tokens = len(json.dumps(request["messages"]).split())
+        if engine.has("echoes_key"):
+            return 400, f"bad header: {self.headers['Authorization']}"
+        if engine.has("error_500") or (engine.has("image_error") and pictures):
+            return 500, "CUDA out of memory"
+        if engine.has("no_defaults") and "temperature" not in request:
+            return 500, "temperature is None"
+        if engine.has("wrong_model_500") and request["model"] not in NAMES.values():
+            return 500, "no such adapter"
+        if engine.has("ignore_eos_refused") and request.get("ignore_eos"):
+            return 400, "unknown field ignore_eos"
+        if pictures and engine.family == "m2" and not engine.has("image_ignored"):
+            engine.dead = engine.has("image_kills")
+            return 400, "Model only supports text input; received unsupported content type 'image_url'."
+        if tokens > LIMIT and not engine.has("truncates"):
+            engine.dead = engine.has("over_limit_kills")
+            said = f"The input ({tokens} tokens) is longer than the model's context length ({LIMIT} tokens)."
+            return (500, "CUDA error") if engine.has("over_limit_500") else (400, said)
+        if tokens > LIMIT // 3 and engine.has("long_prompt_error"):
+            return 500, "CUDA error: an illegal memory access was encountered"
+        return None
+
+    def generate(self, request: dict[str, Any]) -> None:
+        engine = self.engine
+        with engine.generating() as running:
+            if engine.has("drops_under_load") or engine.has("mixes_answers"):
+                time.sleep(0.1)  # so that what was sent at once overlaps
+            if engine.has("drops_under_load") and running > 1:
+                self.answer_json(
+                    503, {"object": "error", "message": "The request queue is full.", "code": 503}
+                )
+                return
+            reply = engine.reply(request)
+            if engine.has("mixes_answers") and running > 1:
+                reply = Reply("<think>think</think>Hello from the simulated engine.")
+            if engine.has("slow"):
+                time.sleep(4)
+            if engine.has("no_json"):
+                self.answer(200, b"<html>a proxy's page</html>", "application/json")
+            elif request.get("anthropic"):
+                if request.get("stream"):
+                    self.answer_stream(engine.events(request, reply), "messages_stream_breaks")
+                else:
+                    self.answer_json(200, engine.message(request, reply))
+            elif request.get("stream"):
+                self.answer_stream(engine.chunks(request, reply), "stream_breaks")
+            else:
+                self.answer_json(200, engine.completion(request, reply))
+
+    def gone(self) -> bool:
+        """Close the connection without a word if the engine is dead."""
+        if self.engine.dead:
+            self.close_connection = True
+        return self.engine.dead
 
     def authorised(self) -> bool:
-        return self.engine.api_key is None or self.headers["Authorization"] == f"Bearer {self.engine.api_key}"
+        engine, sent = self.engine, self.headers["Authorization"]
+        if engine.api_key is None or engine.has("key_ignored"):
+            return True
+        if engine.has("keyless_open") and sent is None:
+            return True
+        return bool(sent == f"Bearer {engine.api_key}")
 
-    def answer_stream(self, request: dict[str, Any]) -> None:
+    def unauthorised(self) -> None:
+        self.answer_json(401, {"error": "Unauthorized"})
+
+    def refuse(self, anthropic: bool, status: int, message: str) -> None:
+        if anthropic:
+            error = {"type": "invalid_request_error", "message": message}
+            self.answer_json(status, {"type": "error", "error": error})
+        else:
+            error = {"object": "error", "message": message, "type": "BadRequestError", "code": status}
+            self.answer_json(status, error)
+
+    def answer_stream(self, pieces: Iterator[dict[str, Any]], breaks: str) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for number, chunk in enumerate(self.engine.chunks(request)):
-            if "stream_breaks" in self.engine.faults and number == 2:
+        for number, piece in enumerate(pieces):
+            if self.engine.has(breaks) and number == 2:
                 self.close_connection = True
                 return
-            self.piece(f"data: {json.dumps(chunk)}\n\n".encode())
-        self.piece(b"data: [DONE]\n\n")
+            event = f"event: {piece['type']}\n" if "type" in piece else ""
+            try:
+                self.piece(f"{event}data: {json.dumps(piece)}\n\n".encode())
+            except OSError:
+                # The client has left; the engine frees the slot, unless that is the fault.
+                self.close_connection = True
+                if not self.engine.has("abort_ignored"):
+                    return
+        if self.close_connection:
+            return
+        if breaks == "stream_breaks":
+            self.piece(b"data: [DONE]\n\n")
         self.piece(b"")
 
     def piece(self, body: bytes) -> None:
-        self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
+        if not self.close_connection:
+            self.wfile.write(f"{len(body):x}\r\n".encode() + body + b"\r\n")
 
     def answer_json(self, status: int, body: Any) -> None:
         self.answer(status, json.dumps(body).encode(), "application/json")

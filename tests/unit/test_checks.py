@@ -1,221 +1,329 @@
-"""The post-check against the simulated engine: every fault fails the check that it is for."""
+"""The post-check against the simulated engine: every check fails on its fault, and no other does."""
 
 from __future__ import annotations
 
-import io
-import json
-import socket
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
-from minimax_metal.checks import commands, questions, suite
-from minimax_metal.checks.report import PLAIN_WIDTH, Report, Result, shorten
-from minimax_metal.errors import UserError
+from minimax_metal.checks import operations, questions, suite
+from minimax_metal.checks.context import Context, Options
+from minimax_metal.checks.endpoint import Endpoint
+from minimax_metal.checks.report import Report, Result, shorten
 from tests.support.engine import FAULTS, NAMES, Engine, serve
 
+CANARY = "canary-4f1d9a7c"
 
-def check(
-    engine: Engine, timeout: float = 60, checks: tuple[suite.Check, ...] = suite.CHECKS, **options: Any
-) -> Report:
+
+def check(engine: Engine, timeout: float = 60, only: tuple[str, ...] = (), **options: Any) -> Report:
+    options = {"figure_tokens": 8, **options}
     with serve(engine) as url:
-        client, base = suite.connect(url, "EMPTY", timeout)
+        endpoint = Endpoint(url, NAMES[engine.family], engine.api_key, timeout)
         try:
-            options.setdefault("image", "accepted" if engine.family == "m3" else "skip")
-            return suite.run(suite.Context(client, NAMES[engine.family], **options), base, checks)
+            return suite.run(Context(endpoint, Options(**options)), only=only)
         finally:
-            client.close()
+            endpoint.close()
 
 
-def failures(report: Report) -> list[str]:
-    return [result.name for result in report.results if result.status == "failed"]
+def names(report: Report, status: str = "failed") -> list[str]:
+    return [result.name for result in report.results if result.status == status]
 
 
 def result(report: Report, name: str) -> Result:
     return next(result for result in report.results if result.name == name)
 
 
-def test_m25_with_the_guides_parsers_passes() -> None:
+# Sound endpoints ------------------------------------------------------------------------------------------
+
+
+def test_m25_with_the_guides_parsers_passes_and_its_parsers_limits_are_told() -> None:
     report = check(Engine("m2"))
     assert report.passed, report.as_json()
-    assert result(report, "image").status == "skipped"
-    assert "text only" in result(report, "image").detail
+    assert names(report, "limited") == ["tool_required", "tool_named", "messages_tool_any", "wrong_model"]
+    assert names(report, "skipped") == ["wrong_key", "bench"]
+    required = result(report, "tool_required")
+    assert "minimax-append-think" in required.detail
+    assert "--reasoning-parser minimax" in str(required.setting)
     assert "minimax-append-think" in result(report, "markup").detail
+    assert "at the head" not in result(report, "reasoning").detail
+    assert "in <think>" in result(report, "reasoning").detail
+    assert "refused with 400" in result(report, "image").detail
     assert result(report, "tool_call").detail == "get_weather(location=Beijing, unit=celsius)"
 
 
-def test_m25_with_the_splitting_parser_passes() -> None:
-    report = check(Engine("m2", reasoning_parser="minimax"), image="refused")
+def test_m25_with_the_splitting_parser_and_a_key_passes() -> None:
+    report = check(Engine("m2", reasoning_parser="minimax", api_key=CANARY))
     assert report.passed, report.as_json()
-    assert "reasoning_content" in result(report, "markup").detail
-    assert "refused with 400" in result(report, "image").detail
+    assert names(report, "limited") == ["wrong_model"]
+    assert names(report, "skipped") == ["bench"]
+    assert "reasoning_content" in result(report, "reasoning").detail
 
 
 def test_m3_with_its_own_parsers_passes() -> None:
-    report = check(Engine("m3"))
+    engine = Engine("m3")
+    report = check(engine)
     assert report.passed, report.as_json()
+    assert names(report, "limited") == ["wrong_model"]
     assert result(report, "image").detail == "named red, green and blue"
+    assert "red" in result(report, "messages_image").detail
+    assert {"thinking": {"type": "enabled"}}.items() <= next(
+        request for request in engine.requests if "thinking" in request
+    ).items()
 
 
-def test_m3_with_the_parsers_of_its_guide_is_caught() -> None:
-    report = check(Engine("m3", tool_parser="minimax-m2", reasoning_parser="minimax-append-think"))
-    assert failures(report) == ["tool_call", "tool_call_stream", "markup"]
-    for name in failures(report):
-        assert "minimax-m3" in str(result(report, name).look)
-    assert "finish_reason stop" in str(result(report, "tool_call").got)
-    assert "<mm:think>" in str(result(report, "markup").got)
+def test_behind_a_gateway_that_says_nothing_of_the_engine() -> None:
+    report = check(Engine("m2", gateway=True, metrics=False))
+    assert report.passed, report.as_json()
+    assert names(report, "skipped") == ["image", "messages_image", "wrong_key", "metrics", "abort", "bench"]
+    assert "--image" in result(report, "image").detail
+    assert "--enable-metrics" in result(report, "metrics").detail
+    assert "--enable-metrics" in result(report, "abort").detail
+    assert "tool_required" in names(report, "limited"), "the content shows the parser"
+    split = check(Engine("m2", gateway=True, reasoning_parser="minimax"), only=("reasoning", "tool_*"))
+    assert split.passed, split.as_json()
 
 
-CAUGHT = {
-    # fault: (family, the checks that fail on it and no other)
-    "wrong_name": ("m2", ["models"]),
-    "models_empty": ("m2", ["models"]),
-    "error_500": ("m2", ["chat", "chat_parts", "stream", "tool_call", "tool_call_stream"]),
-    "empty_answer": ("m2", ["chat"]),
-    "runs_on": ("m2", ["chat", "chat_parts", "stream"]),
-    "no_usage": ("m2", ["chat"]),
-    "no_choices": ("m2", ["chat", "chat_parts", "tool_call"]),
-    "no_json": ("m2", ["chat", "chat_parts", "stream", "tool_call", "tool_call_stream"]),
-    "wrong_answer": ("m2", ["chat_parts"]),
-    "parts_ignored": ("m2", ["chat_parts"]),
-    "one_chunk": ("m2", ["stream"]),
-    "counts_wrong": ("m2", ["stream"]),
-    "no_stream_usage": ("m2", ["stream"]),
-    "stream_breaks": ("m2", ["stream", "tool_call_stream"]),
-    "no_tool_parser": ("m2", ["tool_call", "tool_call_stream", "markup"]),
-    "wrong_tool": ("m2", ["tool_call", "tool_call_stream"]),
-    "wrong_unit": ("m2", ["tool_call", "tool_call_stream"]),
-    "wrong_place": ("m2", ["tool_call", "tool_call_stream"]),
-    "broken_arguments": ("m2", ["tool_call", "tool_call_stream"]),
-    "call_ends_with_stop": ("m2", ["tool_call", "tool_call_stream"]),
-    "stream_loses_arguments": ("m2", ["tool_call_stream"]),
-    "colour_blind": ("m3", ["image"]),
-    "image_error": ("m3", ["image"]),
-    "no_reasoning_parser": ("m2", ["markup"]),
-    "special_token": ("m2", ["markup"]),
+def test_slots_are_read_from_the_metrics_where_the_loads_are_not_there() -> None:
+    engine = Engine("m3", gateway=True)
+    report = check(engine, only=("abort",))
+    assert names(report, "passed") == ["abort"], report.as_json()
+    assert "/metrics" in engine.asked
+
+
+# Faults ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A planted fault: the check it is for, those that can't but fail with it, and the engine's set-up."""
+
+    check: str
+    companions: tuple[str, ...] = ()
+    family: str = "m2"
+    setup: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    timeout: float = 60
+    rest: str = ""
+    """Why the checks after the last failure are skipped, where they are."""
+
+
+SPLIT = {"reasoning_parser": "minimax"}
+KEYED = {"api_key": CANARY}
+CALLS = ("tool_call_stream", "tool_several", "messages_tool", "messages_tool_stream")
+CHATS = ("chat_parts", "reasoning", "sampling", "tool_call", "tool_required", "tool_named", "tool_several")
+ANSWERS = (
+    *CHATS,
+    *("stream", "tool_call_stream", "image", "messages", "messages_stream", "messages_tool"),
+    *("messages_tool_stream", "messages_tool_any", "messages_image", "long_prompt", "over_limit"),
+    *("concurrent", "abort", "figures"),
+)
+HANGS = "2 checks had no answer in time"
+PLANTED = {
+    "abort_ignored": Case("abort", options={"abort_seconds": 1.0}),
+    "broken_arguments": Case("tool_call", CALLS),
+    "call_ends_with_stop": Case("tool_call", CALLS),
+    "colour_blind": Case("image", family="m3"),
+    "counts_wrong": Case("stream", ("messages_stream", "concurrent")),
+    "drops_under_load": Case("concurrent", ("figures",)),
+    "echoes_key": Case("chat", ANSWERS, setup=KEYED),
+    "empty_answer": Case(
+        "chat", ("sampling", "image", "messages", "messages_image", "over_limit", "concurrent")
+    ),
+    "error_500": Case("chat", (*ANSWERS, "wrong_model")),
+    "hangs": Case("chat", ("chat_parts",), timeout=1, rest=HANGS),
+    "ignore_eos_refused": Case("figures", ("abort",)),
+    "image_error": Case("image", ("messages_image",), family="m3"),
+    "image_ignored": Case("image", ("messages_image",)),
+    "image_kills": Case("image", rest="the endpoint is gone since image"),
+    "key_ignored": Case("wrong_key", setup=KEYED),
+    "keyless_open": Case("wrong_key", setup=KEYED),
+    "loads_stand_still": Case("abort"),
+    "long_prompt_error": Case("long_prompt"),
+    "messages_any_ignored": Case("messages_tool_any", setup=SPLIT),
+    "messages_empty": Case(
+        "messages", ("messages_stream", "messages_tool", "messages_tool_stream", "messages_tool_any")
+    ),
+    "messages_image_dropped": Case("messages_image", family="m3"),
+    "messages_missing": Case(
+        "messages",
+        ("messages_stream", "messages_tool", "messages_tool_stream", "messages_tool_any", "messages_image"),
+    ),
+    "messages_no_stream_usage": Case("messages_stream"),
+    "messages_no_usage": Case("messages"),
+    "messages_one_event": Case("messages_stream"),
+    "messages_open": Case("wrong_key", setup=KEYED),
+    "messages_runs_on": Case("messages", ("messages_stream", "messages_tool", "messages_tool_stream")),
+    "messages_stream_breaks": Case("messages_stream", ("messages_tool_stream",)),
+    "messages_stream_loses_input": Case("messages_tool_stream"),
+    "messages_tool_as_text": Case("messages_tool", ("messages_tool_stream", "markup")),
+    "metrics_foreign": Case("metrics"),
+    "mixes_answers": Case("concurrent"),
+    "models_empty": Case("models"),
+    "named_ignored": Case("tool_named", setup=SPLIT),
+    "no_choices": Case(
+        "chat", (*CHATS, "image", "messages_image", "long_prompt", "over_limit", "wrong_model", "concurrent")
+    ),
+    "no_defaults": Case("sampling"),
+    "no_json": Case("chat", (*ANSWERS, "wrong_model")),
+    "no_reasoning_parser": Case("reasoning", ("markup",)),
+    "no_stream_usage": Case("stream", ("figures",)),
+    "no_tool_parser": Case(
+        "tool_call", (*CALLS, "tool_required", "tool_named", "messages_tool_any", "markup")
+    ),
+    "no_usage": Case("chat", ("long_prompt", "over_limit")),
+    "one_call_only": Case("tool_several"),
+    "one_chunk": Case("stream"),
+    "over_limit_500": Case("over_limit"),
+    "over_limit_kills": Case("over_limit", rest="the endpoint is gone since over_limit"),
+    "parts_ignored": Case("chat_parts"),
+    "prompt_uncounted": Case("long_prompt", ("over_limit",)),
+    "required_ignored": Case("tool_required", ("messages_tool_any",), setup=SPLIT),
+    "result_unread": Case("tool_round_trip", ("messages_tool",)),
+    "runs_on": Case(
+        "chat",
+        (
+            *("chat_parts", "stream", "sampling", "tool_round_trip"),
+            *("messages", "messages_stream", "messages_tool"),
+        ),
+    ),
+    "sampling_openai": Case("sampling"),
+    "slow": Case("chat", ("chat_parts",), timeout=1, rest=HANGS),
+    "special_token": Case("markup"),
+    "stream_breaks": Case("stream", ("tool_call_stream", "abort", "figures")),
+    "stream_loses_arguments": Case("tool_call_stream"),
+    "thought_lost": Case("reasoning", setup=SPLIT),
+    "truncates": Case("long_prompt", ("over_limit",)),
+    "wrong_answer": Case("chat_parts", ("concurrent",)),
+    "wrong_model_500": Case("wrong_model"),
+    "wrong_name": Case("models"),
+    "wrong_place": Case("tool_call", CALLS),
+    "wrong_tool": Case("tool_call", (*CALLS, "tool_required", "tool_named", "messages_tool_any")),
+    "wrong_unit": Case("tool_call", CALLS),
 }
 
 
-@pytest.mark.parametrize("fault", sorted(CAUGHT))
-def test_each_fault_fails_the_checks_it_is_for(fault: str) -> None:
-    family, expected = CAUGHT[fault]
-    report = check(Engine(family, faults=frozenset({fault})))
-    assert failures(report) == expected, report.as_json()
-    for name in expected:
+@pytest.mark.parametrize("fault", sorted(PLANTED))
+def test_each_fault_fails_its_check_and_no_other(fault: str) -> None:
+    case = PLANTED[fault]
+    engine = Engine(case.family, faults=frozenset({fault}), **case.setup)
+    report = check(engine, timeout=case.timeout, **case.options)
+    assert set(names(report)) == {case.check, *case.companions}, report.as_json()
+    for name in names(report):
         found = result(report, name)
         assert found.expected, "a failure says what was expected"
         assert found.got, "a failure says what came"
         assert found.look, "a failure says where to look"
+    last = [result.status for result in report.results].index("failed")
+    if case.rest:
+        after = report.results[last + 1 + len(case.companions) :]
+        assert len(after) >= 3
+        assert all(found.status == "skipped" and case.rest in found.detail for found in after)
+    if CANARY in str(case.setup):
+        assert CANARY not in report.as_json() + report.as_junit()
 
 
-def test_an_answer_that_does_not_come_in_time() -> None:
-    report = check(Engine("m2", faults=frozenset({"slow"})), timeout=2, checks=suite.CHECKS[:2])
-    assert failures(report) == ["chat"]
-    assert "none after 2 s" in str(result(report, "chat").got)
+def test_every_fault_of_the_engine_is_planted() -> None:
+    assert set(PLANTED) == FAULTS
 
 
-def test_a_text_model_that_takes_pictures_is_noticed() -> None:
-    report = check(Engine("m2", faults=frozenset({"image_ignored"})), image="refused")
-    assert failures(report) == ["image"]
+def test_every_check_is_shown_failing_on_a_fault_of_its_own() -> None:
+    # "bench" has its faults in test_checks_bench.py.
+    assert {case.check for case in PLANTED.values()} == {check.name for check in suite.CHECKS} - {"bench"}
 
 
-def test_every_fault_of_the_engine_is_planted_somewhere() -> None:
-    assert set(CAUGHT) | {"image_ignored", "slow"} == FAULTS
+def test_m3_with_the_parsers_of_its_guide_is_caught() -> None:
+    report = check(Engine("m3", tool_parser="minimax-m2", reasoning_parser="minimax-append-think"))
+    assert names(report) == GUIDES_MISTAKE, report.as_json()
+    for name in ("tool_call", "tool_call_stream", "markup"):
+        assert "minimax-m3" in str(result(report, name).look)
+    assert "finish_reason stop" in str(result(report, "tool_call").got)
+    assert "<mm:think>" in str(result(report, "markup").got)
+    assert "tool_call" in result(report, "tool_round_trip").detail
 
 
-def test_every_check_is_shown_failing() -> None:
-    assert {name for _, names in CAUGHT.values() for name in names} == {check.name for check in suite.CHECKS}
+GUIDES_MISTAKE = [
+    "reasoning",
+    "tool_call",
+    "tool_call_stream",
+    "tool_required",
+    "tool_named",
+    "tool_several",
+    "messages_tool",
+    "messages_tool_stream",
+    "messages_tool_any",
+    "markup",
+]
+"""What fails on M3 with the parsers of its guide, here and on the real engine (tests/contract)."""
 
 
-@pytest.mark.parametrize("choice", ["required", "named"])
-def test_forced_calls(choice: suite.ToolChoice) -> None:
-    assert check(Engine("m2", reasoning_parser="minimax"), tool_choice=choice).passed
-    report = check(Engine("m2"), tool_choice=choice)
-    assert report.passed, "a known limit of the parser is no failure"
-    assert "minimax-append-think's limit" in result(report, "tool_call").detail
-    assert result(report, "tool_call").status == "skipped"
+# Single rules ---------------------------------------------------------------------------------------------
 
 
-def test_key() -> None:
-    report = check(Engine("m2", api_key="secret"))
-    assert "401" in str(result(report, "chat").got)
-    assert "METAL_API_KEY" in str(result(report, "chat").look)
+def test_another_parser_than_expected_is_noticed() -> None:
+    report = check(Engine("m2"), only=("reasoning",), reasoning_parser="minimax")
+    assert names(report) == ["reasoning"]
+    assert "minimax-append-think" in str(result(report, "reasoning").got)
 
 
-# The command ---------------------------------------------------------------------------------------------
+def test_metrics_that_have_to_be_there() -> None:
+    report = check(Engine("m2", metrics=False), only=("metrics",), metrics_required=True)
+    assert names(report) == ["metrics"]
+    assert "--enable-metrics" in str(result(report, "metrics").look)
 
 
-def test_command_table_report_and_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "reports" / "check.json"
-    with serve(Engine("m3")) as url:
-        arguments = [url + "/v1/", "--model", NAMES["m3"], "--image", "--report", str(file)]
-        assert commands.main(arguments) == 0
-        table = capsys.readouterr().out
-        assert commands.main([*arguments, "--json"]) == 0
-    raw = json.loads(capsys.readouterr().out)
-    assert raw["url"] == url
-    assert raw == json.loads(file.read_text())
-    assert raw["schema"] == 1
-    assert raw["counts"] == {"passed": 8, "failed": 0, "skipped": 0}
-    assert [check["name"] for check in raw["checks"]] == [check.name for check in suite.CHECKS]
-    assert [path.name for path in file.parent.iterdir()] == ["check.json"]
-    assert "tool_call_stream" in table
-    assert "\x1b" not in table
-    framed = [line for line in table.splitlines() if line.startswith(("┌", "│", "├", "└"))]
-    assert {len(line) for line in framed} == {PLAIN_WIDTH}
+def test_a_key_that_is_refused_is_said_once() -> None:
+    engine = Engine("m2", api_key=CANARY)
+    with serve(engine) as url:
+        endpoint = Endpoint(url, NAMES["m2"], "another", 10)
+        report = suite.run(Context(endpoint))
+        endpoint.close()
+    assert names(report) == ["models"]
+    assert "METAL_API_KEY" in str(result(report, "models").look)
+    assert all("key was refused" in found.detail for found in report.results[1:])
 
 
-def test_command_fails_with_the_reason(capsys: pytest.CaptureFixture[str]) -> None:
-    with serve(Engine("m3", tool_parser="minimax-m2", reasoning_parser="minimax-append-think")) as url:
-        assert commands.main([url, "--model", NAMES["m3"], "--image"]) == 1
-    said = capsys.readouterr().out
-    assert "tool_call failed" in said
-    assert "look:" in said
-    assert "3 failed" in said
+def test_an_answer_too_short_to_judge_a_freed_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "GONE_MARGIN", 0.0)
+    report = check(Engine("m2"), only=("abort",))
+    assert "too soon" in result(report, "abort").detail
 
 
-def test_command_when_nobody_answers(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    assert commands.main([url, "--model", "m", "--report", str(tmp_path / "r.json")]) == 2
-    said = capsys.readouterr()
-    assert "nothing answers" in said.err
-    assert len(said.err.splitlines()) == 1
-    assert not (tmp_path / "r.json").exists()
+def test_figures_are_in_the_report() -> None:
+    report = check(Engine("m2"), only=("figures",), figure_levels=(1, 3), figure_tokens=6)
+    levels = report.as_dict()["figures"]
+    assert [(level["concurrency"], level["tokens"]) for level in levels] == [(1, 6), (3, 18)]
+    assert all(level["tokens_per_second"] > 0 for level in levels)
+    assert all(level["first_token_seconds"]["max"] > 0 for level in levels)
+    assert check(Engine("m2"), only=("figures",), figure_levels=()).as_dict()["figures"] == []
 
 
-def test_command_reads_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "key"
-    file.write_text("secret\n")
-    with serve(Engine("m2", api_key="secret")) as url:
-        assert commands.main([url, "--model", NAMES["m2"], "--api-key-file", str(file)]) == 0
-        monkeypatch.setenv("METAL_API_KEY", "secret")
-        assert commands.main([url, "--model", NAMES["m2"]]) == 0
-        monkeypatch.setenv("METAL_API_KEY", "wrong")
-        assert commands.main([url, "--model", NAMES["m2"]]) == 1
+@pytest.mark.parametrize(("share", "tokens"), [(0.25, 1024), (0.9, 3686)])
+def test_the_long_prompt_is_as_long_as_asked(share: float, tokens: int) -> None:
+    report = check(Engine("m2"), only=("long_prompt",), long_prompt_share=share)
+    # The simulated engine counts words: nine to a sentence.
+    assert abs(int(result(report, "long_prompt").detail.split()[0]) - tokens) <= 12, report.as_json()
+    assert "left out" in result(check(Engine("m2"), long_prompt_share=0), "long_prompt").detail
 
 
-@pytest.mark.parametrize(
-    ("argv", "words"),
-    [
-        (["gpu01:8000", "--model", "m"], "no URL"),
-        (["http://h", "--model", "m", "--api-key-file", "/none"], "key file"),
-    ],
-)
-def test_command_usage(argv: list[str], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        commands.main(argv)
+def test_other_providers_accounts_stay_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "OPENAI_ORG_ID"):
+        monkeypatch.setenv(name, CANARY)
+    monkeypatch.setenv("ANTHROPIC_CUSTOM_HEADERS", f"X-Other: {CANARY}")
+    endpoint = Endpoint("http://127.0.0.1:9", "m", None, 1)
+    for client in (endpoint.openai, endpoint.anthropic):
+        headers = {**client.default_headers, **client.auth_headers}
+        assert CANARY not in str({name: str(value) for name, value in headers.items()})
+    endpoint.close()
 
 
 def test_a_proxy_of_the_environment_is_not_used_for_this_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "")
-    assert check(Engine("m2")).passed
+    assert check(Engine("m2"), only=("models", "chat", "messages")).passed
 
 
-# Questions and report ------------------------------------------------------------------------------------
+# Questions and words --------------------------------------------------------------------------------------
 
 
 def test_the_picture_is_a_png_of_one_colour() -> None:
@@ -223,6 +331,7 @@ def test_the_picture_is_a_png_of_one_colour() -> None:
     assert data.startswith(b"\x89PNG\r\n\x1a\n")
     assert int.from_bytes(data[16:20], "big") == questions.IMAGE_SIDE
     assert questions.image_url("blue").startswith("data:image/png;base64,")
+    assert questions.image_url("blue").endswith(questions.image_block("blue")["source"]["data"])
 
 
 def test_shorten_keeps_both_ends() -> None:
@@ -231,13 +340,3 @@ def test_shorten_keeps_both_ends() -> None:
     assert len(cut) <= 100
     assert cut.startswith("start")
     assert cut.endswith("end")
-
-
-def test_table_on_a_terminal_is_coloured() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    output = Terminal()
-    Report("http://h", "m", "now", (Result("chat", "passed", 1.0, "好"),)).print(output)
-    assert "\x1b[" in output.getvalue()

@@ -1,37 +1,42 @@
-"""The result of a post-check: a table for people, JSON for machines.
+"""The result of a post-check: a table for people, JSON for machines, JUnit for what collects tests.
 
-JSON, schema 1::
-
-    {"schema": 1, "url": "http://127.0.0.1:8000", "model": "MiniMaxAI/MiniMax-M2.5",
-     "time": "2026-01-02T03:04:05+00:00", "seconds": 12.3, "metal": "0.1.0",
-     "passed": true, "counts": {"passed": 7, "failed": 0, "skipped": 1},
-     "checks": [{"name": "chat", "status": "passed" | "failed" | "skipped", "seconds": 0.8,
-                 "detail": "...",                     # passed: what was seen; skipped: why
-                 "expected": "...", "got": "...",     # failed only, else null
-                 "look": "..."}]}                     # failed only: where to look, else null
+``docs/check.md`` describes the JSON (schema 2) field by field.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import IO, Any, Final, Literal
+from typing import IO, Any, Final, Literal, TypeVar, get_args
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 from minimax_metal import __version__
 
-SCHEMA: Final = 1
-PLAIN_WIDTH: Final = 74
+SCHEMA: Final = 2
+PLAIN_WIDTH: Final = 86
 """Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
 
-Status = Literal["passed", "failed", "skipped"]
+HIDDEN: Final = "[key]"
+
+Status = Literal["passed", "failed", "limited", "skipped"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+
+Held = TypeVar("Held", "Result", "Report")
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One check: what was seen, or what was expected and came instead."""
+    """One check: what was seen, or what was expected and came instead.
+
+    ``detail`` is what was seen (passed), the limit (limited) or the reason (skipped); ``setting`` what has
+    that which is limited.
+    """
 
     name: str
     status: Status
@@ -40,16 +45,23 @@ class Result:
     expected: str | None = None
     got: str | None = None
     look: str | None = None
+    setting: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All checks against one endpoint."""
+    """All checks against one endpoint, and what it said of itself (None where it did not)."""
 
     url: str
     model: str
     time: str
     results: tuple[Result, ...]
+    reasoning_parser: str | None = None
+    tool_call_parser: str | None = None
+    limit_tokens: int | None = None
+    engine_version: str | None = None
+    levels: tuple[dict[str, Any], ...] = ()
+    bench: dict[str, Any] | None = None
 
     @property
     def passed(self) -> bool:
@@ -68,13 +80,18 @@ class Report:
     @property
     def summary(self) -> str:
         """One line for people."""
-        counts = (
-            f"{self.count('passed')} passed, {self.count('failed')} failed, {self.count('skipped')} skipped"
-        )
+        counts = ", ".join(f"{self.count(status)} {status}" for status in STATUSES)
         return f"{self.model} at {self.url}: {counts} in {self.seconds:.1f} s"
 
+    def without(self, secret: str | None) -> Report:
+        """Return the report without ``secret`` in any text: an endpoint may send back what it was sent."""
+        if not secret:
+            return self
+        results = tuple(_hide(result, secret) for result in self.results)
+        return replace(_hide(self, secret), results=results)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the JSON form (schema 1, see the module)."""
+        """Return the JSON form (schema 2, ``docs/check.md``)."""
         return {
             "schema": SCHEMA,
             "url": self.url,
@@ -82,24 +99,72 @@ class Report:
             "time": self.time,
             "seconds": round(self.seconds, 3),
             "metal": __version__,
+            "engine": {
+                "version": self.engine_version,
+                "reasoning_parser": self.reasoning_parser,
+                "tool_call_parser": self.tool_call_parser,
+                "limit_tokens": self.limit_tokens,
+            },
             "passed": self.passed,
-            "counts": {status: self.count(status) for status in ("passed", "failed", "skipped")},
+            "counts": {status: self.count(status) for status in STATUSES},
             "checks": [{**asdict(result), "seconds": round(result.seconds, 3)} for result in self.results],
+            "figures": list(self.levels),
+            "bench": self.bench,
         }
 
     def as_json(self) -> str:
         """Return the JSON text."""
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
 
-    def write(self, file: Path) -> None:
-        """Write the JSON report; a reader sees the old one or the new one, never half of one."""
+    def as_junit(self) -> str:
+        """Return JUnit XML: one suite, one case for each check.
+
+        JUnit has no word for a known limit: it is a skipped case whose message begins with "limited".
+        """
+        suite = ElementTree.Element(
+            "testsuite",
+            name=f"metal check {self.model}",
+            tests=str(len(self.results)),
+            failures=str(self.count("failed")),
+            errors="0",
+            skipped=str(self.count("skipped") + self.count("limited")),
+            time=f"{self.seconds:.3f}",
+            timestamp=self.time.partition("+")[0],
+            hostname=_printable(self.url),
+        )
+        for result in self.results:
+            case = ElementTree.SubElement(
+                suite, "testcase", classname="metal.check", name=result.name, time=f"{result.seconds:.3f}"
+            )
+            if result.status == "failed":
+                message = f"expected {result.expected}, got {result.got}"
+                failure = ElementTree.SubElement(case, "failure", message=_printable(message))
+                failure.text = _printable(f"look: {result.look}")
+            elif result.status == "limited":
+                message = f"limited: {result.detail}; {result.setting} has it"
+                ElementTree.SubElement(case, "skipped", message=_printable(message))
+            elif result.status == "skipped":
+                ElementTree.SubElement(case, "skipped", message=_printable(result.detail))
+            else:
+                ElementTree.SubElement(case, "system-out").text = _printable(result.detail)
+        root = ElementTree.Element("testsuites")
+        root.append(suite)
+        ElementTree.indent(root)
+        return ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
+
+    def write(self, file: Path, form: Callable[[Report], str] | None = None) -> None:
+        """Write the report, as JSON unless told; a reader sees the old one or the new one, never half of one.
+
+        Raises:
+            OSError: the file can't be written.
+        """
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text(self.as_json(), encoding="utf-8")
+        temporary.write_text((form or Report.as_json)(self), encoding="utf-8")
         temporary.replace(file)
 
     def print(self, output: IO[str]) -> None:
-        """Print the table, then every failure in full."""
+        """Print the table, the figures, then every limit and every failure in full."""
         from rich.box import SIMPLE_HEAD, SQUARE
         from rich.console import Console
         from rich.table import Table
@@ -114,7 +179,7 @@ class Report:
             highlight=False,
             soft_wrap=False,
         )
-        colours = {"passed": "green", "failed": "bold red", "skipped": "yellow"}
+        colours = {"passed": "green", "failed": "bold red", "limited": "cyan", "skipped": "yellow"}
         table = Table(box=SIMPLE_HEAD if terminal else SQUARE, expand=not terminal)
         table.add_column("check", no_wrap=True)
         table.add_column("result", no_wrap=True)
@@ -129,14 +194,41 @@ class Report:
                 Text(seen),
             )
         console.print(table)
+
+        def say(result: Result, lines: Sequence[tuple[str, str | None]]) -> None:
+            console.print(Text(f"{result.name} {result.status}", style=colours[result.status]))
+            for label, text in lines:
+                if text:
+                    console.print(Text(f"  {label + ':':<10}{text}"), soft_wrap=not terminal)
+
+        for result in self.results:
+            if result.status == "limited":
+                say(result, [("limit", result.detail), ("has it", result.setting)])
         for result in self.results:
             if result.status == "failed":
-                lines = [("expected", result.expected), ("got", result.got), ("look", result.look)]
-                console.print(Text(f"{result.name} failed", style=colours["failed"]))
-                for label, text in lines:
-                    if text:
-                        console.print(Text(f"  {label + ':':<10}{text}"), soft_wrap=not terminal)
+                say(result, [("expected", result.expected), ("got", result.got), ("look", result.look)])
         console.print(Text(self.summary), soft_wrap=not terminal)
+
+
+def _hide(holder: Held, secret: str) -> Held:
+    """Return a copy whose texts are free of the secret, however it is written in them."""
+    forms = dict.fromkeys((secret, quote(secret, safe=""), json.dumps(secret)[1:-1]))
+    changed: dict[str, Any] = {}
+    for field in fields(holder):
+        value = getattr(holder, field.name)
+        if isinstance(value, str) and field.name not in {"name", "status", "time"}:
+            for form in forms:
+                value = value.replace(form, HIDDEN)
+            changed[field.name] = value
+    return replace(holder, **changed)
+
+
+def _printable(text: str) -> str:
+    """Return ``text`` without what XML 1.0 can't hold: control characters and lone surrogates."""
+    return _NOT_XML.sub("?", text)
+
+
+_NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def shorten(text: str, limit: int = 300) -> str:

@@ -1,0 +1,210 @@
+"""What an endpoint said to one question, whichever interface it came through, and what to make of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from minimax_metal.checks import questions
+from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, LimitedError
+from minimax_metal.checks.report import join, shorten
+
+APPEND_THINK: Final = "minimax-append-think"
+
+LEAKS: Final[dict[str, str]] = {
+    "]<]minimax[>[": "--tool-call-parser does not fit: this is MiniMax-M3's markup, use minimax-m3",
+    "<mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
+    "</mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
+    "<minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
+    "</minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
+    "[e~[": "a special token is in the text: tokenizer files of another revision?",
+    "]~b]": "a special token is in the text: tokenizer files of another revision?",
+}
+"""Markup that no client should ever see, and what it means."""
+
+THOUGHT: Final = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a tool: its name, its arguments as JSON text, the id its result is sent back under."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an endpoint said to one question.
+
+    ``finish`` is in the words of the OpenAI interface, of ``/v1/messages`` too. ``tokens`` are those the
+    endpoint counted as generated, None where it gave no usage. ``pieces`` are the chunks of a stream with
+    text in them, and ``first`` and ``last`` when the first and the last of them came, in seconds after the
+    question.
+    """
+
+    content: str
+    reasoning: str
+    finish: str | None
+    calls: tuple[Call, ...] = ()
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    pieces: int = 0
+    first: float = 0.0
+    last: float = 0.0
+
+    @property
+    def visible(self) -> str:
+        """The content without the thought that ``minimax-append-think`` puts at its head."""
+        return THOUGHT.sub("", self.content, count=1).strip()
+
+    @property
+    def leaks(self) -> list[str]:
+        """Markup that should not be there."""
+        text = self.content + self.reasoning
+        found = [markup for markup in LEAKS if markup in text]
+        rest = THOUGHT.sub("", self.content, count=1)
+        return found or [tag for tag in ("<think>", "</think>") if tag in rest]
+
+
+def ended(answer: Answer, finish: str) -> None:
+    """Raise unless the answer ended as expected."""
+    if answer.finish != finish:
+        look = "the answer ran into max_tokens: does the engine stop at the model's end token?"
+        raise FailedError(
+            f"finish_reason {finish}",
+            f"{answer.finish} after: {shorten(answer.content or answer.reasoning)}",
+            look if answer.finish == "length" else JOURNAL,
+        )
+
+
+def says_something(answer: Answer) -> None:
+    """Raise unless the answer has words."""
+    if not any(character.isalpha() for character in answer.visible):
+        raise FailedError("words in the answer", shorten(answer.content) or "an empty answer")
+
+
+def counted(answer: Answer, where: str = "usage") -> None:
+    """Raise unless the endpoint said how many tokens it generated."""
+    if not answer.tokens:
+        raise FailedError(f"generated tokens in {where}", f"{answer.tokens or 'none'}")
+
+
+def holds(answer: Answer, words: Iterable[str]) -> None:
+    """Raise unless one of the words is in the visible answer."""
+    wanted = list(words)
+    if not any(word.lower() in answer.visible.lower() for word in wanted):
+        raise FailedError(
+            f"{' or '.join(map(repr, wanted))} in the answer",
+            shorten(answer.content) or "an empty answer",
+            "a model that speaks but errs: are these the weights and the tokenizer of the plan? " + JOURNAL,
+        )
+
+
+def counts_to_five(answer: Answer) -> None:
+    """Raise unless the answer to the counting question is right."""
+    text = answer.visible.lower()
+    if not any(_in_order(text, row) for row in questions.COUNT_ANSWERS):
+        raise FailedError("one to five, in order", shorten(answer.content))
+
+
+def names_colour(answer: Answer, colour: str) -> None:
+    """Raise unless the answer names this colour and no other."""
+    text = answer.visible.lower()
+    if colour not in text or any(other in text for other in questions.COLOURS if other != colour):
+        raise FailedError(
+            f"{colour!r}, the colour of the picture",
+            shorten(answer.content) or "an empty answer",
+            "the vision part: preprocessor_config.json of the weights, and " + JOURNAL,
+        )
+
+
+def judge_calls(
+    answer: Answer,
+    choice: str,
+    reasoning_parser: str | None,
+    places: Sequence[Sequence[str]] = (questions.TOOL_LOCATIONS,),
+) -> str:
+    """Judge the calls of the weather tool; return them in words.
+
+    ``choice`` is what the request set as ``tool_choice`` (for people: auto, required, named, any);
+    ``reasoning_parser`` the one in use, None if that is not known; ``places`` holds for each call that is
+    expected the words of which one is in its location.
+
+    Raises:
+        LimitedError: the call was left as text by the parser that is known to leave it so.
+        FailedError: anything else that is not right.
+    """
+    if not answer.calls:
+        _no_calls(answer, choice, reasoning_parser)
+    if len(answer.calls) != len(places):
+        raise FailedError(
+            f"{len(places)} call(s) of {questions.TOOL_NAME} in one answer",
+            f"{len(answer.calls)}: {shorten(join([_words(call) for call in answer.calls]))}",
+            f"the tool-call parser, or a model that asks for one thing after another; {JOURNAL}",
+        )
+    found = [_arguments(call) for call in answer.calls]
+    for words in places:
+        if not any(word in str(arguments.get("location", "")) for arguments in found for word in words):
+            raise FailedError(f"location {' or '.join(words)}", shorten(join(list(map(str, found)))))
+    for arguments in found:
+        if arguments.get("unit") != questions.TOOL_UNIT:
+            raise FailedError(f"unit {questions.TOOL_UNIT}", shorten(str(arguments)))
+    # A forced call may end with "stop", as the OpenAI API itself does.
+    if answer.finish != "tool_calls" and not (choice != "auto" and answer.finish == "stop"):
+        raise FailedError("finish_reason tool_calls", f"{answer.finish}")
+    return join([_words(call) for call in answer.calls])
+
+
+def _no_calls(answer: Answer, choice: str, reasoning_parser: str | None) -> None:
+    appends = reasoning_parser == APPEND_THINK or (
+        reasoning_parser is None and answer.content.lstrip().startswith("<think>")
+    )
+    text = answer.visible.removeprefix("<think>").lstrip()
+    if choice != "auto" and appends and text[:1] in {"[", "{"} and f'"{questions.TOOL_NAME}"' in text:
+        raise LimitedError(
+            f"{APPEND_THINK} leaves a call under tool_choice {choice!r} as JSON text in the content, and no "
+            "tool_calls",
+            "--reasoning-parser minimax (M2) or minimax-m3 (M3)",
+        )
+    markup = next((leak for leak in answer.leaks if leak in LEAKS), None)
+    raise FailedError(
+        f"a call of {questions.TOOL_NAME} in tool_calls",
+        f"none, finish_reason {answer.finish}, content: {shorten(answer.content) or 'empty'}",
+        LEAKS[markup] if markup else f"--tool-call-parser in the unit: {UNIT}; {JOURNAL}",
+    )
+
+
+def _arguments(call: Call) -> dict[str, Any]:
+    if call.name != questions.TOOL_NAME:
+        raise FailedError(f"a call of {questions.TOOL_NAME}", f"a call of {call.name!r}")
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        raise FailedError("arguments in JSON", shorten(call.arguments) or "no arguments") from None
+    if not isinstance(arguments, dict):
+        raise FailedError("arguments as a JSON object", shorten(call.arguments))
+    return arguments
+
+
+def _words(call: Call) -> str:
+    try:
+        arguments = json.loads(call.arguments)
+        inner = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    except (ValueError, AttributeError):
+        inner = call.arguments
+    return f"{call.name}({inner})"
+
+
+def _in_order(text: str, words: Iterable[str]) -> bool:
+    """Return whether the words appear in this order."""
+    at = 0
+    for word in words:
+        at = text.find(word, at) + len(word)
+        if at < len(word):
+            return False
+    return True

@@ -1,0 +1,108 @@
+"""One run of the suite: what is asked for, and what the endpoint said so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from minimax_metal.checks.answer import APPEND_THINK, Answer
+from minimax_metal.checks.endpoint import Endpoint
+from minimax_metal.checks.outcome import SkippedError
+
+ImageMode = Literal["ask", "accepted", "refused", "skip"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run asks for; the defaults are those of the command line.
+
+    ``image`` "ask" takes what the engine says of itself. ``long_prompt_share`` is a share of the longest
+    prompt the endpoint takes, 0 leaves that check out. ``figure_levels`` are numbers of requests at once.
+    ``abort_seconds`` is how long a freed slot may take to show.
+    """
+
+    image: ImageMode = "ask"
+    max_tokens: int = 2048
+    reasoning_parser: str | None = None
+    limit_tokens: int | None = None
+    long_prompt_share: float = 0.5
+    concurrency: int = 8
+    figure_levels: tuple[int, ...] = (1, 4)
+    figure_tokens: int = 32
+    metrics_required: bool = False
+    abort_seconds: float = 15.0
+    bench: bool = False
+    bench_python: Path | None = None
+    bench_prompts: int = 32
+    bench_input_tokens: int = 256
+    bench_output_tokens: int = 64
+    bench_concurrency: int = 8
+    bench_tokenizer: str | None = None
+    bench_timeout: float = 1800.0
+
+
+@dataclass
+class Context:
+    """One run of the suite."""
+
+    endpoint: Endpoint
+    options: Options = Options()
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """What was answered so far, by the name of the check, for the checks that look at all of it."""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reasoning_parser(self) -> str | None:
+        """The reasoning parser in use, None if nobody says."""
+        return self.options.reasoning_parser or self.endpoint.facts.reasoning_parser
+
+    @property
+    def appends_think(self) -> bool:
+        """Whether the parser in use is the one that leaves thoughts in the content."""
+        return self.reasoning_parser == APPEND_THINK
+
+    @property
+    def limit(self) -> int | None:
+        """The longest sequence in tokens, None if nobody says."""
+        return self.options.limit_tokens or self.endpoint.facts.limit
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What a request sets unless the guide's call sets something else."""
+        return {"temperature": 0, "max_tokens": self.options.max_tokens}
+
+    @property
+    def message_sampling(self) -> dict[str, Any]:
+        """The same for ``/v1/messages``: its client (release 2) has no temperature, the engine has one."""
+        return {"max_tokens": self.options.max_tokens, "extra_body": {"temperature": 0}}
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures are to be accepted.
+
+        Raises:
+            SkippedError: nobody says.
+        """
+        if self.options.image == "ask":
+            says = self.endpoint.facts.images
+            if says is None:
+                raise SkippedError(
+                    "the endpoint does not say whether the model takes images; --image or --image-refused do"
+                )
+            return says
+        if self.options.image == "skip":
+            raise SkippedError("left out: the model takes text only")
+        return self.options.image == "accepted"
+
+    def chat(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
+        """Ask without streaming, and keep the answer."""
+        answer = self.endpoint.chat(messages, **{**self.sampling, **more})
+        self.answers[name] = answer
+        return answer
+
+    def stream(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
+        """Ask with streaming, and keep the answer."""
+        answer = self.endpoint.stream(messages, **{**self.sampling, **more})
+        self.answers[name] = answer
+        return answer

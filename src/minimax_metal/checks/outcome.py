@@ -1,0 +1,36 @@
+"""How a check ends other than passed, and what its report says then."""
+
+from __future__ import annotations
+
+from typing import Final
+
+JOURNAL: Final = "journalctl -u 'sglang@*' -n 100 on the host"
+UNIT: Final = "systemctl cat 'sglang@*' on the host"
+
+
+class UnreachableError(Exception):
+    """Nothing answers at the URL; the text is one line."""
+
+
+class FailedError(Exception):
+    """A check found something else than it expected."""
+
+    def __init__(self, expected: str, got: str, look: str = JOURNAL) -> None:
+        super().__init__(f"expected {expected}, got {got}")
+        self.expected = expected
+        self.got = got
+        self.look = look
+
+
+class SkippedError(Exception):
+    """A check does not apply; the text is the reason."""
+
+
+class LimitedError(Exception):
+    """A part in use is known not to do what the check asks for: no fault, and not to be hidden either."""
+
+    def __init__(self, detail: str, setting: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.setting = setting
+        """What has it: a flag, or a part to put in front."""
