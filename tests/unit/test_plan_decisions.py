@@ -87,6 +87,19 @@ def test_the_start_command_is_the_releases_own() -> None:
     assert "entrypoint" in codes(old)
 
 
+def test_what_was_decided_can_be_set_instead() -> None:
+    usual = decide("H200", 8, model="M2.5")
+    assert (usual.cuda.version, usual.driver.fabric_manager, usual.model.trust_remote_code) == (
+        "13.0", True, True,
+    )  # fmt: skip
+    mine = decide("H200", 8, model="M2.5", cuda_toolkit="13.1", fabric_manager=False, trust_remote_code=False)
+    assert mine.fits
+    assert mine.cuda.home == "/usr/local/cuda-13.1"
+    assert not [name for name in mine.driver.packages if "fabric" in name]
+    assert "--trust-remote-code" not in mine.service.argv
+    assert "cuda-toolkit" in codes(decide("H200", 8, model="M2.5", cuda_toolkit="12.9"))
+
+
 def test_m3_takes_the_share_of_memory_that_was_seen_to_work() -> None:
     assert flag(decide("H200", 8, model="M3"), "--mem-fraction-static") == "0.75"
     assert flag(decide("H200", 8, model="M3", profile="guide"), "--mem-fraction-static") == "0.85"

@@ -51,7 +51,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     _check_ranges(settings, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
-    board = find_board(facts, catalog, found) if readable else None
+    board = find_board(settings, facts, catalog, found) if readable else None
     formats = find_model(settings, catalog, found)
     release = find_release(settings, catalog, found)
     checkpoint = None if formats is None else choose_format(settings, formats, board, found)
@@ -62,7 +62,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         check_engine(checkpoint, release, found)
     model = model_plan(settings, checkpoint, found) if checkpoint else None
     engine = engine_plan(settings, release, platform, catalog, found) if release else None
-    toolkit = find_cuda(release, platform, catalog, found) if release else None
+    toolkit = find_cuda(settings, release, platform, catalog, found) if release else None
     driver: DriverPlan | None = None
     compat = False
     if release and toolkit and platform and board:

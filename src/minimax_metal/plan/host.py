@@ -10,6 +10,7 @@ from minimax_metal.catalog import Catalog, Gpu, Platform
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings, near
 from minimax_metal.plan.model import GpusPlan, PlatformPlan
+from minimax_metal.plan.settings import Settings
 
 COUNTS = (4, 8)
 """GPU counts the guides launch on."""
@@ -142,7 +143,7 @@ def _by_pci(device: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
     return next((gpu for gpu in gpus.values() if device in gpu.pci_ids), None)
 
 
-def find_board(facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
+def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
     """The GPUs of the host, if they are of one model the catalogue knows."""
     smi, pci = facts.smi_gpus, facts.pci_gpus
     if not smi and not pci:
@@ -198,7 +199,9 @@ def find_board(facts: HostFacts, catalog: Catalog, found: Findings) -> Board | N
         memory_bytes=memory,
         capability=capability,
         indices=tuple(one.index for one in smi) if smi else tuple(range(count)),
-        nvswitch=_has_nvswitch(facts, gpu, count),
+        nvswitch=(
+            _has_nvswitch(facts, gpu, count) if settings.fabric_manager is None else settings.fabric_manager
+        ),
     )
 
 

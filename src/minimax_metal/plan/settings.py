@@ -50,6 +50,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_huggingface_endpoint", "text", None, "URL asked as huggingface."),
     Setting("metal_hf_mirror_endpoint", "text", None, "URL asked as hf-mirror."),
     Setting("metal_modelscope_endpoint", "text", None, "URL asked as modelscope."),
+    Setting(
+        "metal_trust_remote_code",
+        "bool",
+        None,
+        "Whether code of the weights' repository may run; the model's.",
+    ),
     Setting("metal_weights_directory", "path", "/srv/models", "Directory on the host that holds weights."),
     Setting("metal_instance", "text", None, "Name of the unit's instance; by default the model's name."),
     Setting("metal_served_model_name", "text", None, "Name clients ask for; by default the published one."),
@@ -86,6 +92,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
     Setting("metal_reasoning_parser", "text", None, "Reasoning parser; by default the model's."),
     Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
+    Setting("metal_cuda_toolkit", "text", None, "Version of the CUDA toolkit; by default the engine's own."),
+    Setting(
+        "metal_fabric_manager",
+        "bool",
+        None,
+        "Whether the fabric manager is installed; by default with NVSwitch.",
+    ),
     Setting("metal_cuda_compat", "bool", False, "Whether CUDA may be bridged to an older driver branch."),
     Setting("metal_open_modules", "bool", None, "Whether the driver's open kernel modules are used."),
     Setting(
@@ -136,6 +149,7 @@ class Settings:
     huggingface_endpoint: str | None = None
     hf_mirror_endpoint: str | None = None
     modelscope_endpoint: str | None = None
+    trust_remote_code: bool | None = None
     weights_directory: str = "/srv/models"
     instance: str | None = None
     served_model_name: str | None = None
@@ -163,6 +177,8 @@ class Settings:
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     driver_branch: str | None = None
+    cuda_toolkit: str | None = None
+    fabric_manager: bool | None = None
     cuda_compat: bool = False
     open_modules: bool | None = None
     driver_run_file: str = "refuse"

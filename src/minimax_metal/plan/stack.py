@@ -121,12 +121,31 @@ def _uv_environment(settings: Settings, directory: str, *, managed: bool) -> dic
     return {name: value for name, value in values.items() if value}
 
 
-def find_cuda(release: EngineRelease, platform: Platform | None, catalog: Catalog, found: Findings) -> Cuda:
+def find_cuda(
+    settings: Settings,
+    release: EngineRelease,
+    platform: Platform | None,
+    catalog: Catalog,
+    found: Findings,
+) -> Cuda:
     """The toolkit: the engine's own CUDA or the next one of its major version that the repository holds."""
     exact = catalog.cuda[release.cuda]
+    major = release.cuda.split(".")[0]
+    wanted = settings.cuda_toolkit
+    if wanted is not None:
+        known = [one for one in (platform.toolkits if platform else catalog.cuda) if one in catalog.cuda]
+        usable = [one for one in known if one.split(".")[0] == major]
+        if wanted not in usable:
+            lifted = found.refuse(
+                "cuda-toolkit",
+                f"metal_cuda_toolkit {wanted}",
+                f"CUDA {major}.x for SGLang {release.release}: {', '.join(usable) or 'none here'}",
+                "leave metal_cuda_toolkit out, or set one of them",
+            )
+            return catalog.cuda.get(wanted, exact) if lifted else exact
+        return catalog.cuda[wanted]
     if platform is None or release.cuda in platform.toolkits:
         return exact
-    major = release.cuda.split(".")[0]
     for version in platform.toolkits:
         newer = version_key(version) > version_key(release.cuda)
         if version.split(".")[0] == major and newer and version in catalog.cuda:

@@ -65,7 +65,9 @@ def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> M
         modalities=checkpoint.modalities,
         max_sequence=checkpoint.max_sequence.value,
         max_output=checkpoint.max_output.value if checkpoint.max_output else None,
-        trust_remote_code=checkpoint.trust_remote_code,
+        trust_remote_code=(
+            checkpoint.trust_remote_code if settings.trust_remote_code is None else settings.trust_remote_code
+        ),
         licence=checkpoint.licence,
         sampling=checkpoint.sampling.model_dump() if checkpoint.sampling else None,
     )
