@@ -30,6 +30,20 @@ NAMESPACE = "]<]minimax[>["
 PACE = 0.002
 """Seconds per token of an answer that ignores the end token: some 6 s for the longest that is asked for."""
 
+GUIDES_MISTAKE = [
+    "reasoning",
+    "tool_call",
+    "tool_call_stream",
+    "tool_required",
+    "tool_named",
+    "tool_several",
+    "messages_tool",
+    "messages_tool_stream",
+    "messages_tool_any",
+    "markup",
+]
+"""What fails on M3 with the parsers of its guide, simulated and real (tests/contract)."""
+
 FAULTS = frozenset(
     {
         "abort_ignored",

@@ -11,7 +11,7 @@ from minimax_metal.checks import operations, questions, suite
 from minimax_metal.checks.context import Context, Options
 from minimax_metal.checks.endpoint import Endpoint
 from minimax_metal.checks.report import Report, Result, shorten
-from tests.support.engine import FAULTS, NAMES, Engine, serve
+from tests.support.engine import FAULTS, GUIDES_MISTAKE, NAMES, Engine, serve
 
 CANARY = "canary-4f1d9a7c"
 
@@ -240,21 +240,6 @@ def test_m3_with_the_parsers_of_its_guide_is_caught() -> None:
     assert "finish_reason stop" in str(result(report, "tool_call").got)
     assert "<mm:think>" in str(result(report, "markup").got)
     assert "tool_call" in result(report, "tool_round_trip").detail
-
-
-GUIDES_MISTAKE = [
-    "reasoning",
-    "tool_call",
-    "tool_call_stream",
-    "tool_required",
-    "tool_named",
-    "tool_several",
-    "messages_tool",
-    "messages_tool_stream",
-    "messages_tool_any",
-    "markup",
-]
-"""What fails on M3 with the parsers of its guide, here and on the real engine (tests/contract)."""
 
 
 # Single rules ---------------------------------------------------------------------------------------------

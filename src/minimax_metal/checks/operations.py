@@ -171,7 +171,8 @@ def check_abort(context: Context) -> str:
     The number of running requests is read from ``/v1/loads`` or from ``/metrics`` (SGLang 0.5.23); other
     clients' requests that come and go meanwhile can't be told from this one.
     """
-    before = _running(context)
+    # The checks before this one may still be on their way out.
+    before = _wait(context, 2.0, lambda running: running == 0)
     most = min(32768, max(256, (context.limit or 4096) * 3 // 4))
     stream: Any = context.endpoint.openai.chat.completions.create(
         model=context.endpoint.model,
