@@ -1,9 +1,9 @@
 """Rounds of a pull with faults at random moments, and the account of what the hub was asked for twice.
 
-Every round pulls the same model into a fresh directory while things go wrong, as often as it takes, and has
-to end with every byte verified. Allowed to be sent twice is what was in flight when something was cut off, what
-a fault makes worthless by itself (a corrupted file, the beginning that a mirror sends without being asked) and
-nothing else.
+Every round pulls the same model into a fresh directory while things go wrong, as often as it takes, and
+ends with every byte verified, or fails. Allowed to be sent twice is what was in flight when something was cut
+off, what a fault makes worthless by itself (a corrupted file, the beginning that a mirror sends without being
+asked), and nothing else.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""``metal weights pull|await|check``.
+"""``metal weights pull|await|check|adopt|resolve|verify|list|remove|prune``.
 
 Exit status:
 
 =====  ======================================================================================
-0      verified there (``check``: complete)
-1      ``pull``: no source could bring it for now; ``await``: the pull failed or the time is over
-2      usage, or the request file is wrong
+0      verified there (``check``: complete; ``list``, ``remove``, ``prune``, ``adopt``: done)
+1      ``pull``: no source could bring it for now; ``await``: the pull failed or the time is over;
+       ``verify``: a file is damaged or missing; ``resolve``: a source can't be asked
+2      usage, a wrong request file, or something that is used was to be removed
 3      ``check``: not complete; a line for every file that is missing
 4      ``pull``: the disk cannot hold it
 5      ``pull``: every source refuses for good (no such repository or revision, gated, damaged)
@@ -15,15 +16,18 @@ Exit status:
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from minimax_metal.artefacts import follow
+from minimax_metal.artefacts import follow, stock
+from minimax_metal.artefacts.check import reread
 from minimax_metal.artefacts.manifest import Manifest, missing
 from minimax_metal.artefacts.pull import (
     NoSpaceError,
@@ -31,10 +35,13 @@ from minimax_metal.artefacts.pull import (
     PullError,
     RefusedError,
     Reporter,
+    adopt_only,
     pull,
     spell_bytes,
 )
-from minimax_metal.artefacts.request import Request
+from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request
+from minimax_metal.artefacts.sources import is_commit, resolve
+from minimax_metal.artefacts.web import SourceError
 
 EXIT_FAILED: Final = 1
 EXIT_INCOMPLETE: Final = 3
@@ -48,28 +55,30 @@ class StoppedError(BaseException):
 
 def main(argv: list[str]) -> int:
     """Run ``metal weights``; return its exit status."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    request = Request.read(arguments.request)
-    verb: Callable[[Request, argparse.Namespace], int] = arguments.run
-    return verb(request, arguments)
+    arguments = _parser().parse_args(argv)
+    verb: Callable[[argparse.Namespace], int] = arguments.run
+    return verb(arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal weights",
         description="A model's weights on this host.",
-        epilog="Exit status: 0 verified; 1 failed; 2 usage; 3 not complete (check); pull: 4 disk too small, "
-        "5 refused by every source for good (1 may pass with time).",
+        epilog="Exit status: 0 verified; 1 failed or damaged; 2 usage, or in use; 3 not complete (check); "
+        "pull: 4 disk too small, 5 refused by every source for good (1 may pass with time).",
     )
-    verbs = parser.add_subparsers(required=True, metavar="pull|await|check")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb_of(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(name, help=text, description=text)
+        verb.set_defaults(run=run)
+        return verb
 
     def add(
         name: str, run: Callable[[Request, argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
-        verb = verbs.add_parser(name, help=text, description=text)
+        verb = verb_of(name, lambda arguments: run(Request.read(arguments.request), arguments), text)
         verb.add_argument("--request", required=True, type=Path, metavar="FILE", help="what to pull, as JSON")
-        verb.set_defaults(run=run)
         return verb
 
     defaults = Options()
@@ -96,6 +105,35 @@ def _parser() -> argparse.ArgumentParser:
         help="restarts of the unit to sit through (%(default)s)",
     )
     add("check", _check, "say whether the verified files are all there; reads sizes only, writes nothing")
+    puller.add_argument(
+        "--repair", action="store_true", help="read every byte that is there, fetch again what is damaged"
+    )
+    add("adopt", _adopt, "take what is on this host already, verified and linked; fetches nothing")
+    resolver = add(
+        "resolve", _resolve, "print the request's sources as JSON, branches as the commits they are"
+    )
+    resolver.add_argument("--timeout", type=float, default=300.0, help="seconds at most (%(default)s)")
+    checker = verb_of("verify", _verify, "read every byte of a model directory and hold it to its manifest")
+    checker.add_argument("path", nargs="+", type=Path, help="the model directory")
+    checker.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
+
+    def store(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        verb = verb_of(name, run, text)
+        verb.add_argument("--root", type=Path, default=stock.ROOT, help="where models are kept (%(default)s)")
+        return verb
+
+    lister = store("list", _list, "what is on the disk, and what uses it")
+    lister.add_argument("--json", action="store_true", help="as JSON")
+    remover = store("remove", _remove, "remove a model directory; refuses what a unit or a kept release uses")
+    remover.add_argument("path", type=Path, help="the model directory")
+    pruner = store("prune", _prune, "remove what nothing uses")
+    pruner.add_argument(
+        "--keep", type=int, default=0, metavar="N", help="unused revisions kept of each model (%(default)s)"
+    )
+    pruner.add_argument(
+        "--spare", type=Path, action="append", default=[], metavar="PATH", help="a directory to keep anyway"
+    )
+    pruner.add_argument("--dry-run", action="store_true", help="say what would be removed")
     return parser
 
 
@@ -117,7 +155,7 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
 
     previous = signal.signal(signal.SIGTERM, stop)
     try:
-        pull(request, options, reporter)
+        pull(request, options, reporter, repair=arguments.repair)
     except NoSpaceError as error:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_NO_SPACE
@@ -163,4 +201,112 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
     if absent:
         return EXIT_INCOMPLETE
     print(f"complete: {len(manifest.files)} files, {spell_bytes(manifest.bytes)}")
+    return 0
+
+
+def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
+    try:
+        adopt_only(request, Options(), Reporter(request))
+    except PullError as error:
+        print(f"metal weights: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    return 0
+
+
+def _resolve(request: Request, arguments: argparse.Namespace) -> int:
+    resolved = []
+    deadline = time.monotonic() + arguments.timeout
+    for source in request.sources:
+        pause = 1.0
+        while True:
+            try:
+                resolved.append(resolve(source))
+                break
+            except SourceError as error:
+                after = error.after if error.after is not None else pause
+                if error.permanent or time.monotonic() + after > deadline:
+                    # Another source may have it: this one keeps its branch, and says so when it is pulled.
+                    print(f"metal weights: {error}", file=sys.stderr)
+                    resolved.append(source)
+                    break
+                time.sleep(after)
+                pause = min(30.0, pause * 2)
+    print(json.dumps([source.as_dict() for source in resolved]))
+    hubs = [source for source in resolved if source.kind not in {DIRECTORY, HTTP}]
+    return EXIT_FAILED if hubs and not any(is_commit(source.revision) for source in hubs) else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    bad = False
+    for path in arguments.path:
+        manifest = Manifest.read(path)
+        if manifest is None:
+            print(f"{path}: not there, or not verified by metal", file=sys.stderr)
+            bad = True
+            continue
+        found = reread(
+            path,
+            manifest,
+            arguments.workers,
+            lambda done, total: print(f"{100 * done / max(1, total):.1f} % read", file=sys.stderr),
+        )
+        for line in found.damaged:
+            print(line)
+        for line in found.strangers:
+            print(f"{line}: not in the manifest")
+        if found.damaged:
+            bad = True
+            print(
+                f"{path}: {len(found.damaged)} of {len(manifest.files)} files damaged; fetch them again "
+                "with: metal weights pull --repair --request FILE"
+            )
+        else:
+            rate = found.bytes / found.seconds if found.seconds else 0
+            print(
+                f"{path}: {len(manifest.files)} files, {spell_bytes(found.bytes)}, all as in the manifest "
+                f"({spell_bytes(rate)}/s)"
+            )
+    return EXIT_FAILED if bad else 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = stock.stored(arguments.root, stock.System())
+    if arguments.json:
+        rows = [
+            {
+                "path": str(one.path),
+                "name": one.name,
+                "revision": one.manifest.revision if one.manifest else None,
+                "complete": one.manifest is not None,
+                "bytes": one.bytes,
+                "users": list(one.users),
+            }
+            for one in found
+        ]
+        print(json.dumps(rows, indent=1))
+        return 0
+    for one in found:
+        kind = "" if one.manifest else ", not complete"
+        print(f"{one.path}: {spell_bytes(one.bytes)}{kind}, {'used' if one.users else 'unused'}")
+        for user in one.users:
+            print(f"  by {user}")
+    print(f"{len(found)} model directories, {spell_bytes(sum(one.bytes for one in found))}")
+    return 0
+
+
+def _remove(arguments: argparse.Namespace) -> int:
+    size = stock.remove(arguments.path, stock.System(), arguments.root)
+    print(f"removed {arguments.path}, {spell_bytes(size)}")
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    system = stock.System()
+    found = stock.superfluous(arguments.root, system, max(0, arguments.keep), arguments.spare)
+    for one in found:
+        if not arguments.dry_run:
+            stock.remove(one.path, system, arguments.root)
+        print(f"{'would remove' if arguments.dry_run else 'removed'} {one.path}, {spell_bytes(one.bytes)}")
+    if not found:
+        print("nothing to remove")
     return 0

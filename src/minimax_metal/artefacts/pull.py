@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
+from minimax_metal.artefacts import adopt
 from minimax_metal.artefacts.manifest import FOLDER, Manifest, missing, sync
 from minimax_metal.artefacts.request import Request, Source
 from minimax_metal.artefacts.web import transport_error
@@ -107,21 +108,29 @@ def complete(request: Request) -> bool:
     return manifest is not None and not missing(request.path, manifest)
 
 
-def pull(request: Request, options: Options = Options(), reporter: Reporter | None = None) -> bool:
+def pull(
+    request: Request,
+    options: Options = Options(),
+    reporter: Reporter | None = None,
+    *,
+    repair: bool = False,
+) -> bool:
     """Bring the model to ``request.path``; return False when it was there already.
+
+    ``repair``: read every byte of a directory that is there, and fetch again what is damaged.
 
     Raises:
         NoSpaceError: the disk cannot hold it.
         PullError: no source could serve it, or something that is not ours is in the way.
     """
     reporter = reporter or Reporter(request)
-    if complete(request):
+    if complete(request) and not repair:
         reporter.state("verified", "already verified")
         return False
     try:
         request.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(request, reporter):
-            if complete(request):
+            if complete(request) and not repair:
                 reporter.state("verified", "verified by another pull")
                 return False
             _pull(request, options, reporter)
@@ -133,6 +142,36 @@ def pull(request: Request, options: Options = Options(), reporter: Reporter | No
         reporter.state("failed", str(failure), silent=True)
         raise failure from error
     return True
+
+
+def adopt_only(request: Request, options: Options, reporter: Reporter) -> None:
+    """Take what is on the host already into the staging directory, and fetch nothing.
+
+    For a caller that may read the users' directories, where the pull itself may not.
+
+    Raises:
+        PullError: the staging directory cannot be written.
+    """
+    if complete(request):
+        return
+    try:
+        request.path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(request, reporter):
+            if not complete(request):
+                _adopt(request, list(request.adopt), options, reporter)
+    except OSError as error:
+        raise _os_error(request, error) from error
+
+
+def _adopt(request: Request, directories: list[Path], options: Options, reporter: Reporter) -> None:
+    """Take files from ``directories`` and say what came of it."""
+    if not directories:
+        return
+    reporter.state("pulling", f"looking at what is there: {', '.join(map(str, directories))}")
+    adopted = adopt.adopt(request, reporter.say, directories, options.spare)
+    if adopted.ways or adopted.rejected:
+        rejected = f"; {adopted.rejected} files are not what they should be" if adopted.rejected else ""
+        reporter.say(f"adopted {spell_bytes(adopted.bytes)}: {adopted}{rejected}")
 
 
 def _os_error(request: Request, error: OSError) -> PullError:
@@ -154,6 +193,8 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
     staging = request.staging
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     _reuse(request.path, staging)
+    readable = [path for path in request.adopt if os.access(path, os.R_OK | os.X_OK)]
+    _adopt(request, [*readable, *adopt.siblings(request)], options, reporter)
     if request.bytes is not None:
         check_space(request, max(0, request.bytes - staged_bytes(staging)), options.spare)
     reasons = []
@@ -445,8 +486,11 @@ def _publish(request: Request) -> None:
     for directory in directories:
         directory.chmod(0o755)
     for entry in manifest.files:
-        (staging / entry.path).chmod(0o644)
-        sync(staging / entry.path)
+        file = staging / entry.path
+        # A file that is shared with somebody by a hard link keeps its mode: it would change for them, too.
+        if file.stat().st_nlink == 1 and file.stat().st_mode & 0o777 != 0o644:
+            file.chmod(0o644)
+        sync(file)
     for directory in reversed(directories):
         sync(directory)
     replaced = final.with_name(f".{final.name}.replaced")
@@ -481,7 +525,10 @@ def _give_to(owner: str, directory: Path) -> None:
             f"owner {owner!r} is unknown on this host; create it or leave owner out"
         ) from error
     for path in [directory, *directory.rglob("*")]:
-        os.chown(path, account.pw_uid, group_id, follow_symlinks=False)
+        status = path.lstat()
+        shared = path.is_file() and status.st_nlink > 1
+        if not shared and (status.st_uid, status.st_gid) != (account.pw_uid, group_id):
+            os.chown(path, account.pw_uid, group_id, follow_symlinks=False)
 
 
 def staged_bytes(directory: Path) -> int:
