@@ -203,6 +203,8 @@ def service_environment(
     """
     environment = {
         "CUDA_HOME": cuda.home,
+        # A kernel that is not in the environment is an error, never a download at a start (docs/driver.md).
+        "FLASHINFER_NO_DOWNLOAD": "1",
         "HF_HUB_OFFLINE": "1",
         "HOME": CACHE,
         "PATH": f"{engine.environment}/bin:{cuda.home}/bin:{SYSTEM_PATH}",
