@@ -41,7 +41,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.service.supervise:main",
         "start the engine for systemd and tell it the truth",
     ),
-    "weights": ("minimax_metal.artefacts.commands:main", "a model's weights: pull, adopt, verify, list, remove"),
+    "weights": ("minimax_metal.artefacts.commands:main", "a model's weights: pull, verify, list, remove"),
 }
 
 

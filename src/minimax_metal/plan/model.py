@@ -95,6 +95,8 @@ class WeightsPlan:
     instance: str
     """Name of the pull's unit, ``metal-weights@<instance>``: one for all replicas."""
     sources: tuple[WeightsSource, ...]
+    adopt: tuple[str, ...] = ()
+    """Directories on the host that may hold the files already: verified and linked instead of fetched."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ SETTINGS: tuple[Setting, ...] = (
         "metal_weights_source",
         "list",
         ("huggingface",),
-        "Where weights come from, in order: huggingface, hf-mirror, modelscope or an absolute path.",
+        "Where weights come from, in order: huggingface, hf-mirror, modelscope, an absolute path, or the URL "
+        "of a verified directory that another host serves.",
     ),
     Setting("metal_huggingface_endpoint", "text", None, "URL asked as huggingface."),
     Setting("metal_hf_mirror_endpoint", "text", None, "URL asked as hf-mirror."),
@@ -56,6 +57,7 @@ SETTINGS: tuple[Setting, ...] = (
         None,
         "Whether code of the weights' repository may run; the model's.",
     ),
+    Setting("metal_weights_adopt", "list", (), "Directories on the host that may hold the weights already."),
     Setting("metal_weights_directory", "path", "/srv/models", "Directory on the host that holds weights."),
     Setting("metal_instance", "text", None, "Name of the unit's instance; by default the model's name."),
     Setting("metal_served_model_name", "text", None, "Name clients ask for; by default the published one."),
@@ -150,6 +152,7 @@ class Settings:
     hf_mirror_endpoint: str | None = None
     modelscope_endpoint: str | None = None
     trust_remote_code: bool | None = None
+    weights_adopt: tuple[str, ...] = ()
     weights_directory: str = "/srv/models"
     instance: str | None = None
     served_model_name: str | None = None

@@ -88,12 +88,16 @@ def weights_plan(
             repository = model.repositories["huggingface"]
             sources.append(WeightsSource("directory", None, repository, model.revision, kind))
             continue
+        if kind.startswith(("http://", "https://")):
+            repository = model.repositories["huggingface"]
+            sources.append(WeightsSource("http", kind.rstrip("/"), repository, model.revision, None))
+            continue
         source = catalog.sources.get(kind)
         if source is None:
             found.refuse(
                 "weights-source",
                 f"metal_weights_source {kind}",
-                f"{', '.join(catalog.sources)} or an absolute path",
+                f"{', '.join(catalog.sources)}, an absolute path or a URL",
                 near(kind, catalog.sources),
             )
             continue
@@ -121,4 +125,17 @@ def weights_plan(
                 "endpoint-unused",
                 f"metal_{kind.replace('-', '_')}_endpoint is set, but {kind} is not in metal_weights_source",
             )
-    return WeightsPlan(bytes=model.bytes, instance=instance_name(settings, model), sources=tuple(sources))
+    for directory in settings.weights_adopt:
+        if not directory.startswith("/"):
+            found.refuse(
+                "weights-adopt",
+                f"metal_weights_adopt {directory}",
+                "absolute paths of directories on the host",
+                f"write it like /home/me/{directory}",
+            )
+    return WeightsPlan(
+        bytes=model.bytes,
+        instance=instance_name(settings, model),
+        sources=tuple(sources),
+        adopt=settings.weights_adopt,
+    )
