@@ -100,6 +100,7 @@ FAULTS = frozenset(
         "slow",
         "special_token",
         "stream_breaks",
+        "stream_choiceless",
         "stream_loses_arguments",
         "thought_lost",
         "truncates",
@@ -327,7 +328,8 @@ class Engine:
             for piece in pieces:
                 yield chunk({"tool_calls": [call_delta(index, None, piece)]})
         yield chunk({}, reply.finish)
-        if request.get("stream_options", {}).get("include_usage") and not self.has("no_stream_usage"):
+        wanted = request.get("stream_options", {}).get("include_usage") or self.has("stream_choiceless")
+        if wanted and not self.has("no_stream_usage"):
             yield {**self.head("chat.completion.chunk", request), "choices": [], "usage": self.usage(request)}
 
     def head(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ CALLS = ("tool_call_stream", "tool_several", "messages_tool", "messages_tool_str
 CHATS = ("chat_parts", "reasoning", "sampling", "tool_call", "tool_required", "tool_named", "tool_several")
 ANSWERS = (
     *CHATS,
-    *("stream", "tool_call_stream", "image", "messages", "messages_stream", "messages_tool"),
+    *("stream", "stream_guide", "tool_call_stream", "image", "messages", "messages_stream", "messages_tool"),
     *("messages_tool_stream", "messages_tool_any", "messages_image", "long_prompt", "over_limit"),
     *("concurrent", "abort", "figures"),
 )
@@ -190,7 +190,8 @@ PLANTED = {
     "sampling_openai": Case("sampling"),
     "slow": Case("chat", ("chat_parts",), timeout=1, rest=HANGS),
     "special_token": Case("markup"),
-    "stream_breaks": Case("stream", ("tool_call_stream", "abort", "figures")),
+    "stream_breaks": Case("stream", ("stream_guide", "tool_call_stream", "abort", "figures")),
+    "stream_choiceless": Case("stream_guide"),
     "stream_loses_arguments": Case("tool_call_stream"),
     "thought_lost": Case("reasoning", setup=SPLIT),
     "truncates": Case("long_prompt", ("over_limit",)),

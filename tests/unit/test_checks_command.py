@@ -47,7 +47,7 @@ def test_table_report_json_and_junit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert raw["url"] == url
     assert raw["schema"] == SCHEMA == 2
     assert raw["passed"] is True
-    assert raw["counts"] == {"passed": 26, "failed": 0, "limited": 1, "skipped": 2}
+    assert raw["counts"] == {"passed": 27, "failed": 0, "limited": 1, "skipped": 2}
     assert raw["engine"] == {
         "version": "0.5.23",
         "reasoning_parser": "minimax-m3",
@@ -63,7 +63,7 @@ def test_table_report_json_and_junit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "has it:   a router in front" in table
 
     (cases,) = ElementTree.parse(junit).getroot().iter("testsuite")  # noqa: S314  our own output
-    assert (cases.get("tests"), cases.get("failures"), cases.get("skipped")) == ("29", "0", "3")
+    assert (cases.get("tests"), cases.get("failures"), cases.get("skipped")) == ("30", "0", "3")
     messages = {case.get("name"): case.find("skipped") for case in cases.iter("testcase")}
     limited = messages["wrong_model"]
     assert limited is not None

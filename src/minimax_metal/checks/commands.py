@@ -163,7 +163,8 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         image="accepted" if arguments.image else "refused" if arguments.image_refused else "ask",
         max_tokens=arguments.max_tokens,
-        reasoning_parser=arguments.reasoning_parser,
+        # "auto" is the engine's word for choosing one itself; which one, it says when asked.
+        reasoning_parser=None if arguments.reasoning_parser == "auto" else arguments.reasoning_parser,
         limit_tokens=arguments.limit_tokens,
         long_prompt_share=arguments.long_prompt_share,
         concurrency=arguments.concurrency,

@@ -29,6 +29,9 @@ from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, LimitedErro
 from minimax_metal.checks.report import join, shorten
 
 USER = "user"
+GUIDE_STREAM_TOKENS = 64
+"""Of the guide's 32,768: a whole program takes a real model half a minute and shows no more."""
+
 REFUSALS = {400, 413, 415, 422}
 """Statuses that refuse a picture; 404 or 401 say that nobody looked at it."""
 
@@ -79,6 +82,32 @@ def check_stream(context: Context) -> str:
     counts_to_five(answer)
     counted(answer, "the last chunk's usage (stream_options.include_usage)")
     return f"{answer.pieces} chunks, first after {answer.first:.2f} s, {answer.tokens} tokens"
+
+
+def check_stream_guide(context: Context) -> str:
+    """The M3 guide's streaming example, cut short: its loop reads a choice from every chunk."""
+    chunks: Any = context.endpoint.openai.chat.completions.create(
+        model=context.endpoint.model,
+        messages=[{"role": "user", "content": questions.STREAM_QUESTION_GUIDE}],
+        stream=True,
+        max_tokens=GUIDE_STREAM_TOKENS,
+        top_p=0.95,
+        temperature=1.0,
+    )
+    seen, text = 0, ""
+    for chunk in chunks:
+        seen += 1
+        if not chunk.choices:
+            raise FailedError(
+                "a choice in every chunk, as nobody asked for usage",
+                f"none in chunk {seen}: {shorten(chunk.model_dump_json())}",
+                f"--stream-response-default-include-usage: {UNIT}",
+            )
+        delta = chunk.choices[0].delta
+        text += (delta.content or "") + (getattr(delta, "reasoning_content", None) or "")
+    if not text.strip():
+        raise FailedError("text in the stream", f"none in {seen} chunks")
+    return f"{seen} chunks, each with a choice"
 
 
 def check_reasoning(context: Context) -> str:

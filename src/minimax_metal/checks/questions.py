@@ -64,6 +64,9 @@ TOOL_FACT: Final = "21"
 CHAT_QUESTION_GUIDE: Final = "请介绍 MiniMax-M3 相比 M2.5 有哪些提升?"
 """The M3 guide's question in its chat example, which sets temperature 1.0 and top_p 0.95."""
 
+STREAM_QUESTION_GUIDE: Final = "请用 Python 实现一个二叉搜索树,包含插入、查找和删除操作。"
+"""The M3 guide's question in its streaming example, with the same two settings."""
+
 WEATHER_TOOL: Final[dict[str, Any]] = {
     "type": "function",
     "function": {

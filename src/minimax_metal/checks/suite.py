@@ -40,6 +40,7 @@ CHECKS: Final = (
     Check("chat", conversation.check_chat),
     Check("chat_parts", conversation.check_chat_parts),
     Check("stream", conversation.check_stream),
+    Check("stream_guide", conversation.check_stream_guide),
     Check("reasoning", conversation.check_reasoning),
     Check("sampling", limits.check_sampling),
     Check("tool_call", conversation.check_tool_call),
