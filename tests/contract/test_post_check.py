@@ -24,6 +24,7 @@ from lab.engine import environment
 from lab.engine.environment import cache_root
 from lab.models.description import MODELS
 from lab.models.training_run import trained
+from tests.support.engine import GUIDES_MISTAKE
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -32,7 +33,8 @@ START_SECONDS = 300
 DEVICE, TOKENS = "cpu", 8192  # without a limit the key-value cache takes all memory
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
-Serve = Callable[[str, str, str], Check]
+Serve = Callable[..., Check]
+CANARY = "canary-4f1d9a7c"
 
 
 def metal(*arguments: str, **options: Any) -> subprocess.Popen[str]:
@@ -51,7 +53,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
     turn = (cache_root() / "engine" / ".turn").open("w")
     fcntl.flock(turn, fcntl.LOCK_EX)
 
-    def start(model: str, tool_parser: str, reasoning_parser: str) -> Check:
+    def start(model: str, tool_parser: str, reasoning_parser: str, *more: str) -> Check:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -65,6 +67,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
                 *f"--host 127.0.0.1 --trust-remote-code --port {port} --mem-fraction-static 0.85".split(),
                 *f"--tp-size 1 --device {DEVICE} --attention-backend torch_native".split(),
                 *f"--max-total-tokens {TOKENS}".split(),
+                *more,
                 env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -95,21 +98,48 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         turn.close()
 
 
-def failed(report: dict[str, Any]) -> list[str]:
-    return [check["name"] for check in report["checks"] if check["status"] == "failed"]
+def names(report: dict[str, Any], status: str) -> list[str]:
+    return [check["name"] for check in report["checks"] if check["status"] == status]
+
+
+def details(report: dict[str, Any]) -> dict[str, str]:
+    return {check["name"]: check["detail"] for check in report["checks"]}
 
 
 def test_m25_as_its_guide_starts_it(serve: Serve) -> None:
-    status, report = serve("MiniMax-M2.5", "minimax-m2", "minimax-append-think")("--image-refused")
-    assert (status, failed(report)) == (0, [])
-    assert "minimax-append-think" in report["checks"][-1]["detail"]
+    status, report = serve("MiniMax-M2.5", "minimax-m2", "minimax-append-think")()
+    assert (status, names(report, "failed")) == (0, [])
+    assert names(report, "limited") == ["tool_required", "tool_named", "messages_tool_any", "wrong_model"]
+    assert names(report, "skipped") == ["wrong_key", "metrics", "bench"]
+    assert "minimax-append-think" in details(report)["markup"]
+    assert "refused with 400" in details(report)["image"]
 
 
-def test_m3_with_its_own_parsers(serve: Serve) -> None:
-    status, report = serve("MiniMax-M3", "minimax-m3", "minimax-m3")("--image")
-    assert (status, failed(report)) == (0, [])
+def test_m25_with_the_splitting_parser_a_key_and_metrics(serve: Serve, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text(CANARY)
+    check = serve("MiniMax-M2.5", "minimax-m2", "minimax", "--enable-metrics", "--api-key", CANARY)
+    status, report = check("--api-key-file", str(key), "--metrics")
+    assert (status, names(report, "failed")) == (0, [])
+    assert names(report, "limited") == ["wrong_model"]
+    assert names(report, "skipped") == ["bench"]
+    assert "401" in details(report)["wrong_key"]
+    assert CANARY not in json.dumps(report)
+
+
+def test_m3_with_its_own_parsers_and_the_engines_benchmark(serve: Serve) -> None:
+    bench = ["--bench", "--bench-python", str(environment()), "--bench-prompts", "8"]
+    bench += ["--bench-input-tokens", "64", "--bench-output-tokens", "16", "--bench-concurrency", "4"]
+    status, report = serve("MiniMax-M3", "minimax-m3", "minimax-m3")(*bench)
+    assert (status, names(report, "failed")) == (0, [])
+    assert names(report, "limited") == ["wrong_model"]
+    assert names(report, "skipped") == ["wrong_key", "metrics"]
+    assert details(report)["image"] == "named red, green and blue"
+    assert [level["concurrency"] for level in report["figures"]] == [1, 4]
+    assert report["bench"]["completed"] == 8
+    print({check["name"]: check["seconds"] for check in report["checks"]}, report["seconds"])
 
 
 def test_m3_with_the_parsers_of_its_guide_is_caught(serve: Serve) -> None:
-    status, report = serve("MiniMax-M3", "minimax-m2", "minimax-append-think")("--image")
-    assert (status, failed(report)) == (1, ["tool_call", "tool_call_stream", "markup"])
+    status, report = serve("MiniMax-M3", "minimax-m2", "minimax-append-think")()
+    assert (status, names(report, "failed")) == (1, GUIDES_MISTAKE)
