@@ -123,6 +123,11 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_playbook",
         "metal_raw_facts",
         "metal_refusals",
+        "metal_remove",
+        "metal_remove_caches",
+        "metal_remove_driver",
+        "metal_remove_records",
+        "metal_remove_weights",
         "metal_reports_directory",
         "metal_serve_serial",
     }
