@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import threading
 import time
 import zlib
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from minimax_metal.checks import questions
@@ -463,7 +465,7 @@ class Handler(BaseHTTPRequestHandler):
     engine: Engine
 
     def handle(self) -> None:
-        with suppress(ConnectionError):  # clients leave when they like
+        with suppress(ConnectionError, ssl.SSLError):  # clients leave when they like
             super().handle()
 
     def do_GET(self) -> None:
@@ -658,15 +660,20 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve(engine: Engine) -> Iterator[str]:
-    """Serve an engine on a free loopback port; yield its URL."""
+def serve(engine: Engine, certificate: Path | None = None) -> Iterator[str]:
+    """Serve an engine on a free loopback port, with TLS if given a certificate; yield its URL."""
     handler = type("BoundHandler", (Handler,), {"engine": engine})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if certificate is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(certificate)
+        # The handshake is each connection's own: one that fails must not end the others.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()

@@ -236,7 +236,7 @@ def test_every_check_is_shown_failing_on_a_fault_of_its_own() -> None:
 def test_m3_with_the_parsers_of_its_guide_is_caught() -> None:
     report = check(Engine("m3", tool_parser="minimax-m2", reasoning_parser="minimax-append-think"))
     assert names(report) == GUIDES_MISTAKE, report.as_json()
-    for name in ("tool_call", "tool_call_stream", "markup"):
+    for name in GUIDES_MISTAKE:
         assert "minimax-m3" in str(result(report, name).look)
     assert "finish_reason stop" in str(result(report, "tool_call").got)
     assert "<mm:think>" in str(result(report, "markup").got)

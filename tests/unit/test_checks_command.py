@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from minimax_metal.checks import commands, suite
 from minimax_metal.checks.report import PLAIN_WIDTH, SCHEMA, Report, Result
@@ -175,6 +181,39 @@ def test_when_something_else_answers(capsys: pytest.CaptureFixture[str]) -> None
     assert len(said.splitlines()) == 2
 
 
+def test_an_endpoint_with_tls_and_certificates_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certificate = self_signed(tmp_path / "certificate.pem")
+    with serve(Engine("m2"), certificate) as url:
+        arguments = [url, "--model", NAMES["m2"], "--only", "chat", "--only", "messages", "--timeout", "10"]
+        assert commands.main([*arguments, "--ca-file", str(certificate)]) == 0
+        assert commands.main(arguments) == 2
+    assert "certificate" in capsys.readouterr().err
+    nonsense = tmp_path / "nonsense.pem"
+    nonsense.write_text("no certificate")
+    with pytest.raises(UserError, match="certificates"):
+        commands.main([*arguments, "--ca-file", str(nonsense)])
+
+
+def self_signed(file: Path) -> Path:
+    """Write a certificate of 127.0.0.1 with its key to a file in PEM form."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "endpoint")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(key.private_bytes(*form) + certificate.public_bytes(serialization.Encoding.PEM))
+    return file
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -238,3 +277,19 @@ def test_other_verbs_do_not_import_the_clients() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "openai" not in done.stdout.splitlines()[-1]
     assert "anthropic" not in done.stdout.splitlines()[-1]
+
+
+# The document ---------------------------------------------------------------------------------------------
+
+
+def test_the_document_has_every_check_option_and_field(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "check.md").read_text(encoding="utf-8")
+    for check in suite.CHECKS:
+        assert f"`{check.name}`" in text, check.name
+    with pytest.raises(SystemExit):
+        commands.main(["--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help", "--model", "--bench-"}
+    assert not {option for option in options if option not in text}
+    report = Report("http://h", "m", "now", (Result("chat", "passed", 1.0),)).as_dict()
+    for field in (*report, *report["engine"], *report["counts"], *report["checks"][0]):
+        assert f"`{field}`" in text or f"`checks[].{field}`" in text, field

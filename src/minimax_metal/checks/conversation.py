@@ -123,13 +123,14 @@ def check_reasoning(context: Context) -> str:
         raise FailedError(f"the reasoning parser {wanted}", f"the engine says {says or 'none'}", UNIT)
     head = THOUGHT.match(answer.content)
     got = f"reasoning_content {shorten(answer.reasoning) or 'empty'}, content: {shorten(answer.content)}"
+    leak = next((markup for markup in answer.leaks if markup in LEAKS), None)
     says_something(answer)
     if context.appends_think or (context.reasoning_parser is None and head):
         if head is None or not head["thought"].strip() or answer.reasoning:
             raise FailedError(
                 f"a thought in <think> at the head of the content, as {APPEND_THINK} delivers it",
                 got,
-                f"--reasoning-parser does not fit the model, or the unit has another: {UNIT}",
+                LEAKS[leak] if leak else f"--reasoning-parser does not fit the model: {UNIT}",
             )
         return f"in content, in <think>, as {APPEND_THINK} delivers it: {shorten(head['thought'], 40)!r}"
     if not answer.reasoning.strip() or head:
@@ -138,7 +139,7 @@ def check_reasoning(context: Context) -> str:
         raise FailedError(
             "a thought in reasoning_content",
             got,
-            f"--reasoning-parser is missing or does not fit the model: {UNIT}",
+            LEAKS[leak] if leak else f"--reasoning-parser is missing or does not fit the model: {UNIT}",
         )
     return f"in reasoning_content: {shorten(answer.reasoning, 40)!r}"
 
@@ -275,12 +276,20 @@ def check_markup(context: Context) -> str:
         first = next(iter(found))
         raise FailedError(
             "answers without markup",
-            "; ".join(f"{markup} in {join(names)}" for markup, names in found.items()),
+            "; ".join(
+                f"{markup} in {len(names)} of {len(context.answers)} answers: {join(_few(names))}"
+                for markup, names in found.items()
+            ),
             LEAKS.get(
                 first, "--reasoning-parser does not fit the model: minimax or minimax-append-think for M2"
             ),
         )
     return f"none in {len(context.answers)} answers; {_thinking(context.answers.values())}"
+
+
+def _few(names: list[str], most: int = 4) -> list[str]:
+    """Return the first of many names, and how many more there are."""
+    return names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
 
 
 def _thinking(answers: Iterable[Answer]) -> str:
