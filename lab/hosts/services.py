@@ -129,6 +129,9 @@ def declared(paths: LabPaths, node: Node, name_servers: list[str], hub: bool) ->
                     node.address,
                     "--port",
                     str(HUB_PORT),
+                    # Written by who wants the hub to fail: lab/hub/faults.py.
+                    "--faults",
+                    str(paths.services / "hub-faults.json"),
                 ),
                 port=HUB_PORT,
                 health_path="/",

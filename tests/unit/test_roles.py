@@ -25,7 +25,9 @@ FILTERS = {
     for path in (REPOSITORY / "plugins/filter").glob("*.py")
     for name in re.findall(r'"(metal_\w+)":', path.read_text())
 }
-MODULES = {path.stem for path in (REPOSITORY / "plugins/modules").iterdir()}
+MODULES = {
+    path.stem for place in ("modules", "action") for path in (REPOSITORY / "plugins" / place).glob("*.py")
+}
 
 
 def load(path: Path) -> Any:

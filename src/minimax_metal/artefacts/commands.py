@@ -4,12 +4,13 @@ Exit status:
 
 =====  ======================================================================================
 0      verified there (``check``: complete; ``list``, ``remove``, ``prune``, ``adopt``: done)
-1      ``pull``: no source could bring it for now; ``await``: the pull failed or the time is over;
+1      ``pull``: no source could bring it for now; ``await``: the pull failed;
        ``verify``: a file is damaged or missing; ``resolve``: a source can't be asked
 2      usage, a wrong request file, or something that is used was to be removed
 3      ``check``: not complete; a line for every file that is missing
 4      ``pull``: the disk cannot hold it
 5      ``pull``: every source refuses for good (no such repository or revision, gated, damaged)
+6      ``await``: not verified in the time given, the pull goes on
 =====  ======================================================================================
 """
 
@@ -36,17 +37,19 @@ from minimax_metal.artefacts.pull import (
     RefusedError,
     Reporter,
     adopt_only,
+    other_revision,
     pull,
     spell_bytes,
 )
-from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request
-from minimax_metal.artefacts.sources import is_commit, resolve
+from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
+from minimax_metal.artefacts.sources import resolve
 from minimax_metal.artefacts.web import SourceError
 
 EXIT_FAILED: Final = 1
 EXIT_INCOMPLETE: Final = 3
 EXIT_NO_SPACE: Final = 4
 EXIT_REFUSED: Final = 5
+EXIT_NOT_YET: Final = 6
 
 
 class StoppedError(BaseException):
@@ -183,10 +186,14 @@ def _await(request: Request, arguments: argparse.Namespace) -> int:
             lambda text: print(f"weights {request.name}: {text}", flush=True),
             restarts=arguments.restarts,
         )
+    except follow.NotYetError as error:
+        print(f"metal weights: {error}", file=sys.stderr)
+        return EXIT_NOT_YET
     except follow.AwaitError as error:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(f"weights {request.name}: verified at {request.path}")
+    text = str(follow.read_state(request).get("text") or "verified")
+    print(f"weights {request.name}: {text} at {request.path}")
     return 0
 
 
@@ -194,6 +201,9 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
     manifest = Manifest.read(request.path)
     if manifest is None:
         print(f"{request.path}: not there, or not verified by metal")
+        return EXIT_INCOMPLETE
+    if other_revision(request, manifest):
+        print(f"{request.path}: holds revision {manifest.revision}, another one is asked for")
         return EXIT_INCOMPLETE
     absent = missing(request.path, manifest)
     for line in absent:

@@ -32,6 +32,10 @@ class AwaitError(UserError):
     """The pull failed or did not end in time; the text is one line."""
 
 
+class NotYetError(AwaitError):
+    """The time to wait is over, and the pull goes on."""
+
+
 @dataclass(frozen=True, slots=True)
 class UnitState:
     """What ``systemctl show`` says of the pull's unit."""
@@ -136,7 +140,7 @@ def wait(
                 return
             raise AwaitError(_why(request, unit, text))
         if timeout is not None and now - begun >= timeout:
-            raise AwaitError(
+            raise NotYetError(
                 f"not verified within {timeout:.0f} s, the pull goes on; last: {text or 'nothing said'}"
             )
         time.sleep(pause)

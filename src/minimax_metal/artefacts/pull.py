@@ -29,7 +29,7 @@ from typing import IO, Any, Final
 
 from minimax_metal.artefacts import adopt
 from minimax_metal.artefacts.manifest import FOLDER, Manifest, missing, sync
-from minimax_metal.artefacts.request import Request, Source
+from minimax_metal.artefacts.request import Request, Source, is_commit
 from minimax_metal.artefacts.web import transport_error
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
@@ -105,7 +105,23 @@ class Reporter:
 def complete(request: Request) -> bool:
     """Return whether the verified model is at its final path (sizes only; nothing is read in full)."""
     manifest = Manifest.read(request.path)
-    return manifest is not None and not missing(request.path, manifest)
+    return (
+        manifest is not None
+        and not other_revision(request, manifest)
+        and not missing(request.path, manifest)
+    )
+
+
+def other_revision(request: Request, manifest: Manifest) -> bool:
+    """Return whether a directory was made from a commit of a repository that asks for another one now."""
+    wanted = {
+        source.revision
+        for source in request.sources
+        if source.repository == manifest.source.get("repository")
+        and source.kind == manifest.source.get("kind")
+        and is_commit(source.revision)
+    }
+    return is_commit(manifest.revision) and bool(wanted) and manifest.revision not in wanted
 
 
 def pull(

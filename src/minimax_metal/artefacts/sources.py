@@ -26,7 +26,7 @@ from urllib.parse import quote
 
 from minimax_metal.artefacts.manifest import FILE as MANIFEST
 from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.artefacts.request import HF_MIRROR, HTTP, HUGGINGFACE, MODELSCOPE, Source
+from minimax_metal.artefacts.request import HF_MIRROR, HTTP, HUGGINGFACE, MODELSCOPE, Source, is_commit
 from minimax_metal.artefacts.web import Body, SourceError, Web, transport_error
 from minimax_metal.errors import UserError
 
@@ -48,7 +48,6 @@ MODELSCOPE_LIMIT: Final = 3000
 """Entries after which ModelScope cuts a listing off without a word (``REPO_FILES_TRUNCATION_LIMIT`` in
 ``modelscope_hub`` 0.5.1)."""
 
-COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _BLOCK: Final = 1 << 20
 
 
@@ -71,11 +70,6 @@ class Origin(Protocol):
 
     def identity(self, entry: Entry) -> str | None:
         """Return what a partial file is kept under: the same name means the same bytes. None: don't keep."""
-
-
-def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a whole commit id, which can't come to mean something else."""
-    return revision is not None and COMMIT.fullmatch(revision) is not None
 
 
 def token_of(source: Source) -> str | None:

@@ -1,0 +1,75 @@
+"""Waits on a host for its pull of weights and shows one line per host while it goes on; writes nothing.
+
+Runs ``metal weights await`` for a while at a time, so a lost connection costs nothing: the pull is a unit of
+its own, and the next look is a new one.
+"""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+METAL = "/usr/local/bin/metal"
+NOT_YET = 6
+"""Exit status of ``metal weights await`` when the time was over and the pull goes on."""
+
+DISPLAY = Display()
+
+
+class ActionModule(ActionBase):
+    """Arguments: request (file on the host), timeout, interval and patience (seconds)."""
+
+    TRANSFERS_FILES = False
+    _VALID_ARGS = frozenset({"request", "timeout", "interval", "patience"})
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return when the weights are verified; ``line`` is what the pull said last."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        host = (task_vars or {}).get("inventory_hostname", "host")
+        if self._task.check_mode:
+            return {**result, "changed": False, "skipped": True, "line": "not awaited in check mode"}
+        request = str(self._task.args["request"])
+        timeout = float(self._task.args.get("timeout", 86400))
+        interval = float(self._task.args.get("interval", 30))
+        patience = float(self._task.args.get("patience", 900))
+        begun = lost = time.monotonic()
+        line = ""
+        while True:
+            now = time.monotonic()
+            step = max(1.0, min(interval, timeout - (now - begun)))
+            command = (
+                f"/usr/local/bin/metal weights await --request {shlex.quote(request)} --timeout {step:.0f}"
+            )
+            try:
+                answer = self._low_level_execute_command(command)
+                lost = time.monotonic()
+            except AnsibleConnectionFailure as error:
+                if now - lost > patience:
+                    raise AnsibleActionFail(
+                        f"no connection for {patience:.0f} s; the pull goes on there, run the play again"
+                    ) from error
+                DISPLAY.display(f"  {host}: connection lost, the pull goes on; trying again")
+                self._connection.reset()
+                time.sleep(min(interval, 10.0))
+                continue
+            said = [text for text in answer.get("stdout", "").splitlines() if text.strip()]
+            if said and said[-1] != line:
+                line = said[-1]
+                DISPLAY.display(f"  {host}: {line}")
+            if answer["rc"] == 0:
+                return {**result, "changed": False, "line": line}
+            reason = (answer.get("stderr", "").strip().splitlines() or ["no reason was given"])[-1]
+            if answer["rc"] != NOT_YET:
+                raise AnsibleActionFail(reason.removeprefix("metal weights: "))
+            if time.monotonic() - begun >= timeout:
+                raise AnsibleActionFail(
+                    f"not verified within {timeout:.0f} s, the pull goes on; last: {line}"
+                )

@@ -1,0 +1,19 @@
+"""Filters of role model_weights; they hold no logic of their own."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from minimax_metal.artefacts.request import settle, unsettled
+
+
+class FilterModule:
+    """The filters about the sources of weights."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"metal_weights_settle": settle, "metal_weights_unsettled": unsettled}
