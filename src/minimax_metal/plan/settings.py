@@ -79,6 +79,35 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_accept_refusals", "list", (), "Codes of refusals that are lifted, and recorded."),
     Setting("metal_listen_address", "text", "0.0.0.0", "Address the endpoint listens on."),  # noqa: S104
     Setting("metal_port", "int", 8000, "Port of the endpoint."),
+    Setting("metal_api_keys", "bool", True, "Whether clients need a key, and managers another one."),
+    Setting("metal_tls_certificate", "path", None, "Certificate chain on the host: the endpoint speaks TLS."),
+    Setting("metal_tls_key", "path", None, "Private key of that certificate, on the host."),
+    Setting(
+        "metal_tls_ca_certificate",
+        "path",
+        None,
+        "Certificate on the host that the endpoint's is checked against; by default the system's.",
+    ),
+    Setting("metal_tls_name", "text", None, "Name in the certificate; by default the inventory's."),
+    Setting(
+        "metal_allowed_cidrs",
+        "list",
+        (),
+        "Networks that may reach the endpoint; with none, no firewall is set up.",
+    ),
+    Setting("metal_precompile", "bool", True, "Whether DeepGEMM kernels are compiled before the first start."),
+    Setting(
+        "metal_loader_threads",
+        "int",
+        None,
+        "Threads of each rank that read weights; by default by CPU count, 0 leaves it to the engine.",
+    ),
+    Setting(
+        "metal_warm_weights",
+        "bool",
+        None,
+        "Whether weights are read into the page cache ahead; by default where memory allows.",
+    ),
     Setting("metal_mem_fraction_static", "float", None, "Share of GPU memory for weights and KV cache."),
     Setting(
         "metal_kv_cache_dtype", "text", "auto", "Type of the KV cache: auto, bfloat16, fp8_e4m3, fp8_e5m2."
@@ -129,6 +158,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_remove_records",
         "metal_remove_weights",
         "metal_reports_directory",
+        "metal_secrets_directory",
         "metal_serve_serial",
     }
 )
@@ -172,6 +202,15 @@ class Settings:
     accept_refusals: tuple[str, ...] = ()
     listen_address: str = "0.0.0.0"  # noqa: S104  # the guides' own default
     port: int = 8000
+    api_keys: bool = True
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_ca_certificate: str | None = None
+    tls_name: str | None = None
+    allowed_cidrs: tuple[str, ...] = ()
+    precompile: bool = True
+    loader_threads: int | None = None
+    warm_weights: bool | None = None
     mem_fraction_static: float | None = None
     kv_cache_dtype: str = "auto"
     tp_size: int | None = None
