@@ -27,7 +27,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     # and returns the exit status.
     "check": (
         "minimax_metal.checks.commands:main",
-        "prove an endpoint: the guides' calls with the official client",
+        "prove an endpoint: the guides' calls with the official clients",
     ),
     "plan": (
         "minimax_metal.plan.commands:main",

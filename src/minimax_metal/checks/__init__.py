@@ -1,1 +1,1 @@
-"""The post-check: every call the deployment guides show, made with the official client."""
+"""The post-check: every call the deployment guides show, made with the official clients."""

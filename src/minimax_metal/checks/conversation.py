@@ -29,7 +29,7 @@ from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, LimitedErro
 from minimax_metal.checks.report import join, shorten
 
 USER = "user"
-GUIDE_STREAM_TOKENS = 64
+GUIDE_STREAM_TOKENS = 32
 """Of the guide's 32,768: a whole program takes a real model half a minute and shows no more."""
 
 REFUSALS = {400, 413, 415, 422}
