@@ -27,6 +27,7 @@ class DriverState:
         advice: what to do when a reboot does not mend it.
         fabric: whether the NVSwitch fabric is ready; true where the plan wants none.
         fabric_found: the fabric's state in words.
+        manager: the fabric manager's package and version where it is not the driver's; else empty.
     """
 
     loaded: str | None
@@ -37,6 +38,7 @@ class DriverState:
     advice: str = ""
     fabric: bool = True
     fabric_found: str = ""
+    manager: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state as plain data."""
@@ -86,7 +88,19 @@ def driver_state(
         advice=_advice(facts, collected, nouveau),
         fabric=fabric,
         fabric_found=words,
+        manager=_other_manager(collected, loaded) if plan["driver"].get("fabric_manager") else "",
     )
+
+
+def _other_manager(collected: Mapping[str, Any], loaded: str | None) -> str:
+    """Name and version of an installed fabric manager of another version than the loaded driver."""
+    packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
+    for name, package in packages.items():
+        whole = package["state"][1:2] == "i"
+        same = re.match(rf"(?:\d+:)?{re.escape(loaded)}(?:-|$)", package["version"]) if loaded else True
+        if name.startswith("nvidia-fabricmanager") and whole and not same:
+            return f"{name} {package['version']}"
+    return ""
 
 
 def _advice(facts: HostFacts, collected: Mapping[str, Any], nouveau: bool) -> str:
@@ -163,16 +177,11 @@ def service_problem(
     is the usual reason, and CUDA answers 802 then.
     """
     state = driver_state(raw_facts, plan, collected)
-    packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
-    managers = {
-        name: package["version"] for name, package in packages.items() if "nvidia-fabricmanager" in name
-    }
-    for name, version in managers.items():
-        if plan["driver"]["fabric_manager"] and state.loaded and not version.startswith(f"{state.loaded}-"):
-            return (
-                f"found {name} {version} with driver {state.loaded} loaded, expected one version of both; "
-                "run the playbook with --tags nvidia_driver, which installs the driver's fabric manager"
-            )
+    if state.manager:
+        return (
+            f"found {state.manager} with driver {state.loaded} loaded, expected one version of both; run "
+            "the playbook with --tags nvidia_driver, which installs the driver's fabric manager"
+        )
     if "device-nodes" in said:
         return (
             f"found {', '.join(collected.get('nodes') or []) or 'no device node'}, expected /dev/nvidiactl "

@@ -34,6 +34,7 @@ DRIVER = (
     "/etc/modprobe.d/minimax-metal-nouveau.conf",
     "/etc/modules-load.d/minimax-metal-nvidia.conf",
     "/etc/systemd/system/nvidia-device-nodes.service",
+    "/etc/systemd/system/nvidia-persistenced.service.d/10-minimax-metal.conf",
 )
 _DRIVER_PACKAGE = re.compile(
     r"(lib)?nvidia-.*|libcuda(1|debugger1)|libnvcuvid1|libnvsdm|firmware-nvidia-.*|cuda-drivers.*|nvlsm"
