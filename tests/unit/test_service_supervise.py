@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import shlex
@@ -15,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,7 +117,13 @@ class Starter:
         self.engine.write_text(textwrap.dedent(ENGINE))
 
     def __call__(
-        self, mode: str, *, start: float = 20, stop: float = 10, command: list[str] | None = None
+        self,
+        mode: str,
+        *options: str,
+        start: float = 20,
+        stop: float = 10,
+        command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Run:
         number = len(self.runs)
         address = self.directory / f"notify{number}"
@@ -129,9 +137,10 @@ class Starter:
             process = subprocess.Popen(
                 [sys.executable, "-m", "minimax_metal.cli", "supervise", "--instance", "minimax-m2.5"]
                 + ["--ready-url", f"http://127.0.0.1:{port}/health", "--start-timeout", str(start)]
-                + ["--stop-timeout", str(stop), "--status-interval", "0.5", "--"]
+                + ["--stop-timeout", str(stop), "--status-interval", "0.5", "--free-timeout", "0.5"]
+                + ["--state", str(self.directory / "state"), *options, "--"]
                 + (command or [sys.executable, str(self.engine), mode, str(port)]),
-                env={**os.environ, "NOTIFY_SOCKET": str(address)},
+                env={**os.environ, "NOTIFY_SOCKET": str(address)} | (environment or {}),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -139,6 +148,10 @@ class Starter:
         run = Run(process, channel, output, port)
         self.runs.append(run)
         return run
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Return the incident reports, oldest first."""
+        return [json.loads(path.read_text()) for path in sorted(self.directory.rglob("incidents/*/*.json"))]
 
 
 @pytest.fixture
@@ -180,7 +193,7 @@ def test_health_is_not_asked_again_once_ready(starter: Starter) -> None:
     run = starter("good")
     run.wait_for("READY=1")
     asked = run.said().count("asked /health")
-    run.wait_for("accepts connections")
+    run.wait_for("STATUS=ready: engine alive")
     time.sleep(1.5)
     assert run.said().count("asked") == asked
 
@@ -190,8 +203,11 @@ def test_engine_death_before_ready_fails_at_once_with_its_status(starter: Starte
     assert run.process.wait(timeout=PATIENCE) == 7
     assert "exited with status 7" in run.said()
     assert "before it was ready" in run.said()
-    assert "journalctl -u sglang@minimax-m2.5" in run.said()
     assert any("STATUS=failed" in message for message in run.read())
+    (report,) = starter.reports()
+    assert report["kind"] == "start"
+    assert report["exit_status"] == 7
+    assert str(starter.directory / "state/incidents/minimax-m2.5") in run.said()
     assert not any("READY=1" in message for message in run.messages)
 
 

@@ -1,18 +1,19 @@
 """``metal supervise``: start the engine for systemd and tell systemd the truth about it.
 
 The engine has no sd_notify and serves ``/v1/models`` long before it can generate. This process stands between
-the two: it starts the engine in a process group of its own, says on the unit's status line what is going on,
-reports ready when the health URL (a real one-token generation) answers 200, fails at once with the engine's
-exit status when the engine ends, and passes a stop on. Standard library only: it starts in milliseconds.
-
-After the engine is ready only a TCP connection is tried: one failed ``/health`` makes the engine count itself
-unhealthy, after which it no longer drains on SIGTERM (facts seen in the engine's ``tokenizer_manager.py``).
+the two. It waits until port and GPUs are free, starts the engine in a process group of its own, passes its
+output on without the keys, says on the unit's status line what is going on, reports ready when the health URL
+(a real one-token generation) answers 200, drains before it stops, and ends at once with the engine's own
+reason when the engine ends or hangs. Standard library only: it starts in milliseconds.
 
 Exit status:
 
 =====  =============================================================================================
 0      stopped on request (SIGTERM or SIGINT)
 1-255  the engine ended by itself: its own status, 128 + N when signal N ended it, 1 when its status was 0
+70     a GPU fault that needs an operator; systemd does not start again
+78     a start that can never succeed as it is; systemd does not start again
+123    the engine hung; it was killed
 124    the engine was not ready within ``--start-timeout``; it was stopped
 126/7  the engine could not be started: not executable / no such program
 2      usage
@@ -23,40 +24,46 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import os
 import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
+from minimax_metal.service import gpus, incidents
+from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, diagnose, find_xids
+from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
+from minimax_metal.service.health import HealthProbe, Watch
 from minimax_metal.service.notify import Notifier
+from minimax_metal.service.output import Output, Secrets
 
 EXIT_STOPPED: Final = 0
 EXIT_USAGE: Final = 2
+EXIT_HUNG: Final = 123
 EXIT_START_TIMEOUT: Final = 124
 EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NO_PROGRAM: Final = 127
 
-PROBE_PAUSE_SECONDS: Final = 1.0
-"""Between two questions to the health URL while the engine starts."""
-
-PROBE_TIMEOUT_SECONDS: Final = 60.0
-"""One health call. The engine gives its own generation 20 s; giving up before it does would prove nothing."""
-
 KILL_GRACE_SECONDS: Final = 10.0
 """How long a killed process group may take to vanish."""
+
+TEARDOWN_SECONDS: Final = 90.0
+"""An engine with nothing in flight looks for SIGTERM every 5 s and takes up to 15 s and 60 s to end its ranks
+(``tokenizer_manager.py``, 0.5.23)."""
+
+DELAYS: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds before a start by systemd itself, by the number of incidents of the last hour."""
+
+FREE_SECONDS: Final = 60.0
+"""How long port and GPU memory of an engine that has just ended may take to come free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,13 @@ class Settings:
     start_timeout: float
     stop_timeout: float
     command: tuple[str, ...]
+    gpus: tuple[int, ...] = ()
+    secrets: Path | None = None
+    state: Path = Path("/var/lib/sglang")
     status_interval: float = 30.0
+    watch_interval: float = 30.0
+    hang_timeout: float = 300.0
+    free_timeout: float = FREE_SECONDS
 
     @property
     def address(self) -> tuple[str, int]:
@@ -76,44 +89,10 @@ class Settings:
         parts = urllib.parse.urlsplit(self.ready_url)
         return parts.hostname or "127.0.0.1", parts.port or (443 if parts.scheme == "https" else 80)
 
-
-class HealthProbe(threading.Thread):
-    """Asks the health URL until it answers 200; a thread, so that the engine's death is noticed meanwhile."""
-
-    def __init__(self, url: str, pause: float = PROBE_PAUSE_SECONDS) -> None:
-        super().__init__(name="health", daemon=True)
-        self.url = url
-        self.pause = pause
-        self.ready = threading.Event()
-        self.halted = threading.Event()
-        self.last = "not asked yet"
-        # No proxy: the engine is on this host, whatever the environment says about the internet.
-        self.opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def run(self) -> None:
-        """Ask until ready or halted."""
-        while not self.halted.is_set():
-            self.last = self.ask()
-            if self.last == "200":
-                self.ready.set()
-                return
-            self.halted.wait(self.pause)
-
-    def ask(self) -> str:
-        """Return the status of one health call, or why there was none, in a few words."""
-        try:
-            with self.opener.open(self.url, timeout=PROBE_TIMEOUT_SECONDS) as response:
-                return str(response.status)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return str(error.code)
-        except TimeoutError:
-            return "no answer"
-        except (OSError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", error)
-            if isinstance(reason, ConnectionRefusedError):
-                return "port closed"
-            return "no answer" if isinstance(reason, TimeoutError) else type(reason).__name__
+    @property
+    def unit(self) -> str:
+        """Name of the unit."""
+        return f"sglang@{self.instance}"
 
 
 class Signals:
@@ -163,13 +142,32 @@ class Supervisor:
         self.notifier = notifier
         self.signals = Signals()
         self.started = time.monotonic()
+        self.began = time.time()
+        self.drain = Drain.of_environment(dict(os.environ))
+        self.secrets = Secrets(())
+        self.output: Output | None = None
 
     def run(self) -> int:
         """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
+        try:
+            self.secrets = Secrets.of_directory(self.settings.secrets)
+        except OSError as error:
+            return self.fail(
+                EXIT_NEVER, f"cannot read {error.filename}: {error.strerror}; run the playbook again"
+            )
         with self.signals.installed():
+            status = self.prepare()
+            if status is not None:
+                return status
             try:
                 # A group of its own, so that a stop reaches every rank the engine started.
-                engine = subprocess.Popen(self.settings.command, process_group=0)
+                engine = subprocess.Popen(
+                    self.settings.command,
+                    process_group=0,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    env=self.drain.environment(dict(os.environ), self.settings.secrets),
+                )
             except FileNotFoundError:
                 return self.fail(
                     EXIT_NO_PROGRAM,
@@ -179,25 +177,99 @@ class Supervisor:
                 return self.fail(
                     EXIT_NOT_EXECUTABLE, f"cannot start {self.settings.command[0]}: {error.strerror or error}"
                 )
-            self.started = time.monotonic()
+            self.started, self.began = time.monotonic(), time.time()
+            assert engine.stdout is not None  # noqa: S101  # asked for above
+            output = self.output = Output(engine.stdout, self.secrets)
+            output.start()
             probe = HealthProbe(self.settings.ready_url)
             probe.start()
+            watch = Watch(
+                self.settings.ready_url,
+                self.settings.watch_interval,
+                self.settings.hang_timeout,
+                lambda: output.worked,
+            )
             try:
-                return self.watch(engine, probe)
+                return self.follow(engine, probe, watch)
             finally:
                 probe.halted.set()
+                watch.halted.set()
                 self.kill_group(engine)
+                output.finish()
 
-    def watch(self, engine: subprocess.Popen[bytes], probe: HealthProbe) -> int:
+    def prepare(self) -> int | None:
+        """Wait until the engine may start; an exit status when it may not."""
+        self.drain.clear()
+        pause = self.delay()
+        if pause:
+            text = f"{self.incidents_of_last_hour()} incidents"
+            self.say(f"{text} within the last hour: waiting {spell(pause)} before the next start")
+            if not self.wait(pause, f"waiting before the next start, {text} within the last hour"):
+                return EXIT_STOPPED
+        problem = self.taken()
+        deadline = time.monotonic() + self.settings.free_timeout
+        while problem is not None and time.monotonic() < deadline:
+            if not self.wait(2.0, f"waiting: {problem.text}"):
+                return EXIT_STOPPED
+            problem = self.taken()
+        if problem is None:
+            return None
+        status = problem.status or EXIT_NEVER
+        self.report("start", "was not started", problem, status)
+        return self.fail(status, f"engine was not started: {problem.text}")
+
+    def delay(self) -> float:
+        """Seconds to wait before a start: growing with the incidents of the last hour, none by hand."""
+        if restarts(self.settings.unit) == 0:
+            return 0.0
+        return DELAYS[min(self.incidents_of_last_hour(), len(DELAYS) - 1)]
+
+    def incidents_of_last_hour(self) -> int:
+        """How often the engine ended by itself lately."""
+        return incidents.recent(self.settings.state / "incidents", self.settings.instance, 3600.0)
+
+    def taken(self) -> Reason | None:
+        """What an engine needs and somebody else holds."""
+        host, port = self.settings.address
+        if accepts_connections(host, port):
+            return Reason(
+                "port",
+                f"port {port} is taken, expected a free one; find the program with "
+                f"ss -ltnp 'sport = :{port}' and stop it, or set metal_port",
+                final=True,
+            )
+        try:
+            memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
+        except gpus.GpuError as error:
+            return Reason("gpu", f"{error}; look at the GPUs, reset them or reboot the host", gpu=True)
+        if memory is None or not memory.taken:
+            return None
+        held = "; ".join(memory.taken)
+        return Reason(
+            "gpu-memory",
+            f"{held}; expected free GPUs; stop that process or, if it is gone, reset the GPU "
+            "(nvidia-smi --gpu-reset) or reboot",
+            final=True,
+        )
+
+    def wait(self, seconds: float, status: str) -> bool:
+        """Wait and say so; false when a stop was asked for."""
+        deadline = time.monotonic() + seconds
+        self.notifier.send(STATUS=status, EXTEND_TIMEOUT_USEC=int((seconds + 30.0) * 1e6))
+        while self.signals.stop is None and (rest := deadline - time.monotonic()) > 0:
+            self.signals.wait(rest)
+        return self.signals.stop is None
+
+    def follow(self, engine: subprocess.Popen[bytes], probe: HealthProbe, watch: Watch) -> int:
         """Follow the engine until it ends or a stop is asked for."""
         ready_after: float | None = None
         next_status = 0.0
         while True:
             if self.signals.stop is not None:
-                return self.stop(engine)
+                return self.stop(engine, ready=ready_after is not None)
             status = engine.poll()
             if status is not None:
-                return self.ended(status, ready_after)
+                return self.ended(engine, status, ready_after)
             age = self.age()
             if ready_after is None and probe.ready.is_set():
                 ready_after = age
@@ -206,75 +278,172 @@ class Supervisor:
                     READY=1, STATUS=f"ready: answered {self.settings.ready_url} after {spell(age)}"
                 )
                 next_status = age + self.settings.status_interval
+                watch.start()
             if ready_after is None and age >= self.settings.start_timeout:
                 return self.give_up(engine, probe)
+            if watch.hung.is_set():
+                return self.hung(engine, watch)
             if age >= next_status:
-                self.notifier.status(self.describe(age, ready_after, probe))
+                self.notifier.status(self.describe(age, ready_after, probe, watch))
                 # Short while starting: somebody is watching then.
                 next_status = age + (2.0 if ready_after is None else self.settings.status_interval)
-            self.signals.wait(0.25 if ready_after is None else min(5.0, next_status - age))
+            self.signals.wait(0.25 if ready_after is None else min(1.0, max(0.05, next_status - age)))
 
-    def describe(self, age: float, ready_after: float | None, probe: HealthProbe) -> str:
-        """Return the status line: what can be seen from outside without disturbing the engine."""
+    def describe(self, age: float, ready_after: float | None, probe: HealthProbe, watch: Watch) -> str:
+        """Return the status line: what can be seen without disturbing the engine."""
         if ready_after is None:
             path = urllib.parse.urlsplit(self.settings.ready_url).path or "/"
             seen = {
-                "port closed": f"loading, nothing listens on port {self.settings.address[1]} yet",
-                "503": f"{path} says 503 (loading or warming up)",
+                "port closed": f"nothing listens on port {self.settings.address[1]} yet",
+                "503": f"{path} says 503",
             }.get(probe.last, f"waiting for {path} ({probe.last})")
-            return (
-                f"starting: engine alive {spell(age)} of at most {spell(self.settings.start_timeout)}, {seen}"
-            )
-        host, port = self.settings.address
-        open_port = accepts_connections(host, port)
-        seen = f"port {port} accepts connections" if open_port else f"port {port} does NOT accept connections"
-        return f"{'ready' if open_port else 'troubled'}: engine alive {spell(age)}, {seen}"
+            phase = self.output.phase if self.output and self.output.phase else "loading"
+            limit = spell(self.settings.start_timeout)
+            return f"starting: {phase}; engine alive {spell(age)} of at most {limit}, {seen}"
+        if watch.note:
+            return f"troubled: engine alive {spell(age)}, {watch.note}"
+        load = watch.figures
+        seen = f", {load.running} requests running, {load.queued} waiting" if load else ""
+        return f"ready: engine alive {spell(age)}{seen}"
 
-    def ended(self, status: int, ready_after: float | None) -> int:
+    def ended(self, engine: subprocess.Popen[bytes], status: int, ready_after: float | None) -> int:
         """Report that the engine ended by itself; return its status as ours, never 0."""
         how = f"was ended by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
         when = "before it was ready" if ready_after is None else "after it had been ready"
-        code = 128 - status if status < 0 else status or 1
-        return self.fail(
-            code,
-            f"engine {how} after {spell(self.age())}, {when}; its own words: "
-            f"journalctl -u sglang@{self.settings.instance} -n 50",
+        return self.over(
+            engine,
+            "start" if ready_after is None else "crash",
+            f"{how} after {spell(self.age())}, {when}",
+            128 - status if status < 0 else status or 1,
         )
 
     def give_up(self, engine: subprocess.Popen[bytes], probe: HealthProbe) -> int:
         """Stop an engine that did not become ready in time."""
-        message = (
-            f"engine not ready within {spell(self.settings.start_timeout)} (last answer of "
-            f"{self.settings.ready_url}: {probe.last}); stopping it. Still loading? Raise the start "
-            f"timeout. Otherwise: journalctl -u sglang@{self.settings.instance} -n 50"
+        phase = self.output.phase if self.output and self.output.phase else "loading"
+        how = (
+            f"not ready within {spell(self.settings.start_timeout)} (last seen: {phase}; last answer of "
+            f"{self.settings.ready_url}: {probe.last}). Still loading? Raise metal_start_timeout_seconds"
         )
-        self.fail(EXIT_START_TIMEOUT, message)
-        self.terminate(engine)
-        return EXIT_START_TIMEOUT
+        self.end_engine(engine, min(self.settings.stop_timeout, TEARDOWN_SECONDS))
+        return self.over(engine, "timeout", how, EXIT_START_TIMEOUT)
 
-    def stop(self, engine: subprocess.Popen[bytes]) -> int:
-        """Pass the request to stop on to the engine and wait for it."""
-        name = self.signals.stop.name if self.signals.stop is not None else "SIGTERM"
-        self.say(
-            f"{name}: stopping the engine, up to {spell(self.settings.stop_timeout)} for requests in flight"
+    def hung(self, engine: subprocess.Popen[bytes], watch: Watch) -> int:
+        """Kill an engine that no longer gets on."""
+        return self.over(engine, "hang", f"hung ({watch.note}); killed", EXIT_HUNG)
+
+    def over(self, engine: subprocess.Popen[bytes], kind: str, how: str, status: int) -> int:
+        """The engine is gone, or has to be: say why, keep a report, return the exit status."""
+        self.kill_group(engine)
+        if self.output:
+            self.output.finish()
+        xids = find_xids(incidents.kernel_lines(self.began))
+        lines = self.output.last(200) if self.output else []
+        reason = diagnose(lines, xids, ready=kind in {"crash", "hang"})
+        if reason and reason.status is not None and (kind != "timeout" or reason.gpu):
+            status = reason.status
+        where = self.report(kind, how, reason, status, [str(xid) for xid in xids], lines)
+        why = f": {reason.text}" if reason else ""
+        more = f"report: {where}" if where else f"its own words: journalctl -u {self.settings.unit} -n 50"
+        return self.fail(status, f"engine {how}{why} ({more})")
+
+    def report(
+        self,
+        kind: str,
+        how: str,
+        reason: Reason | None,
+        status: int,
+        xids: Sequence[str] = (),
+        lines: Sequence[str] = (),
+    ) -> Path | None:
+        """Keep a report of an incident; none where it can't be written, which hides nothing else."""
+        incident = incidents.Incident(
+            instance=self.settings.instance,
+            kind=kind,
+            how=how,
+            reason=reason.text if reason else None,
+            code=reason.code if reason else None,
+            phase=self.output.phase if self.output else "",
+            age_seconds=round(self.age(), 1),
+            exit_status=status,
+            xids=list(xids),
+            output=list(lines),
         )
-        self.notifier.send(STOPPING=1, STATUS="stopping: requests in flight may finish")
+        try:
+            return incidents.write_report(self.settings.state / "incidents", incident)
+        except OSError as error:
+            self.say(f"the report of this incident could not be kept: {error.strerror or error}")
+            return None
+
+    def stop(self, engine: subprocess.Popen[bytes], *, ready: bool) -> int:
+        """Let requests in flight finish, end the engine, and see that its GPUs are free."""
+        name = self.signals.stop.name if self.signals.stop is not None else "SIGTERM"
+        if not ready:
+            self.say(f"{name}: stopping an engine that was not ready yet")
+            self.notifier.send(STOPPING=1, STATUS="stopping: the engine was not ready yet")
+            self.end_engine(engine, min(self.settings.stop_timeout, TEARDOWN_SECONDS))
+            return EXIT_STOPPED
+        self.say(f"{name}: draining, up to {spell(self.settings.stop_timeout)} for requests in flight")
+        self.notifier.send(
+            STOPPING=1, STATUS="stopping: new requests are refused, those in flight may finish"
+        )
         begun = time.monotonic()
-        if self.terminate(engine):
-            self.say(f"engine stopped after {spell(time.monotonic() - begun)}")
+        deadline = begun + self.settings.stop_timeout
+        drained = self.wait_for_requests(engine, deadline)
+        if drained is None:
+            # No plug-in: the engine drains by itself, as well as it does.
+            obeyed = self.end_engine(engine, self.settings.stop_timeout)
         else:
-            self.say(f"engine did not stop within {spell(self.settings.stop_timeout)}: killed")
+            obeyed = self.end_engine(engine, TEARDOWN_SECONDS if drained == 0 else KILL_GRACE_SECONDS)
+            if drained:
+                self.say(
+                    f"{drained} requests did not finish within {spell(self.settings.stop_timeout)}: cut off"
+                )
+        took = spell(time.monotonic() - begun)
+        self.say(f"engine stopped after {took}" if obeyed else f"engine did not stop within {took}: killed")
+        self.kill_group(engine)
+        self.look_for_ghosts()
         return EXIT_STOPPED
 
-    def terminate(self, engine: subprocess.Popen[bytes]) -> bool:
-        """Send SIGTERM to the engine, SIGKILL to its group after the stop timeout; return whether it obeyed.
+    def wait_for_requests(self, engine: subprocess.Popen[bytes], deadline: float) -> int | None:
+        """How many requests are still in flight when all are done or time is up; none: nobody counts them."""
+        try:
+            self.drain.begin()
+        except OSError as error:
+            self.say(f"cannot drain: {error.strerror or error}")
+            return None
+        patience = time.monotonic() + ANSWER_SECONDS
+        quiet, next_status = 0, 0.0
+        while engine.poll() is None:
+            now = time.monotonic()
+            running = self.drain.running()
+            if running is None:
+                if now >= patience:
+                    return None
+            elif running == 0:
+                quiet += 1
+                if quiet >= QUIET_LOOKS:
+                    return 0
+            else:
+                quiet = 0
+                if now >= deadline:
+                    return running
+                if now >= next_status:
+                    self.notifier.status(
+                        f"stopping: {running} requests in flight have another {spell(deadline - now)}"
+                    )
+                    next_status = now + 2.0
+            self.signals.wait(0.1)
+        return 0
+
+    def end_engine(self, engine: subprocess.Popen[bytes], patience: float) -> bool:
+        """Send SIGTERM to the engine, SIGKILL to its group after ``patience``; return whether it obeyed.
 
         SIGTERM goes to the engine's main process alone: it ends its ranks itself once requests are done, and
         a rank that got the signal first would break them off.
         """
         with contextlib.suppress(ProcessLookupError):
             engine.terminate()
-        deadline = time.monotonic() + self.settings.stop_timeout
+        deadline = time.monotonic() + patience
         next_status = time.monotonic() + 2.0
         while engine.poll() is None:
             now = time.monotonic()
@@ -282,12 +451,20 @@ class Supervisor:
                 self.kill_group(engine)
                 return False
             if now >= next_status:
-                self.notifier.status(
-                    f"stopping: the engine has another {spell(deadline - now)} for requests in flight"
-                )
+                self.notifier.status(f"stopping: the engine has another {spell(deadline - now)} to end")
                 next_status = now + 2.0
             self.signals.wait(min(0.5, deadline - now))
         return True
+
+    def look_for_ghosts(self) -> None:
+        """Say what still holds memory of the GPUs; the next start waits for it, or fails if it stays."""
+        try:
+            memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
+        except gpus.GpuError as error:
+            self.say(str(error))
+            return
+        for line in memory.taken if memory else ():
+            self.say(f"after the stop, {line}")
 
     def kill_group(self, engine: subprocess.Popen[bytes]) -> None:
         """Kill whatever is left of the engine's process group and wait until it is gone."""
@@ -360,6 +537,21 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def restarts(unit: str) -> int | None:
+    """How often systemd has started the unit again by itself since somebody did; none where it can't say."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "show", "--property=NRestarts", "--value", f"{unit}.service"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=10.0,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return int(done.stdout) if done.stdout.strip().isdigit() else None
+
+
 def seconds(text: str) -> float:
     """Parse a positive number of seconds (for argparse)."""
     value = float(text)
@@ -368,19 +560,52 @@ def seconds(text: str) -> float:
     return value
 
 
+def indices(text: str) -> tuple[int, ...]:
+    """Parse GPU indices (for argparse)."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers")
+    return tuple(int(part) for part in parts)
+
+
+def state_directory() -> Path:
+    """The unit's state directory."""
+    return Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or "/var/lib/sglang")
+
+
 def parse(argv: Sequence[str]) -> Settings:
     """Parse the command line after ``metal supervise``."""
     parser = argparse.ArgumentParser(
         prog="metal supervise",
         description="Start the engine for systemd (Type=notify): status line, readiness, stop.",
         epilog="Exit status: 0 stopped on request; the engine's own (128+N for signal N) if it ended itself; "
-        "124 not ready in time; 126/127 cannot be started; 2 usage.",
+        "70 a GPU fault; 78 can never start; 123 hung; 124 not ready in time; 126/127 cannot be started; "
+        "2 usage.",
     )
     parser.add_argument("--instance", required=True, help="name after the @ of the unit")
     parser.add_argument("--ready-url", required=True, help="health URL of the engine; 200 means ready")
     parser.add_argument("--start-timeout", required=True, type=seconds, help="seconds until ready at most")
     parser.add_argument("--stop-timeout", required=True, type=seconds, help="seconds for requests in flight")
+    parser.add_argument(
+        "--gpus", type=indices, default=(), metavar="0,1,…", help="GPUs that must be free before a start"
+    )
+    parser.add_argument("--secrets", type=Path, metavar="DIR", help="keys (*_key) to take out of all output")
+    parser.add_argument(
+        "--state", type=Path, default=state_directory(), metavar="DIR", help="where incident reports are kept"
+    )
     parser.add_argument("--status-interval", type=seconds, default=30.0, help="seconds between status lines")
+    parser.add_argument(
+        "--watch-interval", type=seconds, default=30.0, help="seconds between looks at health"
+    )
+    parser.add_argument(
+        "--hang-timeout", type=seconds, default=300.0, help="seconds without progress that are no hang yet"
+    )
+    parser.add_argument(
+        "--free-timeout",
+        type=seconds,
+        default=FREE_SECONDS,
+        help="seconds that port and GPUs may take to come free",
+    )
     parser.add_argument(
         "command", nargs="+", metavar="-- ENGINE [ARGUMENT ...]", help="the engine's command line"
     )
@@ -393,7 +618,13 @@ def parse(argv: Sequence[str]) -> Settings:
         ready_url=arguments.ready_url,
         start_timeout=arguments.start_timeout,
         stop_timeout=arguments.stop_timeout,
+        gpus=arguments.gpus,
+        secrets=arguments.secrets,
+        state=arguments.state,
         status_interval=arguments.status_interval,
+        watch_interval=arguments.watch_interval,
+        hang_timeout=arguments.hang_timeout,
+        free_timeout=arguments.free_timeout,
         command=tuple(arguments.command),
     )
 

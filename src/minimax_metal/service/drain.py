@@ -1,0 +1,66 @@
+"""The supervisor's side of a clean stop: a file that tells the engine's plug-in to take no new work.
+
+``engine_plugin/README.md`` describes the other side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Final
+
+ANSWER_SECONDS: Final = 3.0
+"""How long the plug-in may take to answer; it looks ten times a second."""
+QUIET_LOOKS: Final = 3
+"""So many looks in a row without a request in flight, 0.1 s apart, before the engine is told to end: the last
+answer's last bytes are on their way then."""
+PLUGIN: Final = Path(__file__).resolve().parents[1] / "engine_plugin"
+
+
+class Drain:
+    """One stop of one engine."""
+
+    def __init__(self, directory: Path) -> None:
+        self.file = directory / "drain"
+
+    @classmethod
+    def of_environment(cls, environment: dict[str, str]) -> Drain:
+        """In the unit's runtime directory, or in a directory of its own outside systemd."""
+        named = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
+        return cls(Path(named) if named else Path(tempfile.mkdtemp(prefix="metal-supervise-")))
+
+    def environment(self, engine: dict[str, str], secrets: Path | None) -> dict[str, str]:
+        """The engine's environment with the plug-in in it."""
+        path = engine.get("PYTHONPATH")
+        found = engine | {
+            "METAL_DRAIN_FILE": str(self.file),
+            "PYTHONPATH": f"{PLUGIN}:{path}" if path else str(PLUGIN),
+        }
+        return found | ({"METAL_SECRETS": str(secrets)} if secrets else {})
+
+    def begin(self) -> None:
+        """Ask the plug-in to refuse new work.
+
+        Raises:
+            OSError: the file can't be made.
+        """
+        self.file.touch()
+
+    def clear(self) -> None:
+        """Take away what an earlier stop left."""
+        for path in self.file.parent.glob(f"{self.file.name}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def running(self) -> int | None:
+        """Requests in flight as the plug-in counts them; none while it has not answered."""
+        counts = []
+        for path in self.file.parent.glob(f"{self.file.name}.*"):
+            if path.suffix == ".new":
+                continue
+            try:
+                counts.append(int(path.read_text(encoding="ascii")))
+            except (OSError, ValueError):
+                continue
+        return sum(counts) if counts else None
