@@ -124,14 +124,17 @@ class Starter:
         stop: float = 10,
         command: list[str] | None = None,
         environment: dict[str, str] | None = None,
+        port: int | None = None,
     ) -> Run:
         number = len(self.runs)
         address = self.directory / f"notify{number}"
         channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         channel.bind(str(address))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        if port is None:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = probe.getsockname()[1]
+        command = [word.replace("{port}", str(port)) for word in command or ()]
         output = self.directory / f"output{number}"
         with output.open("w") as file:
             process = subprocess.Popen(

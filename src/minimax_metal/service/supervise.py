@@ -100,6 +100,8 @@ class Signals:
 
     def __init__(self) -> None:
         self.stop: signal.Signals | None = None
+        self.hurry = False
+        """A second request: whoever asks twice does not want to wait."""
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
@@ -123,8 +125,10 @@ class Signals:
             self._write.close()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number != signal.SIGCHLD and self.stop is None:
-            self.stop = signal.Signals(number)
+        if number == signal.SIGCHLD:
+            return
+        self.hurry = self.stop is not None
+        self.stop = self.stop or signal.Signals(number)
 
     def wait(self, seconds: float) -> None:
         """Sleep up to ``seconds``; return at once when a signal arrives."""
@@ -425,7 +429,7 @@ class Supervisor:
                     return 0
             else:
                 quiet = 0
-                if now >= deadline:
+                if now >= deadline or self.signals.hurry:
                     return running
                 if now >= next_status:
                     self.notifier.status(
@@ -447,7 +451,7 @@ class Supervisor:
         next_status = time.monotonic() + 2.0
         while engine.poll() is None:
             now = time.monotonic()
-            if now >= deadline:
+            if now >= deadline or self.signals.hurry:
                 self.kill_group(engine)
                 return False
             if now >= next_status:
