@@ -60,15 +60,17 @@ class ActionModule(ActionBase):
                 self._connection.reset()
                 time.sleep(min(interval, 10.0))
                 continue
-            said = [text for text in answer.get("stdout", "").splitlines() if text.strip()]
+            # A terminal mixes standard error in; what the pull says begins with its name.
+            said = [text for text in answer.get("stdout", "").splitlines() if text.startswith("weights ")]
             if said and said[-1] != line:
                 line = said[-1]
                 DISPLAY.display(f"  {host}: {line}")
             if answer["rc"] == 0:
                 return {**result, "changed": False, "line": line}
-            reason = (answer.get("stderr", "").strip().splitlines() or ["no reason was given"])[-1]
+            spoken = f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}".split("metal weights: ")
+            reason = " ".join(spoken[-1].splitlines()[:1]) if len(spoken) > 1 else "no reason was given"
             if answer["rc"] != NOT_YET:
-                raise AnsibleActionFail(reason.removeprefix("metal weights: "))
+                raise AnsibleActionFail(reason)
             if time.monotonic() - begun >= timeout:
                 raise AnsibleActionFail(
                     f"not verified within {timeout:.0f} s, the pull goes on; last: {line}"

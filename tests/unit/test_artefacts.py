@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import commands, follow, pull, web
+from minimax_metal.artefacts import commands, errors, follow, pull
+from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.fetch import Attempt, Journal
 from minimax_metal.artefacts.follow import AwaitError, UnitState
 from minimax_metal.artefacts.manifest import (
@@ -37,7 +38,7 @@ from minimax_metal.artefacts.manifest import (
 from minimax_metal.artefacts.pull import NoSpaceError, Options, PullError, RefusedError, Reporter
 from minimax_metal.artefacts.request import Request, Source
 from minimax_metal.artefacts.sources import Listing
-from minimax_metal.artefacts.web import Body, SourceError
+from minimax_metal.artefacts.web import Body
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 
@@ -270,7 +271,9 @@ def test_a_disk_too_small_by_what_the_source_lists(
 
 
 def test_a_full_disk_says_so() -> None:
-    found = web.transport_error(Source("directory", path=Path("/x")), OSError(errno.ENOSPC, "No space left"))
+    found = errors.transport_error(
+        Source("directory", path=Path("/x")), OSError(errno.ENOSPC, "No space left")
+    )
     assert found.space
     assert found.permanent
 
@@ -599,7 +602,7 @@ def test_request_file(tmp_path: Path) -> None:
 
 
 def test_one_line_hides_signatures() -> None:
-    text = web.one_line(OSError("lost https://cdn/x?Signature=canary&b=1\nsecond line"))
+    text = errors.one_line(OSError("lost https://cdn/x?Signature=canary&b=1\nsecond line"))
     assert "canary" not in text
     assert "\n" not in text
 
@@ -611,7 +614,7 @@ def test_the_root_of_an_error_is_said() -> None:
         except OSError as error:
             raise RuntimeError("HTTPSConnectionPool(host=…): Max retries exceeded") from error
     except RuntimeError as error:
-        found = web.transport_error(Source("modelscope", "a/b", endpoint="http://h"), RuntimeError(error))
+        found = errors.transport_error(Source("modelscope", "a/b", endpoint="http://h"), RuntimeError(error))
     assert str(found) == "modelscope a/b at http://h: Connection refused"
     assert not found.permanent
 

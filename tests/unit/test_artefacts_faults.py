@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from minimax_metal.artefacts import sources
+from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import FOLDER, Manifest
 from minimax_metal.artefacts.pull import Options, PullError, RefusedError, Reporter, pull
 from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.web import SourceError, Web
+from minimax_metal.artefacts.web import Web
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 from tests.support.hub import REPOSITORY, Hub, model, running

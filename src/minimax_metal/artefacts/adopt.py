@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Final
 
 from minimax_metal.artefacts.check import workers_by_default
+from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.fetch import Journal
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, Manifest, sync, verify
 from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.sources import Listing, open_source
-from minimax_metal.artefacts.web import SourceError
 from minimax_metal.errors import UserError
 
 FICLONE: Final = 0x40049409
@@ -148,19 +148,6 @@ def _clone(source: int, target: Path) -> None:
 def may_link(status: os.stat_result) -> bool:
     """Return whether a file can be shared by a hard link with owner and mode as they are."""
     return bool(status.st_mode & stat.S_IROTH) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def siblings(request: Request) -> list[Path]:
-    """Return our own directories of other revisions of the model: shards often stay the same."""
-    try:
-        found = sorted(request.path.parent.iterdir())
-    except OSError:
-        return []
-    return [
-        path
-        for path in found
-        if path != request.path and not path.name.endswith(".partial") and Manifest.read(path) is not None
-    ]
 
 
 def listing_of(request: Request) -> tuple[Listing | None, str]:

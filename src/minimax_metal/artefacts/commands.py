@@ -29,6 +29,7 @@ from typing import Final
 
 from minimax_metal.artefacts import follow, stock
 from minimax_metal.artefacts.check import reread
+from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import Manifest, missing
 from minimax_metal.artefacts.pull import (
     NoSpaceError,
@@ -42,8 +43,6 @@ from minimax_metal.artefacts.pull import (
     spell_bytes,
 )
 from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
-from minimax_metal.artefacts.sources import resolve
-from minimax_metal.artefacts.web import SourceError
 
 EXIT_FAILED: Final = 1
 EXIT_INCOMPLETE: Final = 3
@@ -224,6 +223,8 @@ def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
 
 
 def _resolve(request: Request, arguments: argparse.Namespace) -> int:
+    from minimax_metal.artefacts.sources import resolve
+
     resolved = []
     deadline = time.monotonic() + arguments.timeout
     for source in request.sources:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from minimax_metal.artefacts.errors import SourceError, one_line, transport_error
 from minimax_metal.artefacts.manifest import (
     FOLDER,
     DamagedFileError,
@@ -38,7 +39,7 @@ from minimax_metal.artefacts.manifest import (
 from minimax_metal.artefacts.part import Part
 from minimax_metal.artefacts.request import Source
 from minimax_metal.artefacts.sources import Listing, Origin, open_source
-from minimax_metal.artefacts.web import Gate, SourceError, Throttle, one_line, transport_error
+from minimax_metal.artefacts.web import Gate, Throttle
 from minimax_metal.errors import UserError
 
 ATTEMPTS: Final = 3

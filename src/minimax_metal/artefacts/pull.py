@@ -27,10 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
 
-from minimax_metal.artefacts import adopt
+from minimax_metal.artefacts.errors import transport_error
 from minimax_metal.artefacts.manifest import FOLDER, Manifest, missing, sync
 from minimax_metal.artefacts.request import Request, Source, is_commit
-from minimax_metal.artefacts.web import transport_error
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 
@@ -106,9 +105,7 @@ def complete(request: Request) -> bool:
     """Return whether the verified model is at its final path (sizes only; nothing is read in full)."""
     manifest = Manifest.read(request.path)
     return (
-        manifest is not None
-        and not other_revision(request, manifest)
-        and not missing(request.path, manifest)
+        manifest is not None and not other_revision(request, manifest) and not missing(request.path, manifest)
     )
 
 
@@ -179,10 +176,26 @@ def adopt_only(request: Request, options: Options, reporter: Reporter) -> None:
         raise _os_error(request, error) from error
 
 
+def siblings(request: Request) -> list[Path]:
+    """Return our own directories of other revisions of the model: shards often stay the same."""
+    try:
+        found = sorted(request.path.parent.iterdir())
+    except OSError:
+        return []
+    return [
+        path
+        for path in found
+        if path != request.path and not path.name.endswith(".partial") and Manifest.read(path) is not None
+    ]
+
+
 def _adopt(request: Request, directories: list[Path], options: Options, reporter: Reporter) -> None:
     """Take files from ``directories`` and say what came of it."""
     if not directories:
         return
+    # Not at the top: it brings the HTTP library, which this process needs for nothing else.
+    from minimax_metal.artefacts import adopt
+
     reporter.state("pulling", f"looking at what is there: {', '.join(map(str, directories))}")
     adopted = adopt.adopt(request, reporter.say, directories, options.spare)
     if adopted.ways or adopted.rejected:
@@ -210,7 +223,7 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     _reuse(request.path, staging)
     readable = [path for path in request.adopt if os.access(path, os.R_OK | os.X_OK)]
-    _adopt(request, [*readable, *adopt.siblings(request)], options, reporter)
+    _adopt(request, [*readable, *siblings(request)], options, reporter)
     if request.bytes is not None:
         check_space(request, max(0, request.bytes - staged_bytes(staging)), options.spare)
     reasons = []

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import quote
 
+from minimax_metal.artefacts.errors import SourceError, transport_error
 from minimax_metal.artefacts.manifest import FILE as MANIFEST
 from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
 from minimax_metal.artefacts.request import HF_MIRROR, HTTP, HUGGINGFACE, MODELSCOPE, Source, is_commit
-from minimax_metal.artefacts.web import Body, SourceError, Web, transport_error
+from minimax_metal.artefacts.web import Body, Web
 from minimax_metal.errors import UserError
 
 LEFTOVERS: Final = frozenset(

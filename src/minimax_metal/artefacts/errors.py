@@ -1,0 +1,71 @@
+"""What can go wrong between a source and the disk, as one line each. Standard library only."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+
+class SourceError(Exception):
+    """A source could not serve; the text is one line.
+
+    ``permanent``: asking again will not help. ``space``: the disk is full, no other source will help either.
+    ``busy``: the source asked for patience; ``after``: for how many seconds, where it said so.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        permanent: bool = False,
+        space: bool = False,
+        busy: bool = False,
+        after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.space = space
+        self.busy = busy
+        self.after = after
+
+
+def transport_error(name: object, error: BaseException) -> SourceError:
+    """Return what a failed read or write means: a full disk, a forbidden path, or worth another try."""
+    number = getattr(error, "errno", None)
+    if number in {errno.ENOSPC, errno.EDQUOT}:
+        return SourceError("the disk is full", permanent=True, space=True)
+    if number in {errno.EACCES, errno.EROFS, errno.EPERM}:
+        return SourceError(f"{name}: {one_line(error)}; check owner and mount of the paths", permanent=True)
+    return SourceError(f"{name}: {system_reason(error) or one_line(error)}")
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all it stems from: HTTP libraries keep the root in several places."""
+    seen: set[int] = set()
+    waiting: list[object] = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if not isinstance(found, BaseException) or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        waiting += [found.__cause__, found.__context__, getattr(found, "reason", None), *found.args[:2]]
+
+
+def system_reason(error: BaseException) -> str | None:
+    """Return what the operating system said at the root of an error, e.g. ``Connection refused``."""
+    for found in causes(error):
+        if isinstance(found, OSError) and found.errno is not None and found.strerror:
+            return os.strerror(found.errno) if found.errno in errno.errorcode else found.strerror
+    return None
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception as one short line, without the query part of URLs (signatures live there)."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]*", r"\1", text)
+    text = re.sub(r"(url: /[^\s?)]*)\?[^\s)]*", r"\1", text)
+    text = re.sub(r"(https?://)[^/@\s]+@", r"\1", text)
+    return text if len(text) <= 200 else text[:199] + "…"
