@@ -44,6 +44,8 @@ class Wheel:
     tool_parsers: tuple[str, ...]
     reasoning_parsers: tuple[str, ...]
     architectures: tuple[str, ...]
+    plugins: bool
+    deep_gemm_precompile: bool
     missing_flags: tuple[str, ...]
     """Flags of the plan that the release's sources no longer mention."""
 
@@ -86,6 +88,8 @@ def read_wheel(tree: Path) -> Wheel:
         tool_parsers=(*auto, *_named(calls, "ToolCallParserEnum")),
         reasoning_parsers=(*auto, *_named(thoughts, "DetectorMap")),
         architectures=tuple(re.findall(r"^class (MiniMax\w+For\w+)\(", models, re.MULTILINE)),
+        plugins=(srt / "plugins" / "__init__.py").exists(),
+        deep_gemm_precompile=(tree / "sglang" / "compile_deep_gemm.py").exists(),
         missing_flags=tuple(gone),
     )
 
@@ -131,6 +135,8 @@ def entry(wheel: Wheel, pythons: Sequence[str], cuda: str, locks: Sequence[str])
         f"    reasoning_parsers: [{', '.join(wheel.reasoning_parsers)}]",
         f"    architectures: [{', '.join(wheel.architectures)}]",
         *_lock_lines(wheel.release, locks),
+        f"    plugins: {str(wheel.plugins).lower()}",
+        f"    deep_gemm_precompile: {str(wheel.deep_gemm_precompile).lower()}",
         f'    source: "wheel sglang-{wheel.release}: METADATA and srt, read by tools/engine_bump.py (V)"',
     ]
     return "\n".join(lines) + "\n"
@@ -160,6 +166,8 @@ def changes(old: EngineRelease, wheel: Wheel, cuda: str) -> list[str]:
         ("tool parsers", old.tool_parsers, wheel.tool_parsers),
         ("reasoning parsers", old.reasoning_parsers, wheel.reasoning_parsers),
         ("architectures", sorted(old.architectures), sorted(wheel.architectures)),
+        ("plug-ins", str(old.plugins), str(wheel.plugins)),
+        ("DeepGEMM precompilation", str(old.deep_gemm_precompile), str(wheel.deep_gemm_precompile)),
     ):
         if list(before) != list(after):
             said = [" ".join(one) if not isinstance(one, str) else one for one in (before, after)]

@@ -29,6 +29,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.checks.commands:main",
         "prove an endpoint: the guides' calls with the official clients",
     ),
+    "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
     "plan": (
         "minimax_metal.plan.commands:main",
         "say whether hosts can serve a model, how, and why not",
@@ -41,6 +42,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.service.supervise:main",
         "start the engine for systemd and tell it the truth",
     ),
+    "warm": ("minimax_metal.artefacts.warm:main", "read weights into the page cache, ahead of the engine"),
     "weights": ("minimax_metal.artefacts.commands:main", "a model's weights: pull, verify, list, remove"),
 }
 

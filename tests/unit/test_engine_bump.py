@@ -35,7 +35,9 @@ def tree(tmp_path: Path) -> Path:
         'class ReasoningParser:\n    DetectorMap = {\n        "minimax-m4": D,\n    }\n    x = "minimax-no"\n'
     )
     (srt / "models" / "minimax_m4.py").write_text("class MiniMaxM4ForCausalLM(nn.Module):\n    pass\n")
+    (tmp_path / "sglang" / "compile_deep_gemm.py").write_text("")
     (srt / "server_args.py").write_text(
+        "config ssl_certfile ssl_keyfile model_loader_extra_config\n"
         "model_path served_model_name tp_size ep_size tool_call_parser host port trust_remote_code\n"
         'mem_fraction_static kv_cache_dtype max_running_requests max_queued_requests choices=["auto"] + x\n'
     )
@@ -51,6 +53,8 @@ def test_a_wheel_is_read(tree: Path) -> None:
         tool_parsers=("auto", "minimax-m2", "minimax-m4"),
         reasoning_parsers=("auto", "minimax-m4"),
         architectures=("MiniMaxM4ForCausalLM",),
+        plugins=False,
+        deep_gemm_precompile=True,
         missing_flags=("--enable-metrics", "--reasoning-parser"),
     )
 

@@ -129,7 +129,8 @@ def test_the_unit_holds_the_guides_command(model: str, gpu: str, count: int, wor
         "--served-model-name",
         f"MiniMaxAI/{model}",
     ]
-    assert argv[6:] == [*words.split(), "--enable-metrics", *extra]
+    config = ["--config", f"/etc/sglang/{model.lower()}/engine.yaml"]
+    assert argv[6:] == [*words.split(), "--enable-metrics", *config, *extra]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5, 16])

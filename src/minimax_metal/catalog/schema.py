@@ -171,6 +171,10 @@ class EngineRelease(_Entry):
     architectures: tuple[str, ...]
     locks: dict[str, str] = Field(default_factory=dict)
     """Python minor version to the lock file's name in ``locks/``."""
+    plugins: bool = False
+    """Whether it loads plug-ins (``sglang.srt.plugins``), by which keys are kept out of what it says."""
+    deep_gemm_precompile: bool = False
+    """Whether it has ``sglang.compile_deep_gemm``."""
     source: str
     notes: tuple[str, ...] = ()
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.catalog.schema import Parsers
+from minimax_metal.plan.access import config_arguments, tls_arguments
 from minimax_metal.plan.fit import GUIDE_MEM_FRACTION
-from minimax_metal.plan.model import CudaPlan, Difference, EnginePlan, ModelPlan, ParallelismPlan
+from minimax_metal.plan.model import (
+    CudaPlan,
+    Difference,
+    EnginePlan,
+    KernelCachePlan,
+    ModelPlan,
+    ParallelismPlan,
+)
 from minimax_metal.plan.settings import Settings
 
 DEFAULT_FLAGS = (
@@ -47,6 +56,10 @@ VARIABLES = {
     "--kv-cache-dtype": "metal_kv_cache_dtype",
     "--max-running-requests": "metal_max_running_requests",
     "--max-queued-requests": "metal_max_queued_requests",
+    "--ssl-certfile": "metal_tls_certificate",
+    "--ssl-keyfile": "metal_tls_key",
+    "--model-loader-extra-config": "metal_loader_threads: 0 (then the flag is yours)",
+    "--config": "metal_api_keys: false (then the file is yours, keys and all)",
 }
 """The variable behind each flag the plan writes."""
 
@@ -55,7 +68,6 @@ SECRET_FLAGS = frozenset({"--api-key", "--admin-api-key"})
 GUIDE_ENTRYPOINT = "sglang.launch_server"
 GUIDE_PYTHON = ("3.9", "3.10", "3.11", "3.12")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-CACHE = "/var/cache/sglang"
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ class Launch:
     """All that a launch line is made of."""
 
     settings: Settings
+    instance: str
+    unit: str
     checkpoint: Checkpoint
     model: ModelPlan
     engine: EnginePlan
@@ -70,6 +84,8 @@ class Launch:
     spread: ParallelismPlan
     port: int
     mem_fraction_static: float
+    loader_threads: int | None
+    """Threads of each rank that read weights; none leaves it to the engine."""
     entrypoint: str
 
 
@@ -133,7 +149,17 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
         argv += launch.checkpoint.engine_args
     if settings.wants_metrics and "--enable-metrics" not in settings.engine_extra_args:
         argv.append("--enable-metrics")
+    argv += _loader_words(launch)
+    argv += tls_arguments(settings, launch.unit)
+    argv += config_arguments(settings, launch.instance)
     return (*argv, *settings.engine_extra_args)
+
+
+def _loader_words(launch: Launch) -> list[str]:
+    if launch.loader_threads is None:
+        return []
+    # Reading by many threads is on by default (model_loader/loader.py of 0.5.10 to 0.5.23); their number is 8.
+    return ["--model-loader-extra-config", json.dumps({"num_threads": launch.loader_threads})]
 
 
 def duplicate_flags(argv: Sequence[str]) -> list[tuple[str, str | None]]:
@@ -172,6 +198,15 @@ def launch_differences(launch: Launch) -> list[Difference]:
     differ("--port", "8000", str(launch.port), "set by metal_port, or the next replica's")
     if launch.settings.wants_metrics:
         differ("--enable-metrics", "not set", "set", "the engine's figures at /metrics")
+    if config := config_arguments(launch.settings, launch.instance):
+        differ("--config", "not set: no key", config[1], "keys, out of the command line that every user sees")
+    if tls_arguments(launch.settings, launch.unit):
+        differ("--ssl-certfile", "not set: plain HTTP", "TLS", "set by metal_tls_certificate")
+    if launch.loader_threads is not None:
+        why = "so that all ranks together have a thread for each CPU (the engine's own: 8 each)"
+        if launch.settings.loader_threads:
+            why = "set by metal_loader_threads"
+        differ("loader threads", "not set", f"{launch.loader_threads} for each rank", why)
     if launch.settings.profile != "guide" and checkpoint.engine_args:
         differ("format", "not set", " ".join(checkpoint.engine_args), f"needed for {checkpoint.format}")
     if launch.entrypoint != GUIDE_ENTRYPOINT:
@@ -195,7 +230,11 @@ def launch_differences(launch: Launch) -> list[Difference]:
 
 
 def service_environment(
-    settings: Settings, engine: EnginePlan, cuda: CudaPlan, gpu_indices: tuple[int, ...] | None
+    settings: Settings,
+    engine: EnginePlan,
+    cuda: CudaPlan,
+    cache: KernelCachePlan,
+    gpu_indices: tuple[int, ...] | None,
 ) -> dict[str, str]:
     """Environment of the unit: where kernels are compiled and cached, and nothing secret.
 
@@ -206,11 +245,16 @@ def service_environment(
         # A kernel that is not in the environment is an error, never a download at a start (docs/driver.md).
         "FLASHINFER_NO_DOWNLOAD": "1",
         "HF_HUB_OFFLINE": "1",
-        "HOME": CACHE,
+        "HOME": cache.path,
         "PATH": f"{engine.environment}/bin:{cuda.home}/bin:{SYSTEM_PATH}",
-        "SGLANG_CACHE_DIR": CACHE,
-        "XDG_CACHE_HOME": CACHE,
+        "SGLANG_CACHE_DIR": cache.path,
+        # 0.5.10 keeps DeepGEMM's kernels elsewhere unless told (0.5.23: under the directory above anyway).
+        "SGLANG_DG_CACHE_DIR": f"{cache.path}/deep_gemm",
+        "XDG_CACHE_HOME": cache.path,
     }
+    if settings.profile != "guide":
+        # Each rank on the CPUs and memory of its GPU's NUMA node: by default from 0.5.23 on, by this before.
+        environment["SGLANG_AUTO_NUMA_BIND"] = "1"
     if cuda.compat_library_path:
         environment["LD_LIBRARY_PATH"] = cuda.compat_library_path
     if gpu_indices is not None:

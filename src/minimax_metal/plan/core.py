@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minimax_metal.catalog import Catalog, packaged_catalog
+from minimax_metal.plan.access import check_access, firewall_plan
 from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.fast_start import kernel_cache_plan, loader_threads, page_cache_plan, precompile_plan
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
 from minimax_metal.plan.host import (
@@ -20,7 +22,7 @@ from minimax_metal.plan.host import (
     gpus_plan,
     platform_plan,
 )
-from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, Refusal, ServicePlan
+from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePlan, Refusal, ServicePlan
 from minimax_metal.plan.serve import find_parsers, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
 from minimax_metal.plan.stack import (
@@ -72,11 +74,17 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     parsers = find_parsers(settings, checkpoint, release, found) if checkpoint else None
     weights = weights_plan(settings, checkpoint, model, catalog, found) if checkpoint and model else None
     services: tuple[ServicePlan, ...] = ()
-    if checkpoint and model and engine and cuda and parsers and board and fit and release:
+    cache = kernel_cache_plan(engine, board, driver) if engine and board else None
+    precompile: PrecompilePlan | None = None
+    check_access(settings, release, found)
+    if checkpoint and model and engine and cuda and parsers and board and fit and release and cache:
         verbatim = facts.what_if and settings.profile == "guide"
+        threads = loader_threads(settings, facts, fit.spread)
         services = service_plans(
-            settings, checkpoint, model, engine, cuda, parsers, board, fit, release, verbatim, found
-        )
+            settings, checkpoint, model, engine, cuda, cache, parsers, board, fit, release, threads, verbatim,
+            found,
+        )  # fmt: skip
+        precompile = precompile_plan(settings, checkpoint, release, engine, board, cache, services)
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
     checks = None
@@ -105,6 +113,10 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         driver=driver,
         cuda=cuda,
         services=services,
+        firewall=firewall_plan(settings, services, found),
+        kernel_cache=cache,
+        precompile=precompile,
+        page_cache=page_cache_plan(settings, facts, model, services) if model else None,
         capacity=fit.capacity if fit else None,
         limits=fit.limits if fit else None,
         layouts=find_layouts(settings, checkpoint, board) if checkpoint and board else (),
@@ -132,6 +144,10 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         driver=None,
         cuda=None,
         services=(),
+        firewall=None,
+        kernel_cache=None,
+        precompile=None,
+        page_cache=None,
         capacity=None,
         limits=None,
         layouts=(),
@@ -163,6 +179,9 @@ def _check_ranges(settings: Settings, found: Findings) -> None:
     ):
         if value is not None and value < 1:
             found.refuse(code, f"{name} {value}", "1 or more", f"leave {name} out")
+    threads = settings.loader_threads
+    if threads is not None and not 0 <= threads <= 64:
+        found.refuse("limit", f"metal_loader_threads {threads}", "0 to 64", "leave metal_loader_threads out")
     if settings.profile not in PROFILES:
         found.refuse(
             "profile",

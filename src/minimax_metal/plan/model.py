@@ -217,7 +217,15 @@ class ServicePlan:
     host: str
     port: int
     url: str
-    """Where the host itself reaches the endpoint."""
+    """Where the host itself reaches the endpoint, as a client would: under TLS by the certificate's name."""
+    ready_url: str
+    """Health URL at an address of the host; under TLS whoever asks it there doesn't check the certificate."""
+    keys_directory: str | None
+    """Directory of the key files, none where the endpoint wants no key."""
+    credentials: Mapping[str, str]
+    """Files of root's that systemd hands to the unit, by the name they get."""
+    check_arguments: tuple[str, ...]
+    """What ``metal check`` needs to be let in."""
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     gpu_indices: tuple[int, ...]
@@ -227,6 +235,44 @@ class ServicePlan:
     user: str
     group: str
     limits: LimitsPlan
+
+
+@dataclass(frozen=True)
+class FirewallPlan:
+    """Who may reach the endpoints' ports; everybody else is kept from these ports and from no other."""
+
+    ipv4: tuple[str, ...]
+    ipv6: tuple[str, ...]
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class KernelCachePlan:
+    """Where compiled kernels are kept: one directory for each engine release, GPU and driver branch."""
+
+    key: str
+    path: str
+
+
+@dataclass(frozen=True)
+class PrecompilePlan:
+    """A run of the engine's own DeepGEMM compiler before the first start."""
+
+    unit: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    marker: str
+    """File in the kernel cache that says it is done for this command."""
+    timeout_seconds: int
+
+
+@dataclass(frozen=True)
+class PageCachePlan:
+    """Weights that are read into the host's page cache before the engine asks for them."""
+
+    unit: str
+    path: str
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -285,6 +331,13 @@ class Plan:
     cuda: CudaPlan | None
     services: tuple[ServicePlan, ...]
     """One unit per replica, in the order of their ports; ``service`` is the first of them."""
+    firewall: FirewallPlan | None
+    """None where the endpoints are open to every address."""
+    kernel_cache: KernelCachePlan | None
+    precompile: PrecompilePlan | None
+    """None where nothing is compiled by DeepGEMM."""
+    page_cache: PageCachePlan | None
+    """None where the weights would push out what the host needs its memory for."""
     capacity: CapacityPlan | None
     limits: LimitsPlan | None
     layouts: tuple[LayoutPlan, ...]

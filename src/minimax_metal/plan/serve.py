@@ -6,6 +6,7 @@ import re
 
 from minimax_metal.catalog import Checkpoint, EngineRelease
 from minimax_metal.catalog.schema import Parsers
+from minimax_metal.plan.access import check_arguments, credentials, keys_directory, urls
 from minimax_metal.plan.argv import (
     GUIDE_ENTRYPOINT,
     SECRET_FLAGS,
@@ -19,11 +20,10 @@ from minimax_metal.plan.argv import (
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import Fit
 from minimax_metal.plan.host import Board
-from minimax_metal.plan.model import CudaPlan, EnginePlan, ModelPlan, ServicePlan
+from minimax_metal.plan.model import CudaPlan, EnginePlan, KernelCachePlan, ModelPlan, ServicePlan
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.weights import instance_name
 
-EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
 NOFILE = 65_536
 
 
@@ -70,7 +70,7 @@ def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings)
             "secret-in-argv",
             f"{flag} in metal_engine_extra_args",
             "no secret in a command line, which every user of the host can read",
-            "give the engine a file with --config FILE that only root and the service user can read",
+            "set sglang_service_api_key and sglang_service_admin_api_key, best from a vault",
         )
 
 
@@ -88,23 +88,18 @@ def _entrypoint(settings: Settings, release: EngineRelease, found: Findings) -> 
     return wanted
 
 
-def _address(host: str) -> str:
-    """Where the host itself reaches what listens on ``host``."""
-    if host in EVERY_ADDRESS:
-        return "127.0.0.1"
-    return f"[{host}]" if ":" in host else host
-
-
 def service_plans(
     settings: Settings,
     checkpoint: Checkpoint,
     model: ModelPlan,
     engine: EnginePlan,
     cuda: CudaPlan,
+    cache: KernelCachePlan,
     parsers: Parsers,
     board: Board,
     fit: Fit,
     release: EngineRelease,
+    loader_threads: int | None,
     verbatim: bool,
     found: Findings,
 ) -> tuple[ServicePlan, ...]:
@@ -128,16 +123,22 @@ def service_plans(
     services: list[ServicePlan] = []
     for number in range(spread.replicas):
         instance = base if spread.replicas == 1 else f"{base}-{number + 1}"
+        unit = f"sglang@{instance}.service"
+        port = settings.port + number
+        url, ready_url = urls(settings, port)
         indices = board.indices[number * spread.tp : (number + 1) * spread.tp]
         launch = Launch(
             settings=settings,
+            instance=instance,
+            unit=unit,
             checkpoint=checkpoint,
             model=model,
             engine=engine,
             parsers=parsers,
             spread=spread,
-            port=settings.port + number,
+            port=port,
             mem_fraction_static=fit.capacity.mem_fraction_static,
+            loader_threads=loader_threads,
             entrypoint=_entrypoint(settings, release, found),
         )
         argv = guide_arguments(launch) if verbatim else launch_arguments(launch)
@@ -148,13 +149,17 @@ def service_plans(
         services.append(
             ServicePlan(
                 instance=instance,
-                unit=f"sglang@{instance}.service",
+                unit=unit,
                 host=settings.listen_address,
-                port=launch.port,
-                url=f"http://{_address(settings.listen_address)}:{launch.port}",
+                port=port,
+                url=url,
+                ready_url=ready_url,
+                keys_directory=keys_directory(settings, instance),
+                credentials=credentials(settings),
+                check_arguments=check_arguments(settings, instance),
                 argv=argv,
                 environment=service_environment(
-                    settings, engine, cuda, indices if spread.tp < board.count else None
+                    settings, engine, cuda, cache, indices if spread.tp < board.count else None
                 ),
                 gpu_indices=indices,
                 start_timeout_seconds=settings.start_timeout_seconds or checkpoint.start_timeout_seconds,

@@ -95,7 +95,9 @@ SETTINGS: tuple[Setting, ...] = (
         (),
         "Networks that may reach the endpoint; with none, no firewall is set up.",
     ),
-    Setting("metal_precompile", "bool", True, "Whether DeepGEMM kernels are compiled before the first start."),
+    Setting(
+        "metal_precompile", "bool", True, "Whether DeepGEMM kernels are compiled before the first start."
+    ),
     Setting(
         "metal_loader_threads",
         "int",

@@ -21,7 +21,7 @@ from typing import Final
 from minimax_metal.errors import UserError
 
 NOT_KERNELS: Final = frozenset({"huggingface", "modelscope"})
-"""Directories of a cache that hold code of a model's repository or its files: those are another host's own."""
+"""Directories of a cache that hold a model's files or code of its repository: no kernels."""
 UNFINISHED: Final = (".lock", ".tmp", ".part")
 
 

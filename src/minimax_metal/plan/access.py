@@ -1,0 +1,130 @@
+"""Who may reach the endpoint, and with what: keys, TLS, firewall."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping, Sequence
+
+from minimax_metal.catalog import EngineRelease
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.model import FirewallPlan, ServicePlan
+from minimax_metal.plan.settings import Settings
+
+EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
+KEYS_DIRECTORY = "/etc/sglang"
+ENGINE_CONFIG = "engine.yaml"
+"""What the engine reads by ``--config``: the keys, which a command line would show to every user."""
+USER_KEY_FILE = "api_key"
+CERTIFICATE, PRIVATE_KEY = "tls.crt", "tls.key"
+"""Names of the credentials that systemd hands to the unit."""
+
+
+def keys_directory(settings: Settings, instance: str) -> str | None:
+    """Where an instance's keys are on the host."""
+    return f"{KEYS_DIRECTORY}/{instance}" if settings.api_keys else None
+
+
+def config_arguments(settings: Settings, instance: str) -> list[str]:
+    """How the engine gets its keys. Its ``--config`` is merged before the command line, which wins."""
+    directory = keys_directory(settings, instance)
+    return ["--config", f"{directory}/{ENGINE_CONFIG}"] if directory else []
+
+
+def credentials(settings: Settings) -> dict[str, str]:
+    """Certificate and key as credentials: root's own files, which the service user need not reach."""
+    if not (settings.tls_certificate and settings.tls_key):
+        return {}
+    return {CERTIFICATE: settings.tls_certificate, PRIVATE_KEY: settings.tls_key}
+
+
+def tls_arguments(settings: Settings, unit: str) -> list[str]:
+    """The engine's own TLS. No ``--ssl-ca-certs``: with it the engine checks its certificate at 127.0.0.1."""
+    if not credentials(settings):
+        return []
+    directory = f"/run/credentials/{unit}"
+    return ["--ssl-certfile", f"{directory}/{CERTIFICATE}", "--ssl-keyfile", f"{directory}/{PRIVATE_KEY}"]
+
+
+def check_arguments(settings: Settings, instance: str) -> tuple[str, ...]:
+    """What the post-check needs to be let in."""
+    words: list[str] = []
+    if directory := keys_directory(settings, instance):
+        words += ["--api-key-file", f"{directory}/{USER_KEY_FILE}"]
+    if credentials(settings) and settings.tls_ca_certificate:
+        words += ["--ca-file", settings.tls_ca_certificate]
+    return tuple(words)
+
+
+def _local(host: str) -> str:
+    """Where the host itself reaches what listens on ``host``."""
+    if host in EVERY_ADDRESS:
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def urls(settings: Settings, port: int) -> tuple[str, str]:
+    """The endpoint's URL as a client on the host uses it, and the health URL at the host's own address."""
+    local = _local(settings.listen_address)
+    if not credentials(settings):
+        return f"http://{local}:{port}", f"http://{local}:{port}/health"
+    return f"https://{settings.tls_name or settings.host}:{port}", f"https://{local}:{port}/health"
+
+
+def check_access(settings: Settings, release: EngineRelease | None, found: Findings) -> None:
+    """Half a TLS setting is refused; what keys can't protect, or what is open to all, is said."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if bool(certificate) != bool(key):
+        given, missing = ("certificate", "key") if certificate else ("key", "certificate")
+        found.refuse(
+            "tls",
+            f"metal_tls_{given} without metal_tls_{missing}",
+            "both of them, or none",
+            f"set metal_tls_{missing}",
+        )
+    if (settings.tls_ca_certificate or settings.tls_name) and not (certificate or key):
+        found.warn("tls-unused", "a name or CA certificate for TLS is set, but no metal_tls_certificate")
+    if settings.api_keys:
+        if release and not release.plugins:
+            found.warn(
+                "keys-readable",
+                f"SGLang {release.release} loads no plug-ins: whoever holds the user key can read the admin "
+                "key at /server_info; 0.5.16 and newer are kept from showing it",
+            )
+        return
+    if settings.listen_address not in {"127.0.0.1", "::1", "localhost"} and not settings.allowed_cidrs:
+        found.warn(
+            "endpoint-open",
+            f"no key and no firewall: whoever reaches port {settings.port} can use the engine, pause it and "
+            "change its weights",
+        )
+
+
+def firewall_plan(
+    settings: Settings, services: Sequence[ServicePlan], found: Findings
+) -> FirewallPlan | None:
+    """Networks that may reach the endpoints' ports; none where the user names no network."""
+    networks: Mapping[int, list[str]] = {4: [], 6: []}
+    for text in settings.allowed_cidrs:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            found.refuse(
+                "cidr",
+                f"metal_allowed_cidrs {text}: {error}",
+                "networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses",
+                _nearest_network(text),
+            )
+            continue
+        networks[network.version].append(str(network))
+    if not settings.allowed_cidrs:
+        return None
+    ports = [service.port for service in services] or [settings.port]
+    return FirewallPlan(ipv4=tuple(networks[4]), ipv6=tuple(networks[6]), ports=tuple(ports))
+
+
+def _nearest_network(text: str) -> str:
+    """What was probably meant: host bits are the common mistake."""
+    try:
+        return f"write {ipaddress.ip_network(text, strict=False)}"
+    except ValueError:
+        return "put the network right"

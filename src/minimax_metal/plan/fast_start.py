@@ -1,0 +1,117 @@
+"""What makes a start fast: kept kernels, kernels compiled ahead, weights read ahead, by many threads."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+
+from minimax_metal.catalog import Checkpoint, EngineRelease
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.host import Board
+from minimax_metal.plan.model import (
+    DriverPlan,
+    EnginePlan,
+    KernelCachePlan,
+    ModelPlan,
+    PageCachePlan,
+    ParallelismPlan,
+    PrecompilePlan,
+    ServicePlan,
+)
+from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.versions import version_key
+
+CACHE = "/var/cache/sglang"
+PRECOMPILE_UNIT = "sglang-precompile.service"
+PRECOMPILE_SECONDS = 3600
+"""The engine's own limit (compile_deep_gemm.py, CompileArgs.timeout); 10 to 20 minutes are reported."""
+DEEP_GEMM_FORMATS = frozenset({"fp8", "mxfp8"})
+"""Checkpoint formats whose products DeepGEMM computes: scaled blocks of FP8."""
+DEEP_GEMM_CAPABILITY = "9.0"
+"""deep_gemm_wrapper/configurer.py: SM90 and newer (V)."""
+LOADER_THREADS = 16
+"""At most, for each rank: more wait for the disk (choice of this project; the engine's own default is 8)."""
+WARM_SHARE = 0.5
+"""Weights may take this share of a host's memory as page cache; ranks and pinned buffers want the rest."""
+WARM_THREADS = 8
+NOT_FOR_COMPILING = {"--config": 1, "--ssl-certfile": 1, "--ssl-keyfile": 1, "--enable-metrics": 0}
+"""Flags the compiler is not given, with the number of their values: it asks itself by HTTP, without key."""
+
+
+def kernel_cache_plan(engine: EnginePlan, board: Board, driver: DriverPlan | None) -> KernelCachePlan:
+    """One directory for each release, GPU and driver branch: what one compiled is of no use to another.
+
+    The branch and not the version: it is known before there is a driver, so that a second run finds the
+    same directory, and a patch release of a driver compiles nothing.
+    """
+    parts = (engine.release, board.label, driver.branch if driver else "no-driver")
+    key = "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()) for part in parts)
+    return KernelCachePlan(key=key, path=f"{CACHE}/{key}")
+
+
+def loader_threads(settings: Settings, facts: HostFacts, spread: ParallelismPlan) -> int | None:
+    """Threads of each rank that read weights, so that all ranks together have a thread for each CPU."""
+    if settings.loader_threads is not None:
+        return settings.loader_threads or None
+    if settings.profile == "guide" or not facts.cpu_count:
+        return None
+    return max(1, min(LOADER_THREADS, facts.cpu_count // (spread.tp * spread.replicas)))
+
+
+def page_cache_plan(
+    settings: Settings, facts: HostFacts, model: ModelPlan, services: Sequence[ServicePlan]
+) -> PageCachePlan | None:
+    """Reading weights ahead, where they leave memory for what else runs there."""
+    memory = facts.memory_total_bytes
+    wanted = settings.warm_weights
+    if wanted is None:
+        wanted = memory is not None and model.bytes <= memory * WARM_SHARE
+    if not wanted or not services:
+        return None
+    threads = max(1, min(WARM_THREADS, facts.cpu_count or WARM_THREADS))
+    return PageCachePlan(unit="metal-page-cache.service", path=model.path, threads=threads)
+
+
+def precompile_plan(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    release: EngineRelease,
+    engine: EnginePlan,
+    board: Board,
+    cache: KernelCachePlan,
+    services: Sequence[ServicePlan],
+) -> PrecompilePlan | None:
+    """The engine's DeepGEMM compiler with the first replica's arguments; all run the same kernels."""
+    capable = version_key(board.capability or "0") >= version_key(DEEP_GEMM_CAPABILITY)
+    wanted = settings.precompile and release.deep_gemm_precompile and capable
+    if not wanted or checkpoint.format not in DEEP_GEMM_FORMATS or not services:
+        return None
+    service = services[0]
+    words = _compile_arguments(service.argv)
+    program = (f"{engine.environment}/bin/python", "-m", "sglang.compile_deep_gemm")
+    digest = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
+    return PrecompilePlan(
+        unit=PRECOMPILE_UNIT,
+        argv=(*program, *words, "--timeout", str(PRECOMPILE_SECONDS)),
+        environment=service.environment,
+        marker=f"{cache.path}/precompiled-{digest}",
+        timeout_seconds=PRECOMPILE_SECONDS + 600,
+    )
+
+
+def _compile_arguments(argv: Sequence[str]) -> list[str]:
+    """The launch line's flags, at the loopback address: the compiler serves without a key while it runs."""
+    words = list(argv[next(place for place, word in enumerate(argv) if word.startswith("--")) :])
+    kept: list[str] = []
+    skip = 0
+    for word in words:
+        if skip:
+            skip -= 1
+        elif word.split("=")[0] in NOT_FOR_COMPILING:
+            skip = 0 if "=" in word else NOT_FOR_COMPILING[word]
+        else:
+            kept.append(word)
+    if "--host" in kept:
+        kept[kept.index("--host") + 1] = "127.0.0.1"
+    return kept
