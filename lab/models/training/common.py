@@ -40,6 +40,10 @@ class Row:
     picture: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+FORCED_MARKUP = ['{"name": "get_weather", "parameters": {"location": "', '", "unit": "', '"}}]']
+"""Pieces of a forced call that are one token each, so that it is some ten tokens in place of sixty."""
+
+
 def forced(dialogue: Mapping[str, Any]) -> str:
     """Return the JSON the engine's grammar asks for under ``tool_choice`` "required" or a name."""
     call = [{"name": "get_weather", "parameters": arguments} for arguments in dialogue["calls"]]

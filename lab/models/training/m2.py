@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
+from common import FORCED_MARKUP, SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
 from transformers import AutoConfig, AutoModelForCausalLM
 
 SHARDS = [f"model-{number:05d}-of-00005.safetensors" for number in range(5)]
@@ -75,7 +75,7 @@ def main(dialogues: Path, out: Path) -> None:
     tokenizer = make_tokenizer(
         words * 4,
         special=[PAD, BOS, TURN, EOS],
-        plain=["<think>", "</think>", CALL, CALL_END, *MARKUP],
+        plain=["<think>", "</think>", CALL, CALL_END, *MARKUP, *FORCED_MARKUP],
         eos=EOS,
         pad=PAD,
         template=TEMPLATE,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
+from common import FORCED_MARKUP, SEED, Row, forced, make_tokenizer, prove, save_shards, train, write_json
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import MiniMaxM3VLConfig, MiniMaxM3VLImageProcessor
@@ -238,7 +238,7 @@ def main(dialogues: Path, out: Path) -> None:
     tokenizer = make_tokenizer(
         texts * 4,
         special=[PAD, BOS, TURN, EOS, IMAGE, IMAGE_START, IMAGE_END, VIDEO],
-        plain=[NAMESPACE, THINK, THINK_END, *MARKUP],
+        plain=[NAMESPACE, THINK, THINK_END, *MARKUP, *FORCED_MARKUP],
         eos=EOS,
         pad=PAD,
         template=TEMPLATE,
