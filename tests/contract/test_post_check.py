@@ -82,7 +82,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
         def check(*arguments: str) -> tuple[int, dict[str, Any]]:
             asked = metal("check", url, "--model", PUBLISHED[model], "--report", str(report), *arguments)
-            status = asked.wait(timeout=300)
+            status = asked.wait(timeout=450)
             return status, json.loads(report.read_text())
 
         return check

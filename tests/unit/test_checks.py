@@ -138,7 +138,7 @@ PLANTED = {
     "image_kills": Case("image", rest="the endpoint is gone since image"),
     "key_ignored": Case("wrong_key", setup=KEYED),
     "keyless_open": Case("wrong_key", setup=KEYED),
-    "loads_stand_still": Case("abort"),
+    "loads_stand_still": Case("abort", options={"abort_seconds": 1.0}),
     "long_prompt_error": Case("long_prompt"),
     "messages_any_ignored": Case("messages_tool_any", setup=SPLIT),
     "messages_empty": Case(
@@ -165,7 +165,7 @@ PLANTED = {
         "chat", (*CHATS, "image", "messages_image", "long_prompt", "over_limit", "wrong_model", "concurrent")
     ),
     "no_defaults": Case("sampling"),
-    "no_json": Case("chat", (*ANSWERS, "wrong_model")),
+    "no_json": Case("chat", (*ANSWERS, "wrong_model"), options={"abort_seconds": 1.0}),
     "no_reasoning_parser": Case("reasoning", ("markup",)),
     "no_stream_usage": Case("stream", ("figures",)),
     "no_tool_parser": Case(

@@ -188,7 +188,8 @@ def check_abort(context: Context) -> str:
             times.append(time.monotonic())
             if len(times) >= 5 or any(choice.finish_reason for choice in chunk.choices):
                 break
-        during = _wait(context, 5.0, lambda running: running > before)
+        seen = min(5.0, context.options.abort_seconds)
+        during = _wait(context, seen, lambda running: running > before)
     finally:
         stream.close()
     left = time.monotonic()
