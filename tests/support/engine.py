@@ -76,6 +76,7 @@ FAULTS = frozenset(
         "messages_open",
         "messages_runs_on",
         "messages_stream_breaks",
+        "messages_stream_error",
         "messages_stream_loses_input",
         "messages_tool_as_text",
         "metrics_foreign",
@@ -390,6 +391,12 @@ class Engine:
             "thinking": {"thinking": ""},
             "tool_use": {"input": {}},
         }
+        if self.has("messages_stream_error"):
+            # As the engine ends a stream that it can't go on with.
+            error = {"type": "api_error", "message": "Internal server error"}
+            yield {"type": "error", "error": error}
+            yield {"type": "message_stop"}
+            return
         for index, block in enumerate(body["content"]):
             kind = block["type"]
             yield {"type": "content_block_start", "index": index, "content_block": {**block, **empty[kind]}}
@@ -529,7 +536,7 @@ class Handler(BaseHTTPRequestHandler):
         elif anthropic and engine.has("messages_missing"):
             self.answer_json(404, {"detail": "Not Found"})
         elif engine.has("hangs"):
-            time.sleep(4)
+            time.sleep(8)
             self.close_connection = True
         else:
             if anthropic:
@@ -580,7 +587,7 @@ class Handler(BaseHTTPRequestHandler):
             if engine.has("mixes_answers") and running > 1:
                 reply = Reply("<think>think</think>Hello from the simulated engine.")
             if engine.has("slow"):
-                time.sleep(4)
+                time.sleep(8)
             if engine.has("no_json"):
                 self.answer(200, b"<html>a proxy's page</html>", "application/json")
             elif request.get("anthropic"):

@@ -150,6 +150,8 @@ def _run_one(check: Check, context: Context) -> tuple[Result, bool]:
         got = f"{error.message} ({error.__cause__ or 'no reason given'})"
         return failed("a connection", shorten(got), JOURNAL), True
     except STATUS_ERRORS as error:
+        if error.status_code == 200:
+            return failed("a stream without an error in it", shorten(error.message), JOURNAL), False
         look = JOURNAL
         if error.status_code in {401, 403}:
             look = KEY
