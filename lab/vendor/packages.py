@@ -75,15 +75,20 @@ _LIBRARIES = {
 }
 
 
-def repository_packages(platform: Platform, keyring: bytes, key_id: str) -> list[Package]:
-    """Return all packages of one platform's directory."""
+def repository_packages(
+    platform: Platform, keyring: bytes, key_id: str, modules: bool = False
+) -> list[Package]:
+    """Return all packages of one platform's directory.
+
+    ``modules``: with sources that DKMS builds, for hosts with a kernel of their own.
+    """
     packages = [_cuda_keyring(platform, keyring, key_id)]
     branches = {version.split(".")[0] for version in platform.drivers}
     packages += [_pinning(branch, f"{branch}.*", _PIN_VERSIONS[branch]) for branch in sorted(branches)]
     for version in platform.drivers:
         if platform.patch_pins:
             packages.append(_pinning(version, f"{version}-*", f"{version}-1"))
-        packages += _driver(version)
+        packages += _with_modules(_driver(version), version) if modules else _driver(version)
     for toolkit in platform.toolkits:
         packages += _toolkit(toolkit)
     for name in ("cuda-toolkit-config-common", "cuda-toolkit-13-config-common"):
@@ -241,6 +246,35 @@ def _driver(version: str) -> list[Package]:
             relations={"Depends": f"nvidia-kernel-dkms {least}, {both}"},
         ),
     ]
+
+
+def _with_modules(packages: list[Package], version: str) -> list[Package]:
+    """Return a driver's packages with real modules: sources, DKMS's part of the scripts, and a modprobe."""
+    sources = {
+        f"/usr/src/nvidia-{version}/{path.name}": File(
+            path.read_text(encoding="utf-8").replace("@VERSION@", version).encode()
+        )
+        for path in sorted((FILES / "dkms").iterdir())
+    }
+    # As dh_dkms writes them (debhelper's dkms add-on).
+    scripts = {
+        "postinst": "#!/bin/sh\nset -e\n"
+        'if [ "$1" = configure ]; then\n'
+        f'    /usr/lib/dkms/common.postinst nvidia {version} "" "" "$2"\nfi\n',
+        "prerm": "#!/bin/sh\nset -e\n"
+        f'if [ "$(dkms status -m nvidia -v {version})" ]; then\n'
+        f"    dkms remove -m nvidia -v {version} --all\nfi\n",
+    }
+    changed = []
+    for package in packages:
+        if package.name in ("nvidia-kernel-open-dkms", "nvidia-kernel-dkms"):
+            package = replace(package, files={**package.files, **sources}, scripts=scripts)
+        elif package.name == "nvidia-modprobe":
+            package = replace(
+                package, files={"/usr/bin/nvidia-modprobe": _file("nvidia_modprobe_kernel.sh", 0o4755)}
+            )
+        changed.append(package)
+    return changed
 
 
 def _toolkit(toolkit: str) -> list[Package]:

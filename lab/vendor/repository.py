@@ -27,9 +27,9 @@ class Repository:
     key_fingerprint: str
 
 
-def build(destination: Path, keys: Path) -> Repository:
+def build(destination: Path, keys: Path, modules: bool = False) -> Repository:
     """Build the repository under `destination`, signed by the lab's key under `keys` (made when there is
-    none).
+    none). With `modules` the driver brings modules for DKMS to build, for hosts with a kernel of their own.
 
     Takes some seconds, and next to nothing when it is there already and nothing it is made of has changed.
     The packages are the same bytes each time. A repository that is being served is replaced as a whole.
@@ -41,7 +41,7 @@ def build(destination: Path, keys: Path) -> Repository:
     key = SigningKey(keys)
     repository = Repository(URL_PATH, key.fingerprint)
     contents = {
-        platform.slug: repository_packages(platform, key.public, key.fingerprint[-8:])
+        platform.slug: repository_packages(platform, key.public, key.fingerprint[-8:], modules)
         for platform in PLATFORMS
     }
     parts = [

@@ -1,0 +1,170 @@
+"""Each way in which a driver fails to be installed ends in one line, and the host can go on from there.
+
+On the hosts of lab/labs/driver.yml. `METAL_LAB_NAME` names a running lab that is used as it is, and left.
+What only a kernel can show (DKMS, nouveau, secure boot) is in test_kernel_host.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.site import Lab, Run
+
+PLAYBOOK = "molecule/driver/converge.yml"
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    if name := os.environ.get("METAL_LAB_NAME"):
+        yield Lab(name, "inventories/lab-driver")
+        return
+    fresh = Lab("driver-failures", "inventories/lab-driver")
+    fresh.lab("up", "--file", "lab/labs/driver.yml")
+    try:
+        yield fresh
+    finally:
+        fresh.lab("down")
+
+
+@pytest.fixture(scope="module")
+def vendor(lab: Lab) -> tuple[Path, str]:
+    """The directory that the lab's web server shows, and its address."""
+    everything = yaml.safe_load((lab.state / "inventory/hosts.yml").read_text())["all"]["vars"]
+    url = str(everything["lab_vendor_url"])
+    return lab.state / "vendor", re.sub(r"(http://[^/]+).*", r"\1", url)
+
+
+def play(lab: Lab, host: str = "gpu01", **variables: Any) -> Run:
+    return lab.play(
+        PLAYBOOK, "--tags", "nvidia_driver", "--limit", host, "--extra-vars", json.dumps(variables)
+    )
+
+
+def said(run: Run, host: str = "gpu01") -> str:
+    """Return the one line of a failed run: behind the host's name, found, expected, and what to do."""
+    assert run.returncode != 0, run.output
+    text = " ".join(run.output.split()).replace("''", "'")  # quoted as YAML is
+    line = re.search(rf"msg: .?.?{host}: (found .*?) PLAY RECAP", text)
+    assert line, run.output
+    assert "expected" in line.group(1)
+    assert "Traceback" not in run.output
+    return line.group(1)
+
+
+def nothing_installed(lab: Lab, host: str = "gpu01") -> bool:
+    return lab.ssh(host, "dpkg-query -W 'nvidia-driver-cuda' 2>/dev/null || true") == ""
+
+
+def test_repository_that_does_not_answer(lab: Lab, vendor: tuple[Path, str]) -> None:
+    run = play(lab, nvidia_driver_repository_url=f"{vendor[1]}:81/nowhere")
+    line = said(run)
+    assert "a package repository that does not answer" in line
+    assert "nvidia_driver_repository_proxy" in line
+    assert nothing_installed(lab)
+
+
+def test_key_of_another_fingerprint(lab: Lab) -> None:
+    run = play(lab, nvidia_driver_repository_key_fingerprint="EB693B3035CD5710E231E123A4B469963BF863CC")
+    text = " ".join(run.output.split())
+    assert run.returncode != 0
+    assert "expected EB693B3035CD5710E231E123A4B469963BF863CC. Nothing was given to apt." in text
+    assert lab.ssh("gpu01", "ls /etc/apt/sources.list.d") == "debian.sources\n"
+
+
+def test_signature_that_does_not_fit(lab: Lab, vendor: tuple[Path, str]) -> None:
+    tree, address = vendor
+    forged = tree / "forged"
+    shutil.copytree(tree / "compute/cuda/repos/debian12/x86_64", forged, dirs_exist_ok=True)
+    release = (forged / "InRelease").read_text()
+    (forged / "InRelease").write_text(release.replace("Origin: NVIDIA", "Origin: Somebody"))
+    line = said(play(lab, nvidia_driver_repository_url=f"{address}/forged"))
+    assert "a signature of the package repository that does not fit its key" in line
+    assert nothing_installed(lab)
+
+
+def test_branch_that_the_repository_lacks(lab: Lab) -> None:
+    line = said(play(lab, metal_driver_branch="595"))
+    assert "found nvidia-kernel-open-dkms 580.126.20, 580.159.04, 590.48.01, 610.57.04 in apt's lists" in line
+    assert "expected branch 595" in line
+    assert nothing_installed(lab)
+
+
+def test_package_that_is_listed_and_not_there(lab: Lab, vendor: tuple[Path, str]) -> None:
+    tree, address = vendor
+    part = tree / "incomplete"
+    shutil.copytree(tree / "compute/cuda/repos/debian12/x86_64", part, dirs_exist_ok=True)
+    for package in part.glob("libnvidia-ml1_*.deb"):
+        package.unlink()
+    line = said(play(lab, nvidia_driver_repository_url=f"{address}/incomplete"))
+    assert "404" in line
+    assert "it goes on from here" in line
+    assert nothing_installed(lab)
+
+
+def test_reboot_that_does_not_return_and_the_run_that_goes_on(lab: Lab) -> None:
+    late = "/etc/systemd/system/ssh.service.d/late.conf"
+    lab.ssh(
+        "gpu01",
+        f"mkdir -p $(dirname {late}); printf '[Service]\\nExecStartPre=/usr/bin/sleep 40\\n' > {late}",
+    )
+    line = said(play(lab, nvidia_driver_reboot_timeout_seconds=5))
+    assert "found no answer 5 s after a reboot into driver 580.159.04" in line
+    assert "look at its console" in line
+    # The host comes back after all; the next run finds the driver loaded and goes on.
+    lab.lab("reboot", "gpu01")
+    lab.ssh("gpu01", f"rm {late} && systemctl daemon-reload")
+    run = play(lab)
+    assert run.returncode == 0, run.output
+    assert "The packages of the driver are installed" not in run.changed["gpu01"]
+    assert "580.159.04" in lab.ssh("gpu01", "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+
+
+def test_upgrade_that_slipped_in_on_a_driver_that_is_not_ours(lab: Lab) -> None:
+    lab.ssh(
+        "gpu01",
+        "apt-mark -qq unhold $(apt-mark showhold)"
+        " && apt-get -qq -y -o Dir::Etc::PreferencesParts=/nowhere -o Dir::Etc::Preferences=/nowhere"
+        " --no-install-recommends install nvidia-driver-cuda >&2",
+    )
+    line = said(play(lab, nvidia_driver_manage=False))
+    assert "Driver/library version mismatch" in line
+    assert "nvidia_driver_manage is false" in line
+    assert play(lab).returncode == 0
+
+
+def test_driver_of_a_run_file_is_named_and_replaced_on_request(lab: Lab) -> None:
+    first = play(lab)
+    assert first.returncode == 0, first.output
+    # As the installer leaves a host: programs and a loaded module, and no package that knows of them.
+    uninstaller = (
+        "#!/bin/sh\\nrm -r /usr/bin/nvidia-smi /usr/share/nvidia-standin /usr/bin/nvidia-uninstall\\n"
+    )
+    for command in (
+        "mkdir /root/keep && cp -r /usr/bin/nvidia-smi /usr/share/nvidia-standin /root/keep",
+        "apt-mark -qq unhold $(apt-mark showhold) && systemctl stop nvidia-persistenced",
+        "dpkg --purge --force-all $(dpkg-query -W -f '${Package}\\n' '*nvidia*' 'libcuda*' libnvcuvid1) >&2",
+        "cp /root/keep/nvidia-smi /usr/bin && cp -r /root/keep/nvidia-standin /usr/share",
+        f"printf '{uninstaller}' > /usr/bin/nvidia-uninstall && chmod 755 /usr/bin/nvidia-uninstall",
+    ):
+        lab.ssh("gpu01", command)
+    named = play(lab)
+    assert named.returncode != 0
+    assert "driver 580.159.04 that no package owns (a .run installer" in " ".join(named.output.split())
+    assert "set metal_driver_run_file to replace" in " ".join(named.output.split())
+    kept = play(lab, metal_driver_run_file="keep")
+    assert kept.changed.get("gpu01", []) == [] or "installed" not in " ".join(kept.changed["gpu01"])
+    assert lab.ssh("gpu01", "test -e /usr/bin/nvidia-uninstall && echo there") == "there\n"
+    replaced = play(lab, metal_driver_run_file="replace")
+    assert replaced.returncode == 0, replaced.output
+    assert "The driver of the .run installer is removed" in replaced.changed["gpu01"]
+    assert not lab.ssh("gpu01", "ls /usr/bin | grep uninstall || true")
+    assert "580.159.04" in lab.ssh("gpu01", "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
