@@ -666,7 +666,8 @@ def scripted_unit(*states: UnitState) -> Callable[[str], UnitState]:
 
 def await_quickly(request: Request, ask: Callable[[str], UnitState], **more: Any) -> list[str]:
     said: list[str] = []
-    follow.wait(request, say=said.append, ask=ask, pause=0.01, **{"grace": 0.1, **more})
+    quick = {"grace": 0.1, "changing": lambda: False, **more}
+    follow.wait(request, say=said.append, ask=ask, pause=0.01, **quick)
     return said
 
 
@@ -689,6 +690,21 @@ def test_await_tells_why_the_unit_failed(tmp_path: Path) -> None:
         await_quickly(request, scripted_unit(RUNNING, AGAIN, FAILED))
     with pytest.raises(AwaitError, match="gone does not exist"):
         await_quickly(request, scripted_unit(IDLE))
+
+
+def test_await_sits_through_a_shutdown(tmp_path: Path, model: Path) -> None:
+    request = request_for(tmp_path, model, unit="u.service")
+    asked = 0
+
+    def changing() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            run_pull(request)
+        return True
+
+    await_quickly(request, scripted_unit(RUNNING, FAILED), changing=changing)
+    assert asked == 3
 
 
 def test_await_does_not_sit_through_endless_restarts(tmp_path: Path) -> None:
@@ -763,5 +779,9 @@ def test_command_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     free(monkeypatch, 1)
     assert commands.main(["pull", "--request", str(file)]) == commands.EXIT_NO_SPACE
     monkeypatch.setattr(follow, "GRACE", 0.0)
-    monkeypatch.setattr(follow.wait, "__defaults__", (None, lambda _: None, follow.show_unit, 0.01, 0.0, 3))
+    monkeypatch.setattr(
+        follow.wait,
+        "__defaults__",
+        (None, lambda _: None, follow.show_unit, 0.01, 0.0, 3, follow.machine_is_changing),
+    )
     assert commands.main(["await", "--request", str(file)]) == commands.EXIT_FAILED

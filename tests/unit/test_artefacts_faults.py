@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
+import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -327,3 +330,42 @@ def test_a_hub_that_is_no_hub(tmp_path: Path, hub: Hub) -> None:
 def test_random_faults(number: int, hub: Hub, tmp_path: Path) -> None:
     """The short version of tests/integration/test_weights_faults.py, the same rounds every time."""
     print(play(number, 20261122 + number, hub, tmp_path))
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_the_kernel_is_asked_in_the_right_order(hub: Hub, tmp_path: Path) -> None:
+    """Every file and directory is flushed before the name appears, and the name itself after."""
+    request = request_for(tmp_path, hub.source())
+    file, trace = tmp_path / "request.json", tmp_path / "trace"
+    file.write_text(json.dumps({"path": str(request.path), "sources": [hub.source()]}))
+    calls = "trace=fsync,fdatasync,rename,renameat,renameat2"
+    metal = [sys.executable, "-m", "minimax_metal.cli", "weights", "pull", "--request", str(file)]
+    done = subprocess.run(
+        ["strace", "-f", "-y", "-qq", "-s", "4096", "-e", calls, "-o", str(trace), *metal, "--spare", "0"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ptrace" in done.stderr:
+        pytest.skip("may not trace here")
+    assert done.returncode == 0, done.stderr
+    staging = str(request.staging)
+    events: list[tuple[str, str, str]] = []
+    for line in trace.read_text().splitlines():
+        if found := re.search(r"f(?:data)?sync\(\d+<([^>]+)>\)\s+= 0", line):
+            events.append(("sync", found[1], ""))
+        elif found := re.search(r'rename\w*\((?:[^"]*)"([^"]+)",(?:[^"]*)"([^"]+)".*= 0', line):
+            events.append(("rename", found[1], found[2]))
+    published = events.index(("rename", staging, str(request.path)))
+    flushed = {path for kind, path, _ in events[:published] if kind == "sync"}
+    moved = {new: old for kind, old, new in events[:published] if kind == "rename"}
+    for path in hub.files:
+        # Flushed under its name, or under the one it came in by.
+        assert {f"{staging}/{path}", moved.get(f"{staging}/{path}")} & flushed, path
+    assert {staging, f"{staging}/figures", f"{staging}/{FOLDER}"} <= flushed
+    assert f"{staging}/{FOLDER}/.manifest.json.new" in flushed, (
+        "the manifest's bytes are there before its name"
+    )
+    assert ("sync", str(request.path.parent), "") in events[published:]
+    # Nothing else is renamed to the final name, before or after.
+    assert [new for kind, _, new in events if kind == "rename"].count(str(request.path)) == 1

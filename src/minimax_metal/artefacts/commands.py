@@ -31,6 +31,7 @@ from minimax_metal.artefacts import follow, stock
 from minimax_metal.artefacts.check import reread
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import Manifest, missing
+from minimax_metal.artefacts.part import flush
 from minimax_metal.artefacts.pull import (
     NoSpaceError,
     Options,
@@ -168,6 +169,7 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
     except StoppedError:
+        flush(request.staging)
         reporter.state("stopped", "stopped; the next pull goes on from here")
         # systemd takes an end by SIGTERM, not an exit status, for a stop that was asked for.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -85,6 +85,17 @@ def show_unit(unit: str) -> UnitState:
     )
 
 
+def machine_is_changing() -> bool:
+    """Return whether the machine goes down or comes up: its units are then not what they will be."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.stdout.strip() in {"stopping", "starting", "initializing"}
+
+
 def read_state(request: Request) -> Mapping[str, Any]:
     """Return what the pull last wrote about itself; {} when it wrote nothing."""
     with contextlib.suppress(OSError, ValueError):
@@ -102,6 +113,7 @@ def wait(
     pause: float = 1.0,
     grace: float = GRACE,
     restarts: int = RESTARTS,
+    changing: Callable[[], bool] = machine_is_changing,
 ) -> None:
     """Return when the model is verified at its final path.
 
@@ -113,6 +125,7 @@ def wait(
         pause: seconds between two looks.
         grace: seconds without anybody at work before that counts as a failure.
         restarts: restarts by systemd after which a failing pull counts as failed.
+        changing: whether the machine is on its way down or up, when nobody at work means nothing.
 
     Raises:
         AwaitError: the pull failed, nobody pulls, or the time is over.
@@ -138,7 +151,9 @@ def wait(
             # The pull may have ended well between the two looks.
             if complete(request):
                 return
-            raise AwaitError(_why(request, unit, text))
+            if unit is None or not changing():
+                raise AwaitError(_why(request, unit, text))
+            idle_since = now
         if timeout is not None and now - begun >= timeout:
             raise NotYetError(
                 f"not verified within {timeout:.0f} s, the pull goes on; last: {text or 'nothing said'}"

@@ -4,7 +4,8 @@ Bytes are hashed as they are written, so that a whole file is never read again. 
 process is read once to get its hash back (no library hands out the inner state of a SHA-256); beside it lies
 a small file of marks, the hash of everything before an offset, every :data:`STEP` bytes. What does not agree
 with its mark, for instance blocks that a power cut left empty, is cut off and fetched again, as is what lies
-behind the last mark when the machine was started again since: that costs the last bytes, not the file.
+behind the last mark when the machine was started again since: that costs the last bytes, not the file. A pull
+that is stopped in an orderly way, as before the driver's reboot, flushes them, and it costs nothing.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class Part:
             read: told the number of bytes after every block, for progress.
         """
         found = min(os.fstat(self._file).st_size, self.entry.size)
-        marks, boot = self._marks()
+        marks, boot, flushed = self._marks()
         good = self._state()
-        sound = boot == boot_id()
+        sound = boot == boot_id() or flushed == found
         while self.offset < found:
             block = os.pread(
                 self._file, min(_BLOCK, found - self.offset, self._next - self.offset), self.offset
@@ -112,18 +113,20 @@ class Part:
             self._add_mark(f"boot {boot_id()}")
         return found - self.offset
 
-    def _marks(self) -> tuple[dict[int, str], str]:
-        """Return offset -> hash, and the boot in which the last bytes were written."""
+    def _marks(self) -> tuple[dict[int, str], str, int]:
+        """Return offset -> hash, the boot of the last bytes, and how many bytes a stop flushed."""
         marks: dict[int, str] = {}
-        boot = ""
+        boot, flushed = "", -1
         with contextlib.suppress(OSError):
             for line in self.marks.read_text(encoding="ascii", errors="replace").splitlines():
                 first, _, second = line.partition(" ")
                 if first == "boot":
                     boot = second
+                elif first == "flushed" and second.isdigit():
+                    flushed = int(second)
                 elif first.isdigit() and len(second) == 64:
                     marks[int(first)] = second
-        return marks, boot
+        return marks, boot, flushed
 
     def _add_mark(self, line: str) -> None:
         with self.marks.open("a", encoding="ascii") as marks:
@@ -176,6 +179,17 @@ class Part:
         """Remove what is there."""
         self.path.unlink(missing_ok=True)
         self.marks.unlink(missing_ok=True)
+
+
+def flush(staging: Path) -> None:
+    """Flush all partial files of a pull that has ended, and note it: the machine may be about to go down."""
+    for marks in (staging / FOLDER / PARTS).glob("*.marks"):
+        with contextlib.suppress(OSError), marks.with_suffix("").open("rb") as part:
+            os.fsync(part.fileno())
+            with marks.open("a", encoding="ascii") as file:
+                file.write(f"flushed {os.fstat(part.fileno()).st_size}\n")
+                file.flush()
+                os.fsync(file.fileno())
 
 
 def boot_id() -> str:

@@ -1,9 +1,9 @@
 """HTTP as a pull needs it: ranges, patience when a server asks for it, tokens, errors that say one line.
 
-``requests`` rather than the HTTP client of the check: it moved 1.5 GB/s with hashing on two cores where the
-other moved 0.7 (``benchmarks/weights_client.py``). It honours ``HTTPS_PROXY``, ``NO_PROXY`` and
-``SSL_CERT_FILE``-style settings of the environment, and sends ``Authorization`` to no other host than the one
-it was meant for, also after a redirect.
+``requests`` rather than the HTTP client of the check: two threads that also hash took 1.5 GB/s from a
+loopback with it, 0.7 GB/s with the other (measured on two cores, requests 2.34 and httpx2 2.16). It honours
+``HTTPS_PROXY``, ``NO_PROXY`` and ``REQUESTS_CA_BUNDLE`` of the environment, and sends ``Authorization`` to no
+other host than the one it was meant for, also after a redirect.
 """
 
 from __future__ import annotations
