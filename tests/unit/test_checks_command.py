@@ -8,9 +8,12 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -212,6 +215,57 @@ def self_signed(file: Path) -> Path:
     form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     file.write_bytes(key.private_bytes(*form) + certificate.public_bytes(serialization.Encoding.PEM))
     return file
+
+
+NONSENSE = {
+    "nothing": b"",
+    "null": b"null",
+    "list": b"[]",
+    "object": b"{}",
+    "text": b'"text"',
+    "nulls": b'{"data": null, "choices": null, "content": null, "loads": null, "usage": null}',
+    "numbers": b'{"data": [1], "choices": [2], "content": [3], "loads": [4], "usage": 5, "error": 6}',
+    "empty": b'{"data": [{}], "choices": [{}], "content": [{}], "loads": [{}], "usage": {}}',
+    "half": b'{"choices": [{"message": {"content": ["x"], "tool_calls": [{}]}, "delta": {}}], "usage": {}}',
+    "stream": b'data: {"choices": [{"delta": {"tool_calls": [{}]}}]}\n\ndata: [DONE]\n\n',
+    "page": b"<html>It works!</html>",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("body", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_fails_and_never_ends_in_a_traceback(
+    body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}"
+            arguments = [url, "--model", "m", "--image", "--limit-tokens", "512", "--abort-seconds", "0.2"]
+            assert commands.main([*arguments, *QUICK]) == 1
+        finally:
+            server.shutdown()
+            thread.join()
+    said = capsys.readouterr()
+    assert "Traceback" not in said.out + said.err
+    passed = re.findall(r"^│ (\w+) +│ passed", said.out, re.MULTILINE)
+    assert not passed, "nothing passes on nonsense"
 
 
 @pytest.mark.parametrize(
