@@ -161,6 +161,7 @@ def test_driver_of_a_run_file_is_named_and_replaced_on_request(lab: Lab) -> None
     assert "driver 580.159.04 that no package owns (a .run installer" in " ".join(named.output.split())
     assert "set metal_driver_run_file to replace" in " ".join(named.output.split())
     kept = play(lab, metal_driver_run_file="keep")
+    assert kept.returncode == 0, kept.output
     assert kept.changed.get("gpu01", []) == [] or "installed" not in " ".join(kept.changed["gpu01"])
     assert lab.ssh("gpu01", "test -e /usr/bin/nvidia-uninstall && echo there") == "there\n"
     replaced = play(lab, metal_driver_run_file="replace")

@@ -190,6 +190,12 @@ def test_run_file_is_named_and_replaced_only_on_request(wish: str, action: str, 
         assert done.problem is None
 
 
+def test_run_file_that_would_do_is_replaced_on_request_all_the_same() -> None:
+    collected = host(uninstaller="/usr/bin/nvidia-uninstall")
+    assert work(collected, facts("580.159.04"), plan(), run_file="replace").action == "replace"
+    assert work(collected, facts("580.159.04"), plan(), run_file="keep").kept
+
+
 def test_run_file_without_its_uninstaller_is_not_touched() -> None:
     done = work(host(), facts("570.133.20"), plan(), run_file="replace")
     assert "--uninstall" in str(done.problem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import built_for, driver_state
@@ -42,6 +42,7 @@ class DriverWork:
         held: installed packages that must be on hold; unheld: those of them that are not.
         stop_units: units that use the driver now and must stop first.
         summary: one line that says what will be done.
+        kept: whether the driver is that of a .run installer and stays: its services are not the role's.
     """
 
     action: str
@@ -55,6 +56,7 @@ class DriverWork:
     unheld: tuple[str, ...]
     stop_units: tuple[str, ...]
     summary: str
+    kept: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return the work as plain data."""
@@ -268,7 +270,7 @@ class _Decision:
         """What is to be done."""
         if self.by_run_file and self.run_file != "replace":
             return self._run_file()
-        if self.accepted:
+        if self.accepted and not self.by_run_file:
             return self._done(
                 f"driver {self.facts.loaded_driver} is accepted as it is", self.facts.loaded_driver
             )
@@ -318,7 +320,8 @@ class _Decision:
     def _run_file(self) -> DriverWork:
         loaded = self.facts.loaded_driver or "of unknown version"
         if self.run_file == "keep":
-            return self._done(f"driver {loaded} of a .run installer is kept", self.facts.loaded_driver)
+            words = f"driver {loaded} of a .run installer is kept"
+            return replace(self._done(words, self.facts.loaded_driver), kept=True)
         problem = (
             f"found driver {loaded} that no package owns (a .run installer put it there), expected none or "
             "one from packages; set metal_driver_run_file to replace (runs nvidia-uninstall), or to keep"
