@@ -48,7 +48,10 @@ def test_site_ends_in_a_verified_reply(lab: Lab) -> None:
     assert run.returncode == 0, run.output
     for host in UNIT:
         address = lab.ssh(host, "hostname -I").split()[0]
-        with urllib.request.urlopen(f"http://{address}:8000/v1/models", timeout=30) as reply:
+        request = urllib.request.Request(
+            f"http://{address}:8000/v1/models", headers={"Authorization": f"Bearer {lab.api_key}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
             assert json.load(reply)["data"][0]["id"].startswith("MiniMaxAI/MiniMax-M")
 
 
@@ -125,10 +128,11 @@ def test_a_reboot_brings_the_endpoint_back_by_itself(lab: Lab) -> None:
     assert lab.ssh("gpu01", "cat /proc/sys/kernel/random/boot_id") != before
     # Starting a unit that is being started waits for it: this is what an operator would type.
     lab.ssh("gpu01", f"systemctl start {UNIT['gpu01']}")
-    assert (
-        lab.ssh("gpu01", "metal check http://127.0.0.1:8000 --model MiniMaxAI/MiniMax-M2.5 >&2; echo $?")
-        == "0\n"
+    check = (
+        "metal check http://127.0.0.1:8000 --model MiniMaxAI/MiniMax-M2.5"
+        " --api-key-file /etc/sglang/minimax-m2.5/api_key"
     )
+    assert lab.ssh("gpu01", f"{check} >&2; echo $?") == "0\n"
 
 
 def test_status_names_the_release_and_stop_stops(lab: Lab) -> None:

@@ -36,6 +36,11 @@ class Lab:
         """Directory that holds the lab's state."""
         return Path(os.environ.get("METAL_LAB_ROOT", "/var/lib/minimax-metal-lab")) / self.name
 
+    @property
+    def api_key(self) -> str:
+        """The key of the lab's endpoints, as the run made it on the controller."""
+        return (self.state / "secrets" / "api_key").read_text(encoding="ascii").strip()
+
     def lab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Call the lab's command line; it must succeed."""
         return subprocess.run(

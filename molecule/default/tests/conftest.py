@@ -28,6 +28,12 @@ def record(host: Host) -> dict[str, Any]:
     return plan
 
 
+@pytest.fixture(scope="session")
+def api_key() -> str:
+    """The key that the run made for clients, on the controller."""
+    return (LAB / "secrets" / "api_key").read_text(encoding="ascii").strip()
+
+
 @pytest.fixture(params=["gpu01", "gpu02"], scope="module")
 def gpu_host(request: pytest.FixtureRequest) -> Host:
     return connect(request.param)

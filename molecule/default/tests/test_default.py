@@ -25,9 +25,11 @@ def exec_start(host: Host, unit: str) -> str:
     return " ".join(next(line for line in text.splitlines() if line.startswith("ExecStart=")).split())
 
 
-def post(url: str, payload: dict[str, Any]) -> dict[str, Any]:
+def post(url: str, key: str, payload: dict[str, Any]) -> dict[str, Any]:
     request = urllib.request.Request(  # noqa: S310 - a lab host's address, http only
-        url, json.dumps(payload).encode(), {"Content-Type": "application/json"}
+        url,
+        json.dumps(payload).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
     with urllib.request.urlopen(request, timeout=300) as reply:  # noqa: S310 - as above
         answer: dict[str, Any] = json.load(reply)
@@ -93,11 +95,12 @@ def test_as_many_ranks_run_as_there_are_gpus(gpu_host: Host, plan: dict[str, Any
 
 
 def test_the_guides_request_is_answered_from_another_machine(
-    gpu_host: Host, plan: dict[str, Any], unit: Any
+    gpu_host: Host, plan: dict[str, Any], unit: Any, api_key: str
 ) -> None:
     address = gpu_host.check_output("hostname -I").split()[0]
     answer = post(
         f"http://{address}:8000/v1/chat/completions",
+        api_key,
         {
             "model": plan["model"]["served_name"],
             "messages": [

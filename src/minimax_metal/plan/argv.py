@@ -158,7 +158,7 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
 def _loader_words(launch: Launch) -> list[str]:
     if launch.loader_threads is None:
         return []
-    # Reading by many threads is on by default (model_loader/loader.py of 0.5.10 to 0.5.23); their number is 8.
+    # Reading by threads is on by default (model_loader/loader.py of 0.5.10 to 0.5.23); there are 8 of them.
     return ["--model-loader-extra-config", json.dumps({"num_threads": launch.loader_threads})]
 
 
