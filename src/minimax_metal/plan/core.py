@@ -85,6 +85,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
             found,
         )  # fmt: skip
         precompile = precompile_plan(settings, checkpoint, release, engine, board, cache, services)
+    firewall = firewall_plan(settings, services, found)
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
     checks = None
@@ -113,7 +114,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         driver=driver,
         cuda=cuda,
         services=services,
-        firewall=firewall_plan(settings, services, found),
+        firewall=firewall,
         kernel_cache=cache,
         precompile=precompile,
         page_cache=page_cache_plan(settings, facts, model, services) if model else None,

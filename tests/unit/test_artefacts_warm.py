@@ -1,0 +1,46 @@
+"""Reading weights into the page cache."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from minimax_metal.artefacts.warm import main, warm
+from minimax_metal.errors import UserError
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """A model's directory: shards, a file in a folder below, and one that was adopted as a link."""
+    directory = tmp_path / "weights"
+    (directory / "below").mkdir(parents=True)
+    for name, size in (("one.safetensors", 9_000_000), ("two.safetensors", 5), ("below/config.json", 2)):
+        (directory / name).write_bytes(b"x" * size)
+    (tmp_path / "elsewhere").write_bytes(b"y" * 7)
+    (directory / "three.safetensors").symlink_to(tmp_path / "elsewhere")
+    return directory
+
+
+def test_every_byte_is_read(weights: Path) -> None:
+    done = warm(weights, threads=2)
+    assert (done.bytes, done.files, done.failed) == (9_000_014, 4, ())
+
+
+def test_a_stop_ends_it_early(weights: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert warm(weights, threads=1, stop=stop).bytes == 0
+
+
+def test_no_directory_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a model's weights"):
+        warm(tmp_path / "none", threads=1)
+
+
+def test_the_command_says_how_much(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(weights), "--threads", "2"]) == 0
+    assert capsys.readouterr().out.startswith("read 0.0 GB in 4 files in ")
+    with pytest.raises(UserError, match="1 or more"):
+        main([str(weights), "--threads", "0"])
