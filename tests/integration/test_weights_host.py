@@ -60,7 +60,7 @@ def requests(lab: Lab) -> list[dict[str, object]]:
     return found
 
 
-def play(lab: Lab, tmp_path: Path, **variables: object) -> Run:
+def play(lab: Lab, tmp_path: Path, tags: str = "host_tools,model_weights", **variables: object) -> Run:
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     more = {
@@ -71,7 +71,7 @@ def play(lab: Lab, tmp_path: Path, **variables: object) -> Run:
     }
     return lab.play(
         "site.yml",
-        *("--limit", HOST, "--tags", "host_tools,model_weights", "--extra-vars", json.dumps(more)),
+        *("--limit", HOST, "--tags", tags, "--extra-vars", json.dumps(more)),
     )
 
 
@@ -115,7 +115,7 @@ def test_a_pull_goes_on_across_a_reboot(lab: Lab, tmp_path: Path) -> None:
 
 def test_a_second_run_changes_nothing(lab: Lab, tmp_path: Path) -> None:
     skip = len(requests(lab))
-    run = play(lab, tmp_path)
+    run = play(lab, tmp_path, "model_weights")
     assert run.returncode == 0, run.output
     assert run.changed == {}
     assert requests(lab)[skip:] == [], "nobody asks the hub for what is settled"
@@ -128,7 +128,7 @@ def test_what_is_there_is_adopted(lab: Lab, tmp_path: Path) -> None:
     lab.ssh(HOST, f"chmod 700 /root/mine && metal weights remove {MODEL}/main")
     before = lab.ssh(HOST, "find /root/mine -type f -printf '%p %m %u %T@ %s\\n' | sort")
     skip = len(requests(lab))
-    run = play(lab, tmp_path, metal_weights_adopt=["/root/mine"])
+    run = play(lab, tmp_path, "model_weights", metal_weights_adopt=["/root/mine"])
     assert run.returncode == 0, run.output
     assert sent(lab, skip) == 0
     assert lab.ssh(HOST, "find /root/mine -type f -printf '%p %m %u %T@ %s\\n' | sort") == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -132,8 +133,6 @@ def test_a_plain_directory_is_linked(hub: Hub, tmp_path: Path) -> None:
 
 def test_what_was_adopted_is_not_read_again(hub: Hub, caches: Path, tmp_path: Path) -> None:
     """As the unit does: one step that may read users' homes, then the pull, which may not."""
-    import json
-
     file = tmp_path / "request.json"
     raw = {
         "path": str(tmp_path / "srv" / "m" / "r"),
@@ -241,3 +240,24 @@ def test_repair_fetches_what_is_damaged_and_only_that(hub: Hub, tmp_path: Path) 
     assert tree(request.path) == hub.files
     assert set(hub.bodies(skip)) == {shard.name}
     assert Manifest.read(request.path) is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_root_adopts_for_the_owner_of_the_models(hub: Hub, tmp_path: Path) -> None:
+    """As the unit does, from where nobody else may look: what it leaves is the service's."""
+    mine = tmp_path / "home" / "mine"
+    for path, content in hub.files.items():
+        (mine / path).parent.mkdir(parents=True, exist_ok=True)
+        (mine / path).write_bytes(content)
+    mine.parent.chmod(0o700)
+    place = tmp_path / "srv" / "m"
+    place.mkdir(parents=True)
+    os.chown(place, 65534, 65534)
+    file = tmp_path / "request.json"
+    file.write_text(json.dumps({"path": str(place / "r"), "sources": [hub.source()], "adopt": [str(mine)]}))
+    assert commands.main(["adopt", "--request", str(file)]) == 0
+    found = list(place.rglob("*"))
+    assert {".r.lock", ".r.state.json", "r.partial", "verified.jsonl"} <= {path.name for path in found}
+    shared = {path for path in found if path.is_file() and path.stat().st_nlink > 1}
+    assert {path.stat().st_uid for path in found if path not in shared} == {65534}
+    assert {path.stat().st_uid for path in mine.rglob("*")} == {0}

@@ -140,6 +140,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def become_owner(request: Request) -> None:
+    """As root, go on as the owner of the directory that holds the model, as its unit does.
+
+    Nothing is left there then that the unit could not continue, and what comes from elsewhere is not handled
+    as root.
+    """
+    if os.geteuid() != 0 or request.owner is not None:
+        return
+    try:
+        status = request.path.parent.stat()
+    except OSError:
+        return
+    if status.st_uid != 0:
+        os.setgroups([])
+        os.setgid(status.st_gid)
+        os.setuid(status.st_uid)
+
+
 def _pull(request: Request, arguments: argparse.Namespace) -> int:
     options = Options(
         workers=max(1, arguments.workers),
@@ -151,6 +169,7 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
         rate=arguments.rate,
         spare=arguments.spare,
     )
+    become_owner(request)
     reporter = Reporter(request)
 
     def stop(_number: int, _frame: FrameType | None) -> None:

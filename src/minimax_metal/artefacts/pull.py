@@ -98,6 +98,7 @@ class Reporter:
         temporary = self.request.state.with_name(f"{self.request.state.name}.new")
         with contextlib.suppress(OSError):  # on a full disk the line above has said it
             temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
+            _give_like(temporary, temporary.parent)
             temporary.replace(self.request.state)
 
 
@@ -456,6 +457,7 @@ def _locked(request: Request, reporter: Reporter) -> Iterator[None]:
     """Hold the lock of one model; a second pull waits here. The kernel releases it when its holder dies."""
     handle = os.open(request.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
+        _give_like(request.lock, request.lock.parent)
         waited = 0.0
         while True:
             try:
@@ -541,6 +543,13 @@ def _remove_strangers(staging: Path, manifest: Manifest) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         elif path not in wanted:
             path.unlink(missing_ok=True)
+
+
+def _give_like(path: Path, example: Path) -> None:
+    """Give a file that root made to the owner of another: the next pull may run as that one."""
+    if os.geteuid() == 0:
+        status = example.stat()
+        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
 
 
 def _give_to(owner: str, directory: Path) -> None:
