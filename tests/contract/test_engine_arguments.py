@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
+import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 CATALOG = packaged_catalog()
 ENGINE = CATALOG.engines[CATALOG.default_engine]
+KEYS = {"api-key": "0key-for-clients", "admin-api-key": "0key-for-managers"}
 EXTRAS: list[dict[str, Any]] = [
     {},
     {"metal_profile": "guide"},
@@ -32,6 +34,8 @@ EXTRAS: list[dict[str, Any]] = [
     {"metal_kv_cache_dtype": "bfloat16", "metal_metrics": True},
     {"metal_max_running_requests": 8, "metal_max_queued_requests": 16},
     {"metal_tool_call_parser": "auto", "metal_reasoning_parser": "auto"},
+    {"metal_loader_threads": 16, "metal_api_keys": False},
+    {"metal_tls_certificate": "/etc/tls/chain.pem", "metal_tls_key": "/etc/tls/private.pem"},
     {"metal_layout": "2xtp4", "metal_port": 9000, "metal_served_model_name": "minimax"},
 ]
 
@@ -55,8 +59,11 @@ def plans() -> list[Plan]:
 
 @cache
 def command_lines() -> list[tuple[str, ...]]:
-    """What stands behind the program's name, each line once."""
-    return sorted({_arguments(service.argv) for result in plans() for service in result.services})
+    """What stands behind the program's name, each line once, the DeepGEMM compiler's too."""
+    lines = {_arguments(service.argv) for result in plans() for service in result.services}
+    # The last flag is the compiler's own: its limit.
+    lines |= {_arguments(result.precompile.argv)[:-2] for result in plans() if result.precompile}
+    return sorted(lines)
 
 
 def _arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,14 +72,24 @@ def _arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 @cache
 def answer() -> dict[str, Any]:
-    """What the installed engine says, asked once."""
-    done = subprocess.run(
-        [str(environment()), str(Path(__file__).with_name("engine_probe.py"))],
-        input=json.dumps({"command_lines": command_lines()}),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """What the installed engine says, asked once; the file of the keys stands where the lines name one."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder, "engine.yaml")
+        config.write_text("".join(f'{name}: "{key}"\n' for name, key in KEYS.items()))
+        lines = [
+            [
+                str(config) if before == "--config" else word
+                for before, word in itertools.pairwise(("", *line))
+            ]
+            for line in command_lines()
+        ]
+        done = subprocess.run(
+            [str(environment()), str(Path(__file__).with_name("engine_probe.py"))],
+            input=json.dumps({"command_lines": lines}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert done.returncode == 0, done.stderr[-2000:]
     result: dict[str, Any] = json.loads(done.stdout)
     return result
@@ -108,6 +125,12 @@ def test_every_command_line_parses_to_what_was_meant() -> None:
         assert values["mem_fraction_static"] == float(given["--mem-fraction-static"])
         assert values["trust_remote_code"] is True
         assert values["tool_call_parser"] in {given["--tool-call-parser"], None} | set(ENGINE.tool_parsers)
+        keyed = "--config" in given
+        assert values["api_key"] == (KEYS["api-key"] if keyed else None)
+        assert values["admin_api_key"] == (KEYS["admin-api-key"] if keyed else None)
+        assert values["ssl_certfile"] == given.get("--ssl-certfile")
+        if "--model-loader-extra-config" in given:
+            assert json.loads(values["model_loader_extra_config"]) == {"num_threads": 16}
         if "--served-model-name" in given:
             assert values["served_model_name"] == given["--served-model-name"]
         if "--max-running-requests" in given:

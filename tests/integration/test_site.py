@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.support.site import Lab
+from tests.support.site import REPOSITORY, Lab
 
 UNIT = {"gpu01": "sglang@minimax-m2.5.service", "gpu02": "sglang@minimax-m3.service"}
 
@@ -104,6 +107,12 @@ DRIFT = [
     ("gpu01", "systemctl stop sglang@minimax-m2.5.service", "sglang_service", {"The instances and their target are started"}),
     ("gpu01", "echo '# x' >> /etc/systemd/system/sglang@minimax-m2.5.service", "sglang_service",
      {"The unit of each instance is there", "Restart changed instances"}),
+    ("gpu01", "echo x >> /etc/sglang/minimax-m2.5/engine.yaml", "sglang_service",
+     {"The keys of each instance are there", "Restart changed instances"}),
+    ("gpu01", "chmod 0644 /etc/sglang/minimax-m2.5/api_key", "sglang_service",
+     {"The keys of each instance are there"}),
+    ("gpu01", "rm /etc/systemd/system/metal-page-cache.service", "page_cache",
+     {"The unit that reads weights ahead is there", "The unit is known to systemd"}),
     ("gpu01", "rm /var/lib/minimax-metal/releases/current", "release_record",
      {"The verified plan is the newest release record"}),
 ]  # fmt: skip
@@ -120,6 +129,97 @@ def test_drift_is_repaired_by_exactly_the_task_that_manages_it(
     again = lab.play("site.yml", "--limit", host, "--tags", role)
     assert again.returncode == 0, again.output
     assert again.changed == {}
+
+
+# Found by a pattern that does not find itself in the command line of whoever looks.
+CANARY = {"sglang_service_api_key": "CANARYclients0000000000000000001", "sglang_service_admin_api_key": "CANARYmanagers000000000000000002"}  # fmt: skip
+PATTERN = "CANAR[Y]"
+KEY_FILES = {f"/etc/sglang/minimax-m2.5/{name}" for name in ("api_key", "admin_api_key", "engine.yaml")}
+
+
+def ask(lab: Lab, path: str, key: str | None, method: str = "GET") -> tuple[int, str]:
+    """Ask gpu01's endpoint and return status and text."""
+    address = lab.ssh("gpu01", "hostname -I").split()[0]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    request = urllib.request.Request(f"http://{address}:8000{path}", headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:  # noqa: S310 - a lab host's address, http only
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_planted_keys_are_in_their_files_and_nowhere_else(lab: Lab, tmp_path: Path) -> None:
+    given = tmp_path / "keys.json"
+    given.write_text(json.dumps(CANARY))
+    arguments = ("--limit", "gpu01", "--tags", "sglang_service,post_check,release_record")
+    before = started(lab, "gpu01")
+    run = lab.play("site.yml", *arguments, "-vvv", "--diff", "--extra-vars", f"@{given}")
+    assert run.returncode == 0, run.output[-4000:]
+    # The keys are another setting: the instance was restarted, and the check let in by the new one.
+    assert started(lab, "gpu01") != before
+    assert not re.search(PATTERN, run.output)
+
+    files = lab.ssh(
+        "gpu01",
+        f"grep -rlas --exclude-dir=upper --exclude-dir=.cache '{PATTERN}' "
+        "/etc /home /opt/minimax-metal /root /run /srv /tmp /var/cache/sglang /var/lib /var/log /var/tmp; true",
+    )
+    assert set(files.split()) == KEY_FILES
+    assert lab.ssh("gpu01", f"grep -las '{PATTERN}' /proc/[0-9]*/cmdline /proc/[0-9]*/environ; true") == ""
+    assert lab.ssh("gpu01", f"journalctl --no-pager --output=export | grep -c '{PATTERN}'; true") == "0\n"
+    modes = lab.ssh("gpu01", f"stat -c '%a %U:%G' /etc/sglang/minimax-m2.5 {' '.join(sorted(KEY_FILES))}")
+    assert modes.splitlines() == ["750 root:sglang", *["640 root:sglang"] * 3]
+    for place in (REPOSITORY / "reports", Path.home() / ".cache" / "minimax-metal" / "facts"):
+        for path in place.rglob("*") if place.exists() else ():
+            assert not path.is_file() or not re.search(PATTERN.encode(), path.read_bytes()), path
+
+    user, admin = CANARY.values()
+    assert ask(lab, "/v1/models", None)[0] == 401
+    assert ask(lab, "/v1/models", user)[0] == 200
+    assert ask(lab, "/flush_cache", user, "POST")[0] == 401
+    assert ask(lab, "/flush_cache", admin, "POST")[0] == 200
+    status, text = ask(lab, "/server_info", user)
+    assert status == 200
+    assert not re.search(PATTERN, text)
+
+    # Back to the pair of the secrets directory, which was there all the time.
+    back = lab.play("site.yml", *arguments)
+    assert back.returncode == 0, back.output[-4000:]
+    assert ask(lab, "/v1/models", user)[0] == 401
+    assert ask(lab, "/v1/models", lab.api_key)[0] == 200
+
+
+def test_a_drop_in_of_the_users_stays_and_the_sandbox_scores_as_it_should(lab: Lab) -> None:
+    drop_in = f"/etc/systemd/system/{UNIT['gpu01']}.d/mine.conf"
+    lab.ssh("gpu01", f"mkdir -p $(dirname {drop_in}) && printf '[Service]\nNice=1\n' > {drop_in}")
+    lab.ssh("gpu01", "systemctl daemon-reload")
+    run = lab.play("site.yml", "--limit", "gpu01", "--tags", "sglang_service")
+    assert run.returncode == 0, run.output
+    assert run.changed == {}
+    assert lab.ssh("gpu01", f"systemctl show -P Nice {UNIT['gpu01']}") == "1\n"
+    verdict = lab.ssh("gpu01", f"systemd-analyze security --no-pager {UNIT['gpu01']} | tail -1")
+    found = re.search(r"exposure level for .*: ([\d.]+)", verdict)
+    assert found is not None, verdict
+    assert float(found.group(1)) <= 4.0
+    lab.ssh("gpu01", f"rm -r $(dirname {drop_in}) && systemctl daemon-reload")
+
+
+def test_a_changed_setting_shows_in_full_and_restarts_what_it_touches(lab: Lab) -> None:
+    before = {host: started(lab, host) for host in UNIT}
+    arguments = ("--tags", "sglang_service", "--diff", "--extra-vars", '{"metal_stop_timeout_seconds": 500}')
+    shown = lab.play("site.yml", "--limit", "gpu01", "--check", *arguments)
+    assert shown.returncode == 0, shown.output
+    assert "-    --start-timeout 3600 --stop-timeout 600" in shown.output
+    assert "+    --start-timeout 3600 --stop-timeout 500" in shown.output
+    assert {host: started(lab, host) for host in UNIT} == before
+    run = lab.play("site.yml", "--limit", "gpu01", *arguments)
+    assert run.returncode == 0, run.output
+    assert set(run.changed["gpu01"]) == {"The unit of each instance is there", "Restart changed instances"}
+    assert started(lab, "gpu01") != before["gpu01"]
+    assert started(lab, "gpu02") == before["gpu02"]
+    back = lab.play("site.yml", "--limit", "gpu01", "--tags", "sglang_service")
+    assert back.returncode == 0, back.output
 
 
 def test_a_reboot_brings_the_endpoint_back_by_itself(lab: Lab) -> None:
