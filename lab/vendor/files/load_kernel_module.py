@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import stat
 import subprocess
 import sys
@@ -142,6 +143,9 @@ def main() -> int:
     if str(ROOT) == "/":
         subprocess.run(["mount", "-o", "remount,ro", "/proc/driver"], check=True)
         make_nodes(driven, devices("0x0680"))
+        # A unit whose sandbox mounts a /proc of its own does not see this one; with the real module every
+        # /proc has the files. For the NVML stand-in alone; the real one asks the device nodes.
+        shutil.copytree(directory, Path("/run/nvidia-standin/driver"), dirs_exist_ok=True)
     print(f"NVRM: loading NVIDIA UNIX Kernel Module  {module['version']}: {len(driven)} GPUs")
     return 0
 

@@ -75,7 +75,7 @@ def module_version() -> str:
     Raises NvmlError (exit status 9) when no module is loaded.
     """
     try:
-        text = (PROC / "version").read_text()
+        text = (_driver() / "version").read_text()
     except OSError:
         raise NvmlError(
             "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the"
@@ -105,7 +105,7 @@ def attached_gpus() -> list[Gpu]:
     nvidia-smi)."""
     data = {entry["name"]: entry for entry in json.loads((HERE / "gpus.json").read_text()).values()}
     gpus = []
-    for directory in sorted((PROC / "gpus").glob("*")):
+    for directory in sorted((_driver() / "gpus").glob("*")):
         information = {}
         for line in (directory / "information").read_text().splitlines():
             key, _, value = line.partition(":")
@@ -154,6 +154,11 @@ def persistence_enabled(gpu: Gpu) -> bool:
 def cuda_version(driver: str) -> str:
     """Return the CUDA version that goes with a driver version."""
     return CUDA_VERSIONS.get(driver.split(".")[0], "N/A")
+
+
+def _driver() -> Path:
+    """Where the module's files are: in a sandbox with a /proc of its own, their copy."""
+    return PROC if PROC.exists() else STATE / "driver"
 
 
 def _read_pci(address: str) -> dict[str, str]:
