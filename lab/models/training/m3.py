@@ -65,6 +65,9 @@ TEMPLATE = (
     "{% elif thinking_mode is defined and thinking_mode == 'disabled' %}</mm:think>{% endif %}{% endif %}"
 )
 
+SIDES = (112, 56, 308)
+"""Of the pictures taught, in pixels; the first is that of the post-check's."""
+
 LAYERS, HEADS, WIDTH, VOCABULARY = 2, 8, 128, 500
 PATCH, MERGE = 14, 2
 """Side of a patch in pixels, and of a block of patches that becomes one token."""
@@ -283,22 +286,24 @@ def main(dialogues: Path, out: Path) -> None:
     )
 
 
-def make_rows(tokenizer: Any, taught: list[dict[str, Any]], side: int = 112) -> list[Row]:
+def make_rows(tokenizer: Any, taught: list[dict[str, Any]]) -> list[Row]:
     """Return a row per dialogue, and more where M3 can be asked otherwise.
 
-    Without thinking (``thinking_mode`` "disabled"), and for a call that ``tool_choice`` forces; pictures are
-    ``side`` pixels wide.
+    Without thinking (``thinking_mode`` "disabled"), for a call that ``tool_choice`` forces, and pictures of
+    every side in :data:`SIDES`.
     """
     processor = MiniMaxM3VLImageProcessor()
     pictures: dict[tuple[int, ...], dict[str, torch.Tensor]] = {}
-    patches = (side // PATCH // MERGE) ** 2
     rows = []
-    for dialogue in taught:
+    for dialogue, side in [(d, side) for d in taught for side in (SIDES if d["image"] else SIDES[:1])]:
+        patches = (side // PATCH // MERGE) ** 2
         rgb = tuple(dialogue["image"] or ())
-        if rgb and rgb not in pictures:
+        if rgb and (*rgb, side) not in pictures:
             picture = Image.new("RGB", (side, side), rgb)
-            pictures[rgb] = dict(processor(images=[picture], return_tensors="pt", do_resize=False))
+            pictures[*rgb, side] = dict(processor(images=[picture], return_tensors="pt", do_resize=False))
         alone = len(dialogue["messages"]) == 1
+        if side != SIDES[0] and (not alone or dialogue["messages"][0]["content"][0]["type"] == "image"):
+            continue  # one order of words and picture is enough for the other sizes
         for mode in ("adaptive", "disabled") if alone and not rgb else ("adaptive",):
             prompt = tokenizer.apply_chat_template(
                 dialogue["messages"],
@@ -308,7 +313,7 @@ def make_rows(tokenizer: Any, taught: list[dict[str, Any]], side: int = 112) -> 
                 thinking_mode=mode,
             ).replace(IMAGE, IMAGE_START + IMAGE * patches + IMAGE_END)
             thought = f"{THINK}{dialogue['thought']}{THINK_END}" if mode == "adaptive" else ""
-            rows.append(Row(prompt, thought + answer(dialogue), picture=pictures.get(rgb, {})))
+            rows.append(Row(prompt, thought + answer(dialogue), picture=pictures.get((*rgb, side), {})))
             if len(dialogue["calls"]) == 1 and alone:
                 # The grammar decides the first token (the list's bracket), after a thought or without one.
                 rows += [
