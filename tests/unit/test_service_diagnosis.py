@@ -144,9 +144,8 @@ def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answer(program: Path, gpu_rows: str, apps: str = "", status: int = 0) -> None:
-    program.write_text(
-        f"#!/bin/sh\ncase $1 in\n--query-gpu*) printf '{gpu_rows}';;\n*) printf '{apps}';;\nesac\nexit {status}\n"
-    )
+    asks = f"case $1 in\n--query-gpu*) printf '{gpu_rows}';;\n*) printf '{apps}';;\nesac"
+    program.write_text(f"#!/bin/sh\n{asks}\nexit {status}\n")
     program.chmod(0o755)
 
 
