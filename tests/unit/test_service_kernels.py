@@ -22,6 +22,7 @@ def cache(tmp_path: Path) -> Path:
         ("precompiled-0123456789ab", ""),
         ("triton/b/launcher.so.lock", ""),
         ("triton/c/half.tmp", "half"),
+        (".cache/flashinfer/0.7.2/flashinfer_jit.log", "a line"),
         ("huggingface/modules/remote_code.py", "import os"),
     ):
         path = root / name

@@ -22,7 +22,8 @@ from minimax_metal.errors import UserError
 
 NOT_KERNELS: Final = frozenset({"huggingface", "modelscope"})
 """Directories of a cache that hold a model's files or code of its repository: no kernels."""
-UNFINISHED: Final = (".lock", ".tmp", ".part")
+NO_KERNEL: Final = (".lock", ".log", ".part", ".tmp")
+"""How names end of what compilers keep for themselves, or have not finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ def kernels(directory: Path) -> Iterator[Path]:
         directories[:] = sorted(name for name in directories if name not in NOT_KERNELS)
         for name in sorted(files):
             path = Path(parent, name)
-            if not name.endswith(UNFINISHED) and path.is_file() and not path.is_symlink():
+            if not name.endswith(NO_KERNEL) and path.is_file() and not path.is_symlink():
                 yield path.relative_to(directory)
 
 
