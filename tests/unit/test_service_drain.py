@@ -114,6 +114,8 @@ def test_keys_are_in_nothing_that_the_engine_says(starter: Starter, secrets: Pat
     with urllib.request.urlopen(f"http://127.0.0.1:{run.port}/server_info", timeout=PATIENCE) as response:
         assert json.load(response) == {"api_key": "***", "tp_size": 4}
     assert "'api_key': '***'" in run.said()
+    # A path that the engine itself opens to the clients' key.
+    assert [guarded(run, key) for key in (None, USER_KEY, ADMIN_KEY)] == [401, 401, 404]
     run.process.kill()
     run.process.wait(timeout=PATIENCE)
     crash = start(starter, "good", "--secrets", str(secrets), canary=ADMIN_KEY)
@@ -121,6 +123,15 @@ def test_keys_are_in_nothing_that_the_engine_says(starter: Starter, secrets: Pat
     for place in [run.output, crash.output, *starter.directory.rglob("incidents/*/*.json")]:
         assert USER_KEY not in place.read_text()
         assert ADMIN_KEY not in place.read_text()
+
+
+def guarded(run: Run, key: str | None) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", run.port, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        connection.request(
+            "POST", "/scale_elastic_ep", headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
+        return connection.getresponse().status
 
 
 def test_an_engine_that_gets_nowhere_is_ended(starter: Starter) -> None:  # noqa: F811
