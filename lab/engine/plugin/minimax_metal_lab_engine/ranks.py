@@ -14,6 +14,7 @@ import signal
 import sys
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
 from typing import Any
 
 PRELOADED = (
@@ -52,7 +53,9 @@ class Ranks(ForkServerContext):
 def start_server() -> None:
     """Start the fork server, when this process is the engine's main process."""
     main = getattr(sys.modules.get("__main__"), "__spec__", None)
-    if multiprocessing.parent_process() or not main or main.name != "sglang.launch_server":
+    module = main is not None and main.name == "sglang.launch_server"
+    script = Path(sys.argv[0]).name == "sglang" and sys.argv[1:2] == ["serve"]
+    if multiprocessing.parent_process() or not (module or script):
         return
     forkserver.set_forkserver_preload([f"{__package__}.preload"])
     forkserver.ensure_running()
