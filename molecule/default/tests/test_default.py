@@ -14,9 +14,10 @@ GUIDE = {
     4: "--tp-size 4 --tool-call-parser minimax-m2 --reasoning-parser minimax-append-think --host 0.0.0.0"
     " --trust-remote-code --port 8000 --mem-fraction-static 0.85",
     8: "--tp-size 8 --ep-size 8 --tool-call-parser minimax-m3 --trust-remote-code --host 0.0.0.0"
-    " --reasoning-parser minimax-m3 --port 8000 --mem-fraction-static 0.85",
+    " --reasoning-parser minimax-m3 --port 8000 --mem-fraction-static 0.75",
 }
-"""The guides' commands by card count, behind the model's path; M3 with the engine's own parsers."""
+"""The guides' commands by card count, behind the model's path; M3 with the engine's own parsers and the share of
+memory that it was reported to run with."""
 
 
 def exec_start(host: Host, unit: str) -> str:
@@ -72,7 +73,7 @@ def test_the_unit_holds_the_whole_command_of_the_guide(gpu_host: Host, plan: dic
     command = exec_start(gpu_host, plan["service"]["unit"])
     engine = command.split(" -- ", 1)[1]
     expected = (
-        f"{plan['engine']['environment']}/bin/python -m sglang.launch_server"
+        f"{plan['engine']['environment']}/bin/sglang serve"
         f" --model-path {plan['model']['path']}"
         f" --served-model-name {plan['model']['served_name']} {GUIDE[plan['gpus']['count']]}"
     )
@@ -84,9 +85,9 @@ def test_the_unit_runs_as_its_user_and_starts_at_boot(
 ) -> None:
     assert unit.is_running
     assert unit.is_enabled
-    python = f"{plan['engine']['environment']}/bin/python"
+    place = f"{plan['engine']['environment']}/bin/"
     processes = [line.split(maxsplit=1) for line in gpu_host.check_output("ps -eo user=,args=").splitlines()]
-    assert {user for user, command in processes if command.startswith(python)} == {"sglang"}
+    assert {user for user, command in processes if command.startswith(place)} == {"sglang"}
 
 
 def test_as_many_ranks_run_as_there_are_gpus(gpu_host: Host, plan: dict[str, Any], unit: Any) -> None:
@@ -126,7 +127,7 @@ def test_the_report_says_that_every_check_passed(gpu_host: Host, plan: dict[str,
 
 def test_nothing_of_the_service_can_be_written_by_others(gpu_host: Host, plan: dict[str, Any]) -> None:
     found = gpu_host.check_output(
-        "find /etc/minimax-metal /etc/sglang /etc/systemd/system /opt/minimax-metal /var/lib/minimax-metal %s"
+        "find /etc/minimax-metal /etc/sglang /etc/systemd/system /opt/minimax-metal /opt/sglang /var/lib/minimax-metal %s"
         " -not -type l -perm /o+w",
         plan["model"]["path"],
     )
