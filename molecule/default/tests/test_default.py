@@ -16,8 +16,8 @@ GUIDE = {
     8: "--tp-size 8 --ep-size 8 --tool-call-parser minimax-m3 --trust-remote-code --host 0.0.0.0"
     " --reasoning-parser minimax-m3 --port 8000 --mem-fraction-static 0.75",
 }
-"""The guides' commands by card count, behind the model's path; M3 with the engine's own parsers and the share of
-memory that it was reported to run with."""
+"""The guides' commands by card count, behind the model's path; M3 with the engine's own parsers and the share
+of memory that it was reported to run with."""
 
 
 def exec_start(host: Host, unit: str) -> str:
@@ -127,7 +127,8 @@ def test_the_report_says_that_every_check_passed(gpu_host: Host, plan: dict[str,
 
 def test_nothing_of_the_service_can_be_written_by_others(gpu_host: Host, plan: dict[str, Any]) -> None:
     found = gpu_host.check_output(
-        "find /etc/minimax-metal /etc/sglang /etc/systemd/system /opt/minimax-metal /opt/sglang /var/lib/minimax-metal %s"
+        "find /etc/minimax-metal /etc/sglang /etc/systemd/system /opt/minimax-metal /opt/sglang"
+        " /var/lib/minimax-metal %s"
         " -not -type l -perm /o+w",
         plan["model"]["path"],
     )
