@@ -68,7 +68,7 @@ KEYS = {
     },
     "capacity": {"kv_tokens", "max_sequence", "weights_bytes", "total_bytes"},
     "disk": {"needed_bytes", "path"},
-    "checks": {"model", "image", "tool_calls", "reasoning_parser", "tool_parser"},
+    "checks": {"model", "image", "tool_calls", "reasoning_parser", "tool_parser", "arguments"},
 }  # fmt: skip
 
 

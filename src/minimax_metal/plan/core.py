@@ -90,12 +90,17 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
     checks = None
     if model and parsers:
+        image = "image" in model.modalities
         checks = ChecksPlan(
             model=model.served_name,
-            image="image" in model.modalities,
+            image=image,
             tool_calls=True,
             reasoning_parser=parsers.reasoning,
             tool_parser=parsers.tool,
+            arguments=(
+                *("--model", model.served_name, "--reasoning-parser", parsers.reasoning),
+                "--image" if image else "--image-refused",
+            ),
         )
     return Plan(
         host=settings.host,

@@ -307,6 +307,8 @@ class ChecksPlan:
     tool_calls: bool
     reasoning_parser: str
     tool_parser: str
+    arguments: tuple[str, ...]
+    """What ``metal check`` is told of the model."""
 
 
 @dataclass(frozen=True)
