@@ -1,7 +1,7 @@
 """Plain torch in place of kernels that exist for GPUs only.
 
 Each function has the signature of what it replaces in SGLang 0.5.23 (named in ``hooks.py``) and computes the
-same numbers; ``tests/contract/test_engine_arithmetic.py`` compares the whole model's log-probabilities with
+same numbers; ``tests/contract/test_engine.py`` compares the whole model's log-probabilities with
 transformers'.
 """
 
