@@ -10,7 +10,8 @@ from typing import Any
 
 from minimax_metal.plan.driver import driver_state, service_problem
 from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_work import driver_work, kernel_problem
+from minimax_metal.plan.driver_kernel import kernel_problem
+from minimax_metal.plan.driver_work import driver_work
 
 
 def metal_driver_now(

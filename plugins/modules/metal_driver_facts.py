@@ -183,6 +183,7 @@ def main():
         "dkms_logs": dkms_logs(),
         "nouveau": Path("/sys/module/nouveau").exists(),
         "uninstaller": uninstaller,
+        "modprobe": module.get_bin_path("nvidia-modprobe"),
         "keys": own_keys(),
         "active_units": [
             line.split()[0] for line in (active[1] if active else "").splitlines() if line.split()

@@ -106,3 +106,11 @@ def test_a_driver_of_a_run_file_is_named_loaded_or_not() -> None:
     found = decide(nvidia_installer="/usr/bin/nvidia-uninstall")
     assert "left /usr/bin/nvidia-uninstall" in found["driver-foreign"]
     assert "metal_driver_run_file to replace" in found["driver-foreign"]
+
+
+def test_a_module_that_outlived_its_packages_stops_nothing() -> None:
+    raw = raw_host("H20", 4, driver="580.65.06") | {"nvidia_smi": {"present": False}, "packages": {}}
+    made = plan(Settings.from_variables("gpu01", {"metal_model": "M2.5"}), parse_facts(raw))
+    assert made.refusals == ()
+    warning = next(one.message for one in made.warnings if one.code == "driver-leftover")
+    assert "module 580.65.06 is loaded" in warning

@@ -477,7 +477,10 @@ def test_all_reasons_come_at_once() -> None:
         ({"disks": {"/srv/models": {"free_bytes": 10**9, "total_bytes": 10**12}}}, "disk"),
         ({"disks": {"/srv": {"free_bytes": 10**9, "total_bytes": 10**12}}}, "disk"),
         (
-            {"driver_version_file": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun\n"},
+            {
+                "driver_version_file": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun\n",
+                "nvidia_smi": {"present": True, "returncode": 18, "stdout": "version mismatch", "stderr": ""},
+            },
             "driver-foreign",
         ),
     ],

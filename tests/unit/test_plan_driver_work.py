@@ -8,7 +8,8 @@ import pytest
 
 from minimax_metal.plan.driver import driver_state, fabric_state, service_problem
 from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_work import DriverWork, driver_work, kernel_problem, next_kernel, upstream
+from minimax_metal.plan.driver_kernel import kernel_problem, next_kernel
+from minimax_metal.plan.driver_work import DriverWork, driver_work, upstream
 
 MODULES, TOOLS, MANAGER = "nvidia-kernel-open-dkms", "nvidia-driver-cuda", "nvidia-fabricmanager"
 OFFERED = ("610.57.04-1", "590.48.01-1", "580.159.04-1", "580.126.20-1")
@@ -180,7 +181,7 @@ def test_secure_boot_is_no_reason_against_a_driver_that_runs() -> None:
     ],
 )
 def test_run_file_is_named_and_replaced_only_on_request(wish: str, action: str, words: str | None) -> None:
-    collected = host(uninstaller="/usr/bin/nvidia-uninstall")
+    collected = host(uninstaller="/usr/bin/nvidia-uninstall", modprobe="/usr/bin/nvidia-modprobe")
     done = work(collected, facts("570.133.20"), plan(), run_file=wish)
     assert done.action == action
     if words:
@@ -194,6 +195,23 @@ def test_run_file_that_would_do_is_replaced_on_request_all_the_same() -> None:
     collected = host(uninstaller="/usr/bin/nvidia-uninstall")
     assert work(collected, facts("580.159.04"), plan(), run_file="replace").action == "replace"
     assert work(collected, facts("580.159.04"), plan(), run_file="keep").kept
+
+
+@pytest.mark.parametrize(
+    ("modprobe", "nodes", "services", "problem"),
+    [
+        ("/usr/bin/nvidia-modprobe", [], ("nvidia-device-nodes.service",), None),
+        (None, ["/dev/nvidia-uvm"], (), None),
+        (None, ["/dev/nvidia0"], (), "without nvidia-modprobe and no /dev/nvidia-uvm"),
+    ],
+)
+def test_kept_run_file_has_its_device_nodes_made_where_it_can(
+    modprobe: str | None, nodes: list[str], services: tuple[str, ...], problem: str | None
+) -> None:
+    collected = host(uninstaller="/usr/bin/nvidia-uninstall", modprobe=modprobe, nodes=nodes)
+    done = work(collected, facts("580.159.04"), plan(), run_file="keep")
+    assert done.services == services
+    assert (done.problem is None) if problem is None else (problem in str(done.problem))
 
 
 def test_run_file_without_its_uninstaller_is_not_touched() -> None:

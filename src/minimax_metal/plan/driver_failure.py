@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minimax_metal.plan.driver_work import kernel_problem
+from minimax_metal.plan.driver_kernel import kernel_problem
 
 _CAUSES: Sequence[tuple[str, str, str, str]] = (
     # pattern, what was found, what was expected, what to do; the first that matches counts.

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minimax_metal.plan.driver import built_for, driver_state
+from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
 
@@ -17,6 +17,8 @@ PREFERENCES = "src:*nvidia*:any src:cuda-drivers:any src:cuda-compat:any"
 """What NVIDIA's own pinning packages cover (driver installation guide, version locking)."""
 BESIDE = "nvidia-fabricmanager* libnvidia-nscq* libnvsdm* nvidia-imex*"
 """What must be of the driver's version and what the pinning packages don't name."""
+NODES_UNIT = "nvidia-device-nodes.service"
+"""The unit that makes the device nodes at boot, with nvidia-modprobe (templates/)."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class DriverWork:
         held: installed packages that must be on hold; unheld: those of them that are not.
         stop_units: units that use the driver now and must stop first.
         summary: one line that says what will be done.
-        kept: whether the driver is that of a .run installer and stays: its services are not the role's.
+        kept: whether the driver is that of a .run installer and stays.
+        services: units that must run: the device nodes and the plan's. Of a kept driver the plan's are the
+            operator's, and the device nodes are made only where its installer left nvidia-modprobe.
     """
 
     action: str
@@ -57,6 +61,7 @@ class DriverWork:
     stop_units: tuple[str, ...]
     summary: str
     kept: bool = False
+    services: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the work as plain data."""
@@ -307,7 +312,13 @@ class _Decision:
             unheld=(),
             stop_units=tuple(self.collected.get("active_units") or ()),
             summary=words,
+            services=self.services,
         )
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Units that must run once the driver does."""
+        return (NODES_UNIT, *self.driver.get("services", ()))
 
     def _action(self) -> str:
         present = self.present
@@ -321,7 +332,17 @@ class _Decision:
         loaded = self.facts.loaded_driver or "of unknown version"
         if self.run_file == "keep":
             words = f"driver {loaded} of a .run installer is kept"
-            return replace(self._done(words, self.facts.loaded_driver), kept=True)
+            makes_nodes = bool(self.collected.get("modprobe"))
+            lacks = None
+            nodes = self.collected.get("nodes") or ()
+            if self.facts.loaded_driver and not makes_nodes and "/dev/nvidia-uvm" not in nodes:
+                lacks = (
+                    f"found driver {loaded} of a .run installer without nvidia-modprobe and no "
+                    "/dev/nvidia-uvm, expected the device nodes before the engine starts; run that .run file "
+                    "again with its nvidia-modprobe, or make the nodes at boot yourself"
+                )
+            done = self._done(words, self.facts.loaded_driver, lacks)
+            return replace(done, kept=True, services=(NODES_UNIT,) if makes_nodes else ())
         problem = (
             f"found driver {loaded} that no package owns (a .run installer put it there), expected none or "
             "one from packages; set metal_driver_run_file to replace (runs nvidia-uninstall), or to keep"
@@ -342,6 +363,7 @@ class _Decision:
             unheld=tuple(name for name in held if not self.states[name].startswith("h")),
             stop_units=(),
             summary=summary,
+            services=self.services,
         )
 
     def _pins(self, version: str | None) -> tuple[Pin, ...]:
@@ -358,36 +380,3 @@ class _Decision:
 
     def _has(self, name: str) -> bool:
         return self.states.get(name, "")[1:2] == "i"
-
-
-def next_kernel(bootable: Iterable[str]) -> str | None:
-    """The kernel that a boot loader starts by default: the newest, as ``linux-version sort`` orders them."""
-    return max(bootable, key=_natural, default=None)
-
-
-def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|[^\d]+", text)]
-
-
-def kernel_problem(collected: Mapping[str, Any], module: str) -> str | None:
-    """What is wrong with the modules of the kernel that runs and of the one that boots next, or None.
-
-    A failed build comes with the end of its log.
-    """
-    kernels = collected.get("kernels") or {}
-    running, upcoming = str(kernels.get("running")), next_kernel(kernels.get("bootable") or ())
-    if collected.get("container"):
-        return None
-    for kernel in dict.fromkeys([upcoming or running]):
-        if not built_for(collected, kernel):
-            lines = [line for log in (collected.get("dkms_logs") or {}).values() for line in log]
-            telling = [line.strip() for line in lines if re.search(r"\berror\b|\*\*\*", line, re.IGNORECASE)]
-            end = " | ".join((telling or [line.strip() for line in lines if line.strip()])[-3:])
-            where = ", ".join(collected.get("dkms_logs") or {}) or "/var/lib/dkms/nvidia"
-            moved = "" if kernel == running else f" (it boots next; {running} runs now)"
-            return (
-                f"found no module of {module} for kernel {kernel}{moved}: DKMS failed: {end or 'no log'}; "
-                f"expected one; read {where}, mend what it says (compiler, headers of {kernel}), run dkms "
-                "autoinstall and the playbook again"
-            )
-    return None

@@ -210,8 +210,18 @@ def driver_plan(
             f"one of {', '.join(RUN_FILE)}",
             "set one of them",
         )
-    present = (facts.loaded_driver and not packaged) or facts.nvidia_installer
-    if present and settings.driver_run_file == "refuse":
+    unowned = facts.loaded_driver is not None and not packaged
+    if unowned and not facts.smi_present and not facts.nvidia_installer:
+        # An installer leaves programs. This is a driver that was removed, as playbooks/remove.yml does it.
+        found.warn(
+            "driver-leftover",
+            f"module {facts.loaded_driver} is loaded and neither its packages nor nvidia-smi are there: a "
+            "driver was removed and the host not booted since; packages are installed, and a reboot follows "
+            "only when they are of another version (where a container brings the driver, set "
+            "nvidia_driver_manage to false)",
+        )
+        unowned = False
+    if (unowned or facts.nvidia_installer) and settings.driver_run_file == "refuse":
         version = f"driver {facts.loaded_driver}" if facts.loaded_driver else "a driver"
         trace = f", which left {facts.nvidia_installer}" if facts.nvidia_installer else ""
         found.refuse(
