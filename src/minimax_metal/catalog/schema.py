@@ -152,6 +152,12 @@ class Gpu(_Entry):
     nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72"]
     nvswitch_counts: tuple[int, ...] = ()
     """GPU counts per board on which NVSwitches sit."""
+    nvlinks: Number | None = None
+    """NVLinks of one GPU; none without any, and where cards are bridged in pairs."""
+    nvlink_bandwidth: Number | None = None
+    """All NVLinks of one GPU together, one way, in bytes a second."""
+    all_reduce_bandwidth: dict[int, Number] = Field(default_factory=dict)
+    """GPU count to the bus bandwidth of NCCL's all-reduce as published (bytes a second, nccl-tests' busbw)."""
     open_modules: Literal["required", "supported", "unsupported"]
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     notes: tuple[str, ...] = ()

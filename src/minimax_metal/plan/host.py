@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from minimax_metal.catalog import Catalog, Gpu, Platform
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings, near
-from minimax_metal.plan.model import GpusPlan, PlatformPlan
+from minimax_metal.plan.model import GpusPlan, InterconnectPlan, PlatformPlan
 from minimax_metal.plan.settings import Settings
 
 COUNTS = (4, 8)
@@ -132,6 +132,19 @@ def gpus_plan(board: Board) -> GpusPlan:
         nvswitch=board.nvswitch,
         indices=board.indices,
         compute_capability=board.capability,
+        interconnect=interconnect_plan(board.gpu) if board.gpu else None,
+    )
+
+
+def interconnect_plan(gpu: Gpu) -> InterconnectPlan:
+    """What the catalogue says of the links between these GPUs: `metal accept` measures against it."""
+    return InterconnectPlan(
+        kind=gpu.nvlink,
+        nvlinks=gpu.nvlinks.value if gpu.nvlinks else None,
+        bandwidth=gpu.nvlink_bandwidth.value if gpu.nvlink_bandwidth else None,
+        bandwidth_source=gpu.nvlink_bandwidth.source if gpu.nvlink_bandwidth else None,
+        all_reduce_bandwidth={count: figure.value for count, figure in gpu.all_reduce_bandwidth.items()},
+        all_reduce_source={count: figure.source for count, figure in gpu.all_reduce_bandwidth.items()},
     )
 
 

@@ -100,6 +100,21 @@ class WeightsPlan:
 
 
 @dataclass(frozen=True)
+class InterconnectPlan:
+    """What links the GPUs, as the catalogue knows it; bandwidths are bytes a second."""
+
+    kind: str
+    nvlinks: int | None
+    """NVLinks of one GPU."""
+    bandwidth: int | None
+    """All of them together, one way."""
+    bandwidth_source: str | None
+    all_reduce_bandwidth: Mapping[int, int]
+    """GPU count to the bus bandwidth of an all-reduce that was published for it."""
+    all_reduce_source: Mapping[int, str]
+
+
+@dataclass(frozen=True)
 class GpusPlan:
     """The GPUs of the host that are used."""
 
@@ -110,6 +125,8 @@ class GpusPlan:
     nvswitch: bool
     indices: tuple[int, ...]
     compute_capability: str
+    interconnect: InterconnectPlan | None
+    """None for a GPU that the catalogue does not know."""
 
 
 @dataclass(frozen=True)
