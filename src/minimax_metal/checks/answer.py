@@ -112,6 +112,23 @@ def counts_to_five(answer: Answer) -> None:
         raise FailedError("one to five, in order", shorten(answer.content))
 
 
+def counted_in_pieces(answer: Answer, pieces: str, where: str) -> None:
+    """Raise unless the counting question was answered by a whole stream, in several pieces.
+
+    ``pieces`` is what the interface sends one after another, for people, such as "chunks"; ``where`` the
+    place of the usage in the stream.
+    """
+    if answer.pieces < 2:
+        raise FailedError(
+            f"an answer in several {pieces}",
+            f"{answer.pieces} of them: {shorten(answer.content)}",
+            f"a proxy that buffers, or {JOURNAL}",
+        )
+    ended(answer, "stop")
+    counts_to_five(answer)
+    counted(answer, where)
+
+
 def names_colour(answer: Answer, colour: str) -> None:
     """Raise unless the answer names this colour and no other."""
     text = answer.visible.lower()
