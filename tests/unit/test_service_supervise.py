@@ -201,6 +201,24 @@ def test_health_is_not_asked_again_once_ready(starter: Starter) -> None:
     assert run.said().count("asked") == asked
 
 
+def test_waiting_before_the_start_takes_nothing_of_the_engines_time(starter: Starter) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        port = squatter.getsockname()[1]
+        run = starter("good", "--free-timeout", "40", start=33, port=port)
+        assert "EXTEND_TIMEOUT_USEC=" in run.wait_for(f"STATUS=waiting: port {port} is taken")
+    run.wait_for("READY=1")
+    whole = f"EXTEND_TIMEOUT_USEC={33 + 180}000000"
+    waited = next(at for at, text in enumerate(run.messages) if "STATUS=waiting" in text)
+    starting = next(at for at, text in enumerate(run.messages) if "STATUS=starting" in text)
+    assert whole in run.messages[waited + 1 : starting]
+    # From here on systemd gives the engine what the unit gives a start that had not to wait.
+    unit = (Path(__file__).parents[2] / "templates" / "sglang@.service.j2").read_text()
+    assert (
+        f"TimeoutStartSec={{{{ service.start_timeout_seconds + {supervise.START_MARGIN_SECONDS:.0f} }}}}"
+        in unit
+    )
+
+
 def test_engine_death_before_ready_fails_at_once_with_its_status(starter: Starter) -> None:
     run = starter("dies")
     assert run.process.wait(timeout=PATIENCE) == 7

@@ -62,6 +62,9 @@ TEARDOWN_SECONDS: Final = 90.0
 DELAYS: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 """Seconds before a start by systemd itself, by the number of incidents of the last hour."""
 
+START_MARGIN_SECONDS: Final = 180.0
+"""What the unit's TimeoutStartSec is above ``--start-timeout``: to end an engine that is late and say why."""
+
 FREE_SECONDS: Final = 60.0
 """How long port and GPU memory of an engine that has just ended may take to come free."""
 
@@ -182,6 +185,9 @@ class Supervisor:
                     EXIT_NOT_EXECUTABLE, f"cannot start {self.settings.command[0]}: {error.strerror or error}"
                 )
             self.started, self.began = time.monotonic(), time.time()
+            # systemd has counted the waiting so far: the engine gets its whole time from here.
+            limit = self.settings.start_timeout + START_MARGIN_SECONDS
+            self.notifier.send(EXTEND_TIMEOUT_USEC=int(limit * 1e6))
             assert engine.stdout is not None  # noqa: S101  # asked for above
             output = self.output = Output(engine.stdout, self.secrets)
             output.start()
