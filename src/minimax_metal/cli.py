@@ -29,6 +29,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.checks.commands:main",
         "prove an endpoint: the guides' calls with the official clients",
     ),
+    "gateway": (
+        "minimax_metal.fleet.gateway:main",
+        "this host's gateway: list, sync, drain and undrain its workers",
+    ),
     "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
     "plan": (
         "minimax_metal.plan.commands:main",
@@ -38,6 +42,15 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.service.record:main",
         "keep the plan that was applied and verified as a release",
     ),
+    "rollback": (
+        "minimax_metal.fleet.commands:rollback",
+        "take hosts back to a release they still have (playbooks/rollback.yml)",
+    ),
+    "rollout": (
+        "minimax_metal.fleet.commands:rollout",
+        "change the fleet host by host, with a live view (playbooks/rollout.yml)",
+    ),
+    "site": ("minimax_metal.fleet.commands:site", "run site.yml with a live view and a report"),
     "supervise": (
         "minimax_metal.service.supervise:main",
         "start the engine for systemd and tell it the truth",

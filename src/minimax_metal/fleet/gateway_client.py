@@ -1,0 +1,130 @@
+"""What is asked over HTTP: the gateway about its workers, and a worker about its requests in flight.
+
+Standard library only. Proxies of the environment are passed by: both are this fleet's own addresses.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal.errors import UserError
+
+ASK_SECONDS: Final = 10.0
+RUNNING: Final = re.compile(r"^sglang:num_(?:running|queue)_reqs(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A worker as the gateway counts it."""
+
+    url: str
+    status: str
+    """smg's: pending, ready, not_ready, failed, draining."""
+    load: int
+    """Requests that the gateway has in flight on it."""
+    model: str | None
+
+
+class Web:
+    """HTTP with one key."""
+
+    def __init__(self, key: str | None, ca_file: Path | None) -> None:
+        self.key = key
+        try:
+            context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        except OSError as error:
+            raise UserError(f"{ca_file}: no certificate to check with: {error}; put the file right") from None
+        self.opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+
+    def get(self, url: str) -> tuple[int, bytes]:
+        """Return status and body of a GET.
+
+        Raises:
+            OSError: nothing answered, or not in time; ``ConnectionRefusedError`` where nobody listens.
+        """
+        request = urllib.request.Request(url)  # noqa: S310  # http or https, by worker_url
+        if self.key:
+            request.add_unredirected_header("Authorization", f"Bearer {self.key}")
+        try:
+            with self.opener.open(request, timeout=ASK_SECONDS) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, OSError):
+                raise error.reason from None
+            raise OSError(str(error.reason)) from None
+        except http.client.HTTPException as error:
+            raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+class Gateway:
+    """A running gateway's own API."""
+
+    def __init__(self, url: str, web: Web) -> None:
+        self.url = url
+        self.web = web
+
+    def workers(self) -> dict[str, Registered]:
+        """Return the workers that the gateway holds, by URL.
+
+        Raises:
+            UserError: it does not answer, or not as a gateway does.
+        """
+        try:
+            status, body = self.web.get(f"{self.url}/workers")
+        except OSError as error:
+            raise UserError(
+                f"nothing answers at the gateway {self.url}: {error}; systemctl status sglang-gateway"
+            ) from None
+        if status in {401, 403}:
+            raise UserError(
+                f"the gateway {self.url} refuses the admin key ({status}); run playbooks/gateway.yml"
+            )
+        try:
+            found = [_registered(entry) for entry in json.loads(body)["workers"]] if status == 200 else None
+        except (ValueError, KeyError, TypeError):
+            found = None
+        if found is None:
+            raise UserError(f"{self.url}/workers answered {status} and no list of workers; is it a gateway?")
+        return {worker.url: worker for worker in found}
+
+
+def _registered(entry: dict[str, Any]) -> Registered:
+    return Registered(
+        url=str(entry["url"]).rstrip("/"),
+        status=str(entry.get("status") or ("ready" if entry["is_healthy"] else "not_ready")),
+        load=int(entry["load"]),
+        model=entry.get("model_id"),
+    )
+
+
+def in_flight(web: Web, url: str) -> int | None:
+    """Return how many requests a worker has running or waiting, from whomever; none where it does not say.
+
+    A worker on whose port nobody listens has none. ``/v1/loads`` is asked first, then the metrics, which
+    the engine shows without a key (both: SGLang 0.5.23).
+    """
+    try:
+        status, body = web.get(f"{url}/v1/loads")
+        if status == 200:
+            loads = json.loads(body)["loads"]
+            return sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
+        status, body = web.get(f"{url}/metrics")
+    except ConnectionRefusedError:
+        return 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    counts = RUNNING.findall(body.decode("utf-8", "replace")) if status == 200 else []
+    return sum(int(float(count)) for count in counts) if counts else None
