@@ -61,6 +61,19 @@ def test_tls_is_the_engines_own_with_files_that_only_root_need_read() -> None:
     assert named.check_arguments[-2:] == ("--ca-file", "/etc/tls/ca.pem")
 
 
+def test_a_gateway_reaches_a_worker_by_its_address_and_under_tls_by_the_certificates_name() -> None:
+    assert [one.worker_url for one in host(layout="2xtp4").services] == [
+        "http://gpu01.example.net:8000",
+        "http://gpu01.example.net:8001",
+    ]
+    assert host(address="10.0.0.7").services[0].worker_url == "http://10.0.0.7:8000"
+    assert host(address="2001:db8::7").services[0].worker_url == "http://[2001:db8::7]:8000"
+    tls = {"tls_certificate": "/etc/tls/chain.pem", "tls_key": "/etc/tls/private.pem"}
+    assert host(**tls).services[0].worker_url == "https://gpu01.example.net:8000"
+    assert host(**tls, tls_name="a.example.net").services[0].worker_url == "https://a.example.net:8000"
+    assert host(**tls, tls_name="a", address="b").services[0].worker_url == "https://b:8000"
+
+
 @pytest.mark.parametrize("half", ["tls_certificate", "tls_key"])
 def test_half_of_tls_is_refused(half: str) -> None:
     assert codes(host(**{half: "/etc/tls/file.pem"})) == {"tls"}

@@ -6,9 +6,9 @@
     metal gateway undrain --config FILE --worker URL [--timeout S]
 
 ``sync``, ``drain`` and ``undrain`` say ``changed`` or ``unchanged`` as their last word, and may be called
-again at any time. Exit status: 0 done; 1 not done in time (what is in flight, or not ready, is said); 2 usage,
-or a gateway that can't be asked. Two more are the unit's own: ``launch`` starts smg with its keys, ``ready``
-waits for it.
+again at any time. Exit status: 0 done; 1 not done in time (what is in flight, or not ready, is said); 2 a
+usage error, or a gateway that can't be asked. Two more are the unit's own: ``launch`` starts smg with its
+keys, ``ready`` waits for it.
 """
 
 from __future__ import annotations

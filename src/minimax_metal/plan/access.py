@@ -70,6 +70,13 @@ def urls(settings: Settings, port: int) -> tuple[str, str]:
     return f"https://{settings.tls_name or settings.host}:{port}", f"https://{local}:{port}/health"
 
 
+def worker_url(settings: Settings, port: int) -> str:
+    """Where a gateway reaches the endpoint: under TLS by the certificate's name unless one is set."""
+    tls = bool(credentials(settings))
+    name = settings.address or (settings.tls_name if tls else None) or settings.host
+    return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
+
+
 def check_access(settings: Settings, release: EngineRelease | None, found: Findings) -> None:
     """Half a TLS setting is refused; what keys can't protect, or what is open to all, is said."""
     certificate, key = settings.tls_certificate, settings.tls_key

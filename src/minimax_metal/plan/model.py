@@ -147,6 +147,36 @@ class ExtraPackage:
 
 
 @dataclass(frozen=True)
+class OriginsPlan:
+    """Where things come from in the end. None: from where the host, or who fetches for it, is set to."""
+
+    package_index: str | None
+    python: str
+    vendor: str
+    distribution: str | None
+    weights: tuple[str, ...]
+    """What ``metal_weights_source`` is by default, none for the setting's own."""
+
+
+@dataclass(frozen=True)
+class MirrorsPlan:
+    """What the host asks: the origins, the fleet's cache in front of them, or a bundle that replaces them."""
+
+    cache_url: str | None
+    bundle_url: str | None
+    package_index_url: str | None
+    python_url: str | None
+    vendor_url: str
+    distribution_url: str | None
+    """None: the archives of the host's own sources, through the cache where there is one."""
+    direct_hosts: tuple[str, ...]
+    """Hosts of the fleet's own, which are asked without a proxy."""
+    stale_lists: bool
+    """Whether package lists count that are past their time: a bundle is as old as it is."""
+    origins: OriginsPlan
+
+
+@dataclass(frozen=True)
 class HostToolsPlan:
     """The environment of this package on the host."""
 
@@ -182,6 +212,7 @@ class DriverPlan:
     open_modules: bool
     fabric_manager: bool
     repository_slug: str
+    repository_url: str
     repository_key: str
     """File name, in the repository, of the key that signs it."""
     repository_key_fingerprint: str
@@ -235,6 +266,8 @@ class ServicePlan:
     port: int
     url: str
     """Where the host itself reaches the endpoint, as a client would: under TLS by the certificate's name."""
+    worker_url: str
+    """Where a gateway reaches the endpoint; also its name among the gateway's workers."""
     ready_url: str
     """Health URL at an address of the host; under TLS whoever asks it there doesn't check the certificate."""
     keys_directory: str | None
@@ -344,6 +377,8 @@ class Plan:
     weights: WeightsPlan | None
     gpus: GpusPlan | None
     parallelism: ParallelismPlan | None
+    mirrors: MirrorsPlan | None
+    """Where the host fetches from."""
     host_tools: HostToolsPlan | None
     engine: EnginePlan | None
     driver: DriverPlan | None

@@ -6,7 +6,7 @@ import re
 
 from minimax_metal.catalog import Checkpoint, EngineRelease
 from minimax_metal.catalog.schema import Parsers
-from minimax_metal.plan.access import check_arguments, credentials, keys_directory, urls
+from minimax_metal.plan.access import check_arguments, credentials, keys_directory, urls, worker_url
 from minimax_metal.plan.argv import (
     GUIDE_ENTRYPOINT,
     SECRET_FLAGS,
@@ -153,6 +153,7 @@ def service_plans(
                 host=settings.listen_address,
                 port=port,
                 url=url,
+                worker_url=worker_url(settings, port),
                 ready_url=ready_url,
                 keys_directory=keys_directory(settings, instance),
                 credentials=credentials(settings),

@@ -79,6 +79,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_accept_refusals", "list", (), "Codes of refusals that are lifted, and recorded."),
     Setting("metal_listen_address", "text", "0.0.0.0", "Address the endpoint listens on."),  # noqa: S104
     Setting("metal_port", "int", 8000, "Port of the endpoint."),
+    Setting(
+        "metal_address",
+        "text",
+        None,
+        "Address or name a gateway reaches the host by; default Ansible's, under TLS the certificate's.",
+    ),
     Setting("metal_api_keys", "bool", True, "Whether clients need a key, and managers another one."),
     Setting("metal_tls_certificate", "path", None, "Certificate chain on the host: the endpoint speaks TLS."),
     Setting("metal_tls_key", "path", None, "Private key of that certificate, on the host."),
@@ -141,6 +147,30 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_stop_timeout_seconds", "int", 600, "How long running requests may take at a stop."),
     Setting("metal_python_mirror", "text", None, "Where uv fetches its own Python, if one is needed."),
     Setting("metal_package_index_url", "text", None, "Index of Python packages; by default uv's own."),
+    Setting(
+        "metal_vendor_repository_url",
+        "text",
+        None,
+        "Directory of NVIDIA's package repositories, or of a mirror of it.",
+    ),
+    Setting(
+        "metal_distribution_mirror_url",
+        "text",
+        None,
+        "Directory of a mirror with debian, debian-security, ubuntu; by default the host's own sources.",
+    ),
+    Setting(
+        "metal_mirrors",
+        "text",
+        None,
+        "Where big and remote things come from: a preset such as china, or the URL of a served bundle.",
+    ),
+    Setting(
+        "metal_cache_url",
+        "text",
+        None,
+        "URL of the fleet's cache, http://HOST:PORT of a host in cache_hosts.",
+    ),
 )
 
 PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
@@ -204,6 +234,7 @@ class Settings:
     accept_refusals: tuple[str, ...] = ()
     listen_address: str = "0.0.0.0"  # noqa: S104  # the guides' own default
     port: int = 8000
+    address: str | None = None
     api_keys: bool = True
     tls_certificate: str | None = None
     tls_key: str | None = None
@@ -235,6 +266,12 @@ class Settings:
     stop_timeout_seconds: int = 600
     python_mirror: str | None = None
     package_index_url: str | None = None
+    vendor_repository_url: str | None = None
+    distribution_mirror_url: str | None = None
+    mirrors: str | None = None
+    cache_url: str | None = None
+    given: frozenset[str] = frozenset()
+    """Attributes that the user set, for defaults that hang on each other."""
     unknown_role_variables: tuple[UnknownVariable, ...] = ()
     """Variables that begin like a role's and are none of it."""
 
@@ -273,7 +310,7 @@ class Settings:
                     problems += error.refusals
         if problems:
             raise SettingsError(*problems)
-        return cls(host=host, **values)
+        return cls(host=host, given=frozenset(values), **values)
 
 
 def find_unknown(names: Iterable[str], roles: Mapping[str, Sequence[str]]) -> tuple[UnknownVariable, ...]:
