@@ -1,0 +1,231 @@
+"""``metal site``, ``metal rollout``, ``metal rollback``: a playbook of the project, with a view and a report.
+
+What they do is what ``ansible-playbook`` does with the same words; every option of it may be given. Exit
+status: :mod:`minimax_metal.fleet.outcome`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from minimax_metal import __version__
+from minimax_metal.errors import UserError
+from minimax_metal.fleet.events import Run
+from minimax_metal.fleet.history import History
+from minimax_metal.fleet.options import Words, own_parser, read_words
+from minimax_metal.fleet.outcome import exit_status, sentence
+from minimax_metal.fleet.plain import Ansible, Plain, Show, spell
+from minimax_metal.fleet.redact import (
+    Redactor,
+    secrets_of_directories,
+    secrets_of_environment,
+    secrets_of_extra_variables,
+)
+from minimax_metal.fleet.store import Kept, Store, runs_directory
+
+EPILOG: Final = """\
+Every option of ansible-playbook may be given, and means what it means there: -i, --limit, --tags, --check,
+--diff, -e, --vault-password-file ... Plain `ansible-playbook {playbook}` with the same options does the same.
+
+Ctrl-C once: {once}. Twice: stop now; the next run says where things stand.
+exit status: 0 done, 1 failed or reverted, 2 wrong usage or refused, 3 unreachable, 130 interrupted
+"""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A playbook that has a verb of its own."""
+
+    name: str
+    playbook: str
+    description: str
+    expected: tuple[str, ...]
+    """Stages a whole run goes through: the columns that are there from the beginning."""
+    stops_itself: bool
+    """Whether the playbook looks at ``metal_rollout_stop_file`` between two hosts."""
+
+
+_BUILD: Final = (
+    "host_tools",
+    "host_tuning",
+    "model_weights",
+    "nvidia_driver",
+    "cuda_toolkit",
+    "sglang_runtime",
+)
+SITE: Final = Verb(
+    name="site",
+    playbook="site.yml",
+    description="From bare hosts to verified endpoints: site.yml, with a live view and a report.",
+    expected=("preflight", *_BUILD, "sglang_service", "post_check", "release_record"),
+    stops_itself=False,
+)
+ROLLOUT: Final = Verb(
+    name="rollout",
+    playbook="playbooks/rollout.yml",
+    description="Change the fleet host by host behind its gateway: playbooks/rollout.yml, with a live view.",
+    expected=("preflight", *_BUILD, "drain", "stop", "sglang_service", "post_check", "undrain", "soak",
+              "release_record"),
+    stops_itself=True,
+)  # fmt: skip
+ROLLBACK: Final = Verb(
+    name="rollback",
+    playbook="playbooks/rollback.yml",
+    description="Take hosts back to a release they still have: playbooks/rollback.yml, with a live view.",
+    expected=("preflight", "drain", "stop", "sglang_service", "post_check", "undrain", "release_record"),
+    stops_itself=True,
+)
+
+
+def project() -> Path:
+    """Return the directory of the project: the working directory or one above it, else where the package is.
+
+    Raises:
+        UserError: there is none.
+    """
+    here = Path.cwd()
+    for place in (here, *here.parents, *Path(__file__).resolve().parents):
+        if (place / "site.yml").is_file() and (place / "roles").is_dir():
+            return place
+    raise UserError("found no site.yml here or above, expected minimax-metal's directory; change into it")
+
+
+def view_for(
+    words: Words, verb: Verb, history: History | None, environment: Mapping[str, str], terminal: bool
+) -> Show:
+    """Return what shows a run: as asked, else the live view where somebody looks at a terminal."""
+    wanted = words.own.view
+    if wanted == "auto":
+        plain = not terminal or environment.get("NO_COLOR") or environment.get("CI")
+        wanted = "plain" if plain or environment.get("TERM", "dumb") == "dumb" else "live"
+    if wanted == "live":
+        from minimax_metal.fleet.view import View
+
+        expected = () if words.tags else verb.expected
+        return View(f"metal {verb.name}", expected=expected, history=history, console=Console())
+    return Ansible() if wanted == "ansible" else Plain()
+
+
+def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
+    """Return what masks all secrets that the controller knows."""
+    places = []
+    for inventory in words.inventories:
+        directory = inventory if inventory.is_dir() else inventory.parent
+        places.append(directory / "secrets")
+    return Redactor(
+        [
+            *passwords.values(),
+            *secrets_of_environment(),
+            *secrets_of_extra_variables(words.extra_variables),
+            *secrets_of_directories(places),
+        ]
+    )
+
+
+def earlier(store: Store, verb: str, *, check: bool) -> History | None:
+    """Return how the last run of a verb went, if one went well."""
+    run = store.latest(verb, check=check)
+    if run is None:
+        return None
+    state = Run().take_all(record for record in run.records() if record["kind"] in {"play", "task", "stats"})
+    return History(state.steps, state.latest)
+
+
+def run_verb(verb: Verb, argv: Sequence[str]) -> int:
+    """Run a verb with the words behind it; return its exit status."""
+    once = (
+        "finish the hosts in work, then stop" if verb.stops_itself else "stop before the next play or batch"
+    )
+    parser = own_parser(verb.name, verb.description, EPILOG.format(playbook=verb.playbook, once=once))
+    words = read_words(parser, argv)
+    # ansible-runner is a second's import: not for --help.
+    from minimax_metal.fleet.run import ask_passwords, execute, hidden, playbook_program
+
+    root = project()
+    playbook = root / verb.playbook
+    if not playbook.is_file():
+        raise UserError(f"found no {verb.playbook} in {root}, expected a whole checkout of minimax-metal")
+    # Ansible finds its settings in the working directory only; from elsewhere it is told.
+    if not Path("ansible.cfg").exists():
+        os.environ.setdefault("ANSIBLE_CONFIG", str(root / "ansible.cfg"))
+    command = [playbook_program(), *words.ansible, str(playbook)]
+    if words.lists:
+        os.execv(command[0], command)  # noqa: S606  # it runs nothing: Ansible's own answer is the answer
+    passwords = ask_passwords(words.passwords)
+    redactor = secrets_known(words, passwords)
+    store = Store(runs_directory(words.own.runs))
+    history = earlier(store, verb.name, check=words.check)
+    kept = store.new(verb.name)
+    if verb.stops_itself:
+        command[1:1] = ["-e", f"metal_rollout_stop_file={kept.path.resolve() / 'stop'}"]
+    show = view_for(words, verb, history, os.environ, sys.stdout.isatty())
+    about: dict[str, Any] = {
+        "schema": 1,
+        "run": kept.name,
+        "verb": verb.name,
+        "command": hidden(["ansible-playbook", *words.ansible, verb.playbook], redactor),
+        "check": words.check,
+        "limit": words.limit,
+        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "metal": __version__,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    kept.describe(about)
+    returned, run, stopped = execute(
+        command,
+        kept,
+        show,
+        redactor,
+        passwords,
+        stop_file_is_read=verb.stops_itself,
+        echo=isinstance(show, Ansible),
+    )
+    status = exit_status(returned, run, stopped=stopped)
+    about |= {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ansible": returned,
+        "exit": int(status),
+        "outcome": sentence(status, run),
+    }
+    kept.describe(about)
+    _close(verb, kept, run, about, show)
+    return int(status)
+
+
+def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Show) -> None:
+    """Say what became of the run, and where it is told at length."""
+    if not isinstance(show, Plain | Ansible):
+        for failure in run.failures[-3:]:
+            show.note(f"{failure.host}: {failure.task}:")
+            for line in failure.lines[:20]:
+                show.note(f"  {line}")
+    if not run.hosts:
+        # Ansible stopped before it asked a host: what it said is the reason.
+        for line in (kept.path / "output.log").read_text(encoding="utf-8").splitlines()[-12:]:
+            show.note(f"  {line}")
+    show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}; kept in {kept.path}")
+
+
+def site(argv: Sequence[str]) -> int:
+    """Run ``metal site``."""
+    return run_verb(SITE, argv)
+
+
+def rollout(argv: Sequence[str]) -> int:
+    """Run ``metal rollout``."""
+    return run_verb(ROLLOUT, argv)
+
+
+def rollback(argv: Sequence[str]) -> int:
+    """Run ``metal rollback``."""
+    return run_verb(ROLLBACK, argv)

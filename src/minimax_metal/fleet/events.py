@@ -1,0 +1,340 @@
+"""The state of a run, made of its records: hosts and stages, what runs, what changed, what failed.
+
+Pure: the same records make the same state, while a run goes on and when its report is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from minimax_metal.fleet.records import Record
+from minimax_metal.fleet.stages import STAGES
+
+RUNNING: Final = "running"
+_RESULTS: Final = ("ok", "changed", "skipped", "failed", "unreachable")
+
+_SAID = re.compile(r"^\s+(?P<host>[^\s:]+): (?P<what>weights|engine) (?P<name>[^\s:]+): (?P<text>.+)$")
+_SHARE = re.compile(r"(?P<share>\d+(?:\.\d+)?) %")
+
+
+@dataclass
+class Stage:
+    """One stage of one host; times in seconds since the epoch."""
+
+    name: str
+    status: str = "waiting"
+    began: float = 0.0
+    ended: float = 0.0
+    tasks: int = 0
+    """Tasks that were asked of the host."""
+    changes: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken."""
+        return max(0.0, self.ended - self.began)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of time that a host spent in a stage without a break."""
+
+    stage: str
+    began: float
+    ended: float
+    status: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a task changed, or would change in check mode."""
+
+    host: str
+    stage: str | None
+    task: str
+    what: str
+    at: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One task that failed on a host, or a host that could not be reached."""
+
+    host: str
+    stage: str | None
+    task: str
+    kind: str
+    lines: tuple[str, ...]
+    at: float
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What something long says of itself: a pull of weights, an engine that loads."""
+
+    host: str
+    what: str
+    name: str
+    text: str
+    share: float | None
+    """Of 1; None where it does not say."""
+    at: float
+
+
+@dataclass
+class Host:
+    """One host of the run."""
+
+    name: str
+    stages: dict[str, Stage] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    stage: str | None = None
+    task: str = ""
+    busy: bool = False
+    failed: bool = False
+    unreachable: bool = False
+    cut: bool = False
+    """Whether the run ended in the middle of a task of it."""
+    progress: Progress | None = None
+    tasks: int = 0
+    changes: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """One word: running, interrupted, unreachable, failed, reverted, changed, unchanged."""
+        back = self.stages.get("rollback")
+        if self.unreachable:
+            return "unreachable"
+        if back and back.status in {"ok", "changed"}:
+            return "reverted"
+        if self.failed:
+            return "failed"
+        if self.cut:
+            return "interrupted"
+        if self.busy:
+            return RUNNING
+        return "changed" if self.changes else "unchanged"
+
+
+@dataclass
+class Run:
+    """The state of a whole run."""
+
+    hosts: dict[str, Host] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    steps: list[tuple[str, float]] = field(default_factory=list)
+    """Every play and task with the time it began: what the time left is reckoned from."""
+    play: str = ""
+    task: str = ""
+    stage: str | None = None
+    pid: int | None = None
+    stats: Mapping[str, Mapping[str, int]] | None = None
+    began: float = 0.0
+    latest: float = 0.0
+    stopping: str = ""
+    """How somebody asked it to stop: after the hosts in work, or now."""
+    results: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
+    """What a task told for a machine to read (key ``metal`` of its result), by host and task."""
+
+    def take(self, record: Record) -> None:
+        """Take in one record."""
+        at = float(record.get("at") or self.latest)
+        self.latest = max(self.latest, at)
+        self.began = self.began or at
+        kind = record["kind"]
+        if kind in _RESULTS:
+            self._result(record, kind, at)
+        elif kind == "begin":
+            self._begin(record, at)
+        elif kind == "item" and record["became"] == "changed":
+            self._change(record, at, _label(record))
+        elif kind in {"task", "play"}:
+            self._step(record, kind, at)
+        elif kind == "line":
+            self._line(record, at)
+        elif kind == "stats":
+            self._stats(record)
+        elif kind == "end":
+            self._end(at)
+        elif kind == "start":
+            self.pid = record.get("pid")
+        elif kind == "stop":
+            self.stopping = record["how"]
+
+    def take_all(self, records: Iterable[Record]) -> Run:
+        """Take in many records, and return the state."""
+        for record in records:
+            self.take(record)
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run, by its own events."""
+        return max(0.0, self.latest - self.began)
+
+    def seen_stages(self) -> list[str]:
+        """Return the stages that any host has been in, in their order."""
+        seen = {name for host in self.hosts.values() for name in host.stages}
+        return [stage for stage in STAGES if stage in seen]
+
+    def tasks_done(self, host: str) -> int:
+        """Return how many tasks were asked of a host."""
+        return self.hosts[host].tasks if host in self.hosts else 0
+
+    def _host(self, record: Record) -> Host:
+        name = str(record.get("host"))
+        return self.hosts.setdefault(name, Host(name))
+
+    def _step(self, record: Record, kind: str, at: float) -> None:
+        if kind == "play":
+            self.play = str(record.get("play") or "")
+        else:
+            self.task = str(record.get("task") or "")
+            self.stage = record.get("stage")
+        self.steps.append((f"{kind} {record.get('stage') or ''} {record.get(kind)}", at))
+
+    def _begin(self, record: Record, at: float) -> None:
+        host = self._host(record)
+        name = record.get("stage")
+        if name and name != host.stage:
+            self._leave(host, at)
+        if name:
+            stage = host.stages.setdefault(name, Stage(name, began=at))
+            # What was failed and is gone on with has been rescued; its colour stays, its time goes on.
+            if stage.status not in {"failed", "unreachable"}:
+                stage.status = RUNNING
+            stage.began = stage.began or at
+            host.stage = name
+            if not host.spans or host.spans[-1].stage != name:
+                host.spans.append(Span(name, at, at, RUNNING))
+        host.busy, host.task = True, str(record.get("task") or "")
+        host.unreachable = False
+
+    def _leave(self, host: Host, at: float) -> None:
+        """The host goes on to another stage: the one it was in is over."""
+        if host.stage and host.stage in host.stages:
+            stage = host.stages[host.stage]
+            if stage.status == RUNNING:
+                stage.status = "changed" if stage.changes else "ok" if stage.tasks else "skipped"
+            stage.ended = max(stage.ended, stage.began)
+        if host.progress:
+            host.progress = None
+
+    def _result(self, record: Record, kind: str, at: float) -> None:
+        host = self._host(record)
+        host.busy = False
+        name = record.get("stage")
+        result = record.get("result") or {}
+        stage = host.stages.setdefault(name, Stage(name, began=at)) if name else None
+        if stage:
+            stage.ended = at
+            if kind != "skipped":
+                stage.tasks += 1
+            stage.changes += kind == "changed"
+            if kind in {"failed", "unreachable"}:
+                stage.status = kind
+            elif stage.status not in {"failed", "unreachable"}:
+                stage.status = "changed" if stage.changes else "ok" if stage.tasks else "skipped"
+            if host.spans and host.spans[-1].stage == name:
+                host.spans[-1] = Span(name, host.spans[-1].began, at, stage.status)
+        if kind != "skipped":
+            host.tasks += 1
+        if kind == "changed":
+            host.changes += 1
+            if not result.get("items"):
+                self._change(record, at, _what(result))
+        if isinstance(result.get("metal"), Mapping):
+            self.results[host.name, str(record.get("task"))] = result["metal"]
+        if kind in {"failed", "unreachable"}:
+            host.failed = host.failed or kind == "failed"
+            host.unreachable = kind == "unreachable"
+            self.failures.append(
+                Failure(
+                    host=host.name,
+                    stage=name,
+                    task=str(record.get("task") or ""),
+                    kind=kind,
+                    lines=tuple(_reason(result)),
+                    at=at,
+                    where=str(record.get("where") or ""),
+                )
+            )
+
+    def _change(self, record: Record, at: float, what: str) -> None:
+        self.changes.append(
+            Change(str(record.get("host")), record.get("stage"), str(record.get("task") or ""), what, at)
+        )
+
+    def _line(self, record: Record, at: float) -> None:
+        text = str(record["text"])
+        if record.get("sort") in {"warning", "system_warning", "error"} and text not in self.warnings:
+            self.warnings.append(text)
+        said = _SAID.match(text)
+        if said and said["host"] in self.hosts:
+            share = _SHARE.search(said["text"])
+            self.hosts[said["host"]].progress = Progress(
+                host=said["host"],
+                what=said["what"],
+                name=said["name"],
+                text=said["text"],
+                share=min(1.0, float(share["share"]) / 100.0) if share else None,
+                at=at,
+            )
+
+    def _stats(self, record: Record) -> None:
+        self.stats = {key: value for key, value in record.items() if isinstance(value, Mapping)}
+        failures = self.stats.get("failures", {})
+        for host in self.hosts.values():
+            host.busy, host.progress = False, None
+            # A failure that a rescue took care of is none of the host's; what became of it its stages say.
+            host.failed = bool(failures.get(host.name))
+            host.unreachable = bool(self.stats.get("dark", {}).get(host.name)) and host.unreachable
+            for stage in host.stages.values():
+                if stage.status == RUNNING:
+                    stage.status = "changed" if stage.changes else "ok"
+
+    def _end(self, at: float) -> None:
+        for host in self.hosts.values():
+            host.cut, host.busy, host.progress = host.busy, False, None
+            for stage in host.stages.values():
+                if stage.status == RUNNING:
+                    stage.status, stage.ended = "interrupted", at
+            if host.spans and host.spans[-1].status == RUNNING:
+                last = host.spans[-1]
+                host.spans[-1] = Span(last.stage, last.began, at, "interrupted")
+
+
+def _label(record: Record) -> str:
+    result = record.get("result") or {}
+    label = result.get("label")
+    return str(label) if label is not None else _what(result)
+
+
+def _what(result: Mapping[str, Any]) -> str:
+    for key in ("dest", "path", "diff", "name"):
+        if result.get(key):
+            return str(result[key])
+    return ""
+
+
+def _reason(result: Mapping[str, Any]) -> list[str]:
+    """Return why a task failed, in lines: of a loop why its items did."""
+    lines: list[str] = []
+    items = [one for one in result.get("items") or [] if one.get("failed")]
+    for one in items or [result]:
+        said = False
+        for key in ("msg", "reason", "module_stderr", "stderr"):
+            text = one.get(key)
+            if not text or (said and key == "module_stderr"):
+                continue
+            said = True
+            for line in text if isinstance(text, list) else str(text).splitlines():
+                if line.strip() and line not in lines:
+                    lines.append(line.rstrip())
+    return lines or ["no reason was given"]

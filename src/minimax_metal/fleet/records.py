@@ -1,0 +1,108 @@
+"""A run, event by event: what is kept of what ansible-runner hands over.
+
+One record is one dictionary of JSON; ``events.jsonl`` holds one a line. Everything that is shown of a run,
+while it goes on and afterwards, is made of them (:mod:`minimax_metal.fleet.events`).
+
+``kind`` is one of ``start``, ``play``, ``task``, ``begin``, ``ok``, ``changed``, ``skipped``, ``failed``,
+``unreachable``, ``item``, ``retry``, ``line``, ``stats``, ``stop`` and ``end``; ``at`` is seconds since the
+epoch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from minimax_metal.fleet.redact import Redactor
+from minimax_metal.fleet.stages import stage_of
+
+Record = dict[str, Any]
+
+_RESULTS: Final = {
+    "runner_on_ok": "ok",
+    "runner_on_failed": "failed",
+    "runner_on_skipped": "skipped",
+    "runner_on_unreachable": "unreachable",
+}
+_ITEMS: Final = {
+    "runner_item_on_ok": "ok",
+    "runner_item_on_failed": "failed",
+    "runner_item_on_skipped": "skipped",
+}
+_LINES: Final = ("verbose", "warning", "system_warning", "deprecated", "error", "debug")
+_COUNTS: Final = ("ok", "changed", "failures", "dark", "skipped", "rescued", "ignored")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def plain(text: str) -> str:
+    """Return a text of a terminal without its colours."""
+    return _ESCAPES.sub("", text).rstrip()
+
+
+def seconds_of(stamp: Any) -> float:
+    """Return the seconds since the epoch of a time as the runner writes it; 0 where it is none."""
+    try:
+        return round(datetime.fromisoformat(str(stamp)).timestamp(), 3)
+    except ValueError:
+        return 0.0
+
+
+def record_of(event: Mapping[str, Any], redactor: Redactor) -> Record | None:
+    """Return what is kept of an event of ansible-runner; None where that is nothing."""
+    name = str(event.get("event"))
+    data = event.get("event_data") or {}
+    made = _record(name, data, event)
+    if made is None:
+        return None
+    made["at"] = seconds_of(event.get("created"))
+    kept: Record = redactor.value({key: value for key, value in made.items() if value not in (None, "", [])})
+    return kept
+
+
+def _record(name: str, data: Mapping[str, Any], event: Mapping[str, Any]) -> Record | None:
+    if name in _RESULTS:
+        kind = _RESULTS[name]
+        result = data.get("res") or {}
+        if kind == "ok" and result.get("changed"):
+            kind = "changed"
+        if kind == "failed" and data.get("ignore_errors"):
+            kind = "ok"
+        return {"kind": kind, "host": data.get("host"), "result": result, **_task(data)}
+    if name in _ITEMS:
+        result = data.get("res") or {}
+        kind = "changed" if _ITEMS[name] == "ok" and result.get("changed") else _ITEMS[name]
+        # Skipped and unchanged items are many and say nothing.
+        if kind not in {"changed", "failed"}:
+            return None
+        return {"kind": "item", "became": kind, "host": data.get("host"), "result": result, **_task(data)}
+    if name == "runner_on_start":
+        return {"kind": "begin", "host": data.get("host"), **_task(data)}
+    if name == "runner_retry":
+        return {"kind": "retry", "host": data.get("host"), "result": data.get("res") or {}, **_task(data)}
+    if name == "playbook_on_task_start":
+        return {"kind": "task", **_task(data)}
+    if name == "playbook_on_play_start":
+        return {"kind": "play", "play": data.get("name"), "pattern": data.get("pattern")}
+    if name == "playbook_on_start":
+        return {"kind": "start", "playbook": data.get("playbook"), "pid": event.get("pid")}
+    if name == "playbook_on_stats":
+        return {"kind": "stats", **{count: data.get(count) or {} for count in _COUNTS}}
+    if name in _LINES:
+        text = plain(str(event.get("stdout") or ""))
+        return {"kind": "line", "text": text, "sort": name} if text.strip() else None
+    return None
+
+
+def _task(data: Mapping[str, Any]) -> Record:
+    role = data.get("role")
+    path = str(data.get("task_path") or "")
+    return {
+        "task": data.get("task"),
+        "role": role,
+        "stage": stage_of(role, data.get("tags") or (), path),
+        "action": str(data.get("resolved_action") or data.get("task_action") or ""),
+        # The directory is the user's own and of no use to a reader.
+        "where": "/".join(path.rsplit("/", 3)[1:]),
+    }

@@ -1,0 +1,193 @@
+"""What may be kept of a run: no argument of a module, no environment, no text that is known to be a secret.
+
+Three nets, one behind the other: only named parts of a result are kept (:func:`slim`), texts that are known
+to be secret are masked wherever they appear, and so is what looks like one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+MASK: Final = "***"
+SHORTEST: Final = 8
+"""Characters below which a text is no secret worth masking: it would mask half a log."""
+LONGEST_TEXT: Final = 8_000
+"""Characters that are kept of one text of a result: its end, where the reason is."""
+ITEMS: Final = 200
+
+_SECRET_NAME = re.compile(
+    r"(?i)(?:^|_)(?:api_?key|admin_?key|token|secret|password|passwd|passphrase|pass)s?$"
+)
+_LIKE_SECRETS: Final = (
+    re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"),
+    re.compile(r"\b()hf_[A-Za-z0-9]{16,}"),
+    re.compile(
+        r"(?i)((?:api[-_]?key|admin[-_]?key|token|secret|password|passphrase)[\"']?\s*[=:]\s*[\"']?)"
+        r"(?!None\b|null\b|\*\*\*)[A-Za-z0-9._~+/-]{8,}=*"
+    ),
+    re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
+    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
+)
+
+KEPT: Final = ("changed", "failed", "unreachable", "skipped", "rc", "attempts", "retries", "line", "metal")
+TEXTS: Final = ("msg", "reason", "skip_reason", "stderr", "module_stderr", "stdout")
+PLACES: Final = ("dest", "path", "name", "state")
+
+
+class Redactor:
+    """Masks secrets in texts."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        # The longest first: one may be part of another.
+        self.secrets = sorted({one for one in secrets if len(one) >= SHORTEST}, key=len, reverse=True)
+
+    def text(self, text: str) -> str:
+        """Return ``text`` with every secret masked."""
+        for secret in self.secrets:
+            text = text.replace(secret, MASK)
+        for pattern in _LIKE_SECRETS:
+            text = pattern.sub(lambda found: found.group(1) + MASK, text)
+        return text
+
+    def value(self, value: Any) -> Any:
+        """Return a value of JSON with every text in it masked, keys of mappings among them."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.value(one) for key, one in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(one) for one in value]
+        return value
+
+
+def slim(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of a module's result: what became of it and why, never what it was given.
+
+    Output of commands is kept of those that failed only: of others it is facts, and nobody reads it again.
+    """
+    if result.get("_ansible_no_log"):
+        return {key: bool(result[key]) for key in ("changed", "failed", "skipped") if key in result}
+    kept: dict[str, Any] = {key: result[key] for key in KEPT if _plain(result.get(key))}
+    bad = bool(result.get("failed") or result.get("unreachable"))
+    for key in TEXTS:
+        text = result.get(key)
+        if text and (bad or key in {"msg", "reason", "skip_reason"}):
+            kept[key] = _shortened(text)
+    for key in PLACES:
+        if isinstance(result.get(key), str):
+            kept[key] = str(result[key])
+    if result.get("_ansible_item_label") is not None:
+        kept["label"] = _shortened(result["_ansible_item_label"])
+    if diff := _diff(result.get("diff")):
+        kept["diff"] = diff
+    results = result.get("results")
+    if isinstance(results, list | tuple) and all(isinstance(one, Mapping) for one in results):
+        kept["items"] = [slim(one) for one in results[:ITEMS]]
+    return kept
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(one, str | int | float | bool | None) for one in value.values())
+    return isinstance(value, str | int | float | bool)
+
+
+def _shortened(text: Any) -> Any:
+    if isinstance(text, list | tuple):
+        lines = [str(line) for line in text]
+        return lines if sum(map(len, lines)) <= LONGEST_TEXT else ["…", *_last(lines)]
+    text = text if isinstance(text, str) else json.dumps(text, default=str, ensure_ascii=False)
+    return text if len(text) <= LONGEST_TEXT else "…" + text[-LONGEST_TEXT:]
+
+
+def _last(lines: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    left = LONGEST_TEXT
+    for line in reversed(lines):
+        left -= len(line)
+        if left < 0:
+            break
+        kept.insert(0, line)
+    return kept
+
+
+def _diff(diff: Any) -> str:
+    """Return which files differ; their contents are for the terminal of who asked with ``--diff``."""
+    parts = diff if isinstance(diff, list) else [diff]
+    names = []
+    for part in parts:
+        if isinstance(part, Mapping):
+            name = part.get("after_header") or part.get("before_header")
+            if isinstance(name, str) and name not in names:
+                names.append(name)
+    return ", ".join(names)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a variable of that name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def secrets_of_environment(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return the values of environment variables that are named like secrets (``HF_TOKEN``)."""
+    environment = os.environ if environment is None else environment
+    return [value for name, value in environment.items() if is_secret_name(name)]
+
+
+def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
+    """Return the contents of small files in directories that hold secrets; what can't be read holds none."""
+    found = []
+    for directory in directories:
+        try:
+            paths = [path for path in sorted(directory.iterdir()) if path.is_file()]
+        except OSError:
+            continue
+        for path in paths:
+            try:
+                if path.stat().st_size <= 64 << 10:
+                    text = path.read_text(encoding="utf-8", errors="replace").strip()
+                    found += [text, *text.splitlines()]
+            except OSError:
+                continue
+    return [text for text in found if text]
+
+
+def secrets_of_extra_variables(words: Iterable[str]) -> list[str]:
+    """Return the values of ``-e`` that belong to names of secrets; both of Ansible's forms are read."""
+    found: list[str] = []
+    for word in words:
+        if word.startswith("@"):
+            continue
+        if word.lstrip().startswith(("{", "[")):
+            try:
+                found += _named(json.loads(word))
+            except ValueError:
+                found.append(word)
+            continue
+        try:
+            pairs = shlex.split(word)
+        except ValueError:
+            pairs = word.split()
+        for pair in pairs:
+            name, _, value = pair.partition("=")
+            if is_secret_name(name):
+                found.append(value)
+    return found
+
+
+def _named(value: Any, *, secret: bool = False) -> list[str]:
+    if isinstance(value, Mapping):
+        return [
+            text
+            for key, one in value.items()
+            for text in _named(one, secret=secret or is_secret_name(str(key)))
+        ]
+    if isinstance(value, list):
+        return [text for one in value for text in _named(one, secret=secret)]
+    return [str(value)] if secret and isinstance(value, str | int) else []

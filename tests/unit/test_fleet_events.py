@@ -1,0 +1,213 @@
+"""The state of a run is made of its records alone, whatever order hosts finish in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minimax_metal.fleet.events import Run
+from minimax_metal.fleet.history import History
+from minimax_metal.fleet.outcome import Exit, exit_status, sentence
+from minimax_metal.fleet.records import Record, record_of
+from minimax_metal.fleet.redact import Redactor
+from minimax_metal.fleet.stages import SHORT, STAGES, stage_of
+
+NOBODY = Redactor()
+
+
+def record(
+    kind: str, host: str | None = None, stage: str | None = None, at: float = 0.0, **more: Any
+) -> Record:
+    return {"kind": kind, "host": host, "stage": stage, "task": more.pop("task", "A task"), "at": at, **more}
+
+
+def done(host: str, stage: str, at: float, kind: str = "ok", **more: Any) -> list[Record]:
+    return [record("begin", host, stage, at), record(kind, host, stage, at + 1.0, **more)]
+
+
+def test_every_stage_has_a_head_of_its_own() -> None:
+    assert set(SHORT) == set(STAGES)
+    assert len(set(SHORT.values())) == len(STAGES)
+
+
+@pytest.mark.parametrize(
+    ("role", "tags", "path", "stage"),
+    [
+        ("host_tools", ["host_tools"], "/p/roles/host_tools/tasks/main.yml:3", "host_tools"),
+        ("minimax.metal.host_tools", [], None, "host_tools"),
+        ("page_cache", [], None, "model_weights"),
+        ("sglang_gateway", ["drain"], None, "drain"),
+        ("sglang_service", ["rollback", "sglang_service"], None, "rollback"),
+        (None, ["always"], "/p/playbooks/tasks/plan.yml:12", "preflight"),
+        (None, ["soak"], "/p/playbooks/rollout.yml:99", "soak"),
+        (None, ["always"], "/p/playbooks/rollout.yml:9", None),
+        ("somebody_elses", [], "/elsewhere/main.yml:1", None),
+    ],
+)
+def test_a_task_belongs_to_the_stage_that_says_most(
+    role: str | None, tags: list[str], path: str | None, stage: str | None
+) -> None:
+    assert stage_of(role, tags, path) == stage
+
+
+def test_a_stage_is_changed_when_one_of_its_tasks_changed_something() -> None:
+    run = Run().take_all(
+        [
+            *done("a", "host_tools", 10.0),
+            *done("a", "host_tools", 12.0, "changed", result={"dest": "/etc/x"}),
+            *done("a", "host_tools", 14.0),
+            *done("a", "post_check", 20.0),
+        ]
+    )
+    stages = run.hosts["a"].stages
+    assert (stages["host_tools"].status, stages["host_tools"].seconds) == ("changed", 5.0)
+    assert stages["post_check"].status == "ok"
+    assert [(change.task, change.what) for change in run.changes] == [("A task", "/etc/x")]
+    assert run.hosts["a"].verdict == "changed"
+    assert run.tasks_done("a") == 4
+
+
+def test_a_stage_of_which_everything_was_skipped_is_skipped_and_asked_nothing() -> None:
+    run = Run().take_all([record("begin", "a", "rollback", 1.0), record("skipped", "a", "rollback", 1.1)])
+    assert run.hosts["a"].stages["rollback"].status == "skipped"
+    assert run.tasks_done("a") == 0
+    assert run.hosts["a"].verdict == "unchanged"
+
+
+def test_items_are_changes_of_their_own_and_the_loop_is_not_one_more() -> None:
+    run = Run().take_all(
+        [
+            record("begin", "a", "host_tools"),
+            record("item", "a", "host_tools", became="changed", result={"label": "one"}),
+            record("item", "a", "host_tools", became="changed", result={"label": "two"}),
+            record("changed", "a", "host_tools", result={"changed": True, "items": [{"changed": True}]}),
+        ]
+    )
+    assert [change.what for change in run.changes] == ["one", "two"]
+
+
+def test_a_failed_host_that_went_back_is_reverted_and_its_failure_is_told() -> None:
+    run = Run().take_all(
+        [
+            *done("a", "sglang_service", 1.0, "failed", result={"failed": True, "msg": "no token\nin 300 s"}),
+            *done("a", "rollback", 5.0, "changed"),
+            record("stats", failures={"a": 1}, dark={}),
+        ]
+    )
+    host = run.hosts["a"]
+    assert host.verdict == "reverted"
+    assert host.stages["sglang_service"].status == "failed"
+    assert run.failures[0].lines == ("no token", "in 300 s")
+
+
+def test_a_rescued_host_without_a_rollback_has_not_failed() -> None:
+    run = Run().take_all(
+        [
+            *done("a", "nvidia_driver", 1.0, "failed"),
+            *done("a", "nvidia_driver", 2.0),
+            record("stats", failures={}),
+        ]
+    )
+    assert run.hosts["a"].verdict == "unchanged"
+    assert len(run.failures) == 1
+
+
+def test_of_a_loop_that_failed_the_failed_items_say_why() -> None:
+    items = [{"changed": True}, {"failed": True, "msg": "no such package"}]
+    run = Run().take_all(
+        done(
+            "a", "cuda_toolkit", 1.0, "failed", result={"failed": True, "msg": "One or more", "items": items}
+        )
+    )
+    assert run.failures[0].lines == ("no such package",)
+
+
+def test_a_run_that_ends_in_the_middle_says_which_hosts_were_at_work() -> None:
+    run = Run().take_all([*done("a", "stop", 1.0), record("begin", "b", "stop", 2.0), record("end", at=9.0)])
+    assert (run.hosts["a"].verdict, run.hosts["b"].verdict) == ("unchanged", "interrupted")
+    assert run.hosts["b"].stages["stop"].status == "interrupted"
+
+
+def test_a_pull_says_how_far_it_is() -> None:
+    run = Run().take_all(
+        [
+            record("begin", "a", "model_weights", 1.0),
+            record(
+                "line",
+                text="  a: weights MiniMax-M2.5: 41.3 % (95.0 of 230.0 GB), 9 min left",
+                sort="verbose",
+            ),
+            record("line", text="  stranger: weights X: 1.0 %", sort="verbose"),
+        ]
+    )
+    progress = run.hosts["a"].progress
+    assert progress is not None
+    assert (progress.what, progress.name, progress.share) == ("weights", "MiniMax-M2.5", 0.413)
+    assert list(run.hosts) == ["a"]
+
+
+def test_time_left_is_what_came_behind_the_same_step_of_the_earlier_run() -> None:
+    earlier = History([("play p", 0.0), ("task t", 10.0), ("task t", 30.0), ("task u", 50.0)], ended=60.0)
+    assert earlier.left([("play p", 100.0), ("task t", 105.0)], now=108.0) == 47.0
+    # The second batch runs the same task: less is left then.
+    assert earlier.left([("play p", 100.0), ("task t", 105.0), ("task t", 120.0)], now=120.0) == 30.0
+    # A step that was not in it counts from the last one that was; longer than then is not less than nothing.
+    assert earlier.left([("task u", 100.0), ("task new", 103.0)], now=200.0) == 0.0
+    assert earlier.left([("task new", 1.0)], now=2.0) is None
+
+
+REFUSED = {"failed": True, "msg": ["a: gpu-none: found no NVIDIA GPU; needed 4; check it"]}
+UNREACHABLE = {"failed": True, "msg": ["a: unreachable: found no answer over SSH; needed a host"]}
+
+
+@pytest.mark.parametrize(
+    ("returned", "records", "stopped", "status"),
+    [
+        (0, done("a", "post_check", 1.0), False, Exit.DONE),
+        (2, done("a", "preflight", 1.0, "failed", result=REFUSED), False, Exit.REFUSED),
+        (2, done("a", "preflight", 1.0, "failed", result=UNREACHABLE), False, Exit.UNREACHABLE),
+        (4, [], False, Exit.REFUSED),
+        (1, [], False, Exit.REFUSED),
+        (4, done("a", "stop", 1.0, "unreachable"), False, Exit.UNREACHABLE),
+        (2, done("a", "post_check", 1.0, "failed"), False, Exit.FAILED),
+        (
+            2,
+            [*done("a", "host_tools", 0.0, "changed"), *done("b", "preflight", 1.0, "failed", result=REFUSED)],
+            False,
+            Exit.FAILED,
+        ),
+        (99, done("a", "stop", 1.0), True, Exit.INTERRUPTED),
+        (0, done("a", "stop", 1.0), True, Exit.INTERRUPTED),
+        (2, done("a", "post_check", 1.0, "failed"), True, Exit.FAILED),
+        (254, done("a", "stop", 1.0), True, Exit.INTERRUPTED),
+    ],
+)  # fmt: skip
+def test_the_exit_status_says_what_became_of_the_run(
+    returned: int, records: list[Record], stopped: bool, status: Exit
+) -> None:
+    run = Run().take_all(records)
+    assert exit_status(returned, run, stopped=stopped) is status
+    assert sentence(status, run)
+
+
+def test_an_event_of_the_runner_becomes_a_record() -> None:
+    event = {
+        "event": "runner_on_ok",
+        "created": "2026-11-22T03:00:00.500000+00:00",
+        "event_data": {
+            "host": "gpu01",
+            "task": "The unit of each instance is there",
+            "role": "sglang_service",
+            "task_path": "/home/anna/minimax-metal/roles/sglang_service/tasks/main.yml:80",
+            "tags": ["sglang_service"],
+            "task_action": "ansible.builtin.template",
+            "res": {"changed": True, "dest": "/etc/systemd/system/x.service"},
+        },
+    }
+    made = record_of(event, NOBODY)
+    assert made is not None
+    assert (made["kind"], made["host"], made["stage"]) == ("changed", "gpu01", "sglang_service")
+    assert made["at"] == 1795316400.5
+    assert made["where"] == "sglang_service/tasks/main.yml:80"
+    assert record_of({"event": "playbook_on_notify", "event_data": {}}, NOBODY) is None
