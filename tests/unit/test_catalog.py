@@ -145,10 +145,17 @@ def test_platforms_can_run_the_default_engine() -> None:
         assert any(one.split(".")[0] == major and one in CATALOG.cuda for one in platform.toolkits)
 
 
+PUBLIC = {
+    *("huggingface.co", "hf-mirror.com", "www.modelscope.cn", "github.com", "registry.npmmirror.com"),
+    *("pypi.tuna.tsinghua.edu.cn", "mirrors.tuna.tsinghua.edu.cn"),
+    *("developer.download.nvidia.com", "developer.download.nvidia.cn"),
+}
+
+
 def test_files_name_no_host_but_the_public_sources() -> None:
     for name in FILES:
         for url in re.findall(r"https?://[^\s\"']+", (HERE / name).read_text()):
-            assert url.split("/")[2] in {"huggingface.co", "hf-mirror.com", "www.modelscope.cn"}
+            assert url.split("/")[2] in PUBLIC, url
 
 
 def test_merge_adds_replaces_and_takes_out() -> None:

@@ -15,7 +15,7 @@ from minimax_metal.catalog.schema import Catalog
 from minimax_metal.errors import UserError
 
 HERE = Path(__file__).parent
-FILES = ("models.yml", "gpus.yml", "engines.yml", "platforms.yml")
+FILES = ("models.yml", "gpus.yml", "engines.yml", "platforms.yml", "mirrors.yml")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 

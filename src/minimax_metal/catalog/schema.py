@@ -254,6 +254,21 @@ class Source(_Entry):
     """What to ask for where the catalogue pins nothing."""
 
 
+class Mirrors(_Entry):
+    """Where big and remote things come from: a preset of ``metal_mirrors``. None: as the hosts have it."""
+
+    package_index: str | None = None
+    python: str | None = None
+    """As ``UV_PYTHON_INSTALL_MIRROR`` of uv."""
+    vendor: str | None = None
+    """Directory of NVIDIA's package repositories, one for each distribution."""
+    distribution: str | None = None
+    """Directory that holds ``debian``, ``debian-security`` and ``ubuntu``."""
+    weights: tuple[str, ...] = ()
+    """What ``metal_weights_source`` is by default."""
+    source: str = "an overlay"
+
+
 class Catalog(_Entry):
     """Everything, validated. Keys are the names users write."""
 
@@ -265,5 +280,6 @@ class Catalog(_Entry):
     cuda: dict[str, Cuda]
     platforms: dict[str, Platform]
     sources: dict[str, Source]
+    mirrors: dict[str, Mirrors]
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

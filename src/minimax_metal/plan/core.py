@@ -22,6 +22,7 @@ from minimax_metal.plan.host import (
     gpus_plan,
     platform_plan,
 )
+from minimax_metal.plan.mirrors import with_mirrors
 from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePlan, Refusal, ServicePlan
 from minimax_metal.plan.serve import find_parsers, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
@@ -51,6 +52,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     for unknown in settings.unknown_role_variables:
         found.add(refuse_unknown(unknown))
     _check_ranges(settings, found)
+    settings, mirrors = with_mirrors(settings, catalog, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
     board = find_board(settings, facts, catalog, found) if readable else None
@@ -63,12 +65,12 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     if checkpoint and release:
         check_engine(checkpoint, release, found)
     model = model_plan(settings, checkpoint, found) if checkpoint else None
-    engine = engine_plan(settings, release, platform, catalog, found) if release else None
+    engine = engine_plan(settings, release, platform, catalog, mirrors, found) if release else None
     toolkit = find_cuda(settings, release, platform, catalog, found) if release else None
     driver: DriverPlan | None = None
     compat = False
     if release and toolkit and platform and board:
-        driver, compat = driver_plan(settings, facts, release, toolkit, platform, board, found)
+        driver, compat = driver_plan(settings, facts, release, toolkit, platform, board, mirrors, found)
     cuda = cuda_plan(toolkit, platform, compat) if toolkit else None
     disk = disk_plan(settings, facts, model, engine, found) if model else None
     parsers = find_parsers(settings, checkpoint, release, found) if checkpoint else None
@@ -114,7 +116,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         weights=weights,
         gpus=gpus_plan(board) if board else None,
         parallelism=fit.spread if fit else None,
-        host_tools=host_tools_plan(settings, platform) if platform else None,
+        mirrors=mirrors,
+        host_tools=host_tools_plan(platform, mirrors) if platform else None,
         engine=engine,
         driver=driver,
         cuda=cuda,
@@ -145,6 +148,7 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         weights=None,
         gpus=None,
         parallelism=None,
+        mirrors=None,
         host_tools=None,
         engine=None,
         driver=None,

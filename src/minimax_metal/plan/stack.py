@@ -9,7 +9,16 @@ from minimax_metal.catalog.schema import Cuda
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board
-from minimax_metal.plan.model import CudaPlan, DiskPlan, DriverPlan, EnginePlan, HostToolsPlan, ModelPlan
+from minimax_metal.plan.mirrors import pip_environment, uv_environment
+from minimax_metal.plan.model import (
+    CudaPlan,
+    DiskPlan,
+    DriverPlan,
+    EnginePlan,
+    HostToolsPlan,
+    MirrorsPlan,
+    ModelPlan,
+)
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
@@ -55,6 +64,7 @@ def engine_plan(
     release: EngineRelease,
     platform: Platform | None,
     catalog: Catalog,
+    mirrors: MirrorsPlan,
     found: Findings,
 ) -> EnginePlan:
     """The engine's environment: Python, lock, and a directory named by all that goes into it."""
@@ -93,32 +103,28 @@ def engine_plan(
         digest=digest,
         environment=f"{settings.engine_directory}/{release.release}-{digest}",
         extra_packages=settings.engine_extra_packages,
-        uv_environment=_uv_environment(settings, settings.engine_directory, managed=python != distro),
+        uv_environment=_uv_environment(mirrors, settings.engine_directory, managed=python != distro),
     )
 
 
-def host_tools_plan(settings: Settings, platform: Platform) -> HostToolsPlan:
+def host_tools_plan(platform: Platform, mirrors: MirrorsPlan) -> HostToolsPlan:
     """The host tools run on the distribution's Python; where that is too old, on one that uv brings."""
     old = version_key(platform.python) < version_key(HOST_TOOLS_PYTHON[0])
-    index = settings.package_index_url
     return HostToolsPlan(
         python=HOST_TOOLS_PYTHON[1] if old else platform.python,
-        uv_environment=_uv_environment(settings, HOST_TOOLS_DIRECTORY, managed=old),
-        pip_environment={"PIP_INDEX_URL": index} if index else {},
+        uv_environment=_uv_environment(mirrors, HOST_TOOLS_DIRECTORY, managed=old),
+        pip_environment=pip_environment(mirrors),
     )
 
 
-def _uv_environment(settings: Settings, directory: str, *, managed: bool) -> dict[str, str]:
+def _uv_environment(mirrors: MirrorsPlan, directory: str, *, managed: bool) -> dict[str, str]:
     """Environment of uv; nothing is built on a host, which has no compilers for it."""
-    values = {
+    return {
         "UV_COMPILE_BYTECODE": "1",
         "UV_NO_BUILD": "1",
         "UV_PYTHON_DOWNLOADS": "automatic" if managed else "never",
         "UV_PYTHON_INSTALL_DIR": f"{directory}/python",
-        "UV_PYTHON_INSTALL_MIRROR": settings.python_mirror,
-        "UV_DEFAULT_INDEX": settings.package_index_url,
-    }
-    return {name: value for name, value in values.items() if value}
+    } | uv_environment(mirrors)
 
 
 def find_cuda(
@@ -198,6 +204,7 @@ def driver_plan(
     cuda: Cuda,
     platform: Platform,
     board: Board,
+    mirrors: MirrorsPlan,
     found: Findings,
 ) -> tuple[DriverPlan, bool]:
     """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
@@ -283,6 +290,7 @@ def driver_plan(
         open_modules=open_modules,
         fabric_manager=board.nvswitch,
         repository_slug=platform.repository_slug,
+        repository_url=f"{mirrors.vendor_url}/{platform.repository_slug}/{facts.architecture or 'x86_64'}",
         repository_key=platform.repository_key.file,
         repository_key_fingerprint=platform.repository_key.fingerprint,
         pinning_package=names.pinning.format(branch=branch) if names.pinning else None,

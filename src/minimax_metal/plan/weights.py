@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from minimax_metal.catalog import Catalog, Checkpoint
 from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.mirrors import bundle_url
 from minimax_metal.plan.model import ModelPlan, WeightsPlan, WeightsSource
 from minimax_metal.plan.settings import Settings
 
@@ -87,6 +88,11 @@ def weights_plan(
         if kind.startswith("/"):
             repository = model.repositories["huggingface"]
             sources.append(WeightsSource("directory", None, repository, model.revision, kind))
+            continue
+        if kind == "bundle" and (bundle := bundle_url(settings)):
+            repository = model.repositories["huggingface"]
+            url = f"{bundle}/weights/{repository}/{model.revision}"
+            sources.append(WeightsSource("http", url, repository, model.revision, None))
             continue
         if kind.startswith(("http://", "https://")):
             repository = model.repositories["huggingface"]
