@@ -151,7 +151,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "hostvars": {
                 "gpu01": {"metal_model": "MiniMax-M2.5", "ansible_host": "192.0.2.1"},
                 "gpu02": {"metal_model": "{{ 'MiniMax-' + 'M3' }}"},
-                "gpu03": {"metal_model": "MiniMax-M2.5"},
+                "gpu03": {"metal_model": "MiniMax-M2.5", "nvidia_driver_manag": False, "my_own": 1},
             }
         },
         "gpu_hosts": {"children": ["small"], "hosts": ["gpu02", "gpu03"]},
@@ -201,7 +201,11 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
     assert status == 1
     assert (plans["gpu01"]["fits"], plans["gpu01"]["tp"]) == (True, 4)
     assert (plans["gpu02"]["model"], plans["gpu02"]["tp"]) == ("MiniMax-M3", 8)
-    assert [one["code"] for one in plans["gpu03"]["refusals"]] == ["unreachable"]
+    # A variable that is none of a role's is found here as in preflight.
+    unknown, unreachable = plans["gpu03"]["refusals"]
+    assert (unknown["code"], unreachable["code"]) == ("variable-unknown", "unreachable")
+    assert unknown["found"] == "variable nvidia_driver_manag"
+    assert unknown["remedy"] == "did you mean nvidia_driver_manage?"
     assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
     # Facts of hosts that answered are kept; the one that did not is asked again.
     metal(capsys, "--inventory", str(fleet), "--json")

@@ -55,6 +55,12 @@ def plan_host(
     return plan(settings, parse_facts(raw_facts), catalog)
 
 
+def roles_directory() -> Path | None:
+    """The project's roles, beside the package's sources; none where only the package is installed."""
+    roles = Path(__file__).resolve().parents[3] / "roles"
+    return roles if roles.is_dir() else None
+
+
 @lru_cache(maxsize=8)
 def role_options(roles: Path) -> Mapping[str, tuple[str, ...]]:
     """The variables each role under a directory reads, as its argument specifications say."""

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from minimax_metal.errors import UserError
-from minimax_metal.plan.adapter import catalog_for, plan_host, with_hashes
+from minimax_metal.plan.adapter import catalog_for, plan_host, roles_directory, with_hashes
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings import Settings
@@ -126,7 +126,10 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Pla
         refresh=arguments.refresh,
         max_age_seconds=arguments.max_age,
     )
-    return [plan_host(host.name, {**host.variables, **variables}, host.facts) for host in hosts]
+    roles = roles_directory()
+    return [
+        plan_host(host.name, {**host.variables, **variables}, host.facts, host.names, roles) for host in hosts
+    ]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -38,11 +38,12 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class InventoryHost:
-    """One host: its name, its ``metal_*`` variables and its raw facts (none: unreachable)."""
+    """One host: its name, its ``metal_*`` variables, the names of all, its raw facts (none: unreachable)."""
 
     name: str
     variables: Mapping[str, Any]
     facts: Mapping[str, Any] | None
+    names: tuple[str, ...] = ()
 
 
 def cache_directory(inventories: Sequence[Path]) -> Path:
@@ -63,13 +64,19 @@ def read_inventory(
     for inventory in inventories:
         if not inventory.exists():
             raise UserError(f"found no inventory at {inventory}, expected a file or directory; put it right")
-    variables = _variables(inventories, limit)
+    hostvars = _host_variables(inventories, limit)
+    variables = _settings(inventories, hostvars)
     cache = cache_directory(inventories)
     oldest = time.time() - max_age_seconds
     missing = [host for host in variables if refresh or not _young(cache / f"{host}.json", oldest)]
     fresh = _gather(inventories, missing, cache) if missing else {}
     return [
-        InventoryHost(host, values, fresh[host] if host in fresh else _cached(cache / f"{host}.json"))
+        InventoryHost(
+            host,
+            values,
+            fresh[host] if host in fresh else _cached(cache / f"{host}.json"),
+            tuple(hostvars[host]),
+        )
         for host, values in variables.items()
     ]
 
@@ -116,7 +123,8 @@ def _named(inventories: Sequence[Path]) -> str:
     return ", ".join(str(one) for one in inventories)
 
 
-def _variables(inventories: Sequence[Path], limit: str | None) -> dict[str, dict[str, Any]]:
+def _host_variables(inventories: Sequence[Path], limit: str | None) -> dict[str, dict[str, Any]]:
+    """All variables of the inventory for each host of the group, as they are written."""
     pattern = ["--limit", limit] if limit else []
     done = _run("ansible-inventory", *_options(inventories), "--list", *pattern)
     try:
@@ -133,8 +141,15 @@ def _variables(inventories: Sequence[Path], limit: str | None) -> dict[str, dict
             f"found no host in group {GROUP} of {_named(inventories)}{f' within {limit}' if limit else ''}, "
             "expected at least one; add hosts to the group"
         )
+    return {name: hostvars.get(name, {}) for name in names}
+
+
+def _settings(
+    inventories: Sequence[Path], hostvars: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """The ``metal_*`` variables of each host, templates filled in."""
     variables = {
-        name: {k: v for k, v in hostvars.get(name, {}).items() if k.startswith("metal_")} for name in names
+        name: {k: v for k, v in values.items() if k.startswith("metal_")} for name, values in hostvars.items()
     }
     if "{{" in json.dumps(variables) or "{%" in json.dumps(variables):
         # Templates are Ansible's to fill in.
