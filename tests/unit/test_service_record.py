@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -37,6 +38,32 @@ def test_first_second_and_back(tmp_path: Path) -> None:
     assert (records.directory / "current").readlink() == Path(again.path.name)
     assert sorted(path.name[0] for path in records.directory.iterdir()) == ["0", "0", "0", "c"]
     assert first.path.stat().st_mode & 0o777 == 0o644
+
+
+def test_the_manifest_of_the_weights_belongs_to_the_release(tmp_path: Path) -> None:
+    model = tmp_path / "models" / "m"
+    manifest = model / ".minimax-metal" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"files": [1]}')
+    plan = {**PLAN, "model": {"name": "MiniMax-M2.5", "path": str(model)}}
+    records = Records(tmp_path / "releases")
+    first = records.record(plan)
+    assert first is not None
+    said = subprocess.run(["sha256sum", manifest], capture_output=True, text=True, check=True).stdout.split()[
+        0
+    ]
+    assert json.loads(first.path.read_text())["weights"] == {"manifest": str(manifest), "sha256": said}
+    assert records.record(plan) is None
+    # The same plan over other files is another release, and so is one of which the files were not known.
+    manifest.write_text('{"files": [2]}')
+    second = records.record(plan)
+    assert second is not None
+    assert (second.number, second.digest) == (2, first.digest)
+    manifest.unlink()
+    third = records.record(plan)
+    assert third is not None
+    assert json.loads(third.path.read_text())["weights"] is None
+    assert records.record(plan) is None
 
 
 def test_a_dangling_link_and_strangers_are_survived(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 ``<directory>/NNNN-<digest12>.json``, the newest with the highest number, and a link ``current`` to the one in
 force. A record never changes once written, so a rollback is the application of an older record's plan and the
 writing of a new record. The digest is that of the plan alone (canonical JSON, SHA-256), not of the time.
+``weights`` says which files were served: the manifest in the model's directory, and its SHA-256. Other files
+under the same plan are another release.
 
 Standard output is one word for Ansible's ``changed_when``: ``recorded``, ``unchanged``, with ``--check`` also
 ``would record``. Exit status: 0; 2 when the plan cannot be read or the directory not written.
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal import __version__
+from minimax_metal.artefacts.manifest import FILE, FOLDER
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
@@ -54,6 +57,23 @@ def digest_of(plan: Mapping[str, Any]) -> str:
     """Return the first 12 hex digits of the SHA-256 of what was decided, as canonical JSON."""
     text = json.dumps(decided(plan), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
+    """Return path and SHA-256 (of its bytes, in hex) of the manifest of a plan's weights; None without one.
+
+    Raises:
+        OSError: the manifest is there and can't be read.
+    """
+    directory = (plan.get("model") or {}).get("path")
+    if not directory:
+        return None
+    manifest = Path(directory, FOLDER, FILE)
+    try:
+        with manifest.open("rb") as file:
+            return {"manifest": str(manifest), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +109,11 @@ class Records:
         return None
 
     def would_record(self, plan: Mapping[str, Any]) -> bool:
-        """Return whether ``plan`` differs from the release in force."""
+        """Return whether ``plan``, or the files of its weights, differ from the release in force."""
         current = self.current()
-        return current is None or current.digest != digest_of(self.redact(plan))
+        if current is None or current.digest != digest_of(self.redact(plan)):
+            return True
+        return recorded_weights(current) != weights_of(plan)
 
     def record(self, plan: Mapping[str, Any], now: datetime | None = None) -> Release | None:
         """Write ``plan`` as the newest release and make it current; None when it is current already."""
@@ -107,6 +129,7 @@ class Records:
             "digest": digest,
             "time": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
             "metal": __version__,
+            "weights": weights_of(plan),
             "plan": kept,
         }
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -117,6 +140,16 @@ class Records:
             temporary.symlink_to(path.name)
         _sync(self.directory)
         return Release(number, digest, path)
+
+
+def recorded_weights(release: Release) -> dict[str, str] | None:
+    """Return what a record says of the weights; None where it says nothing, or can't be read."""
+    try:
+        content = json.loads(release.path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    weights = content.get("weights") if isinstance(content, dict) else None
+    return weights if isinstance(weights, dict) else None
 
 
 @contextlib.contextmanager
