@@ -41,8 +41,13 @@ def test_check_mode_on_a_bare_host_runs_through_and_writes_nothing(lab: Lab) -> 
     if lab.ssh("gpu01", "test -e /opt/minimax-metal && echo there || true").strip():
         pytest.skip("the hosts are not bare: this lab was used before")
     before = {host: lab.written(host) for host in UNIT}
-    run = lab.play("site.yml", "--check", "--diff")
+    # With a firewall, whose rules are checked by a program that is not there yet.
+    assert "nft" not in lab.ssh("gpu01", "ls /usr/sbin")
+    networks = '{"metal_allowed_cidrs": ["192.0.2.0/24"]}'
+    run = lab.play("site.yml", "--check", "--diff", "--extra-vars", networks)
     assert run.returncode == 0, run.output
+    assert "The rules are there" in run.changed["gpu01"]
+    assert "elements = { 192.0.2.0/24 }" in run.output
     assert {host: lab.written(host) for host in UNIT} == before
 
 
