@@ -81,7 +81,7 @@ def unit() -> Iterator[Unit]:
     name = os.environ.get("METAL_LAB_NAME")
     lab = Lab(name or "service")
     if name is None:
-        lab.lab("--file", "lab/labs/demo.yml", "up")
+        lab.lab("up", "--file", "lab/labs/demo.yml")
     try:
         yield from prepared(lab, fresh=name is None)
     finally:

@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
         yield Lab(name)
         return
     fresh = Lab("integration")
-    fresh.lab("--file", "lab/labs/demo.yml", "up")
+    fresh.lab("up", "--file", "lab/labs/demo.yml")
     try:
         yield fresh
     finally:
