@@ -24,7 +24,13 @@ M2, M3 = "MiniMax-M2.5", "MiniMax-M3"
 only_m2 = pytest.mark.parametrize("engine", [M2], indirect=True)
 only_m3 = pytest.mark.parametrize("engine", [M3], indirect=True)
 AGREEMENT = 0.02
-"""Median difference of log-probabilities, in nats; 0.7 with the wrong expert activation."""
+"""Median difference of log-probabilities, in nats; 0.13 with a wrong activation of the experts, M2 and M3."""
+FAR = 0.25
+"""Difference of one token's, in nats, that rounding in bfloat16 does not explain."""
+TIE = 0.005
+"""Margin between two experts' scores (0 to 1) within which rounding may choose the other one."""
+FAR_TOKENS = 1
+"""Tokens of the sentence's 56 that may be far apart, and only by such a tie: one is, in the tiny M2.5."""
 
 
 def _client(engine: Engine) -> openai.OpenAI:
@@ -47,11 +53,11 @@ def _conversations(question: str) -> list[list[dict[str, Any]]]:
     ]
 
 
-def difference(engine: Engine) -> float:
-    """Return how far the engine's and transformers' log-probabilities of a sentence are apart: median, nats.
+def check_arithmetic(engine: Engine) -> None:
+    """Hold the engine's log-probabilities of a sentence against transformers', same weights.
 
-    A median: where two experts are all but equally good for a token, rounding may choose another one, and
-    that token is far apart with nothing wrong.
+    The median says that nearly all tokens agree, the rest that no single one is off but where the router is
+    all but undecided between two experts: there the other one may be chosen with nothing wrong.
     """
     family = "m3" if engine.name == M3 else "m2"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
@@ -75,14 +81,20 @@ def difference(engine: Engine) -> float:
     )
     found = [entry[0] for entry in answer["meta_info"]["input_token_logprobs"]][1:]
     apart = [abs(a - b) for a, b in zip(found, expected["logprobs"], strict=True)]
-    print("log-probabilities apart:", " ".join(f"{value:.3f}" for value in sorted(apart)))
-    return statistics.median(apart)
+    median = statistics.median(apart)
+    far = [(value, margin) for value, margin in zip(apart, expected["margins"], strict=True) if value > FAR]
+    print(
+        f"{engine.name}, {len(engine.ranks())} ranks, ready after {engine.seconds:.0f} s: log-probabilities "
+        f"{median:.4f} apart, far (with margin of routing): {far}, all:",
+        " ".join(f"{value:.3f}" for value in sorted(apart)),
+    )
+    assert median <= AGREEMENT
+    assert len(far) <= FAR_TOKENS
+    assert all(margin <= TIE for _, margin in far)
 
 
 def test_arithmetic_is_that_of_transformers(engine: Engine) -> None:
-    apart = difference(engine)
-    print(f"{engine.name}: ready after {engine.seconds:.0f} s, log-probabilities {apart:.4f} apart")
-    assert apart <= AGREEMENT
+    check_arithmetic(engine)
 
 
 def test_questions_are_answered_in_every_form(engine: Engine) -> None:
@@ -201,9 +213,7 @@ def test_m2_refuses_a_picture(engine: Engine) -> None:
 def test_guides_commands_compute_the_same(tmp_path: Path, name: str, tp: int, ep: int) -> None:
     with running_engine(tmp_path, name, tp, ep) as started:
         assert len(started.ranks()) == tp
-        apart = difference(started)
-        print(f"{name} tp {tp} ep {ep}: ready after {started.seconds:.0f} s, {apart:.4f} apart")
-        assert apart <= AGREEMENT
+        check_arithmetic(started)
         choice = _ask(
             started, [questions.text_message("user", questions.TOOL_QUESTION)], tools=[questions.WEATHER_TOOL]
         )
