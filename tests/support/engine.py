@@ -159,10 +159,14 @@ class Engine:
     gateway: bool = False
     """Only the paths of the two interfaces: what a router in front of the engine lets through."""
     starts_for: float = 0.0
+    pace: float = PACE
+    model_path: str = "/srv/models/nowhere"
+    served_name: str | None = None
     born: float = field(default_factory=time.monotonic)
     asked: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
+    waiting: int = 0
     dead: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -185,7 +189,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        return "Someone/Else" if self.has("wrong_name") else NAMES[self.family]
+        return "Someone/Else" if self.has("wrong_name") else self.served_name or NAMES[self.family]
 
     @property
     def starting(self) -> bool:
@@ -316,7 +320,7 @@ class Engine:
         yield chunk({"role": "assistant", "content": ""})
         if request.get("ignore_eos"):
             for _ in range(request["max_tokens"]):
-                time.sleep(PACE)
+                time.sleep(self.pace)
                 yield chunk({"content": "one "})
             reply = Reply("", finish="length")
         for key, text in (("reasoning_content", reply.reasoning), ("content", reply.content)):
@@ -352,6 +356,86 @@ class Engine:
         """Count words, and cut the prompt off where that is the fault."""
         words = len(json.dumps(request["messages"]).split())
         return min(words, 1000) if self.has("truncates") else words
+
+    # What it says of itself -------------------------------------------------------------------------------
+
+    def authorised(self, sent: str | None) -> bool:
+        if self.api_key is None or self.has("key_ignored"):
+            return True
+        if self.has("keyless_open") and sent is None:
+            return True
+        return bool(sent == f"Bearer {self.api_key}")
+
+    def get(self, path: str, authorization: str | None) -> tuple[int, bytes, str]:
+        """Return status, body and its type of a GET."""
+        if path in {"/health", "/health_generate", "/ready", "/ping"}:
+            return 503 if self.starting else 200, b"", "text/plain"
+        if path == "/metrics":
+            return self.figures()
+        status, body = (
+            self.inform(path) if self.authorised(authorization) else (401, {"error": "Unauthorized"})
+        )
+        return status, json.dumps(body).encode(), "application/json"
+
+    def inform(self, path: str) -> tuple[int, Any]:
+        """Return status and body of the paths that want a key."""
+        if path == "/v1/models":
+            entry = {"id": self.name, "object": "model", "owned_by": "sglang", "max_model_len": LIMIT}
+            return 200, {"object": "list", "data": [] if self.has("models_empty") else [entry]}
+        if path == "/model_info" and not self.gateway:
+            return 200, {
+                "model_path": self.model_path,
+                "is_generation": True,
+                "preferred_sampling_params": None,
+                "reasoning_parser": self.reasoning_parser,
+                "tool_call_parser": self.tool_parser,
+                "has_image_understanding": self.family == "m3",
+            }
+        if path == "/server_info" and not self.gateway:
+            # The key in clear, as the engine has it here.
+            says = "openai" if self.has("sampling_openai") else "model"
+            info = {"api_key": self.api_key, "sampling_defaults": says, "version": "0.5.23"}
+            return 200, {**info, "max_req_input_len": LIMIT - 6}
+        if path == "/v1/loads" and not self.gateway:
+            running = 0 if self.has("loads_stand_still") else self.running
+            return 200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": self.waiting}]}
+        return 404, {"detail": "Not Found"}
+
+    def figures(self) -> tuple[int, bytes, str]:
+        """Return the answer of ``/metrics``."""
+        if not self.metrics:
+            return 404, b'{"detail":"Not Found"}', "application/json"
+        if self.has("metrics_foreign"):
+            return 200, b"node_load1 0.5\n", "text/plain"
+        values = dict.fromkeys(("token_usage", "prompt_tokens_total", "generation_tokens_total"), 0)
+        values = {"num_running_reqs": self.running, "num_queue_reqs": self.waiting} | values
+        lines = [f'sglang:{name}{{model_name="m",tp_rank="0"}} {value}.0' for name, value in values.items()]
+        return 200, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
+
+    def refusal(self, request: dict[str, Any], authorization: str | None) -> tuple[int, str] | None:
+        """Return status and message of a request that is not answered, and die where that is the fault."""
+        pictures = "image_url" in json.dumps(request["messages"])
+        tokens = len(json.dumps(request["messages"]).split())
+        if self.has("echoes_key"):
+            return 400, f"bad header: {authorization}"
+        if self.has("error_500") or (self.has("image_error") and pictures):
+            return 500, "CUDA out of memory"
+        if self.has("no_defaults") and "temperature" not in request:
+            return 500, "temperature is None"
+        if self.has("wrong_model_500") and request["model"] not in NAMES.values():
+            return 500, "no such adapter"
+        if self.has("ignore_eos_refused") and request.get("ignore_eos"):
+            return 400, "unknown field ignore_eos"
+        if pictures and self.family == "m2" and not self.has("image_ignored"):
+            self.dead = self.has("image_kills")
+            return 400, "Model only supports text input; received unsupported content type 'image_url'."
+        if tokens > LIMIT and not self.has("truncates"):
+            self.dead = self.has("over_limit_kills")
+            said = f"The input ({tokens} tokens) is longer than the model's context length ({LIMIT} tokens)."
+            return (500, "CUDA error") if self.has("over_limit_500") else (400, said)
+        if tokens > LIMIT // 3 and self.has("long_prompt_error"):
+            return 500, "CUDA error: an illegal memory access was encountered"
+        return None
 
     # /v1/messages ----------------------------------------------------------------------------------------
 
@@ -480,48 +564,7 @@ class Handler(BaseHTTPRequestHandler):
         engine.asked.append(self.path)
         if self.gone():
             return
-        if self.path in {"/health", "/health_generate", "/ready", "/ping"}:
-            self.answer(503 if engine.starting else 200, b"")
-        elif self.path == "/metrics":
-            self.answer(*self.metrics())
-        elif not self.authorised():
-            self.unauthorised()
-        elif self.path == "/v1/models":
-            entry = {"id": engine.name, "object": "model", "owned_by": "sglang", "max_model_len": LIMIT}
-            self.answer_json(200, {"object": "list", "data": [] if engine.has("models_empty") else [entry]})
-        elif engine.gateway:
-            self.answer_json(404, {"detail": "Not Found"})
-        elif self.path == "/model_info":
-            info = {
-                "model_path": "/srv/models/nowhere",
-                "is_generation": True,
-                "preferred_sampling_params": None,
-                "reasoning_parser": engine.reasoning_parser,
-                "tool_call_parser": engine.tool_parser,
-                "has_image_understanding": engine.family == "m3",
-            }
-            self.answer_json(200, info)
-        elif self.path == "/server_info":
-            # The key in clear, as the engine has it here.
-            says = "openai" if engine.has("sampling_openai") else "model"
-            info = {"api_key": engine.api_key, "sampling_defaults": says, "version": "0.5.23"}
-            self.answer_json(200, {**info, "max_req_input_len": LIMIT - 6})
-        elif self.path == "/v1/loads":
-            running = 0 if engine.has("loads_stand_still") else engine.running
-            self.answer_json(200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": 0}]})
-        else:
-            self.answer_json(404, {"detail": "Not Found"})
-
-    def metrics(self) -> tuple[int, bytes, str]:
-        if not self.engine.metrics:
-            return 404, b'{"detail":"Not Found"}', "application/json"
-        if self.engine.has("metrics_foreign"):
-            return 200, b"node_load1 0.5\n", "text/plain"
-        names = ("num_running_reqs", "num_queue_reqs", "token_usage")
-        totals = ("prompt_tokens_total", "generation_tokens_total")
-        values = {name: self.engine.running if name == "num_running_reqs" else 0 for name in names + totals}
-        lines = [f'sglang:{name}{{model_name="m",tp_rank="0"}} {value}.0' for name, value in values.items()]
-        return 200, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
+        self.answer(*engine.get(self.path, self.headers["Authorization"]))
 
     def do_POST(self) -> None:
         engine = self.engine
@@ -531,7 +574,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.gone():
             return
         anthropic = self.path == "/v1/messages"
-        if not self.authorised() and not (anthropic and engine.has("messages_open")):
+        if not engine.authorised(self.headers["Authorization"]) and not (
+            anthropic and engine.has("messages_open")
+        ):
             self.unauthorised()
         elif anthropic and engine.has("messages_missing"):
             self.answer_json(404, {"detail": "Not Found"})
@@ -541,37 +586,11 @@ class Handler(BaseHTTPRequestHandler):
         else:
             if anthropic:
                 request = from_anthropic(request, engine.has("messages_image_dropped"))
-            refusal = self.refusal(request)
+            refusal = engine.refusal(request, self.headers["Authorization"])
             if refusal is not None:
                 self.refuse(anthropic, *refusal)
             else:
                 self.generate(request)
-
-    def refusal(self, request: dict[str, Any]) -> tuple[int, str] | None:
-        """Return status and message of a request that is not answered, and die where that is the fault."""
-        engine = self.engine
-        pictures = "image_url" in json.dumps(request["messages"])
-        tokens = len(json.dumps(request["messages"]).split())
-        if engine.has("echoes_key"):
-            return 400, f"bad header: {self.headers['Authorization']}"
-        if engine.has("error_500") or (engine.has("image_error") and pictures):
-            return 500, "CUDA out of memory"
-        if engine.has("no_defaults") and "temperature" not in request:
-            return 500, "temperature is None"
-        if engine.has("wrong_model_500") and request["model"] not in NAMES.values():
-            return 500, "no such adapter"
-        if engine.has("ignore_eos_refused") and request.get("ignore_eos"):
-            return 400, "unknown field ignore_eos"
-        if pictures and engine.family == "m2" and not engine.has("image_ignored"):
-            engine.dead = engine.has("image_kills")
-            return 400, "Model only supports text input; received unsupported content type 'image_url'."
-        if tokens > LIMIT and not engine.has("truncates"):
-            engine.dead = engine.has("over_limit_kills")
-            said = f"The input ({tokens} tokens) is longer than the model's context length ({LIMIT} tokens)."
-            return (500, "CUDA error") if engine.has("over_limit_500") else (400, said)
-        if tokens > LIMIT // 3 and engine.has("long_prompt_error"):
-            return 500, "CUDA error: an illegal memory access was encountered"
-        return None
 
     def generate(self, request: dict[str, Any]) -> None:
         engine = self.engine
@@ -605,14 +624,6 @@ class Handler(BaseHTTPRequestHandler):
         if self.engine.dead:
             self.close_connection = True
         return self.engine.dead
-
-    def authorised(self) -> bool:
-        engine, sent = self.engine, self.headers["Authorization"]
-        if engine.api_key is None or engine.has("key_ignored"):
-            return True
-        if engine.has("keyless_open") and sent is None:
-            return True
-        return bool(sent == f"Bearer {engine.api_key}")
 
     def unauthorised(self) -> None:
         self.answer_json(401, {"error": "Unauthorized"})
