@@ -46,6 +46,7 @@ class Wheel:
     architectures: tuple[str, ...]
     plugins: bool
     deep_gemm_precompile: bool
+    flashinfer_cubins: bool
     missing_flags: tuple[str, ...]
     """Flags of the plan that the release's sources no longer mention."""
 
@@ -90,6 +91,7 @@ def read_wheel(tree: Path) -> Wheel:
         architectures=tuple(re.findall(r"^class (MiniMax\w+For\w+)\(", models, re.MULTILINE)),
         plugins=(srt / "plugins" / "__init__.py").exists(),
         deep_gemm_precompile=(tree / "sglang" / "compile_deep_gemm.py").exists(),
+        flashinfer_cubins=any(re.match(r"flashinfer[-_]cubin\b", one) for one in requires),
         missing_flags=tuple(gone),
     )
 
@@ -137,6 +139,7 @@ def entry(wheel: Wheel, pythons: Sequence[str], cuda: str, locks: Sequence[str])
         *_lock_lines(wheel.release, locks),
         f"    plugins: {str(wheel.plugins).lower()}",
         f"    deep_gemm_precompile: {str(wheel.deep_gemm_precompile).lower()}",
+        f"    flashinfer_cubins: {str(wheel.flashinfer_cubins).lower()}",
         f'    source: "wheel sglang-{wheel.release}: METADATA and srt, read by tools/engine_bump.py (V)"',
     ]
     return "\n".join(lines) + "\n"
@@ -168,6 +171,7 @@ def changes(old: EngineRelease, wheel: Wheel, cuda: str) -> list[str]:
         ("architectures", sorted(old.architectures), sorted(wheel.architectures)),
         ("plug-ins", str(old.plugins), str(wheel.plugins)),
         ("DeepGEMM precompilation", str(old.deep_gemm_precompile), str(wheel.deep_gemm_precompile)),
+        ("FlashInfer's cubins", str(old.flashinfer_cubins), str(wheel.flashinfer_cubins)),
     ):
         if list(before) != list(after):
             said = [" ".join(one) if not isinstance(one, str) else one for one in (before, after)]

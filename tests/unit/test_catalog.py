@@ -79,7 +79,9 @@ def test_engines_know_their_cuda_and_their_locks_exist() -> None:
         for python, lock in release.locks.items():
             assert python in release.python
             assert re.fullmatch(r"[0-9a-f]{64}", CATALOG.lock_sha256[lock])
-            assert f"sglang=={release.release}" in (HERE / "locks" / lock).read_text()
+            text = (HERE / "locks" / lock).read_text()
+            assert f"sglang=={release.release}" in text
+            assert ("\nflashinfer-cubin==" in text) == release.flashinfer_cubins
     assert CATALOG.engines[CATALOG.default_engine].locks
 
 

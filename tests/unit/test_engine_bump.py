@@ -24,7 +24,7 @@ def tree(tmp_path: Path) -> Path:
         directory.mkdir(parents=True)
     (info / "METADATA").write_text(
         "Metadata-Version: 2.4\nName: sglang\nVersion: 9.9.0\nRequires-Python: >=3.12\n"
-        "Requires-Dist: torch==3.0.0\nRequires-Dist: torchvision\n\nA text.\n"
+        "Requires-Dist: torch==3.0.0\nRequires-Dist: torchvision\nRequires-Dist: flashinfer_cubin==1.0\n\nA text.\n"
     )
     (info / "entry_points.txt").write_text("[console_scripts]\nsglang = sglang.cli.main:main\n")
     (srt / "function_call" / "function_call_parser.py").write_text(
@@ -55,6 +55,7 @@ def test_a_wheel_is_read(tree: Path) -> None:
         architectures=("MiniMaxM4ForCausalLM",),
         plugins=False,
         deep_gemm_precompile=True,
+        flashinfer_cubins=True,
         missing_flags=("--enable-metrics", "--reasoning-parser"),
     )
 
@@ -71,6 +72,7 @@ def test_an_entry_is_added_and_validates(tree: Path) -> None:
     assert new["python"] == ["3.12", "3.13"]
     assert new["locks"] == {"3.12": "sglang-9.9.0-py3.12.txt"}
     assert new["cuda"] == "13.0"
+    assert new["flashinfer_cubins"] is True
     assert text.count("\n# ") == ENGINES.count("\n# ")
     again = add_entry(text, wheel, ["3.12", "3.13"], "13.0", ["3.12", "3.13"])
     assert list(yaml.safe_load(again)["engines"]["9.9.0"]["locks"]) == ["3.12", "3.13"]

@@ -99,3 +99,20 @@ def test_weights_are_read_ahead_where_they_leave_half_the_memory() -> None:
 def test_each_rank_goes_where_its_gpu_is() -> None:
     assert host().services[0].environment["SGLANG_AUTO_NUMA_BIND"] == "1"
     assert "SGLANG_AUTO_NUMA_BIND" not in host(profile="guide").services[0].environment
+
+
+def test_kernels_for_blackwell_that_nobody_brings_are_warned_of_once() -> None:
+    def warned(gpu: str, **settings: Any) -> list[str]:
+        plan = decide(gpu, 8, model="M3", model_format="bf16", **settings)
+        return [one.message for one in plan.warnings if one.code == "flashinfer-cubins"]
+
+    for gpu in ("B200", "B300"):
+        (message,) = warned(gpu, layout="tp8")
+        assert "flashinfer-cubin" in message
+        assert "metal_engine_extra_packages" in message
+    wheel = {"path": "/wheels/flashinfer_cubin-0.7.2-py3-none-any.whl", "sha256": "0" * 64}
+    assert not warned("B200", engine_extra_packages=[wheel])
+    assert not warned("B200", engine_extra_environment={"FLASHINFER_NO_DOWNLOAD": ""})
+    assert warned("B200", engine_extra_environment={"FLASHINFER_NO_DOWNLOAD": "1"})
+    assert not warned("B200", engine_release="0.5.10.post1")
+    assert not warned("H200")

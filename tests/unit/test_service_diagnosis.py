@@ -21,6 +21,8 @@ WORDS = {
     "architectures: dict_keys([...])": ("architecture", EXIT_NEVER, EXIT_NEVER),
     "ValueError: The output_size of gate's and up's weight = 192 is not divisible by weight quantization "
     "block_n = 128.": ("parallelism", EXIT_NEVER, EXIT_NEVER),
+    "RuntimeError: Artifact not found locally: 64d3/fmha/x.cubin (looked at /opt/x). FLASHINFER_NO_DOWNLOAD "
+    "is set": ("kernel-missing", EXIT_NEVER, None),
     "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
     "79.11 GiB": ("memory", EXIT_NEVER, None),
     "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.": (

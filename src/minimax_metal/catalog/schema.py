@@ -181,6 +181,8 @@ class EngineRelease(_Entry):
     """Whether it loads plug-ins (``sglang.srt.plugins``), by which keys are kept out of what it says."""
     deep_gemm_precompile: bool = False
     """Whether it has ``sglang.compile_deep_gemm``."""
+    flashinfer_cubins: bool = False
+    """Whether its locks bring ``flashinfer-cubin``: kernels for Blackwell that FlashInfer fetches otherwise."""
     source: str
     notes: tuple[str, ...] = ()
 

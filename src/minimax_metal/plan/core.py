@@ -11,7 +11,13 @@ from collections.abc import Sequence
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.access import check_access, firewall_plan
 from minimax_metal.plan.facts import HostFacts
-from minimax_metal.plan.fast_start import kernel_cache_plan, loader_threads, page_cache_plan, precompile_plan
+from minimax_metal.plan.fast_start import (
+    check_cubins,
+    kernel_cache_plan,
+    loader_threads,
+    page_cache_plan,
+    precompile_plan,
+)
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
 from minimax_metal.plan.host import (
@@ -64,6 +70,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         check_generation(checkpoint, board, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
+    if release and board:
+        check_cubins(settings, release, board, found)
     model = model_plan(settings, checkpoint, found) if checkpoint else None
     engine = engine_plan(settings, release, platform, catalog, mirrors, found) if release else None
     toolkit = find_cuda(settings, release, platform, catalog, found) if release else None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from minimax_metal.catalog import Checkpoint, EngineRelease
 from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import (
     DriverPlan,
@@ -30,6 +31,9 @@ DEEP_GEMM_FORMATS = frozenset({"fp8", "mxfp8"})
 """Checkpoint formats whose products DeepGEMM computes: scaled blocks of FP8."""
 DEEP_GEMM_CAPABILITY = "9.0"
 """deep_gemm_wrapper/configurer.py: SM90 and newer (V)."""
+CUBINS_CAPABILITY = "10.0"
+"""Blackwell: from here on some of FlashInfer's attention and MoE kernels are downloads (docs/driver.md)."""
+CUBINS_WHEEL = re.compile(r"(?:.*/)?flashinfer[_-]cubin-[^/]*")
 LOADER_THREADS = 16
 """At most, for each rank: more wait for the disk (choice of this project; the engine's own default is 8)."""
 WARM_SHARE = 0.5
@@ -48,6 +52,24 @@ def kernel_cache_plan(engine: EnginePlan, board: Board, driver: DriverPlan | Non
     parts = (engine.release, board.label, driver.branch if driver else "no-driver")
     key = "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()) for part in parts)
     return KernelCachePlan(key=key, path=f"{CACHE}/{key}")
+
+
+def check_cubins(settings: Settings, release: EngineRelease, board: Board, found: Findings) -> None:
+    """Whether FlashInfer would miss kernels that it may not fetch at a start."""
+    needed = version_key(board.capability or "0") >= version_key(CUBINS_CAPABILITY)
+    brought = release.flashinfer_cubins or any(
+        CUBINS_WHEEL.fullmatch(package.path) for package in settings.engine_extra_packages
+    )
+    # Set and empty: the user lets FlashInfer fetch.
+    fetched = settings.engine_extra_environment.get("FLASHINFER_NO_DOWNLOAD", "1") == ""
+    if needed and not brought and not fetched:
+        found.warn(
+            "flashinfer-cubins",
+            f"some of FlashInfer's kernels for {board.label} are downloads, which SGLang {release.release} "
+            "does not bring and the unit does not allow: a start may end with 'Artifact not found locally'; "
+            "add FlashInfer's flashinfer-cubin wheel of the same version to metal_engine_extra_packages, or "
+            'let it fetch with metal_engine_extra_environment: {FLASHINFER_NO_DOWNLOAD: ""}',
+        )
 
 
 def loader_threads(settings: Settings, facts: HostFacts, spread: ParallelismPlan) -> int | None:

@@ -74,6 +74,14 @@ RULES: Final[tuple[_Rule, ...]] = (
         final=True,
     ),
     _Rule(
+        "kernel-missing",
+        # FlashInfer's words when a kernel is a download and downloads are off (jit/cubin_loader.py, 0.7.2).
+        re.compile(r"Artifact not found locally: \S+"),
+        "add the flashinfer-cubin wheel of FlashInfer's version to metal_engine_extra_packages, or let it "
+        'fetch with metal_engine_extra_environment: {FLASHINFER_NO_DOWNLOAD: ""}',
+        at_start=True,
+    ),
+    _Rule(
         "parallelism",
         re.compile(r"ValueError: .*(?:is not divisible by|must be divisible by).*"),
         "leave metal_tp_size, metal_ep_size and metal_layout out",
