@@ -1,4 +1,4 @@
-"""``metal weights pull|await|check|adopt|resolve|verify|list|remove|prune``.
+"""``metal weights pull|await|check|adopt|share-config|resolve|verify|list|remove|prune``.
 
 Exit status:
 
@@ -107,6 +107,10 @@ def _parser() -> argparse.ArgumentParser:
         default=follow.RESTARTS,
         help="restarts of the unit to sit through (%(default)s)",
     )
+    configurer = add(
+        "share-config", _share_config, "write the configuration of the nginx that serves this host's pieces"
+    )
+    configurer.add_argument("--output", required=True, type=Path, metavar="FILE")
     add("check", _check, "say whether the verified files are all there; reads sizes only, writes nothing")
     puller.add_argument(
         "--repair", action="store_true", help="read every byte that is there, fetch again what is damaged"
@@ -240,6 +244,17 @@ def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
     except PullError as error:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
+    return 0
+
+
+def _share_config(request: Request, arguments: argparse.Namespace) -> int:
+    from minimax_metal.artefacts.share import server
+
+    for name in server.write(request, arguments.output):
+        print(
+            f"metal weights: no address is known for {name}; it can't ask this host for pieces",
+            file=sys.stderr,
+        )
     return 0
 
 

@@ -6,8 +6,8 @@ lose nothing but the blocks in flight. It ends by itself when its standard input
 outlives the pull that asked for it.
 
 Events: ``listed`` (revision, files, bytes, needed: bytes still to be fetched), ``progress`` (have: bytes of
-the model here, fetched: bytes taken from the source, hashed: bytes read again), ``waiting`` (seconds,
-reason),
+the model here, fetched: bytes that came in, peers: those of them that other hosts of the fleet sent, hashed:
+bytes read again), ``waiting`` (seconds, reason), ``note`` (text),
 ``verified`` (path, size), ``damaged`` (path, reason: fetched again), ``retry`` (path, reason), ``failed``
 (reason, permanent, space), ``done`` (the manifest is written in the staging directory).
 """
@@ -38,6 +38,7 @@ from minimax_metal.artefacts.manifest import (
 )
 from minimax_metal.artefacts.part import Part
 from minimax_metal.artefacts.request import Source
+from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.artefacts.sources import Listing, Origin, open_source
 from minimax_metal.artefacts.web import Gate, Throttle
 from minimax_metal.errors import UserError
@@ -136,6 +137,8 @@ class Attempt:
     rate: float = 0.0
     have: int = 0
     fetched: int = 0
+    from_peers: int = 0
+    """Of the bytes that came in, those that other hosts of the fleet sent."""
     hashed: int = 0
     failures: int = 0
     """Files given up in a row while no byte came."""
@@ -147,6 +150,7 @@ class Attempt:
     def __post_init__(self) -> None:
         self.gate = Gate(self.pause)
         self.throttle = Throttle(self.rate)
+        self.listed: dict[str, Entry] = {}
 
     def say(self, event: str, **fields: Any) -> None:
         """Write one event."""
@@ -169,13 +173,14 @@ class Attempt:
             failure = transport_error("the staging directory", error)
             self.say("failed", reason=str(failure), permanent=True, space=failure.space)
             return False
-        self.say("done", revision=revision, fetched=self.fetched)
+        self.say("done", revision=revision, fetched=self.fetched, peers=self.from_peers)
         return True
 
     def _run(self, name: str, source: Mapping[str, Any]) -> str | None:
-        listing = self._patiently(self.origin.list)
+        listing = self._listing()
         if not listing.files:
             raise SourceError("the source lists no file", permanent=True)
+        self.listed = {entry.path: entry for entry in listing.files}
         journal = Journal.open(self.staging)
         known = [journal.knows(self.staging, entry) for entry in listing.files]
         todo = [entry for entry, seen in zip(listing.files, known, strict=True) if seen is None]
@@ -193,6 +198,10 @@ class Attempt:
             )
         Manifest(name, listing.revision, source, tuple(done.values())).write(self.staging)
         return listing.revision
+
+    def _listing(self) -> Listing:
+        """Return the files of the model."""
+        return self._patiently(self.origin.list)
 
     def _patiently(self, ask: Callable[[], Listing]) -> Listing:
         """Call until it answers; a source that asks for patience gets it."""
@@ -262,20 +271,29 @@ class Attempt:
     def _one(self, entry: Entry, journal: Journal) -> Entry:
         """Fetch one file until it is verified, flushed and noted."""
         try:
-            target = self.staging / entry.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.exists():
-                # There before this attempt, but not noted: an older pull, or a file of a damaged directory.
-                try:
-                    found = verify(self.staging, entry, self._read_again)
-                    sync(target)
-                    return self._note(found, journal)
-                except DamagedFileError:
-                    target.unlink()
-                    self._lose(entry.size)
-            return self._note(self._fetch(entry, target), journal)
+            return self._there(entry, journal) or self._note(
+                self._fetch(entry, self.staging / entry.path), journal
+            )
         except OSError as error:
             raise transport_error("the staging directory", error) from error
+
+    def _there(self, entry: Entry, journal: Journal) -> Entry | None:
+        """Verify a file that was there before this attempt, but not noted; None: it is not, or not any more.
+
+        An older pull may have left it, or it is one of a damaged directory.
+        """
+        target = self.staging / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.exists():
+            return None
+        try:
+            found = verify(self.staging, entry, self._read_again)
+            sync(target)
+            return self._note(found, journal)
+        except DamagedFileError:
+            target.unlink()
+            self._lose(entry.size)
+            return None
 
     def _fetch(self, entry: Entry, target: Path) -> Entry:
         """Receive one file, in as many connections as it takes; each goes on where the last one ended."""
@@ -367,10 +385,10 @@ class Attempt:
             said: tuple[int, ...] = ()
             while not ended.wait(1.0):
                 with self.lock:
-                    now = (self.have, self.fetched, self.hashed)
+                    now = (self.have, self.fetched, self.hashed, self.from_peers)
                 if now != said:
                     said = now
-                    self.say("progress", have=now[0], fetched=now[1], hashed=now[2])
+                    self.say("progress", have=now[0], fetched=now[1], hashed=now[2], peers=now[3])
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
@@ -407,16 +425,34 @@ def main() -> int:
         )
         events.flush()
         return 1
-    attempt = Attempt(
-        origin,
-        staging,
-        events,
-        workers=int(job.get("workers", 8)),
-        pause=float(job.get("pause", 1.0)),
-        patience=float(job.get("patience", 900.0)),
-        rate=float(job.get("rate", 0.0)),
-    )
+    knobs: dict[str, Any] = {
+        "workers": int(job.get("workers", 8)),
+        "pause": float(job.get("pause", 1.0)),
+        "patience": float(job.get("patience", 900.0)),
+        "rate": float(job.get("rate", 0.0)),
+    }
+    share = Share.parse(job.get("share"))
+    attempt = Attempt(origin, staging, events, **knobs)
+    if share is not None:
+        try:
+            attempt = shared(origin, staging, events, share, float(job.get("stall", 60.0)), knobs)
+        except UserError as error:
+            attempt.say("note", text=f"{error}; not shared with the other hosts")
     return 0 if attempt.run(job["name"], source.as_dict()) else 1
+
+
+def shared(
+    origin: Origin, staging: Path, events: TextIO, share: Share, stall: float, knobs: Mapping[str, Any]
+) -> Attempt:
+    """Return an attempt that other hosts take part in.
+
+    Raises:
+        UserError: the fleet's secret is not there.
+    """
+    # Not at the top: it is built on this module.
+    from minimax_metal.artefacts.share.swarm import SharedAttempt
+
+    return SharedAttempt(origin, staging, events, share=share, secret=share.secret(), stall=stall, **knobs)
 
 
 if __name__ == "__main__":

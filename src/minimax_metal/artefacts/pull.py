@@ -229,20 +229,24 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
         check_space(request, max(0, request.bytes - staged_bytes(staging)), options.spare)
     reasons = []
     hopeless = True
-    begun, fetched = time.monotonic(), 0
+    begun, fetched, peers = time.monotonic(), 0, 0
     for number, source in enumerate(request.sources):
-        reason, permanent, came = _try_source(request, source, options, reporter)
-        fetched += came
+        reason, permanent, came, passed_on = _try_source(request, source, options, reporter)
+        fetched, peers = fetched + came, peers + passed_on
         hopeless = hopeless and permanent
         if reason is None:
             _publish(request)
             manifest = Manifest.read(request.path)
             size = "" if manifest is None else f", {len(manifest.files)} files, {spell_bytes(manifest.bytes)}"
             took = time.monotonic() - begun
+            text = f"verified{size}, from {source}, {spell_bytes(fetched)} fetched in {spell_seconds(took)}"
+            if request.share is not None:
+                text += f": {spell_bytes(fetched - peers)} by itself, {spell_bytes(peers)} from other hosts"
             reporter.state(
                 "verified",
-                f"verified{size}, from {source}, {spell_bytes(fetched)} fetched in {spell_seconds(took)}",
+                text,
                 fetched=fetched,
+                peers=peers,
                 seconds=round(took, 1),
             )
             return
@@ -254,27 +258,28 @@ def _pull(request: Request, options: Options, reporter: Reporter) -> None:
 
 def _try_source(
     request: Request, source: Source, options: Options, reporter: Reporter
-) -> tuple[str | None, bool, int]:
+) -> tuple[str | None, bool, int, int]:
     """Attempt one source until it has served or is given up.
 
-    Returns the reason (None: served), whether that is for good, and the bytes that were fetched.
+    Returns the reason (None: served), whether that is for good, the bytes that were fetched, and how many of
+    them other hosts sent.
     """
-    fruitless = fetched = 0
+    fruitless = fetched = peers = 0
     while True:
         outcome = Watch(request, source, options, reporter).run()
-        fetched += outcome.fetched
+        fetched, peers = fetched + outcome.fetched, peers + outcome.peers
         if outcome.done:
-            return None, False, fetched
+            return None, False, fetched, peers
         if outcome.space:
             raise NoSpaceError(
                 f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
             )
         if outcome.permanent:
-            return outcome.reason, True, fetched
+            return outcome.reason, True, fetched, peers
         # Whatever came is kept, so an attempt that brought something does not count against the source.
         fruitless = 1 if outcome.verified or outcome.fetched else fruitless + 1
         if fruitless >= options.attempts:
-            return f"{outcome.reason} ({fruitless} attempts)", False, fetched
+            return f"{outcome.reason} ({fruitless} attempts)", False, fetched, peers
         pause = min(60.0, options.backoff * 2 ** (fruitless - 1))
         reporter.say(f"{outcome.reason}; again in {pause:.0f} s")
         time.sleep(pause)
@@ -290,6 +295,8 @@ class Outcome:
     space: bool = False
     verified: int = 0
     fetched: int = 0
+    peers: int = 0
+    """Of the bytes fetched, those that other hosts of the fleet sent."""
 
 
 class Watch:
@@ -321,6 +328,7 @@ class Watch:
             "stall": self.options.stall,
             "patience": self.options.patience,
             "rate": self.options.rate,
+            "share": None if self.request.share is None else self.request.share.as_dict(),
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "minimax_metal.artefacts.fetch"],
@@ -382,11 +390,14 @@ class Watch:
             check_space(self.request, int(event["needed"]), self.options.spare)
         elif kind == "progress":
             self.have, self.outcome.fetched = int(event["have"]), int(event["fetched"])
+            self.outcome.peers = int(event.get("peers", 0))
             self.waiting, self.pause = "", 0.0
         elif kind == "verified":
             self.outcome.verified += 1
         elif kind == "damaged":
             self.reporter.say(f"{event['reason']}; fetching it again")
+        elif kind == "note":
+            self.reporter.say(str(event["text"]))
         elif kind == "retry":
             self.reporter.say(f"{event['reason']}; going on with {event['path']} at byte {event['offset']}")
         elif kind == "waiting":
@@ -401,6 +412,7 @@ class Watch:
             return True
         elif kind == "done":
             self.outcome.done, self.outcome.fetched = True, int(event["fetched"])
+            self.outcome.peers = int(event.get("peers", 0))
             return True
         return False
 
@@ -423,6 +435,8 @@ class Watch:
                 line += f", {spell_bytes(rate)}/s, {spell_seconds((total - have) / rate)} left"
             else:
                 line += ", waiting"
+        if self.outcome.peers:
+            line += f", {spell_bytes(self.outcome.peers)} so far from other hosts"
         return line
 
 

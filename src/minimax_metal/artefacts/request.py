@@ -12,6 +12,7 @@ A request is JSON::
      "adopt": ["/home/me/.cache/huggingface"],                  # optional, what may be there already
      "manifest": "/root/manifest.json",                         # optional, hashes where no hub can be asked
      "owner": "sglang:sglang",                                  # optional, when root pulls
+     "share": {"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]},  # optional, see share/
      "unit": "metal-weights@minimax-m2.5.service"}              # optional, what ``await`` follows
 
 A source may name a ``token_file`` (read on the host by whoever pulls), and the ``branch`` its revision was
@@ -27,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.errors import UserError
 
 HUGGINGFACE: Final = "huggingface"
@@ -116,6 +118,7 @@ class Request:
     unit: str | None = None
     adopt: tuple[Path, ...] = ()
     manifest: Path | None = None
+    share: Share | None = None
 
     @property
     def staging(self) -> Path:
@@ -166,6 +169,7 @@ class Request:
             unit=_text(raw, "unit"),
             adopt=tuple(Path(directory) for directory in adopt),
             manifest=None if manifest is None else Path(manifest),
+            share=Share.parse(raw.get("share")),
         )
 
     @classmethod

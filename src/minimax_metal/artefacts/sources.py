@@ -66,8 +66,10 @@ class Origin(Protocol):
     def list(self) -> Listing:
         """Return the files and their expected sizes and hashes."""
 
-    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
-        """Open one file at an offset."""
+    def open(
+        self, entry: Entry, offset: int, end: int | None = None
+    ) -> contextlib.AbstractContextManager[Body]:
+        """Open one file at an offset; ``end``: where what is wanted ends, which not all heed."""
 
     def identity(self, entry: Entry) -> str | None:
         """Return what a partial file is kept under: the same name means the same bytes. None: don't keep."""
@@ -149,11 +151,13 @@ class HuggingFace:
             return Entry(file["rfilename"], int(size), str(lfs["sha256"]), stated=True)
         return Entry(file["rfilename"], int(size), git_oid=file.get("blobId"))
 
-    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+    def open(
+        self, entry: Entry, offset: int, end: int | None = None
+    ) -> contextlib.AbstractContextManager[Body]:
         """Open one file at the commit that :meth:`list` resolved."""
         revision = self.revision or self.source.revision or DEFAULT_BRANCHES[self.source.kind]
         where = f"{self.source.repository}/resolve/{quote(revision, safe='')}/{quote(entry.path)}"
-        return self.web.open(f"{_endpoint(self.source)}/{where}", offset=offset)
+        return self.web.open(f"{_endpoint(self.source)}/{where}", offset=offset, end=end)
 
     def identity(self, entry: Entry) -> str | None:
         """Return the file's hash, as the hub states it."""
@@ -221,10 +225,12 @@ class ModelScope:
             raise
         return parse_refs(text).get(branch)
 
-    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+    def open(
+        self, entry: Entry, offset: int, end: int | None = None
+    ) -> contextlib.AbstractContextManager[Body]:
         """Open one file at the revision that :meth:`list` resolved."""
         parameters = {"Revision": str(self.revision or self.source.revision), "FilePath": entry.path}
-        return self.web.open(f"{self._api}/repo", parameters, offset)
+        return self.web.open(f"{self._api}/repo", parameters, offset, end)
 
     def identity(self, entry: Entry) -> str | None:
         """Return the file's hash; without one a partial file is good for this pull only."""
@@ -286,7 +292,7 @@ class Directory:
         return Listing(tuple(files), self.source.revision)
 
     @contextlib.contextmanager
-    def open(self, entry: Entry, offset: int) -> Iterator[Body]:
+    def open(self, entry: Entry, offset: int, end: int | None = None) -> Iterator[Body]:
         """Open one file at an offset."""
         try:
             with (self.root / entry.path).open("rb", buffering=0) as file:
@@ -331,9 +337,11 @@ class Served:
             raise SourceError(f"{self.source} hold revision {there}, not {wanted}", permanent=True)
         return Listing(manifest.files, manifest.revision)
 
-    def open(self, entry: Entry, offset: int) -> contextlib.AbstractContextManager[Body]:
+    def open(
+        self, entry: Entry, offset: int, end: int | None = None
+    ) -> contextlib.AbstractContextManager[Body]:
         """Open one file at an offset."""
-        return self.web.open(f"{self.source.endpoint}/{quote(entry.path)}", offset=offset)
+        return self.web.open(f"{self.source.endpoint}/{quote(entry.path)}", offset=offset, end=end)
 
     def identity(self, entry: Entry) -> str | None:
         """Return the file's hash."""

@@ -95,13 +95,23 @@ class Web:
             return answer.text
 
     @contextlib.contextmanager
-    def open(self, url: str, parameters: Mapping[str, str] | None = None, offset: int = 0) -> Iterator[Body]:
-        """Yield a file's bytes from ``offset`` on; the connection is closed at the end, whatever happens.
+    def open(
+        self,
+        url: str,
+        parameters: Mapping[str, str] | None = None,
+        offset: int = 0,
+        end: int | None = None,
+    ) -> Iterator[Body]:
+        """Yield a file's bytes from ``offset`` on, up to ``end`` where the server heeds that.
+
+        The connection is closed when the context ends, unless it was read to its end: then it is used again.
 
         Raises:
             SourceError: no answer, a refusal, or a connection that was lost or went quiet on the way.
         """
-        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        headers = {}
+        if offset or end is not None:
+            headers = {"Range": f"bytes={offset}-" if end is None else f"bytes={offset}-{end - 1}"}
         with self._errors():
             answer = self._get(url, parameters or {}, headers, stream=True)
             with contextlib.closing(answer):

@@ -1,0 +1,176 @@
+"""Listening to the other hosts: each one's log is read as it grows, and what it says goes onto the board."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from minimax_metal.artefacts.manifest import Entry
+from minimax_metal.artefacts.share.board import WINDOW, Board, Claim, Piece
+from minimax_metal.artefacts.share.log import FAINT, Reader, parse_listing
+from minimax_metal.artefacts.share.peers import AbsentError, DeniedError, Line, PeerError
+from minimax_metal.artefacts.share.settings import Peer, Share
+from minimax_metal.errors import UserError
+
+FAILURES: Final = 2
+"""Looks in a row without an answer after which a host counts as lost."""
+SELDOM: Final = 5.0
+"""Seconds between two looks at a host that has everything, or that does not let this one in."""
+
+
+class Listener:
+    """Reads one host's log for as long as it is wanted.
+
+    Args:
+        peer: the host.
+        share: the settings of this host.
+        secret: the fleet's.
+        board: where what is heard goes, under ``changed``.
+        changed: lock of the board; everybody waiting is woken when there is news.
+        cleared: told of pieces that were suspect here and are announced as they are.
+        note: told one line for people.
+        entries: path -> file and its key, to compare a finished host's manifest with.
+    """
+
+    def __init__(
+        self,
+        peer: Peer,
+        share: Share,
+        secret: str,
+        board: Board,
+        changed: threading.Condition,
+        cleared: Callable[[Piece, str, str], None],
+        note: Callable[[str], None],
+        entries: Mapping[str, tuple[Entry, str]],
+    ) -> None:
+        self.peer, self.share, self.board, self.changed = peer, share, board, changed
+        self.cleared, self.note, self.entries = cleared, note, entries
+        self.line = Line(peer, secret, stall=5.0)
+        self.reader = Reader()
+        self.stop = threading.Event()
+        self.greeted = threading.Event()
+        """Set after the first look, whatever came of it."""
+        self.failures = 0
+        self.denied = self.other_pieces = self.ended = False
+        self.thread = threading.Thread(target=self._run, name=f"listen-{peer.name}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.stop.is_set():
+            pause = self._look()
+            self.greeted.set()
+            self.stop.wait(pause)
+        self.line.close()
+
+    def _look(self) -> float:
+        """Look once; return the seconds until the next look."""
+        poll = self.share.poll
+        try:
+            answer = self.line.get("/log", max(0, self.reader.offset - 1))
+        except AbsentError:
+            self.reader.offset = 0
+            return self._without_log()
+        except PeerError as error:
+            return self._unanswered(error)
+        self.failures = 0
+        begun_anew = self.reader.offset == 0
+        lines = self.reader.feed(answer.content, answer.begin)
+        if lines is None:
+            return 0.0
+        with self.changed:
+            if begun_anew:
+                self.board.reborn(self.peer.name)
+            self.board.met(self.peer.name, pulling=True)
+            cleared = self._hear(lines)
+            if answer.age > FAINT or self.ended or self.other_pieces:
+                self.board.met(self.peer.name, pulling=False)
+            if lines:
+                self.changed.notify_all()
+            plenty = len(self.board.available) > WINDOW
+        for piece, sha256, reader in cleared:
+            self.cleared(piece, sha256, reader)
+        return 4 * poll if plenty else poll
+
+    def _hear(self, lines: list[Any]) -> list[tuple[Piece, str, str]]:
+        """Put lines of the log onto the board; return pieces that are not suspect here any more."""
+        cleared = []
+        name, now = self.peer.name, time.monotonic()
+        for line in lines:
+            try:
+                if isinstance(line, dict):
+                    if "boot" in line:
+                        self.board.reborn(name)
+                        self.ended = False
+                        self.other_pieces = line.get("piece") != self.share.piece
+                    continue
+                kind, rest = line[0], line[1:]
+                if kind == "end":
+                    self.ended = True
+                elif kind == "origin":
+                    self.board.can_read(name, rest[0] is True)
+                elif kind == "file":
+                    self.board.announced_whole(name, str(rest[0]))
+                elif self.other_pieces:
+                    continue  # another version cuts files in other pieces: whole ones only
+                elif kind == "claim":
+                    claim = Claim(str(rest[0]), int(rest[1]), int(rest[2]), int(rest[3]), False)
+                    file = self.board.files.get(claim.key)
+                    if file is not None and 0 <= claim.first <= claim.last < file.pieces:
+                        self.board.claimed(name, claim, now)
+                elif kind == "drop":
+                    self.board.dropped(name, str(rest[0]), int(rest[1]), int(rest[2]))
+                elif kind == "have":
+                    piece, sha256, reader = (str(rest[0]), int(rest[1])), str(rest[2]), str(rest[4])
+                    if self.board.announced(name, piece, sha256, int(rest[3]), reader, now):
+                        cleared.append((piece, sha256, reader))
+            except (IndexError, TypeError, ValueError):
+                continue
+        return cleared
+
+    def _without_log(self) -> float:
+        """A host without a log has the model, or does not pull."""
+        try:
+            manifest = self.line.get("/manifest")
+            files, _ = parse_listing(json.loads(manifest.content))
+        except AbsentError:
+            with self.changed:
+                self.board.reborn(self.peer.name)
+                self.board.met(self.peer.name, pulling=False)
+            return max(0.5, self.share.poll)
+        except PeerError as error:
+            return self._unanswered(error)
+        except (KeyError, TypeError, ValueError, UserError):
+            return SELDOM
+        keys = [
+            known[1]
+            for found, _ in files
+            if (known := self.entries.get(found.path)) is not None
+            and known[0].size == found.size
+            and (known[0].sha256 is None or known[0].sha256 == found.sha256)
+        ]
+        with self.changed:
+            self.board.completed(self.peer.name, keys)
+            self.changed.notify_all()
+        self.failures = 0
+        return SELDOM
+
+    def _unanswered(self, error: PeerError) -> float:
+        self.failures += 1
+        if isinstance(error, DeniedError):
+            if not self.denied:
+                self.note(str(error))
+            self.denied = True
+        if self.failures >= FAILURES:
+            self.reader.offset = 0
+            with self.changed:
+                self.board.lost(self.peer.name)
+                self.changed.notify_all()
+        if self.denied:
+            return SELDOM
+        return max(0.3, self.share.poll)

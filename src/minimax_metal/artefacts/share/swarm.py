@@ -1,0 +1,433 @@
+"""One attempt at a source that the other hosts of the fleet take part in.
+
+The decisions are the board's; here are the threads: some read claimed pieces from the origin, some take
+announced ones from other hosts, one for each host listens to it, one shows that this pull is at work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from minimax_metal.artefacts.errors import SourceError, transport_error
+from minimax_metal.artefacts.fetch import ATTEMPTS, Attempt, Journal
+from minimax_metal.artefacts.manifest import DamagedFileError, Entry
+from minimax_metal.artefacts.share.board import Board, File, Offer, Piece
+from minimax_metal.artefacts.share.listen import Listener
+from minimax_metal.artefacts.share.log import PULSE, Log, Reader, parse_listing, write_listing
+from minimax_metal.artefacts.share.origin import OriginReader
+from minimax_metal.artefacts.share.peers import AbsentError, BusyError, Line, PeerError
+from minimax_metal.artefacts.share.pieces import PieceFile, key_of
+from minimax_metal.artefacts.share.settings import Share
+from minimax_metal.artefacts.sources import Listing
+from minimax_metal.errors import UserError
+
+TAKERS: Final = 4
+"""Pieces taken from other hosts at a time."""
+GREETING: Final = 3.0
+"""Seconds that the others have to answer for the first time, before this host reads what may be theirs."""
+ALONE: Final = 20.0
+"""Seconds after which a host that can't read the origin gives up when nobody has what it lacks."""
+BEREFT: Final = 600.0
+"""The same when others did have it before: they may be starting again, as for a new driver."""
+
+
+@dataclass
+class SharedAttempt(Attempt):
+    """An attempt whose files come in pieces, from the origin and from other hosts.
+
+    Args:
+        share: who the others are.
+        secret: the fleet's.
+        stall: seconds without a byte after which a connection is dropped.
+    """
+
+    share: Share = field(kw_only=True)
+    secret: str = field(kw_only=True, repr=False)
+    stall: float = field(default=60.0, kw_only=True)
+    failure: SourceError | None = None
+    """What ends this attempt."""
+    shut: SourceError | None = None
+    """Why this host can't read the origin."""
+    helped: bool = False
+    """Whether another host ever brought something."""
+    identities: dict[str, str | None] = field(default_factory=dict)
+    entries: dict[str, tuple[Entry, str]] = field(default_factory=dict)
+    stores: dict[str, PieceFile] = field(default_factory=dict)
+    done: dict[str, Entry] = field(default_factory=dict)
+    damaged: dict[str, int] = field(default_factory=dict)
+    finishing: set[str] = field(default_factory=set)
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.log = Log(self.staging, self.share.me, self.share.piece)
+        self.board = Board(self.share.me, self.share.names, [])
+        threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
+
+    def _pulse(self) -> None:
+        while not self.halted.wait(PULSE):
+            self.log.beat()
+
+    # What there is to fetch
+
+    def _listing(self) -> Listing:
+        """Return the files of the model; as another host lists them where the origin can't be asked here."""
+        try:
+            listing = super()._listing()
+            self.identities = {entry.path: self.origin.identity(entry) for entry in listing.files}
+        except SourceError as error:
+            if error.space:
+                raise
+            self.shut = error
+            self.log.post(["origin", False])
+            listing = self._listing_of_others(error)
+        files = [(entry, self.identities[entry.path]) for entry in listing.files]
+        write_listing(self.staging, files, listing.revision)
+        return listing
+
+    def _listing_of_others(self, error: SourceError) -> Listing:
+        begun = time.monotonic()
+        lines = [Line(peer, self.secret, stall=5.0) for peer in self.share.peers]
+        said = False
+        try:
+            while True:
+                hope = False
+                for line in lines:
+                    found, able = _ask_for_listing(line)
+                    hope = hope or able
+                    if found is not None:
+                        files, revision = found
+                        self.identities = {entry.path: identity for entry, identity in files}
+                        self.say("note", text=f"{error}; {line.peer.name} has it")
+                        return Listing(tuple(entry for entry, _ in files), revision)
+                waited = time.monotonic() - begun
+                if waited > (self.patience if hope else ALONE):
+                    raise error
+                if not said:
+                    self.say("note", text=f"{error}; waiting for another host that has it")
+                    said = True
+                self.halted.wait(1.0)
+        finally:
+            for line in lines:
+                line.close()
+
+    def _still_missing(self, entry: Entry) -> int:
+        identity = self.identities.get(entry.path)
+        if identity is None or (self.staging / entry.path).exists():
+            return super()._still_missing(entry)
+        store = self._store(entry, identity)
+        return entry.size - store.staged()
+
+    def _store(self, entry: Entry, identity: str) -> PieceFile:
+        key = key_of(identity, entry.path)
+        if key not in self.stores:
+            self.stores[key] = PieceFile(self.staging, identity, entry, self.share.piece)
+        return self.stores[key]
+
+    # The pull
+
+    def _fetch_all(self, todo: list[Entry], journal: Journal) -> dict[str, Entry]:
+        """Fetch the files together with the other hosts."""
+        self.journal = journal
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="there") as pool:
+            for entry, found in zip(
+                todo, pool.map(lambda entry: self._there(entry, journal), todo), strict=True
+            ):
+                if found is not None:
+                    self.done[entry.path] = found
+        alone = [entry for entry in todo if self.identities.get(entry.path) is None]
+        self._make_board(todo)
+        self._recall()
+        listeners: dict[str, Listener] = {}
+        try:
+            self._together(listeners)
+        finally:
+            self.halted.set()
+            for listener in listeners.values():
+                listener.stop.set()
+            self.log.close()
+        self.halted.clear()
+        rest = [entry for entry in alone if entry.path not in self.done]
+        return {**self.done, **(super()._fetch_all(rest, journal) if rest else {})}
+
+    def _make_board(self, todo: list[Entry]) -> None:
+        files = []
+        wanted = {entry.path for entry in todo} - self.done.keys()
+        for path, identity in self.identities.items():
+            if identity is None:
+                continue
+            entry = self.listed[path]
+            store = self._store(entry, identity)
+            self.entries[path] = (entry, store.key)
+            files.append(File(store.key, path, entry.size, store.pieces, entry.sha256))
+        self.board = Board(
+            self.share.me,
+            self.share.names,
+            files,
+            cap=self.share.origin_hosts,
+            workers=self.workers,
+        )
+        self.board.origin = self.shut is None
+        for file in files:
+            if file.path not in wanted:
+                self.board.verified(file.key)
+                self.log.post(["file", file.key])
+
+    def _recall(self) -> None:
+        """Take up what an earlier attempt left."""
+        stores = [store for key, store in self.stores.items() if key not in self.board.whole]
+        counted = {store.key: store.staged() for store in stores}
+        with ThreadPoolExecutor(self.workers, thread_name_prefix="recall") as pool:
+            list(pool.map(lambda store: store.recall(self._read_again), stores))
+        for store in stores:
+            store.open()
+            if store.entry.size == 0:
+                store.keep(0, hashlib.sha256().hexdigest())
+            self._lose(counted[store.key] - store.present())
+            with self.changed:
+                for number, sha256 in store.have.items():
+                    self.board.have((store.key, number), sha256, self.share.me)
+            self.log.post(
+                *(
+                    ["have", store.key, number, sha256, 0, self.share.me]
+                    for number, sha256 in store.have.items()
+                )
+            )
+            if store.advance():
+                self._finish(store.key)
+
+    def _together(self, listeners: dict[str, Listener]) -> None:
+        """Run the threads until everything is verified."""
+        self._listen(listeners)
+        deadline = time.monotonic() + GREETING
+        for listener in list(listeners.values()):
+            listener.greeted.wait(max(0.0, deadline - time.monotonic()))
+        reader = OriginReader(self)
+        if self.shut is not None:
+            reader.close(self.shut)
+        threads = [
+            threading.Thread(target=reader.work, name="origin", daemon=True) for _ in range(self.workers)
+        ]
+        threads += [threading.Thread(target=self._take, name="take", daemon=True) for _ in range(TAKERS)]
+        for thread in threads:
+            thread.start()
+        hopeless_since: float | None = None
+        while True:
+            with self.changed:
+                if self.board.done() or self.failure is not None:
+                    break
+                self.changed.wait(1.0)
+                hopeless = self.board.hopeless()
+            self._listen(listeners)
+            now = time.monotonic()
+            hopeless_since = (hopeless_since or now) if hopeless else None
+            if hopeless_since is not None and now - hopeless_since > (BEREFT if self.helped else ALONE):
+                error = self.shut or SourceError("no other host has what is missing")
+                # Where others had it, they may have it again: worth another start of the unit.
+                self.fail(SourceError(str(error), permanent=error.permanent and not self.helped))
+        self.halted.set()
+        for thread in threads:
+            thread.join(timeout=2.0)
+        if self.failure is not None:
+            raise self.failure
+
+    def _listen(self, listeners: dict[str, Listener]) -> None:
+        """Listen to the hosts that matter."""
+        with self.changed:
+            wanted = set(self.board.watched())
+        for peer in self.share.peers:
+            if peer.name in wanted and peer.name not in listeners:
+                listeners[peer.name] = Listener(
+                    peer,
+                    self.share,
+                    self.secret,
+                    self.board,
+                    self.changed,
+                    self._cleared,
+                    lambda text: self.say("note", text=text),
+                    self.entries,
+                )
+                listeners[peer.name].start()
+        for name in listeners.keys() - wanted:
+            listeners.pop(name).stop.set()
+            with self.changed:
+                self.board.lost(name)
+
+    def fail(self, error: SourceError) -> None:
+        """End the attempt."""
+        with self.changed:
+            self.failure = self.failure or error
+            self.changed.notify_all()
+
+    # Pieces
+
+    def keep(self, piece: Piece, sha256: str, reader: str, sender: str = "") -> None:
+        """Note a piece that is here as it should be, tell the others, finish a file that is whole."""
+        store = self.stores[piece[0]]
+        with self.changed:
+            if piece in self.board.mine or piece[0] in self.board.whole:
+                self.board.failed(piece)
+                return
+            store.keep(piece[1], sha256)
+            self.board.have(piece, sha256, reader, sender)
+            generation = self.board.generations.get(piece[0], 0)
+            self.changed.notify_all()
+        self.log.post(["have", piece[0], piece[1], sha256, generation, reader])
+        if store.advance():
+            self._finish(piece[0])
+
+    def _cleared(self, piece: Piece, sha256: str, reader: str) -> None:
+        """A piece of a file that went wrong was announced as it is here: nothing need come."""
+        with self.changed:
+            if self.board.suspect.get(piece) != sha256 or piece in self.board.flight:
+                return
+        begin, end = self.stores[piece[0]].span(piece[1])
+        self._lose(begin - end)
+        self.keep(piece, sha256, reader)
+
+    def _finish(self, key: str) -> None:
+        """Hold a file's bytes against its hash and give it its name."""
+        store = self.stores[key]
+        with self.changed:
+            if key in self.finishing or key in self.board.whole:
+                return
+            self.finishing.add(key)
+        try:
+            found = store.finish(self.staging / store.entry.path)
+        except DamagedFileError as error:
+            self._dispute(store, error)
+        except OSError as error:
+            self.fail(transport_error("the staging directory", error))
+        else:
+            self._note(found, self.journal)
+            store.close()
+            with self.changed:
+                self.done[store.entry.path] = found
+                self.board.verified(key)
+                self.changed.notify_all()
+            self.log.post(["file", key])
+        finally:
+            with self.changed:
+                self.finishing.discard(key)
+
+    def _dispute(self, store: PieceFile, error: DamagedFileError) -> None:
+        """The pieces are each as announced, and together not the file."""
+        with self.changed:
+            lost = store.dispute()
+            blamed = self.board.disputed(store.key)
+            self.changed.notify_all()
+        self._lose(lost)
+        whose = f", as {' and '.join(blamed)} had it" if blamed else ""
+        self.say("damaged", path=store.entry.path, reason=f"{error}{whose}")
+        if not blamed:
+            self.count_damage(store.entry.path, error)
+
+    def count_damage(self, path: str, error: DamagedFileError) -> None:
+        """Note that the origin's bytes of a file were wrong; after some times the source is given up."""
+        with self.changed:
+            times = self.damaged[path] = self.damaged.get(path, 0) + 1
+        if times >= ATTEMPTS:
+            self.fail(SourceError(f"{error}, {times} times in a row", permanent=True))
+
+    def _take(self) -> None:
+        """Take announced pieces from other hosts, one after the other."""
+        lines: dict[str, Line] = {}
+        peers = {peer.name: peer for peer in self.share.peers}
+        while not self.halted.is_set():
+            with self.changed:
+                offer = self.board.next_offer(time.monotonic())
+                if offer is None:
+                    self.changed.wait(0.1)
+                    continue
+            line = lines.get(offer.peer)
+            if line is None:
+                line = lines[offer.peer] = Line(peers[offer.peer], self.secret, min(self.stall, 15.0))
+            try:
+                self._take_one(offer, line)
+            except OSError as error:
+                self.fail(transport_error("the staging directory", error))
+        for line in lines.values():
+            line.close()
+
+    def _take_one(self, offer: Offer, line: Line) -> None:
+        key, number = offer.piece
+        store = self.stores[key]
+        begin, end = store.span(number)
+        sha256, position = hashlib.sha256(), begin
+
+        def put(block: memoryview) -> None:
+            nonlocal position
+            store.write(block, position)
+            sha256.update(block)
+            position += len(block)
+            with self.lock:
+                self.have += len(block)
+                self.fetched += len(block)
+                self.from_peers += len(block)
+
+        now = time.monotonic()
+        try:
+            line.take(f"/files/{key}/{store.entry.path}", begin, end, put)
+        except PeerError as error:
+            self._lose(position - begin)
+            with self.changed:
+                if isinstance(error, AbsentError):
+                    self.board.gone(offer)
+                else:
+                    pause = random.uniform(0.02, 0.1) if isinstance(error, BusyError) else 1.0  # noqa: S311  no secret
+                    self.board.busy(offer.peer, now + pause)
+                    self.board.failed(offer.piece)
+            return
+        self.helped = True
+        found = sha256.hexdigest()
+        wanted = offer.sha256
+        if wanted is None and store.pieces == 1:
+            wanted = store.entry.sha256
+        if wanted is not None and found != wanted:
+            self._lose(end - begin)
+            with self.changed:
+                self.board.wrong(offer)
+                self.changed.notify_all()
+            reason = f"{offer.peer} sent other bytes of {store.entry.path} than it announced"
+            self.say("damaged", path=store.entry.path, reason=reason)
+            return
+        self.keep(offer.piece, found, offer.reader, offer.peer)
+
+
+def _ask_for_listing(line: Line) -> tuple[tuple[Iterable[tuple[Entry, str | None]], str | None] | None, bool]:
+    """Return a host's listing, or None, and whether it may yet have one."""
+    try:
+        log = line.get("/log")
+    except AbsentError:
+        try:
+            return _parsed(line.get("/manifest").content), True
+        except PeerError:
+            return None, False
+    except PeerError:
+        return None, False
+    able = True
+    for said in Reader().feed(log.content, 0) or []:
+        if isinstance(said, Mapping):
+            able = True
+        elif said[:1] == ["origin"]:
+            able = said[1:] == [True]
+    try:
+        return _parsed(line.get("/listing").content), True
+    except PeerError:
+        return None, able
+
+
+def _parsed(content: bytes) -> Any:
+    try:
+        files, revision = parse_listing(json.loads(content))
+    except (KeyError, TypeError, ValueError, UserError):
+        return None
+    return files, revision
