@@ -34,6 +34,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "this host's gateway: list, sync, drain and undrain its workers",
     ),
     "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
+    "lock": ("minimax_metal.fleet.lock:main", "who changes the fleet, seen from this host"),
     "plan": (
         "minimax_metal.plan.commands:main",
         "say whether hosts can serve a model, how, and why not",
@@ -51,6 +52,13 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "change the fleet host by host, with a live view (playbooks/rollout.yml)",
     ),
     "site": ("minimax_metal.fleet.commands:site", "run site.yml with a live view and a report"),
+    "releases": ("minimax_metal.fleet.releases:main", "the releases a host keeps to go back to"),
+    "rollout-state": ("minimax_metal.fleet.journal:main", "what a rollout is doing with this host"),
+    "soak": ("minimax_metal.fleet.soak:main", "whether a replica does its work as well as before"),
+    "status": (
+        "minimax_metal.fleet.status:main",
+        "what every host serves, how it is, and where it drifted from the inventory",
+    ),
     "supervise": (
         "minimax_metal.service.supervise:main",
         "start the engine for systemd and tell it the truth",

@@ -173,7 +173,10 @@ UNREACHABLE = {"failed": True, "msg": ["a: unreachable: found no answer over SSH
         (2, done("a", "post_check", 1.0, "failed"), False, Exit.FAILED),
         (
             2,
-            [*done("a", "host_tools", 0.0, "changed"), *done("b", "preflight", 1.0, "failed", result=REFUSED)],
+            [
+                *done("a", "host_tools", 0.0, "changed"),
+                *done("b", "preflight", 1.0, "failed", result=REFUSED),
+            ],
             False,
             Exit.FAILED,
         ),

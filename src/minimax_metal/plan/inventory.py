@@ -81,6 +81,14 @@ def read_inventory(
     ]
 
 
+def read_variables(inventories: Sequence[Path], *, limit: str | None) -> dict[str, dict[str, Any]]:
+    """The ``metal_*`` variables of each host of group ``gpu_hosts``; no host is asked.
+
+    Raises ``UserError`` as ``read_inventory`` does.
+    """
+    return _settings(inventories, _host_variables(inventories, limit))
+
+
 def _young(path: Path, oldest: float) -> bool:
     try:
         return path.stat().st_mtime >= oldest

@@ -1,0 +1,24 @@
+"""The filter that shows the state of a fleet; what it shows is decided in the package."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minimax_metal.fleet.status import lines_of
+
+
+def metal_status_lines(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table, from what each host answered to ``metal status --here --json``."""
+    return lines_of(answers)
+
+
+class FilterModule:
+    """The filters of minimax-metal for a fleet's state."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {"metal_status_lines": metal_status_lines}

@@ -1,0 +1,181 @@
+"""What this host is doing, in one look: its release, its instances and their load, its driver, its operator.
+
+The standard library alone, and nothing that disturbs: the engine is never asked for a token, its own figures
+and what the supervisor told systemd say how it is. ``metal status --here --json`` prints it on a host; a
+controller asks every host for it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urljoin
+
+from minimax_metal import __version__
+from minimax_metal.service.health import ask, opener_for, parse_figures
+from minimax_metal.service.record import DIRECTORY, Records
+
+SCHEMA: Final = 1
+STATE: Final = Path("/var/lib/minimax-metal")
+FIGURES_SECONDS: Final = 1.5
+"""A status is a glance: an engine that does not show its figures in that time has none to show."""
+PROPERTIES: Final = (
+    "Id", "LoadState", "ActiveState", "SubState", "StatusText", "UnitFileState", "NRestarts",
+    "ActiveEnterTimestampMonotonic",
+)  # fmt: skip
+APPLIED: Final = (
+    "platform",
+    "model",
+    "gpus",
+    "parallelism",
+    "engine",
+    "driver",
+    "cuda",
+    "services",
+    "firewall",
+)
+"""Parts of a recorded plan that are sent to whoever compares it with the inventory."""
+
+Instance = dict[str, Any]
+
+
+def units(text: str, uptime: float) -> list[Instance]:
+    """Return the instances in the output of ``systemctl show``.
+
+    Args:
+        text: blocks of NAME=VALUE, parted by empty lines.
+        uptime: seconds since the machine booted, by the clock that systemd's time stamps are of.
+    """
+    found = []
+    for block in text.split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        match = re.fullmatch(r"sglang@(.+)\.service", values.get("Id", ""))
+        if match is None or values.get("LoadState") == "not-found":
+            continue
+        since = int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+        status = values.get("StatusText", "")
+        active = values.get("ActiveState", "")
+        found.append(
+            {
+                "instance": match[1],
+                "unit": values["Id"],
+                "active": active,
+                "status": status,
+                "health": health_of(active, status),
+                "enabled": values.get("UnitFileState") == "enabled",
+                "restarts": int(values.get("NRestarts") or 0),
+                "seconds": round(uptime - since, 1) if active == "active" and since else None,
+            }
+        )
+    return found
+
+
+def health_of(active: str, status: str) -> str:
+    """Return one word for an instance: ready, starting, troubled, stopping, failed, stopped.
+
+    Its supervisor says it first of all; systemd where there is no supervisor to say anything.
+    """
+    word = status.partition(":")[0]
+    if active == "active":
+        return word if word in {"ready", "troubled", "starting", "stopping"} else "ready"
+    words = {"activating": "starting", "reloading": "ready", "deactivating": "stopping", "failed": "failed"}
+    return words.get(active, "stopped")
+
+
+def _systemctl(*words: str) -> str:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(
+            ["systemctl", *words], capture_output=True, text=True, timeout=10, check=False
+        ).stdout
+    return ""
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def driver_version(text: str) -> str | None:
+    """Return the version in ``/proc/driver/nvidia/version``; None where no driver is loaded."""
+    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    return found[1] if found else None
+
+
+def _text(path: str) -> str:
+    with contextlib.suppress(OSError):
+        return Path(path).read_text(encoding="utf-8", errors="replace")
+    return ""
+
+
+def _memory_total() -> int:
+    found = re.search(r"^MemTotal:\s+(\d+)", _text("/proc/meminfo"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def load_of(url: str, timeout: float = FIGURES_SECONDS) -> dict[str, Any]:
+    """Return requests that run and wait, as the engine's figures say; both None where it shows none."""
+    code, text = ask(opener_for(url), urljoin(url, "/metrics"), timeout)
+    figures = parse_figures(text) if code == "200" else None
+    return {
+        "answers": code.isdigit(),
+        "running": figures.running if figures else None,
+        "waiting": figures.queued if figures else None,
+    }
+
+
+def look(
+    state: Path = STATE,
+    releases: Path = DIRECTORY,
+    ask_systemd: Callable[..., str] = _systemctl,
+    load: Callable[[str], Mapping[str, Any]] = load_of,
+) -> dict[str, Any]:
+    """Return everything ``metal status`` shows of a host (see the module)."""
+    current = Records(releases).current()
+    record = _json(current.path) if current else None
+    plan: Mapping[str, Any] = (record or {}).get("plan") or {}
+    instances = units(
+        ask_systemd("show", "sglang@*.service", "--all", f"--property={','.join(PROPERTIES)}"),
+        time.monotonic(),
+    )
+    services = {service["unit"]: service for service in plan.get("services") or []}
+    for instance in instances:
+        service = services.get(instance["unit"])
+        instance["recorded"] = service is not None
+        instance["url"] = service.get("url") if service else None
+        if service and instance["active"] == "active":
+            instance |= load(str(service["url"]))
+            if not instance["answers"] and instance["health"] == "ready":
+                instance["health"] = "silent"
+    environment = str((plan.get("engine") or {}).get("environment") or "")
+    return {
+        "schema": SCHEMA,
+        "metal": __version__,
+        "hostname": socket.gethostname(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "release": (
+            {"number": record.get("number"), "digest": record.get("digest"), "time": record.get("time")}
+            if record
+            else None
+        ),
+        "applied": {key: plan[key] for key in APPLIED if plan.get(key) is not None},
+        "environment_exists": bool(environment) and Path(environment, "bin", "python").exists(),
+        "missing": sorted(set(services) - {instance["unit"] for instance in instances}),
+        "instances": instances,
+        "driver": driver_version(_text("/proc/driver/nvidia/version")),
+        "cpu_count": os.cpu_count() or 1,
+        "memory_total_bytes": _memory_total(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "lock": _json(state / "lock.json"),
+        "rollout": _json(state / "rollout.json"),
+    }

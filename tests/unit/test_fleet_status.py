@@ -1,0 +1,159 @@
+"""What a host says of itself, what a controller makes of it, and where it drifted from the inventory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plan_helpers import raw_host
+
+from minimax_metal.fleet import here, status
+from minimax_metal.fleet.drift import drift_of, facts_of, local_drift, planned
+from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.service.record import Records, digest_of
+
+SHOWN = """\
+Id=sglang@minimax-m2.5.service
+LoadState=loaded
+ActiveState=active
+SubState=running
+StatusText=ready: engine alive 3 min, 2 requests running, 1 waiting
+UnitFileState=enabled
+NRestarts=2
+ActiveEnterTimestampMonotonic=100000000
+
+Id=sglang@old.service
+LoadState=loaded
+ActiveState=failed
+StatusText=
+UnitFileState=disabled
+NRestarts=0
+ActiveEnterTimestampMonotonic=0
+"""
+VARIABLES = {"metal_model": "MiniMax-M2.5"}
+
+
+def applied_plan(**more: Any) -> dict[str, Any]:
+    plan = plan_from_variables("gpu01", {**VARIABLES, **more}, raw_host(driver="580.105.08"))
+    assert plan["fits"], plan["refusals"]
+    return json.loads(json.dumps(plan))
+
+
+def looked(tmp_path: Path, plan: dict[str, Any] | None, shown: str = SHOWN, **figures: Any) -> dict[str, Any]:
+    if plan is not None:
+        Records(tmp_path / "releases").record(plan)
+    load = {"answers": True, "running": 2, "waiting": 1, **figures}
+    found = here.look(tmp_path, tmp_path / "releases", lambda *_: shown, lambda _: load)
+    raw = raw_host()
+    host = {"driver": "580.105.08", "environment_exists": True}
+    host |= {name: raw.get(name) for name in ("cpu_count", "memory_total_bytes")}
+    return json.loads(json.dumps(found | host))
+
+
+def test_a_host_says_what_it_serves_and_under_what_load(tmp_path: Path) -> None:
+    found = looked(tmp_path, applied_plan())
+    ready, old = found["instances"]
+    assert (ready["health"], ready["running"], ready["waiting"], ready["restarts"]) == ("ready", 2, 1, 2)
+    assert ready["recorded"]
+    assert ready["enabled"]
+    assert (old["health"], old["recorded"]) == ("failed", False)
+    assert found["release"]["number"] == 1
+    assert local_drift(found) == ["old is in no release"]
+
+
+def test_a_ready_engine_that_does_not_answer_is_silent(tmp_path: Path) -> None:
+    found = looked(tmp_path, applied_plan(), answers=False, running=None)
+    assert found["instances"][0]["health"] == "silent"
+    assert not status.serves({"state": "known", **found})
+
+
+@pytest.mark.parametrize(
+    ("active", "text", "health"),
+    [
+        ("active", "ready: engine alive 1 s", "ready"),
+        ("active", "troubled: no token", "troubled"),
+        ("active", "", "ready"),
+        ("activating", "starting: loading weights, 41 %", "starting"),
+        ("deactivating", "stopping: requests may finish", "stopping"),
+        ("failed", "failed: out of memory", "failed"),
+        ("inactive", "", "stopped"),
+    ],
+)
+def test_health_in_one_word(active: str, text: str, health: str) -> None:
+    assert here.health_of(active, text) == health
+
+
+@pytest.mark.parametrize("gpu", ["H20", "H200", "H100"])
+@pytest.mark.parametrize("count", [4, 8])
+def test_a_plan_made_again_from_its_own_record_is_the_same_release(gpu: str, count: int) -> None:
+    raw = raw_host(gpu, count, driver="580.105.08")
+    raw |= {"cpu_count": 96, "memory_total_bytes": 2 << 40, "packages": {"nvidia-open": "580.105.08-1"}}
+    plan = plan_from_variables("gpu01", VARIABLES, raw)
+    if not plan["fits"]:
+        pytest.skip(f"{count} x {gpu} can't serve it: {plan['refusals'][0]['code']}")
+    here_now = {"cpu_count": 96, "memory_total_bytes": 2 << 40, "driver": "580.105.08"}
+    again = planned("gpu01", VARIABLES, facts_of(plan, here_now)).as_dict()
+    assert digest_of(again) == digest_of(plan)
+
+
+def test_no_drift_where_nothing_changed(tmp_path: Path) -> None:
+    found = looked(tmp_path, applied_plan())
+    assert drift_of("gpu01", VARIABLES, found) == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"metal_engine_release": "0.5.16"}, "engine 0.5.23 -> 0.5.16"),
+        ({"metal_port": 9000}, "port of minimax-m2.5 8000 -> 9000"),
+        ({"metal_engine_extra_args": ["--log-level", "debug"]}, "+[--log-level debug]"),
+        ({"metal_model": "MiniMax-M2.1"}, "instance minimax-m2.1 comes"),
+        ({"metal_allowed_cidrs": ["10.0.0.0/8"]}, "firewall off -> on"),
+        ({"metal_prot": 1}, "did you mean metal_port?"),
+        ({"metal_model": "MiniMax-M3"}, "refused now"),
+    ],
+)
+def test_drift_says_what_the_inventory_wants_now(
+    tmp_path: Path, variables: dict[str, Any], words: str
+) -> None:
+    found = looked(tmp_path, applied_plan())
+    assert words in "; ".join(drift_of("gpu01", {**VARIABLES, **variables}, found))
+
+
+def test_a_host_without_a_release_says_so(tmp_path: Path) -> None:
+    found = looked(tmp_path, None, shown="")
+    assert local_drift(found) == ["no release is recorded"]
+    assert not status.serves({"state": "known", **found})
+
+
+def test_what_ansible_answers_is_told_apart(tmp_path: Path) -> None:
+    whole = json.dumps(looked(tmp_path, applied_plan()))
+    assert status.answer_of("a", {"rc": 0, "stdout": f"Last login: today\n{whole}\n"})["state"] == "known"
+    assert status.answer_of("a", {"unreachable": True, "msg": "no route"}) == {
+        "host": "a",
+        "state": "unreachable",
+        "why": "no route",
+    }
+    missing = {"rc": 127, "stdout": "", "stderr": "bash: /usr/local/bin/metal: No such file or directory"}
+    assert status.answer_of("a", missing)["state"] == "bare"
+    older = {"rc": 2, "stdout": "", "stderr": "metal: unknown verb 'status'"}
+    assert status.answer_of("a", older)["state"] == "unclear"
+
+
+def test_lines_of_a_fleet_mark_who_does_not_answer(tmp_path: Path) -> None:
+    whole = {"rc": 0, "stdout": json.dumps(looked(tmp_path, applied_plan()))}
+    lines = status.lines_of({"gpu01": whole, "gpu02": {"unreachable": True, "msg": "no route"}})
+    assert any(
+        "gpu01" in line and "MiniMaxAI/MiniMax-M2.5 fp8" in line and "2 + 1 waiting" in line for line in lines
+    )
+    assert any("gpu02" in line and "unreachable" in line and "no route" in line for line in lines)
+    assert lines[-1].startswith("2 hosts: 1 failed, 1 unreachable")
+
+
+def test_the_exit_status_is_that_of_the_worst_host(tmp_path: Path) -> None:
+    serving = {"state": "known", **looked(tmp_path, applied_plan(), shown=SHOWN.partition("\n\n")[0])}
+    assert status.exit_status([serving]) == 0
+    assert status.exit_status([serving, {"state": "bare"}]) == 1
+    assert status.exit_status([serving, {"state": "bare"}, {"state": "unreachable"}]) == 3
