@@ -26,6 +26,12 @@ options:
     description: Directory that holds weights as ORGANISATION/NAME/REVISION; what is stored there is measured.
     type: path
     default: /srv/models
+  adopt_directories:
+    description: Directories that may hold the weights already; it is measured how much of each a link can put
+      below I(weights_directory).
+    type: list
+    elements: str
+    default: []
   engine_directory:
     description: Directory that holds engine environments, which are listed.
     type: path
@@ -51,6 +57,7 @@ facts:
 import os
 import platform
 import socket
+import stat
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -113,6 +120,29 @@ def stored_weights(directory):
             for parent, _directories, files in os.walk(revision):
                 total += sum(Path(parent, name).lstat().st_size for name in files)
             sizes[str(revision)] = total
+    return sizes
+
+
+def adoptable(directories, weights_directory):
+    """Return, by directory, the bytes of the files that a link can put below the weights directory.
+
+    That takes the same file system, and a file that all may read and only its owner may write. One that has
+    several names counts once.
+    """
+    device = disk(weights_directory)["device"]
+    sizes = {}
+    for directory in directories:
+        seen = {}
+        for parent, _directories, files in os.walk(directory):
+            for name in files:
+                try:
+                    status = Path(parent, name).lstat()
+                except OSError:
+                    continue  # it went away meanwhile
+                shared = status.st_mode & stat.S_IROTH and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+                if stat.S_ISREG(status.st_mode) and status.st_dev == device and shared:
+                    seen[status.st_ino] = status.st_size
+        sizes[directory] = sum(seen.values())
     return sizes
 
 
@@ -217,6 +247,7 @@ def main():
         argument_spec={
             "paths": {"type": "list", "elements": "str", "default": ["/srv/models", "/opt", "/var/cache"]},
             "weights_directory": {"type": "path", "default": "/srv/models"},
+            "adopt_directories": {"type": "list", "elements": "str", "default": []},
             "engine_directory": {"type": "path", "default": "/opt/sglang"},
         },
         supports_check_mode=True,
@@ -236,6 +267,7 @@ def main():
         "cpu_count": os.cpu_count() or 1,
         "disks": {path: disk(path) for path in module.params["paths"]},
         "stored_weights": stored_weights(module.params["weights_directory"]),
+        "adoptable": adoptable(module.params["adopt_directories"], module.params["weights_directory"]),
         "engine_environments": [
             str(path.parent.parent) for path in Path(module.params["engine_directory"]).glob("*/bin/python")
         ],

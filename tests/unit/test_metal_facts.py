@@ -79,6 +79,19 @@ class Smi:
         return self.answer
 
 
+def test_what_links_can_adopt_is_measured(module: ModuleType, tmp_path: Path) -> None:
+    cache = tmp_path / "cache" / "blobs"
+    cache.mkdir(parents=True)
+    for name, mode in (("shard", 0o644), ("private", 0o600), ("shared", 0o664)):
+        (cache / name).write_bytes(bytes(1000))
+        (cache / name).chmod(mode)
+    os.link(cache / "shard", cache / "the-same")
+    (tmp_path / "cache" / "model.safetensors").symlink_to(cache / "shard")
+    named = [str(tmp_path / "cache"), "/nowhere", "/proc/sys/kernel"]
+    sizes = module.adoptable(named, str(tmp_path / "models" / "to-come"))
+    assert sizes == {named[0]: 1000, "/nowhere": 0, "/proc/sys/kernel": 0}
+
+
 def test_who_holds_gpu_memory_is_named_once(module: ModuleType) -> None:
     # One line per GPU that a process uses.
     users = module.gpu_users(Smi(0, f"{os.getpid()}\n{os.getpid()}\n"))

@@ -382,6 +382,32 @@ def test_weights_already_there_need_no_room_twice() -> None:
     assert codes(host_plan(raw, model="M2.5")) == {"disk"}
 
 
+def test_weights_to_adopt_by_a_link_need_no_room() -> None:
+    raw = raw_host("H20", 4, disks={"/srv/models": {"free_bytes": 10**9, "total_bytes": 10**12}})
+    size = host_plan(raw, model="M2.5").model.bytes
+
+    def judge(adoptable: dict[str, int] | None, *directories: str) -> tuple[set[str], list[str]]:
+        facts = raw if adoptable is None else {**raw, "adoptable": adoptable}
+        result = host_plan(facts, model="M2.5", weights_adopt=list(directories))
+        return codes(result), [one.message for one in result.warnings if one.code == "disk-adopt"]
+
+    # Enough may be linked: whether it is this model is known when it is verified.
+    refused, (warning,) = judge({"/mnt/a": size, "/mnt/b": size}, "/mnt/a", "/mnt/b")
+    assert refused == set()
+    assert f"{2 * size / 1e9:.0f} GB that can be linked from /mnt/a, /mnt/b" in warning
+    # Not known, as from facts collected before the setting: a warning too.
+    for unread in (None, {"/mnt/a": 0}):
+        refused, (warning,) = judge(unread, "/mnt/a", "/mnt/b")
+        assert refused == set()
+        assert "was not read" in warning
+    # Too little, or nothing that a link can reach: refused as without.
+    assert judge({"/mnt/a": size // 2}, "/mnt/a") == ({"disk"}, [])
+    assert judge({"/mnt/a": 0}, "/mnt/a") == ({"disk"}, [])
+    assert judge({"/mnt/a": size}) == ({"disk"}, [])
+    with_half = host_plan({**raw, "adoptable": {"/mnt/a": size // 2}}, model="M2.5", weights_adopt=["/mnt/a"])
+    assert "GB that can be linked to adopt" in with_half.refusals[0].found
+
+
 def test_memory_is_what_the_host_measures() -> None:
     less = host_plan(raw_host("H20", 4, driver="580.126.20", memory_mib=90000), model="M2.5")
     assert less.gpus.memory_bytes == 90000 * 2**20

@@ -22,6 +22,15 @@ def test_every_refusal_is_in_the_table() -> None:
     codes = set(re.findall(r'\.refuse\(\s*"([a-z-]+)"', "\n".join(sources)))
     codes |= set(re.findall(r'Refusal\(\s*(?:code=)?"([a-z-]+)"', "\n".join(sources)))
     codes |= set(re.findall(r'^        \("([a-z-]+)", "metal_', "\n".join(sources), re.MULTILINE))
-    table = TEXT.split("## Refusals")[1].split("## A new engine")[0]
+    table = TEXT.split("## Refusals")[1].split("## Warnings")[0]
     rows = "\n".join(line for line in table.splitlines() if line.startswith("|"))
     assert set(re.findall(r"`([a-z]+(?:-[a-z]+)*)`", rows)) == codes
+
+
+def test_the_warnings_it_explains_exist() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in Path(core.__file__).parent.glob("*.py")]
+    codes = set(re.findall(r'\.warn\(\s*"([a-z-]+)"', "\n".join(sources)))
+    section = TEXT.split("## Warnings")[1].split("\n## ")[0]
+    explained = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))
+    assert explained >= {"disk-adopt", "flashinfer-cubins"}
+    assert explained <= codes

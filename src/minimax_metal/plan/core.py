@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.access import check_access, firewall_plan
+from minimax_metal.plan.disk import disk_plan
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.fast_start import (
     check_cubins,
@@ -35,7 +36,6 @@ from minimax_metal.plan.settings import Settings, refuse_unknown
 from minimax_metal.plan.stack import (
     check_engine,
     cuda_plan,
-    disk_plan,
     driver_plan,
     engine_plan,
     find_cuda,

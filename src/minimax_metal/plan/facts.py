@@ -2,7 +2,8 @@
 what could not be read is none, and the plan says what it misses.
 
 Raw keys beyond the module's first version are optional: ``stored_weights`` ({directory: bytes} of the
-directories under the weights directory, so that weights already there need no room twice) and
+directories under the weights directory, so that weights already there need no room twice), ``adoptable``
+({directory: bytes} that can be linked from directories to adopt), and
 ``engine_environments`` (a list of the directories of engine environments), ``port_owners`` ({port:
 {program, unit}}) and ``gpu_users`` ([{program, unit}], from nvidia-smi's compute processes). A host that
 could not be read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
@@ -88,6 +89,8 @@ class HostFacts:
     gpu_users: tuple[Occupant, ...] = ()
     stored_weights: Mapping[str, int] | None = None
     engine_environments: frozenset[str] | None = None
+    adoptable: Mapping[str, int] | None = None
+    """Directory to adopt weights from: bytes in it that links can put below the weights directory."""
     is_root: bool | None = None
     sudo: bool | None = None
     """Whether there is a way to root; known only where the host could not be read further."""
@@ -107,7 +110,6 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
     smi = raw.get("nvidia_smi")
     smi = smi if isinstance(smi, Mapping) else {}
     smi_gpus, smi_error = _smi(smi)
-    stored = raw.get("stored_weights")
     probe = _text(raw.get("probe")) or ""
     return HostFacts(
         reachable=True,
@@ -137,11 +139,8 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         listening_ports=frozenset(
             port for item in _list(raw.get("listening_ports")) if (port := _whole(item)) is not None
         ),
-        stored_weights=(
-            {str(k): size for k, v in stored.items() if (size := _whole(v)) is not None}
-            if isinstance(stored, Mapping)
-            else None
-        ),
+        stored_weights=_sizes(raw.get("stored_weights")),
+        adoptable=_sizes(raw.get("adoptable")),
         port_owners={
             port: Occupant(str(owner.get("program") or "a program"), _text(owner.get("unit")))
             for number, owner in _mapping(raw.get("port_owners")).items()
@@ -171,6 +170,12 @@ def _whole(value: Any) -> int | None:
         return int(value)
     except (TypeError, ValueError):
         return None
+
+
+def _sizes(value: Any) -> dict[str, int] | None:
+    if not isinstance(value, Mapping):
+        return None
+    return {str(key): size for key, item in value.items() if (size := _whole(item)) is not None}
 
 
 def _list(value: Any) -> list[Any]:

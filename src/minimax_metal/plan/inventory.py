@@ -32,6 +32,7 @@ _FACTS = {
     "paths": [_WEIGHTS, _ENGINES, "/var/cache"],
     "weights_directory": _WEIGHTS,
     "engine_directory": _ENGINES,
+    "adopt_directories": "{{ [metal_weights_adopt | default([])] | flatten }}",
 }
 """What the facts module is asked; Ansible fills in each host's own directories."""
 

@@ -12,18 +12,14 @@ from minimax_metal.plan.host import Board
 from minimax_metal.plan.mirrors import pip_environment, uv_environment
 from minimax_metal.plan.model import (
     CudaPlan,
-    DiskPlan,
     DriverPlan,
     EnginePlan,
     HostToolsPlan,
     MirrorsPlan,
-    ModelPlan,
 )
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
-ENGINE_BYTES = 12_000_000_000
-"""Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
 HOST_TOOLS_DIRECTORY = "/opt/minimax-metal"
 HOST_TOOLS_PYTHON = ("3.11", "3.12")
 """The oldest Python this package runs on, and the one that is brought where a host has none so new."""
@@ -300,50 +296,3 @@ def driver_plan(
         held=tuple(name.split("=")[0] for name in packages),
     )
     return driver, compat
-
-
-def _room(facts: HostFacts, path: str) -> int | None:
-    """Free bytes where ``path`` will be: the measured directory that is nearest above it."""
-    best: tuple[int, int] | None = None
-    for place, disk in facts.disks.items():
-        inside = path == place or path.startswith(place.rstrip("/") + "/")
-        if inside and (best is None or len(place) > best[0]):
-            best = (len(place), disk.free_bytes)
-    return best[1] if best else None
-
-
-def disk_plan(
-    settings: Settings,
-    facts: HostFacts,
-    model: ModelPlan,
-    engine: EnginePlan | None,
-    found: Findings,
-) -> DiskPlan:
-    """Room for the weights; what is stored already, whole or partly, needs none again."""
-    stored = facts.stored_weights or {}
-    # A pull gathers beside its directory: PATH.partial.
-    present = sum(
-        size
-        for directory, size in stored.items()
-        if directory == model.path or directory.startswith(model.path + ".")
-    )
-    # One part in a hundred for the file system's own needs.
-    needed = max(0, model.bytes - present) * 101 // 100
-    free = _room(facts, settings.weights_directory)
-    if free is not None and free < needed:
-        found.refuse(
-            "disk",
-            f"{free / 1e9:.0f} GB free at {settings.weights_directory}",
-            f"{needed / 1e9:.0f} GB for {model.name} {model.format}",
-            "free some space, or set metal_weights_directory to a larger disk",
-        )
-    room = _room(facts, settings.engine_directory)
-    if engine and room is not None and room < ENGINE_BYTES:
-        there = facts.engine_environments is not None and engine.environment in facts.engine_environments
-        if not there:
-            found.warn(
-                "disk-engine",
-                f"{room / 1e9:.1f} GB free at {settings.engine_directory}; a new engine environment wants "
-                f"{ENGINE_BYTES / 1e9:.0f} GB",
-            )
-    return DiskPlan(needed_bytes=needed, path=settings.weights_directory)

@@ -1,0 +1,87 @@
+"""Room on a host's disks: for the weights, beside what is there, and for the engine's environment."""
+
+from __future__ import annotations
+
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.model import DiskPlan, EnginePlan, ModelPlan
+from minimax_metal.plan.settings import Settings
+
+ENGINE_BYTES = 12_000_000_000
+"""Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
+
+
+def _room(facts: HostFacts, path: str) -> int | None:
+    """Free bytes where ``path`` will be: the measured directory that is nearest above it."""
+    best: tuple[int, int] | None = None
+    for place, disk in facts.disks.items():
+        inside = path == place or path.startswith(place.rstrip("/") + "/")
+        if inside and (best is None or len(place) > best[0]):
+            best = (len(place), disk.free_bytes)
+    return best[1] if best else None
+
+
+def disk_plan(
+    settings: Settings,
+    facts: HostFacts,
+    model: ModelPlan,
+    engine: EnginePlan | None,
+    found: Findings,
+) -> DiskPlan:
+    """Room for the weights; what is stored already, whole or partly, needs none again."""
+    stored = facts.stored_weights or {}
+    # A pull gathers beside its directory: PATH.partial.
+    present = sum(
+        size
+        for directory, size in stored.items()
+        if directory == model.path or directory.startswith(model.path + ".")
+    )
+    # One part in a hundred for the file system's own needs.
+    needed = max(0, model.bytes - present) * 101 // 100
+    free = _room(facts, settings.weights_directory)
+    if free is not None and free < needed:
+        _check_adoption(settings, facts, model, free, needed, found)
+    room = _room(facts, settings.engine_directory)
+    if engine and room is not None and room < ENGINE_BYTES:
+        there = facts.engine_environments is not None and engine.environment in facts.engine_environments
+        if not there:
+            found.warn(
+                "disk-engine",
+                f"{room / 1e9:.1f} GB free at {settings.engine_directory}; a new engine environment wants "
+                f"{ENGINE_BYTES / 1e9:.0f} GB",
+            )
+    return DiskPlan(needed_bytes=needed, path=settings.weights_directory)
+
+
+def _check_adoption(
+    settings: Settings, facts: HostFacts, model: ModelPlan, free: int, needed: int, found: Findings
+) -> None:
+    """Refuse the disk, unless files to adopt may take no room: linked, on the same file system.
+
+    Whether they are this model's files is known only when they are verified, so what might do is a warning.
+    """
+    place = f"{free / 1e9:.0f} GB free at {settings.weights_directory}"
+    wanted = f"{needed / 1e9:.0f} GB for {model.name} {model.format}"
+    known = facts.adoptable or {}
+    linkable = sum(known.get(directory, 0) for directory in settings.weights_adopt)
+    unread = [directory for directory in settings.weights_adopt if directory not in known]
+    if unread:
+        found.warn(
+            "disk-adopt",
+            f"{place}, {wanted}: what can be linked from {', '.join(unread)} was not read; it has to be "
+            f"{(needed - free) / 1e9:.0f} GB at least, or the pull stops with a full disk",
+        )
+    elif free + linkable >= needed:
+        found.warn(
+            "disk-adopt",
+            f"{place}, {wanted}: it fits if {(needed - free) / 1e9:.0f} of the {linkable / 1e9:.0f} GB that "
+            f"can be linked from {', '.join(settings.weights_adopt)} are this model's files",
+        )
+    else:
+        less = f", and {linkable / 1e9:.0f} GB that can be linked to adopt" if linkable else ""
+        found.refuse(
+            "disk",
+            f"{place}{less}",
+            wanted,
+            "free some space, or set metal_weights_directory to a larger disk",
+        )
