@@ -44,6 +44,8 @@ def parser() -> argparse.ArgumentParser:
         ("restore", "plug it in again"),
     ):
         verbs.add_parser(verb, help=line).add_argument("host")
+    verbs.add_parser("cut-uplink", help="leave the hosts one another and this machine, and nothing outside")
+    verbs.add_parser("restore-uplink", help="give them the way out and the services again")
     return top
 
 
@@ -90,6 +92,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"{arguments.host}: back after {lab.reboot(arguments.host):.1f} s")
         case "cut" | "restore":
             lab.set_link(arguments.host, up=arguments.verb == "restore")
+        case "cut-uplink" | "restore-uplink":
+            lab.set_uplink(up=arguments.verb == "restore-uplink")
     return 0
 
 

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from lab.hosts import apt, cgroups, environment, inventory, machine, network, preparations, services, ssh
+from lab.hosts import (
+    apt,
+    cgroups,
+    environment,
+    inventory,
+    machine,
+    network,
+    preparations,
+    services,
+    ssh,
+    uplink,
+)
 from lab.hosts.description import Description, Host, check_name
 from lab.hosts.errors import LabError
 from lab.hosts.guest import SHARED_CACHE, Guest, end_group
@@ -142,7 +153,12 @@ class Lab:
         systems = sorted({host.system for host in description.hosts.values()})
         roots = {system: jobs.start(f"root {system}", "root", system) for system in systems}
         repository = jobs.start("vendor repository", "repository", self.name)
-        wheel = jobs.start("engine plug-in", "wheel")
+        simulated = description.engine == "simulated"
+        wheel = (
+            jobs.start("simulated engine", "simulated", self.name)
+            if simulated
+            else jobs.start("engine plug-in", "wheel")
+        )
         models = (
             jobs.start("models", "models", self.name, *description.models) if description.models else None
         )
@@ -173,7 +189,7 @@ class Lab:
         progress.line("vendor repository", f"signed with {fingerprint[-16:]}", seconds)
         result, seconds = wheel.wait()
         plugin = result["path"]
-        progress.line("engine plug-in", Path(plugin).name, seconds)
+        progress.line(wheel.title, Path(plugin).name, seconds)
         cancelled = threading.Event()
         with ThreadPoolExecutor(max_workers=8) as pool, contextlib.ExitStack() as stack:
             stack.callback(cancelled.set)  # after an error or Ctrl-C nobody waits for the hosts any more
@@ -206,6 +222,10 @@ class Lab:
                 "lab_hub_url": hub,
                 "lab_modelscope_url": hub,
                 "lab_engine_plugin_wheel": plugin,
+                "lab_catalog_overlays": [
+                    *([str(self.paths.catalog_overlay)] if description.models else []),
+                    *([str(self.paths.engine_overlay)] if simulated else []),
+                ],
                 "lab_uv_cache": f"{SHARED_CACHE}/uv",
             },
         )
@@ -293,6 +313,7 @@ class Lab:
         with progress.step("services"):
             services.stop_all(self.paths, net.services)
         with progress.step("network") as outcome:
+            uplink.restore(net)
             net.remove()
             outcome.append(f"{net.bridge} removed")
 
@@ -366,6 +387,18 @@ class Lab:
         """
         machine.check_root()
         network.set_link(self.guest(host).node, up)
+
+    def set_uplink(self, up: bool) -> None:
+        """Give the hosts the way out and the services, or leave them one another and this machine.
+
+        Raises:
+            LabError: the lab is not up.
+        """
+        machine.check_root()
+        self.guests()
+        record = self.record()
+        if record is not None:
+            (uplink.restore if up else uplink.cut)(Network(record["number"]))
 
 
 def write_pci_tree(destination: Path, model: str, count: int) -> None:

@@ -1,0 +1,190 @@
+"""The distribution's own sources of packages, turned to a mirror or to the fleet's cache, and back.
+
+Only the addresses change, each with the former one in a comment above it. Suites, components and keys stay as
+they were, apt verifies the same signatures, and nothing else has to remember how the host was. Sources of
+third parties are left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from minimax_metal.plan.mirrors import through
+
+MARK: Final = "# minimax-metal: in place of "
+POCKETS: Final = (
+    "",
+    "-updates",
+    "-security",
+    "-backports",
+    "-proposed",
+    "-proposed-updates",
+    "-backports-sloppy",
+)
+_LINE = re.compile(r"(?P<head>\s*deb\s+(?:\[[^\]]*\]\s+)?)(?P<uri>\S+)(?P<tail>\s+(?P<suite>\S+)\s+\S.*)")
+_FIELD = re.compile(r"(?P<name>[A-Za-z-]+):[ \t]*(?P<value>.*)")
+_STALE = "Check-Valid-Until: no"
+
+Address = Callable[[str, str], str]
+"""Former URI and suite to the one to ask."""
+
+
+class UnknownArchiveError(ValueError):
+    """A source that names its archive in a way that can't be sent through a cache."""
+
+
+def addresses(plan: Mapping[str, Any], lists: Mapping[str, str] | None = None) -> Address | None:
+    """How the plan wants the distribution's archives asked; None: as the host has it.
+
+    ``lists`` are the files that sources of the kind ``mirror+file:`` name, by path.
+    """
+    mirrors, distribution = plan["mirrors"], plan["platform"]["distribution"].casefold()
+    if mirrors["distribution_url"]:
+        base = mirrors["distribution_url"]
+
+        def mirror(uri: str, suite: str) -> str:
+            if urlsplit(uri).path.rstrip("/").endswith("-ports"):
+                return f"{base}/ubuntu-ports"
+            security = distribution == "debian" and suite.rstrip("/").endswith("-security")
+            return f"{base}/{distribution}{'-security' if security else ''}"
+
+        return mirror
+    if mirrors["cache_url"]:
+        return lambda uri, suite: through(mirrors["cache_url"], _origin(uri, lists or {}))
+    return None
+
+
+def _origin(uri: str, lists: Mapping[str, str]) -> str:
+    kind, _, path = uri.partition(":")
+    if kind == "mirror+file":
+        text = lists.get(path, "")
+        named = [line.split()[0] for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        if named:
+            uri = named[0]
+    if not re.match(r"https?://[^\s@]+$", uri):
+        raise UnknownArchiveError(uri)
+    return uri
+
+
+def restore(text: str) -> str:
+    """The text as it was before :func:`redirect`; any other text unchanged."""
+    lines: list[str] = []
+    former: str | None = None
+    for line in text.splitlines(keepends=True):
+        if line.startswith(MARK):
+            former = line.removeprefix(MARK).rstrip("\n")
+        elif former is not None:
+            if former != "nothing":
+                lines.append(former + line[len(line.rstrip("\n")) :])
+            former = None
+        else:
+            lines.append(line)
+    return "".join(lines)
+
+
+def redirect(text: str, *, deb822: bool, codename: str, address: Address | None, stale: bool = False) -> str:
+    """The text with the addresses of the distribution's own sources replaced.
+
+    Args:
+        text: a file of apt's sources, redirected before or not.
+        deb822: whether it is a ``.sources`` file.
+        codename: the distribution's release, such as ``bookworm``.
+        address: what to ask instead; None puts back what was there.
+        stale: whether lists count that are past their time.
+
+    Raises:
+        UnknownArchiveError: the former address can't be sent through a cache.
+    """
+    text = restore(text)
+    if address is None:
+        return text
+    suites = {codename + pocket for pocket in POCKETS}
+    if deb822:
+        stanzas = re.split(r"(\n[ \t]*\n)", text)
+        return "".join(
+            stanza if index % 2 else _stanza(stanza, suites, address, stale)
+            for index, stanza in enumerate(stanzas)
+        )
+    return "".join(_line(line, suites, address) for line in text.splitlines(keepends=True))
+
+
+def _line(line: str, suites: set[str], address: Address) -> str:
+    match = _LINE.fullmatch(line.rstrip("\n"))
+    if not match or match["suite"].rstrip("/") not in suites:
+        return line
+    asked = address(match["uri"], match["suite"])
+    return f"{MARK}{line.rstrip(chr(10))}\n{match['head']}{asked}{match['tail']}\n"
+
+
+def _stanza(stanza: str, suites: set[str], address: Address, stale: bool) -> str:
+    fields = {
+        match["name"].casefold(): match["value"].strip()
+        for line in stanza.splitlines()
+        if (match := _FIELD.match(line))
+    }
+    named = [one.rstrip("/") for one in fields.get("suites", "").split()]
+    uris = fields.get("uris", "").split()
+    enabled = fields.get("enabled", "yes").casefold() not in {"no", "false", "0"}
+    if not named or not set(named) <= suites or len(uris) != 1 or not enabled:
+        return stanza
+    lines = []
+    for line in stanza.splitlines():
+        match = _FIELD.match(line)
+        if match and match["name"].casefold() == "uris":
+            lines += [MARK + line, f"URIs: {address(uris[0], named[0])}"]
+            if stale and "check-valid-until" not in fields:
+                lines += [f"{MARK}nothing", _STALE]
+        else:
+            lines.append(line)
+    return "\n".join(lines) + ("\n" if stanza.endswith("\n") else "")
+
+
+def decide(files: Sequence[Mapping[str, str]], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What becomes of a host's files of sources.
+
+    Args:
+        files: ``{path, content}`` of ``/etc/apt/sources.list``, of what is in ``sources.list.d``, and of the
+            lists under ``/etc/apt/mirrors``.
+        plan: the host's plan.
+
+    Returns:
+        ``files``: path and new content of those that change; ``origins``: the archives that a cache is to
+        know, as ``scheme://host/path``; ``problem``: what stands against it, or None.
+    """
+    lists = {file["path"]: file["content"] for file in files if file["path"].startswith("/etc/apt/mirrors/")}
+    address, mirrors = addresses(plan, lists), plan["mirrors"]
+    origins: set[str] = set()
+    if mirrors["cache_url"] and mirrors["origins"]["distribution"]:
+        origins.add(mirrors["origins"]["distribution"])
+
+    def noted(uri: str, suite: str) -> str:
+        asked = address(uri, suite) if address else uri
+        if mirrors["cache_url"] and not mirrors["distribution_url"]:
+            origins.add(_origin(uri, lists).rstrip("/"))
+        return asked
+
+    changed: list[dict[str, str]] = []
+    for file in files:
+        path = file["path"]
+        if path in lists:
+            continue
+        try:
+            content = redirect(
+                file["content"],
+                deb822=path.endswith(".sources"),
+                codename=plan["platform"]["codename"],
+                address=noted if address else None,
+                stale=mirrors["stale_lists"],
+            )
+        except UnknownArchiveError as error:
+            problem = (
+                f"found the source {error} in {path}, expected an http(s) URL that the fleet's cache can "
+                "ask; set metal_distribution_mirror_url"
+            )
+            return {"files": [], "origins": [], "problem": problem}
+        if content != file["content"]:
+            changed.append({"path": path, "content": content})
+    return {"files": changed, "origins": sorted(origins), "problem": None}

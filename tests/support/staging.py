@@ -1,0 +1,44 @@
+"""A copy of this project with a short lock of the engine, for runs in which every byte is counted.
+
+The full lock is 4.3 GB a host. What stands in for it is a part of the same lock, hashes and all: the engine's own
+wheel, small wheels, and one large enough to come in many parts. It shows the way of the wheels, not that the engine
+would start from them.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from tests.support.site import REPOSITORY
+
+PARTS = (
+    "ansible.cfg", "site.yml", "playbooks", "roles", "templates", "plugins", "requirements", "src", "inventories",
+    "pyproject.toml", "README.md", "LICENSE",
+)  # fmt: skip
+PACKAGES = ("sglang", "numpy", "scipy", "transformers", "nvidia-nccl-cu13", "packaging", "xgrammar", "aiohttp")
+
+
+def entries(lock: str) -> dict[str, str]:
+    """The packages of a lock: name to its lines."""
+    found: dict[str, str] = {}
+    for block in re.split(r"^(?=[A-Za-z0-9])", lock, flags=re.MULTILINE):
+        if match := re.match(r"([A-Za-z0-9][A-Za-z0-9._-]*)(\[[^\]]*\])?==", block):
+            found[match[1]] = block
+    return found
+
+
+def copy_with_short_locks(directory: Path, packages: tuple[str, ...] = PACKAGES) -> Path:
+    """Copy the project, with locks of the engine that hold only some packages; return where it is."""
+    for name in PARTS:
+        source = REPOSITORY / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, directory / name, symlinks=True, ignore=ignore, dirs_exist_ok=True)
+        else:
+            shutil.copy(source, directory / name)
+    for lock in (directory / "src/minimax_metal/catalog/locks").glob("*.txt"):
+        kept = entries(lock.read_text())
+        lock.write_text("".join(kept[name] for name in packages if name in kept))
+    return directory
