@@ -1,0 +1,105 @@
+"""``metal accept HOST`` on the controller: the playbook, and the report it brought."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minimax_metal.acceptance.report import parse
+from minimax_metal.errors import UserError
+
+EXIT_FAILED: Final = 1
+EXIT_UNREACHABLE: Final = 2
+PLAYBOOK: Final = Path("playbooks/accept.yml")
+DIRECTORY: Final = Path("accept")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What ``metal accept HOST`` was asked to do."""
+
+    host: str
+    inventories: tuple[str, ...]
+    directory: Path | None = None
+    stop_engine: bool = False
+    anonymise: bool = False
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    as_json: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Where report and bundle of the host go."""
+        return self.directory or Path.cwd() / DIRECTORY / self.host
+
+    def command(self, root: Path, program: str) -> list[str]:
+        """The call of ansible-playbook; written out by hand it does the same."""
+        variables = {
+            "metal_acceptance_directory": str(self.place.resolve()),
+            "metal_acceptance_stop_engine": self.stop_engine,
+            "metal_acceptance_anonymise": self.anonymise,
+            "metal_acceptance_only": list(self.only),
+            "metal_acceptance_skip": list(self.skip),
+        }
+        return [
+            program,
+            str(root / PLAYBOOK),
+            *(word for inventory in self.inventories for word in ("--inventory", inventory)),
+            "--limit",
+            self.host,
+            "--extra-vars",
+            json.dumps(variables),
+            *self.more,
+        ]
+
+
+def find_root() -> Path:
+    """The directory that holds the playbooks: this one, or that of the installed checkout.
+
+    Raises:
+        UserError: neither does.
+    """
+    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
+        if (root / PLAYBOOK).is_file():
+            return root
+    raise UserError(f"found no {PLAYBOOK} here, expected a checkout of minimax-metal; run it there")
+
+
+def accept(request: Request) -> int:
+    """Run the playbook for one host, print what it found, return the exit status."""
+    root = find_root()
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    program = str(beside) if beside.is_file() else shutil.which("ansible-playbook")
+    if program is None:
+        raise UserError("found no ansible-playbook, expected Ansible beside this command; run make setup")
+    report = request.place / "report.json"
+    # An older report must never pass for this run's.
+    report.unlink(missing_ok=True)
+    environment = {"ANSIBLE_CONFIG": str(root / "ansible.cfg"), **os.environ}
+    done = subprocess.run(
+        request.command(root, program),
+        check=False,
+        env=environment,
+        stdout=sys.stderr if request.as_json else None,
+    )
+    if not report.is_file():
+        print(
+            f"metal accept: found no report of {request.host} (ansible-playbook: {done.returncode}), "
+            "expected one; the lines above say why",
+            file=sys.stderr,
+        )
+        return EXIT_UNREACHABLE
+    found = parse(report.read_text(encoding="utf-8"), str(report))
+    if request.as_json:
+        print(found.as_json(), end="")
+    else:
+        found.print(sys.stdout)
+        print(f"{request.place}: report.json, report.txt and bundle.tar.gz")
+    return 0 if found.accepted else EXIT_FAILED

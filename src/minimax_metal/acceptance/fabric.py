@@ -1,0 +1,82 @@
+"""What joins the GPUs: fabric manager, fabric state, NVLinks."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from minimax_metal.acceptance.context import Context
+from minimax_metal.acceptance.driver import SILENT
+from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
+from minimax_metal.acceptance.smi import parse_links
+
+MANAGER: Final = "nvidia-fabricmanager.service"
+LOOK: Final = f"systemctl status {MANAGER}; journalctl -u {MANAGER}; docs/driver.md"
+
+
+def check_fabric(context: Context) -> Outcome:
+    """With NVSwitches: the fabric manager runs at the driver's version, every GPU has joined the fabric."""
+    if not context.gpus["nvswitch"]:
+        return skipped("fabric", "no NVSwitch on this host: nothing to manage")
+    if not context.logged:
+        return skipped("fabric", SILENT)
+    expected = "fabric State Completed, Status Success on every GPU"
+    state = context.properties(MANAGER, "ActiveState", "SubState", "Result")
+    driver = context.log.driver if context.log else None
+    package = context.ask(
+        "dpkg-fabricmanager", "dpkg-query", "-W", "-f=${Version} ${Status}\n", "nvidia-fabricmanager*"
+    )
+    version = re.search(r"^(?:\d+:)?(\d+\.[\d.]*\d)\S* install ok installed", package.out, re.MULTILINE)
+    if state.get("ActiveState") != "active":
+        found = f"{MANAGER} {state.get('ActiveState') or 'unknown'} ({state.get('Result') or 'no result'})"
+        return failed("fabric", found, "the fabric manager running", LOOK)
+    if version and driver and version[1] != driver:
+        return failed("fabric", f"fabric manager {version[1]}", f"the driver's version {driver}", LOOK)
+    bad = []
+    for gpu in context.logged:
+        joined, status = gpu.log.get("Fabric", "State"), gpu.log.get("Fabric", "Status")
+        if joined != "Completed" or status != "Success":
+            bad.append(f"{gpu.label}: State {joined or 'N/A'}, Status {status or 'N/A'}")
+        health = gpu.log.get("Fabric", "Health", "Summary")
+        if health not in {None, "Healthy"}:
+            bad.append(f"{gpu.label}: Health {health}")
+    if bad:
+        return failed("fabric", "; ".join(bad), expected, LOOK)
+    manager = version[1] if version else "running"
+    return passed(
+        "fabric",
+        f"Completed, Success on {len(context.logged)} GPUs; fabric manager {manager}",
+        fabric_manager=version[1] if version else None,
+    )
+
+
+def check_nvlink(context: Context) -> Outcome:
+    """Every NVLink carries data, as many as a GPU of this kind has."""
+    wanted = context.interconnect.get("nvlinks")
+    kind = context.interconnect.get("kind")
+    answer = context.ask("nvidia-smi-nvlink", "nvidia-smi", "nvlink", "-s")
+    if answer.status:
+        if kind == "none":
+            return skipped("nvlink", f"no NVLink on {context.gpus['model']}")
+        found = f"nvidia-smi nvlink -s ended with {answer.status}: {answer.words}"
+        return failed("nvlink", found, "the state of every NVLink", "nvidia-smi of the driver's version")
+    gpus = parse_links(answer.out)
+    if not gpus and kind in {"none", "bridge", None}:
+        return skipped("nvlink", f"no NVLink on {context.gpus['model']} here")
+    expected = f"{wanted or 'all'} NVLinks of each of {context.gpus['count']} GPUs up"
+    bad = [f"GPU {gpu.index}: link {', '.join(map(str, gpu.down))} down" for gpu in gpus if gpu.down]
+    bad += [
+        f"GPU {gpu.index}: {len(gpu.states)} links" for gpu in gpus if wanted and len(gpu.states) != wanted
+    ]
+    if len(gpus) != context.gpus["count"] and kind != "bridge":
+        bad.append(f"NVLinks of {len(gpus)} GPUs only")
+    figures = {"links": {gpu.index: dict(gpu.states) for gpu in gpus}}
+    if bad:
+        return failed("nvlink", "; ".join(bad), expected, "check fabric, xid; then a repair", **figures)
+    speeds = sorted({state for gpu in gpus for state in gpu.states.values()})
+    total = sum(len(gpu.states) for gpu in gpus)
+    if len(speeds) > 1:
+        return limited(
+            "nvlink", f"links at {' and '.join(speeds)}", "one speed", "look at the slow ones", **figures
+        )
+    return passed("nvlink", f"{total} links up at {speeds[0]} each", **figures)

@@ -1,0 +1,75 @@
+"""What one check of a host found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal, get_args
+
+State = Literal["passed", "failed", "limited", "skipped"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One check: ``limited`` is no fault and yet not what was to be shown, ``skipped`` was not looked at."""
+
+    check: str
+    state: State
+    found: str
+    expected: str = ""
+    remedy: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def line(self, host: str) -> str:
+        """One line for people: host, what was found, what was expected, what to do."""
+        expected = f"; expected {self.expected}" if self.expected else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{host}: {self.check} {self.state}: found {self.found}{expected}{remedy}"
+
+    def timed(self, seconds: float) -> Outcome:
+        """The same with how long it took."""
+        return replace(self, seconds=round(seconds, 3))
+
+    def named(self, check: str) -> Outcome:
+        """The same under another name, as for the second of two instances."""
+        return replace(self, check=check)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"figures": dict(self.figures)}
+
+
+def of_dict(data: Mapping[str, Any]) -> Outcome:
+    """An outcome from its JSON form; of another release's report the parts that this one knows."""
+    state: State = next((one for one in STATES if one == data.get("state")), "failed")
+    return Outcome(
+        check=str(data["check"]),
+        state=state,
+        found=str(data.get("found", "")),
+        expected=str(data.get("expected", "")),
+        remedy=str(data.get("remedy", "")),
+        figures=dict(data.get("figures") or {}),
+        seconds=float(data.get("seconds", 0.0)),
+    )
+
+
+def passed(check: str, found: str, **figures: Any) -> Outcome:
+    """What was to be shown was shown."""
+    return Outcome(check, "passed", found, figures=figures)
+
+
+def failed(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
+    """Something else was found."""
+    return Outcome(check, "failed", found, expected, remedy, figures)
+
+
+def limited(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
+    """No fault, but it does not show what it was to show, or is worth a look."""
+    return Outcome(check, "limited", found, expected, remedy, figures)
+
+
+def skipped(check: str, why: str, remedy: str = "") -> Outcome:
+    """It was not looked at, for this reason."""
+    return Outcome(check, "skipped", why, remedy=remedy)
