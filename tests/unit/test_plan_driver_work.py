@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -165,6 +166,33 @@ def test_secure_boot_stops_an_installation_unless_the_key_is_known(
     if done.problem:
         assert "mokutil --import" in done.problem
         assert not done.lists_stale  # newer package lists would not help: the role stops at once
+
+
+@pytest.mark.parametrize(
+    ("system", "keys", "says", "certificate"),
+    [
+        ("ID=debian\nVERSION_ID=12\n", {}, "openssl req -new -x509", "/var/lib/dkms/mok.pub"),
+        (
+            "ID=ubuntu\nVERSION_ID=24.04\n",
+            {},
+            "update-secureboot-policy --new-key",
+            "shim-signed/mok/MOK.der",
+        ),
+        (
+            "ID=debian\nVERSION_ID=13\n",
+            {"/var/lib/dkms/mok.pub": False},
+            "found secure boot on and the key /var/lib/dkms/mok.pub not enrolled",
+            "/var/lib/dkms/mok.pub",
+        ),
+    ],
+)
+def test_secure_boot_is_explained_with_what_the_distribution_has(
+    system: str, keys: dict[str, bool], says: str, certificate: str
+) -> None:
+    done = work(host(keys=keys), facts(secure_boot=True, os_release=system), plan())
+    assert says in str(done.problem)
+    assert re.search(rf"mokutil --import \S*{certificate}, reboot", str(done.problem))
+    assert ("openssl" in str(done.problem)) == (system.startswith("ID=debian") and not keys)
 
 
 def test_secure_boot_is_no_reason_against_a_driver_that_runs() -> None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver_signing import secure_boot_problem
 from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
 
@@ -219,16 +220,7 @@ class _Decision:
         return not self.collected.get("container")
 
     def _secure_boot_problem(self) -> str | None:
-        keys: Mapping[str, bool] = self.collected.get("keys") or {}
-        if not self.facts.secure_boot or self.trust or any(keys.values()) or not self.builds:
-            return None
-        have = "a key of DKMS's that is not enrolled" if keys else "no key enrolled for modules built here"
-        return (
-            f"found secure boot on and {have}, expected a key (MOK) that the firmware knows; nothing was "
-            "installed: on the host run apt install dkms mokutil, dkms generate_mok, mokutil --import "
-            "/var/lib/dkms/mok.pub, reboot and confirm at the console, then run the playbook again; or "
-            "switch secure boot off; or set nvidia_driver_secure_boot to trust where you sign the modules"
-        )
+        return None if self.trust or not self.builds else secure_boot_problem(self.facts, self.collected)
 
     def _headers_problem(self, installed: bool = False) -> str | None:
         """Why DKMS can't build for the running kernel; ``installed``: headers to be had don't count."""
