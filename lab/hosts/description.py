@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -34,6 +34,17 @@ class Host(BaseModel):
     gpus: Gpus | None = None
 
 
+class Links(BaseModel):
+    """How fast the lab's links are, in Mbit/s each way; without a number as fast as this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    uplink_mbit: int | None = Field(default=None, ge=1)
+    """Of the services' cable, which all hosts share: hub, package cache, vendor repository."""
+    host_mbit: int | None = Field(default=None, ge=1)
+    """Of each host's cable."""
+
+
 class Description(BaseModel):
     """A whole lab, as ``lab/labs/*.yml`` writes it."""
 
@@ -41,6 +52,9 @@ class Description(BaseModel):
 
     hosts: dict[str, Host] = Field(min_length=1, max_length=MAX_HOSTS)
     models: list[str] = []
+    links: Links = Links()
+    engine: Literal["real", "simulated"] = "real"
+    """What is installed as the engine: SGLang with the CPU plug-in, or the simulated one in its place."""
 
     @field_validator("hosts")
     @classmethod

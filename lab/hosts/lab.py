@@ -22,6 +22,7 @@ from lab.hosts import (
     network,
     preparations,
     services,
+    shaping,
     ssh,
     uplink,
 )
@@ -170,6 +171,9 @@ class Lab:
         with progress.step("network") as outcome:
             net.up()
             made = [node.name for node in (net.services, *nodes.values()) if net.attach(node)]
+            shaping.shape(net.services, description.links.uplink_mbit)
+            for node in nodes.values():
+                shaping.shape(node, description.links.host_mbit)
             outcome.append(f"{net.cidr} on {net.bridge}" + (f", attached {', '.join(made)}" if made else ""))
         with progress.step("keys"):
             ssh.prepare(self.paths, self.name, nodes)

@@ -9,6 +9,7 @@ its own, and the next look is a new one.
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from typing import Any
@@ -31,7 +32,11 @@ class ActionModule(ActionBase):
     _VALID_ARGS = frozenset({"request", "timeout", "interval", "patience"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return when the weights are verified; ``line`` is what the pull said last."""
+        """Return when the weights are verified.
+
+        ``line`` is what the pull said last, ``came`` how many bytes it fetched (``fetched``) and how many of
+        them other hosts sent (``peers``).
+        """
         result: dict[str, Any] = super().run(tmp, task_vars)
         host = (task_vars or {}).get("inventory_hostname", "host")
         if self._task.check_mode:
@@ -45,9 +50,7 @@ class ActionModule(ActionBase):
         while True:
             now = time.monotonic()
             step = max(1.0, min(interval, timeout - (now - begun)))
-            command = (
-                f"/usr/local/bin/metal weights await --request {shlex.quote(request)} --timeout {step:.0f}"
-            )
+            command = f"{METAL} weights await --json --request {shlex.quote(request)} --timeout {step:.0f}"
             try:
                 answer = self._low_level_execute_command(command)
                 lost = time.monotonic()
@@ -66,7 +69,7 @@ class ActionModule(ActionBase):
                 line = said[-1]
                 DISPLAY.display(f"  {host}: {line}")
             if answer["rc"] == 0:
-                return {**result, "changed": False, "line": line}
+                return {**result, "changed": False, "line": line, "came": _came(answer.get("stdout", ""))}
             spoken = f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}".split("metal weights: ")
             reason = " ".join(spoken[-1].splitlines()[:1]) if len(spoken) > 1 else "no reason was given"
             if answer["rc"] != NOT_YET:
@@ -75,3 +78,14 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(
                     f"not verified within {timeout:.0f} s, the pull goes on; last: {line}"
                 )
+
+
+def _came(output: str) -> dict[str, Any]:
+    """Return what the last line of JSON says; {} without one."""
+    for text in reversed(output.splitlines()):
+        if text.startswith("{"):
+            try:
+                return dict(json.loads(text))
+            except ValueError:
+                return {}
+    return {}

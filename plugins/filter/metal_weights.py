@@ -9,11 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 from minimax_metal.artefacts.request import settle, unsettled
+from minimax_metal.artefacts.share.members import account, members, share
 
 
 class FilterModule:
-    """The filters about the sources of weights."""
+    """The filters about the sources of weights, and about sharing them."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"metal_weights_settle": settle, "metal_weights_unsettled": unsettled}
+        return {
+            "metal_weights_account": account,
+            "metal_weights_members": members,
+            "metal_weights_settle": settle,
+            "metal_weights_share": share,
+            "metal_weights_unsettled": unsettled,
+        }

@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         puller.add_argument(f"--{knob}", type=kind, default=default, help=f"{text} (%(default)s)")
     waiter = add("await", _await, "wait for the pull that a unit runs")
     waiter.add_argument("--timeout", type=float, default=None, help="seconds at most (default: no limit)")
+    waiter.add_argument("--json", action="store_true", help="end with what was fetched, as a line of JSON")
     waiter.add_argument(
         "--restarts",
         type=int,
@@ -216,8 +217,10 @@ def _await(request: Request, arguments: argparse.Namespace) -> int:
     except follow.AwaitError as error:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
-    text = str(follow.read_state(request).get("text") or "verified")
-    print(f"weights {request.name}: {text} at {request.path}")
+    state = follow.read_state(request)
+    print(f"weights {request.name}: {state.get('text') or 'verified'} at {request.path}")
+    if arguments.json:
+        print(json.dumps({key: state[key] for key in ("fetched", "peers", "seconds") if key in state}))
     return 0
 
 
