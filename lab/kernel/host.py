@@ -8,11 +8,10 @@ hosts; the driver's module is real and stands in for NVIDIA's (lab/vendor/files/
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -23,44 +22,31 @@ from pathlib import Path
 
 import yaml
 
-from lab.hosts import apt, environment
 from lab.hosts.errors import LabError
-from lab.hosts.paths import cache_root
+from lab.kernel.image import KERNEL_ARGUMENTS, image
 from lab.vendor import repository
-from lab.vendor.gpus import write_pci_tree
 
-PACKAGES = (
-    "ca-certificates", "dbus", "iproute2", "kmod", "openssh-server", "procps", "python3", "python3-apt",
-    "sudo", "systemd", "systemd-sysv", "tzdata", "udev", "ifupdown", "isc-dhcp-client", "initramfs-tools",
-    "linux-image-amd64", "linux-headers-amd64", "dkms", "gpg", "adduser", "systemd-timesyncd",
-)  # fmt: skip
-MODEL, COUNT = "H20", 4
-DISK = "6G"
 MEMORY_MIB = 2048
 GATEWAY = "10.0.2.2"
 """Where a guest finds this machine's loopback: QEMU's user networking."""
-RECIPE_VERSION = 2
-
-_PCI_MOUNT = """[Unit]
-Description=The lab's GPUs on the PCI bus
-DefaultDependencies=no
-Before=systemd-modules-load.service sysinit.target
-After=local-fs.target
-[Mount]
-What=/usr/share/lab-pci
-Where=/sys/bus/pci/devices
-Type=none
-Options=bind
-[Install]
-WantedBy=sysinit.target
-"""
+FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.ms.fd")
+VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+"""OVMF and its variables with Microsoft's keys enrolled and secure boot on (Debian package ovmf)."""
+_SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
+"""Vendor's GUID of shim's variables (MokList, MokListRT)."""
 
 
 @dataclass
 class KernelHost:
-    """One host: its disk and its console's log in ``directory``, ssh on a loopback port."""
+    """One host: its disk and its console's log in ``directory``, ssh on a loopback port.
+
+    With ``secure_boot`` it starts as a server does: firmware (OVMF) that knows Microsoft's keys, Debian's
+    signed shim and boot loader, Debian's signed kernel, which then takes signed modules only. Otherwise QEMU
+    starts the kernel itself.
+    """
 
     directory: Path
+    secure_boot: bool = False
 
     def __post_init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
@@ -75,12 +61,16 @@ class KernelHost:
         key = self.directory / "key"
         if not key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-        image = _image()
+        made = image()
         subprocess.run(
-            ["cp", "--sparse=always", str(image / "disk.raw"), str(self.directory / "disk.raw")], check=True
+            ["cp", "--sparse=always", str(made / "disk.raw"), str(self.directory / "disk.raw")], check=True
         )
         for name in ("vmlinuz", "initrd.img"):
-            shutil.copy(image / name, self.directory / name)
+            shutil.copy(made / name, self.directory / name)
+        if self.secure_boot:
+            shutil.rmtree(self.directory / "esp", ignore_errors=True)
+            shutil.copytree(made / "esp", self.directory / "esp")
+            shutil.copy(VARIABLES, self.directory / "variables.fd")
         public = (self.directory / "key.pub").read_text()
         _write_into(self.directory / "disk.raw", {"/root/.ssh/authorized_keys": public})
         vendor = self.directory / "vendor"
@@ -97,22 +87,52 @@ class KernelHost:
         """Start it and wait until it answers ssh.
 
         Raises:
-            LabError: it does not within five minutes; the end of its console is in the message.
+            LabError: it does not within a quarter of an hour; the end of its console is in the message.
         """
         console = self.directory / "console.log"
         arguments = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2", "-cpu", "max",
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2",
             "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-serial", f"file:{console}",
-            "-drive", f"file={self.directory / 'disk.raw'},if=virtio,format=raw,cache=unsafe",
+            # First on the bus, so that it is the kernel's vda.
+            "-drive", f"file={self.directory / 'disk.raw'},if=none,id=root,format=raw,cache=unsafe",
+            "-device", "virtio-blk-pci,drive=root",
             "-netdev", f"user,id=n,hostfwd=tcp:127.0.0.1:{self.port}-:22",
-            "-device", "virtio-net-pci,netdev=n",
-            "-kernel", str(self.directory / "vmlinuz"), "-initrd", str(self.directory / "initrd.img"),
-            "-append", "console=ttyS0 root=/dev/vda rw net.ifnames=0",
+            "-device", "virtio-net-pci,netdev=n,romfile=",
+            *(self._firmware() if self.secure_boot else self._kernel()),
         ]  # fmt: skip
         self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
         self.wait()
 
-    def wait(self, seconds: float = 300) -> None:
+    def _kernel(self) -> list[str]:
+        """QEMU starts the kernel."""
+        return ["-cpu", "max", "-kernel", str(self.directory / "vmlinuz"),
+                "-initrd", str(self.directory / "initrd.img"), "-append", KERNEL_ARGUMENTS]  # fmt: skip
+
+    def _firmware(self) -> list[str]:
+        """The firmware starts shim from a FAT file system that QEMU makes of a directory."""
+        # OVMF of Debian 12 does not get on with five levels of page tables, which `max` has.
+        return [
+            "-machine", "q35,smm=on", "-cpu", "max,la57=off",
+            "-global", "driver=cfi.pflash01,property=secure,value=on",
+            "-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={FIRMWARE}",
+            "-drive", f"if=pflash,unit=1,format=raw,file={self.directory / 'variables.fd'}",
+            "-drive", f"if=none,id=esp,format=raw,readonly=on,file=fat:{self.directory / 'esp'}",
+            "-device", "virtio-blk-pci,drive=esp,bootindex=0",
+        ]  # fmt: skip
+
+    def enroll(self, certificate: Path) -> None:
+        """Let the firmware of a host that is off know a key (MOK), in DER or PEM.
+
+        Stands in for a person at the console, who confirms `mokutil --import` to shim's MokManager; it can't
+        show that dialogue.
+        """
+        subprocess.run(
+            [sys.executable, "-m", "virt.firmware.vars", "--inplace", str(self.directory / "variables.fd"),
+             "--add-mok", _SHIM, str(certificate)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+
+    def wait(self, seconds: float = 900) -> None:
         """Wait until it answers ssh."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -123,6 +143,31 @@ class KernelHost:
             time.sleep(2)
         end = (self.directory / "console.log").read_text(errors="replace")[-1500:]
         raise LabError(f"kernel host {self.directory} does not answer ssh; its console ends with: {end}")
+
+    def boot_id(self) -> str:
+        """The identity of the boot that runs, empty when the host does not answer."""
+        return self.ssh("cat /proc/sys/kernel/random/boot_id", check=False, timeout=20).stdout.strip()
+
+    def reboot(self, seconds: float = 600) -> None:
+        """Boot it anew and wait for that boot: what goes down still answers for a while.
+
+        Raises:
+            LabError: it does not come back in time.
+        """
+        before = self.boot_id()
+        self.ssh("systemctl reboot", check=False)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.boot_id() not in ("", before):
+                return
+            time.sleep(2)
+        raise LabError(f"kernel host {self.directory} did not come back within {seconds:.0f} s of a reboot")
+
+    def power_off(self) -> None:
+        """Shut it down as its power button would; `boot` starts it again with the same disk."""
+        self.ssh("systemctl poweroff", check=False)
+        if self.process is not None:
+            self.process.wait(300)
 
     def off(self) -> None:
         """End it; nothing but its directory is left."""
@@ -189,83 +234,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _image() -> Path:
-    """Return the directory of the image: disk.raw, vmlinuz, initrd.img; made when it is not in the cache."""
-    sources = apt.debian_sources(apt.read_sources(), apt.machine_release(), "bookworm")
-    settings = apt.machine_settings()
-    certificates = environment.ca_certificates()
-    text = json.dumps(
-        [RECIPE_VERSION, PACKAGES, sources, list(settings), sorted(certificates.items()), MODEL]
-    )
-    directory = cache_root() / "kernel" / hashlib.sha256(text.encode()).hexdigest()[:12]
-    if directory.is_dir():
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in directory.parent.glob(".making-*"):
-        shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=".making-", dir=directory.parent) as scratch:
-        draft = Path(scratch)
-        draft.chmod(0o755)
-        (draft / "debian.sources").write_text(sources)
-        (draft / "certificates").mkdir()
-        for name, content in certificates.items():
-            (draft / "certificates" / name).write_text(content)
-        root = draft / "root"
-        hooks = [
-            f"sync-in {draft / 'certificates'} /usr/local/share/ca-certificates",
-            'chroot "$1" update-ca-certificates',
-            'chroot "$1" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer',
-            # An initial file system of a few modules: with all of them making it anew takes minutes here.
-            'echo MODULES=list > "$1/etc/initramfs-tools/conf.d/lab"',
-            'printf "virtio_pci\nvirtio_blk\next4\ncrc32c_generic\n" >> "$1/etc/initramfs-tools/modules"',
-            'chroot "$1" update-initramfs -u',
-        ]
-        subprocess.run(
-            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}",
-             *(f"--aptopt={line}" for line in settings), *(f"--customize-hook={hook}" for hook in hooks),
-             "bookworm", str(root), str(draft / "debian.sources")],
-            check=True,
-        )  # fmt: skip
-        for left in [*(root / "etc/apt/sources.list.d").glob("*"), root / "etc/apt/sources.list"]:
-            left.unlink(missing_ok=True)
-        _fill(root, sources)
-        finished = draft / "finished"
-        finished.mkdir()
-        for name in ("vmlinuz", "initrd.img"):
-            shutil.copy(next((root / "boot").glob(f"{name}-*")), finished / name)
-        disk = finished / "disk.raw"
-        with disk.open("wb") as file:
-            file.truncate(int(DISK.removesuffix("G")) << 30)
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", str(root), str(disk)], check=True)
-        finished.replace(directory)
-    return directory
-
-
-def _fill(root: Path, sources: str) -> None:
-    """Write what makes a root this host: name, network, sources, GPUs."""
-    pci = root / "usr/share/lab-pci"
-    write_pci_tree(pci, MODEL, COUNT)
-    gpus = sorted(
-        path.name for path in pci.iterdir() if (path / "class").read_text().startswith(("0x0302", "0x0300"))
-    )
-    unit = "sys-bus-pci-devices.mount"
-    files = {
-        "etc/hostname": "kernel01\n",
-        "etc/network/interfaces": "auto lo eth0\niface lo inet loopback\niface eth0 inet dhcp\n",
-        "etc/apt/sources.list.d/debian.sources": sources,
-        "etc/apt/apt.conf.d/95lab": "".join(f"{line}\n" for line in apt.machine_settings()),
-        f"etc/systemd/system/{unit}": _PCI_MOUNT,
-        "etc/modprobe.d/lab-gpus.conf": f'options nvidia addresses={",".join(gpus)} model="NVIDIA {MODEL}"\n',
-    }
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    wants = root / "etc/systemd/system/sysinit.target.wants"
-    wants.mkdir(parents=True, exist_ok=True)
-    (wants / unit).symlink_to(f"../{unit}")
 
 
 def _write_into(disk: Path, files: dict[str, str]) -> None:
