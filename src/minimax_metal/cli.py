@@ -44,6 +44,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.service.record:main",
         "keep the plan that was applied and verified as a release",
     ),
+    "report": (
+        "minimax_metal.fleet.report:main",
+        "make the report of a run of site, rollout or rollback again",
+    ),
     "rollback": (
         "minimax_metal.fleet.commands:rollback",
         "take hosts back to a release they still have (playbooks/rollback.yml)",

@@ -1,0 +1,122 @@
+"""Filters of rollout.yml and rollback.yml; they call the package and hold no logic of their own."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from minimax_metal.fleet.rollout import Work, decide, no_room, outsider, serving_of, work_of
+from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
+from minimax_metal.service.record import digest_of
+
+
+def metal_release_digest(plan: str) -> str:
+    """Return the digest under which a plan, as JSON, is recorded."""
+    return digest_of(json.loads(plan))
+
+
+def metal_rollout_work(
+    facts: Mapping[str, Any], host: str, plan: str, driver: str = "", gateway: bool = False
+) -> dict[str, Any]:
+    """Return what a host needs: its facts, its plan as JSON, what the driver needs in words."""
+    content = json.loads(plan)
+    return work_of(host, digest_of(content), content, facts, driver, gateway).as_dict()
+
+
+def metal_rollout_outsiders(
+    results: Sequence[Mapping[str, Any]], gateway: bool = False
+) -> list[dict[str, Any]]:
+    """Return the hosts of the group that a run leaves alone: results of a loop over their names."""
+    return [outsider(str(one["item"]), one.get("facts"), gateway).as_dict() for one in results]
+
+
+def metal_rollout(
+    works: Sequence[Mapping[str, Any]],
+    outsiders: Sequence[Mapping[str, Any]],
+    batches: Any,
+    min_ready: Any,
+    gateway: bool,
+) -> dict[str, Any]:
+    """Return the whole rollout."""
+    wish = None if batches in (None, "") else batches if isinstance(batches, (list, tuple)) else [batches]
+    return decide(
+        [Work.from_dict(one) for one in works],
+        [Work.from_dict(one) for one in outsiders],
+        wish,
+        None if min_ready in (None, "") else min_ready,
+        gateway,
+    ).as_dict()
+
+
+def metal_rollout_no_room(
+    works: Sequence[Mapping[str, Any]],
+    facts: Sequence[Mapping[str, Any]],
+    outsiders: Sequence[Mapping[str, Any]],
+    batch: Sequence[str],
+    min_ready: Any,
+    gateway: bool,
+) -> list[str]:
+    """Return why a batch can't be drained now: the hosts' work with what was found on them a moment ago."""
+    inside = [
+        replace(Work.from_dict(work), serving=serving_of(found, gateway))
+        for work, found in zip(works, facts, strict=True)
+    ]
+    return no_room(
+        [*inside, *(Work.from_dict(one) for one in outsiders)],
+        list(batch),
+        None if min_ready in (None, "") else min_ready,
+    )
+
+
+def metal_lock_refusals(
+    locks: Mapping[str, Mapping[str, Any]], outside: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
+    """Return why a run can't begin: what module metal_lock found, by host, and in a loop over other hosts."""
+    held = {host: str(lock.get("words") or "") for host, lock in locks.items()}
+    return lock_refusals(held | {str(one["item"]): str(one.get("words") or "") for one in outside})
+
+
+def metal_run(playbook: str) -> dict[str, Any]:
+    """Return the name of this run and who runs it, for the lock.
+
+    Filters are called in a worker that Ansible forks from its own process: the parent is ansible-playbook.
+    Its command line is left out on purpose, since it may hold a secret (``-e``).
+    """
+    began = datetime.now(UTC)
+    return {
+        "run": f"{began:%Y%m%dT%H%M%SZ}-{os.getppid()}",
+        "user": getpass.getuser(),
+        "controller": socket.gethostname(),
+        "pid": os.getppid(),
+        "command": playbook,
+        "time": began.isoformat(timespec="seconds"),
+    }
+
+
+class FilterModule:
+    """The filters of a rollout."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "metal_failure_text": failure_text,
+            "metal_lock_refusals": metal_lock_refusals,
+            "metal_release_digest": metal_release_digest,
+            "metal_rollout": metal_rollout,
+            "metal_rollout_no_room": metal_rollout_no_room,
+            "metal_rollout_outsiders": metal_rollout_outsiders,
+            "metal_rollout_standing": standings,
+            "metal_rollout_tags": tags_refusal,
+            "metal_rollout_verdict": verdict,
+            "metal_rollout_work": metal_rollout_work,
+            "metal_run": metal_run,
+        }

@@ -1,0 +1,1 @@
+../../src/minimax_metal/fleet/lock.py

@@ -1,0 +1,179 @@
+#!/usr/bin/python
+"""Collect what a rollout needs to know of a host, and decide nothing."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: metal_fleet_facts
+short_description: Collects what a rollout needs to know of a GPU host
+description:
+  - Reads the lock, the rollout's journal, the kept release records and the units of the engine, and
+    compares files with what they should hold.
+  - It works on a host that has nothing of this project yet, writes nothing, and is the same in check mode.
+options:
+  files:
+    description: SHA-256 of what files should hold, by path. Neither their contents nor these are shown.
+    type: dict
+    default: {}
+  directory:
+    description: Directory of lock, journal and records.
+    type: path
+    default: /var/lib/minimax-metal
+author:
+  - The minimax-metal authors
+"""
+
+EXAMPLES = r"""
+- name: What the host serves is read
+  metal_fleet_facts:
+  register: __fleet
+"""
+
+RETURN = r"""
+facts:
+  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine and
+    units), C(releases) (names), C(units) (by name), C(differs) (files that hold something else), C(newer)
+    (files that were written after an engine's process began).
+  returned: always
+  type: dict
+"""
+
+import hashlib
+import json
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+PROPERTIES = (
+    "Id",
+    "ActiveState",
+    "SubState",
+    "UnitFileState",
+    "NeedDaemonReload",
+    "NRestarts",
+    "ExecMainStartTimestampMonotonic",
+    "InactiveExitTimestampMonotonic",
+    "ActiveEnterTimestampMonotonic",
+)
+
+
+def document(path: Path) -> dict[str, Any] | None:
+    """Return a file of JSON; None where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def record(content: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what matters of the record in force."""
+    if content is None:
+        return None
+    plan = content.get("plan") or {}
+    return {
+        "digest": content.get("digest"),
+        "number": content.get("number"),
+        "time": content.get("time"),
+        "model": (plan.get("model") or {}).get("served_name"),
+        "engine": (plan.get("engine") or {}).get("release"),
+        "units": [service.get("unit") for service in plan.get("services") or []],
+    }
+
+
+def units() -> dict[str, dict[str, Any]]:
+    """Return the units of the engine that are files or run, by name."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "show", "--all", f"--property={','.join(PROPERTIES)}", "sglang@*.service"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+    except OSError:
+        return {}
+    found = {}
+    for block in done.stdout.split("\n\n"):
+        values = dict(line.partition("=")[::2] for line in block.splitlines() if "=" in line)
+        if not values.get("Id"):
+            continue
+        started = int(values.get("ExecMainStartTimestampMonotonic") or 0)
+        begun = int(values.get("InactiveExitTimestampMonotonic") or 0)
+        ready = int(values.get("ActiveEnterTimestampMonotonic") or 0)
+        age = time.clock_gettime(time.CLOCK_MONOTONIC) - started / 1e6
+        active = values["ActiveState"] == "active"
+        found[values["Id"]] = {
+            "active": active,
+            "state": values["ActiveState"],
+            "enabled": values.get("UnitFileState") == "enabled",
+            "stale": values.get("NeedDaemonReload") == "yes",
+            "restarts": int(values.get("NRestarts") or 0),
+            "started": time.time() - age if started else None,
+            "start_seconds": round((ready - begun) / 1e6, 1) if active and ready > begun else None,
+        }
+    for path in Path("/etc/systemd/system").glob("sglang@*.service"):
+        found.setdefault(
+            path.name,
+            {"active": False, "state": "inactive", "enabled": False, "stale": False, "restarts": 0,
+             "started": None, "start_seconds": None},
+        )  # fmt: skip
+    return found
+
+
+def digest(path: str) -> str | None:
+    """Return a file's SHA-256; None where it can't be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def main() -> None:
+    """Collect and print."""
+    module = AnsibleModule(
+        argument_spec={
+            "files": {"type": "dict", "default": {}, "no_log": True},
+            "directory": {"type": "path", "default": "/var/lib/minimax-metal"},
+        },
+        supports_check_mode=True,
+    )
+    directory = Path(module.params["directory"])
+    releases = directory / "releases"
+    try:
+        current = (releases / "current").readlink().stem
+    except OSError:
+        current = None
+    content = document(releases / f"{current}.json") if current else None
+    found = units()
+    starts = [unit["started"] for unit in found.values() if unit["active"] and unit["started"]]
+    wanted = module.params["files"]
+    newer = [
+        path
+        for path in wanted
+        # A second of leave: the clock of files and that of processes are read one after the other.
+        if starts and Path(path).exists() and Path(path).stat().st_mtime > min(starts) + 1
+    ]
+    module.exit_json(
+        changed=False,
+        facts={
+            "journal": document(directory / "rollout.json"),
+            "lock": document(directory / "lock.json"),
+            "current": current if content else None,
+            "record": record(content),
+            "releases": sorted(path.stem for path in releases.glob("*-*.json")),
+            "units": found,
+            "differs": sorted(path for path in wanted if digest(path) != wanted[path]),
+            "newer": sorted(newer),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What a rollout says: why it can't begin, where earlier runs left hosts, what failed, what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+
+def standing(host: str, journal: Mapping[str, Any]) -> str:
+    """Return where an earlier run left a host; empty where it ended well."""
+    if not journal:
+        return ""
+    run, stage = journal.get("run"), journal.get("stage")
+    way = f"from {journal.get('from_release') or 'no release'} to {journal.get('to_release')}"
+    if journal.get("ended") is None:
+        since = f"{journal.get('kind', 'rollout')} {run}, begun {journal.get('started')}"
+        return f"{host}: {since}, stopped at stage {stage} {way}"
+    if journal.get("result") == "failed":
+        return (
+            f"{host}: {journal.get('kind', 'rollout')} {run} failed {way}: {journal.get('message') or stage}"
+        )
+    return ""
+
+
+def failure_text(task: str, result: Mapping[str, Any], width: int = 400) -> str:
+    """Return in one line what failed: the task and what it said."""
+    results = result.get("results")
+    failed = [one for one in results or [result] if one.get("failed") or one.get("unreachable")] or [result]
+    said = failed[0].get("msg") or failed[0].get("stderr") or failed[0].get("stdout") or "no reason given"
+    if said == "non-zero return code":
+        said = failed[0].get("stderr") or failed[0].get("stdout") or said
+    words = " ".join((" ".join(map(str, said)) if isinstance(said, (list, tuple)) else str(said)).split())
+    return f"{task}: {words if len(words) <= width else words[: width - 1] + '…'}"
+
+
+def verdict(
+    batches: Sequence[Sequence[str]],
+    begun: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+    stop: str = "",
+) -> list[str]:
+    """Return one line for each host that did not get its release, and for those left alone; nothing when
+    all is well.
+
+    Args:
+        batches: what was decided.
+        begun: hosts of the batches that were begun.
+        results: by host, ``result`` (done, returned, failed, reverted) and ``message``; a host that was
+            begun with and has none was lost on the way.
+        stop: why the run stopped before its end; empty when it did not.
+    """
+    lines = []
+    for host in begun:
+        one = results.get(host)
+        if one is None:
+            lines.append(
+                f"{host}: was lost on the way (no answer); its journal says where, "
+                "the next run goes on with it"
+            )
+        elif one["result"] == "returned":
+            lines.append(f"{host}: is back on its release before, and serves: {one.get('message')}")
+        elif one["result"] == "reverted":
+            lines.append(f"{host}: was taken back to its release before (metal_rollout_on_failure: revert)")
+        elif one["result"] == "failed":
+            lines.append(f"{host}: is out of service: {one.get('message')}")
+    untouched = [host for batch in batches for host in batch if host not in begun]
+    if stop and not lines:
+        lines.append(f"stopped: {stop}")
+    if lines and untouched:
+        lines.append(f"not touched: {', '.join(untouched)}")
+    done = [host for host in begun if results.get(host, {}).get("result") == "done"]
+    if lines and done:
+        lines.append(f"on the new release: {', '.join(done)}")
+    return lines
+
+
+def standings(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return where earlier runs left hosts, one line each; nothing of those that ended well."""
+    lines = (standing(host, found.get("journal") or {}) for host, found in facts.items())
+    return [line for line in lines if line]
+
+
+CHANGE_TAGS: Final = frozenset(
+    {"drain", "stop", "sglang_service", "post_check", "undrain", "release_record", "rollback"}
+)
+"""Stages that belong together: a host is taken through all of them or none."""
+
+
+def tags_refusal(run: Iterable[str], skip: Iterable[str]) -> str:
+    """Return why these tags can't be run; empty when they can."""
+    wanted, left_out = set(run), set(skip)
+    halves = sorted(
+        (wanted & CHANGE_TAGS if not wanted & {"all", "rollout"} else set()) | left_out & CHANGE_TAGS
+    )
+    if not halves:
+        return ""
+    return (
+        f"found the tags {', '.join(halves)}, expected all stages of a host's change or none; "
+        "take --tags rollout, or stages that only prepare (host_tools, model_weights, sglang_runtime); "
+        "soak may be skipped"
+    )
+
+
+def lock_refusals(held: Mapping[str, str]) -> list[str]:
+    """Return why a run can't begin: ``held`` says by host who else holds the fleet's lock, empty where
+    nobody does."""
+    by_holder: dict[str, list[str]] = {}
+    for host, words in held.items():
+        if words:
+            by_holder.setdefault(words, []).append(host)
+    return [
+        f"{', '.join(hosts)}: found the fleet locked by {words}; expected nobody else at work on it; "
+        "wait until that run has ended or, when it is dead, take the lock from it with "
+        "-e metal_lock_break=true"
+        for words, hosts in by_holder.items()
+    ]
