@@ -31,6 +31,8 @@ from minimax_metal.fleet.redact import (
     secrets_of_environment,
     secrets_of_extra_variables,
 )
+from minimax_metal.fleet.report import keep_checks
+from minimax_metal.fleet.report import write as write_report
 from minimax_metal.fleet.store import Kept, Store, runs_directory
 
 EPILOG: Final = """\
@@ -198,6 +200,8 @@ def run_verb(verb: Verb, argv: Sequence[str]) -> int:
         "outcome": sentence(status, run),
     }
     kept.describe(about)
+    keep_checks(kept, run, redactor)
+    write_report(kept, store)
     _close(verb, kept, run, about, show)
     return int(status)
 
@@ -213,7 +217,8 @@ def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Sho
         # Ansible stopped before it asked a host: what it said is the reason.
         for line in (kept.path / "output.log").read_text(encoding="utf-8").splitlines()[-12:]:
             show.note(f"  {line}")
-    show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}; kept in {kept.path}")
+    show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}")
+    show.note(f"report: {kept.path / 'report.html'}")
 
 
 def site(argv: Sequence[str]) -> int:

@@ -73,6 +73,16 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a task had to say (``ansible.builtin.debug``)."""
+
+    host: str
+    stage: str | None
+    task: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """What something long says of itself: a pull of weights, an engine that loads."""
 
@@ -139,8 +149,9 @@ class Run:
     latest: float = 0.0
     stopping: str = ""
     """How somebody asked it to stop: after the hosts in work, or now."""
-    results: dict[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict)
-    """What a task told for a machine to read (key ``metal`` of its result), by host and task."""
+    said: list[Said] = field(default_factory=list)
+    fetched: list[tuple[str, str]] = field(default_factory=list)
+    """Files that came from a host: its name, and the path here."""
 
     def take(self, record: Record) -> None:
         """Take in one record."""
@@ -249,8 +260,7 @@ class Run:
             host.changes += 1
             if not result.get("items"):
                 self._change(record, at, _what(result))
-        if isinstance(result.get("metal"), Mapping):
-            self.results[host.name, str(record.get("task"))] = result["metal"]
+        self._told(record, host.name, kind, result)
         if kind in {"failed", "unreachable"}:
             host.failed = host.failed or kind == "failed"
             host.unreachable = kind == "unreachable"
@@ -265,6 +275,18 @@ class Run:
                     where=str(record.get("where") or ""),
                 )
             )
+
+    def _told(self, record: Record, host: str, kind: str, result: Mapping[str, Any]) -> None:
+        action = str(record.get("action") or "").rpartition(".")[2]
+        if action == "fetch" and kind in {"ok", "changed"}:
+            for one in result.get("items") or [result]:
+                if one.get("dest"):
+                    self.fetched.append((host, str(one["dest"])))
+        if action == "debug" and kind == "ok":
+            lines = [line for one in result.get("items") or [result] for line in _lines(one.get("msg"))]
+            if lines:
+                task = str(record.get("task") or "")
+                self.said.append(Said(host, record.get("stage"), task, tuple(lines)))
 
     def _change(self, record: Record, at: float, what: str) -> None:
         self.changes.append(
@@ -321,6 +343,11 @@ def _what(result: Mapping[str, Any]) -> str:
         if result.get(key):
             return str(result[key])
     return ""
+
+
+def _lines(text: Any) -> list[str]:
+    lines = text if isinstance(text, list) else str(text or "").splitlines()
+    return [str(line).rstrip() for line in lines if str(line).strip()]
 
 
 def _reason(result: Mapping[str, Any]) -> list[str]:

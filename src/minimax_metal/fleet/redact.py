@@ -35,7 +35,7 @@ _LIKE_SECRETS: Final = (
     re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
 )
 
-KEPT: Final = ("changed", "failed", "unreachable", "skipped", "rc", "attempts", "retries", "line", "metal")
+KEPT: Final = ("changed", "failed", "unreachable", "skipped", "rc", "attempts", "retries", "line")
 TEXTS: Final = ("msg", "reason", "skip_reason", "stderr", "module_stderr", "stdout")
 PLACES: Final = ("dest", "path", "name", "state")
 
@@ -73,7 +73,9 @@ def slim(result: Mapping[str, Any]) -> dict[str, Any]:
     """
     if result.get("_ansible_no_log"):
         return {key: bool(result[key]) for key in ("changed", "failed", "skipped") if key in result}
-    kept: dict[str, Any] = {key: result[key] for key in KEPT if _plain(result.get(key))}
+    kept: dict[str, Any] = {
+        key: result[key] for key in KEPT if isinstance(result.get(key), str | int | float | bool)
+    }
     bad = bool(result.get("failed") or result.get("unreachable"))
     for key in TEXTS:
         text = result.get(key)
@@ -90,12 +92,6 @@ def slim(result: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(results, list | tuple) and all(isinstance(one, Mapping) for one in results):
         kept["items"] = [slim(one) for one in results[:ITEMS]]
     return kept
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(isinstance(one, str | int | float | bool | None) for one in value.values())
-    return isinstance(value, str | int | float | bool)
 
 
 def _shortened(text: Any) -> Any:
