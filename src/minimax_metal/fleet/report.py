@@ -62,7 +62,7 @@ def checks_of(kept: Kept) -> dict[str, dict[str, Any]]:
 def earlier_checks(store: Store, kept: Kept, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return for each ``HOST.INSTANCE`` the report of the newest earlier run that has one."""
     found: dict[str, dict[str, Any]] = {}
-    for run in reversed([one for one in store.all() if one.name < kept.name]):
+    for run in reversed([one for one in store.all() if one.age < kept.age]):
         missing = [name for name in names if name not in found]
         if not missing:
             break

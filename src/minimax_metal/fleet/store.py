@@ -23,7 +23,7 @@ from minimax_metal.fleet.records import Record
 
 KEPT: Final = 50
 """Runs that are kept; older ones are removed when a new one begins."""
-_NAME: Final = re.compile(r"\d{8}T\d{6}Z-[a-z]+(?:-\d+)?")
+_NAME: Final = re.compile(r"(?P<time>\d{8}T\d{6}Z)-[a-z]+(?:-(?P<number>\d+))?")
 
 
 def runs_directory(given: Path | None = None) -> Path:
@@ -44,6 +44,12 @@ class Kept:
     def name(self) -> str:
         """Its name, which begins with the time it began."""
         return self.path.name
+
+    @property
+    def age(self) -> tuple[str, int, str]:
+        """What sorts runs by when they began; of one second, by their number."""
+        found = _NAME.fullmatch(self.name)
+        return (found["time"], int(found["number"] or 1), self.name) if found else ("", 0, self.name)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -96,7 +102,7 @@ class Store:
             paths = [path for path in self.directory.iterdir() if _NAME.fullmatch(path.name)]
         except OSError:
             return []
-        return [Kept(path) for path in sorted(paths)]
+        return sorted((Kept(path) for path in paths), key=lambda run: run.age)
 
     def find(self, name: str | None) -> Kept:
         """Return a run by its name, by the beginning of it, or by its path; without a name the newest.
