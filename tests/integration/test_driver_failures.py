@@ -10,9 +10,15 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -60,6 +66,13 @@ def said(run: Run, host: str = "gpu01") -> str:
     return line.group(1)
 
 
+def only_its_own_sources(lab: Lab, host: str = "gpu01") -> bool:
+    """Whether apt has no source that fails: what the run wrote is gone, and the lists can be fetched."""
+    there = lab.ssh(host, "ls /etc/apt/sources.list.d")
+    lab.ssh(host, "apt-get -qq update >&2")
+    return there == "debian.sources\n"
+
+
 def nothing_installed(lab: Lab, host: str = "gpu01") -> bool:
     return lab.ssh(host, "dpkg-query -W 'nvidia-driver-cuda' 2>/dev/null || true") == ""
 
@@ -70,6 +83,60 @@ def test_repository_that_does_not_answer(lab: Lab, vendor: tuple[Path, str]) -> 
     assert "a package repository that does not answer" in line
     assert "nvidia_driver_repository_proxy" in line
     assert nothing_installed(lab)
+    assert only_its_own_sources(lab)
+
+
+@contextmanager
+def proxy(lab_address: str, stands_for: str) -> Iterator[tuple[str, list[str]]]:
+    """A proxy on the bridge that alone knows where ``stands_for`` is: its URL, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            place = urlsplit(self.path)
+            if place.hostname != stands_for:
+                self.send_error(403)
+                return
+            try:
+                with urlopen(lab_address + place.path, timeout=30) as answer:  # noqa: S310  the lab's own server
+                    content = answer.read()
+            except HTTPError as error:
+                self.send_error(error.code)
+                return
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    bridge = re.sub(r"\d+$", "1", str(urlsplit(lab_address).hostname))
+    with ThreadingHTTPServer((bridge, 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, daemon=True).start()
+        yield f"http://{bridge}:{listening.server_port}", asked
+        listening.shutdown()
+
+
+def test_proxy_is_for_this_repository_and_for_nothing_else(lab: Lab, vendor: tuple[Path, str]) -> None:
+    with proxy(vendor[1], "packages.invalid") as (address, asked):
+        settings = {
+            "nvidia_driver_repository_url": "http://packages.invalid/compute/cuda/repos/debian12/x86_64",
+            "nvidia_driver_repository_proxy": address,
+        }
+        run = play(lab, "gpu01", metal_driver_branch="595", **settings)
+        assert "expected branch 595" in said(run)  # the lists came through it, and nothing was installed
+        names = {path.rsplit("/", 1)[-1] for path in asked}
+        assert {"InRelease"} < names
+        assert any(name.endswith(".pub") for name in names)
+        assert {urlsplit(path).hostname for path in asked} == {"packages.invalid"}
+    line = said(play(lab, "gpu01", **settings))
+    assert "a package repository that does not answer" in line
+    lab.ssh(
+        "gpu01",
+        "rm /etc/apt/sources.list.d/minimax-metal-nvidia.sources /etc/apt/apt.conf.d/80minimax-metal-nvidia",
+    )
 
 
 def test_key_of_another_fingerprint(lab: Lab) -> None:
@@ -89,6 +156,7 @@ def test_signature_that_does_not_fit(lab: Lab, vendor: tuple[Path, str]) -> None
     line = said(play(lab, nvidia_driver_repository_url=f"{address}/forged"))
     assert "a signature of the package repository that does not fit its key" in line
     assert nothing_installed(lab)
+    assert only_its_own_sources(lab)
 
 
 def test_branch_that_the_repository_lacks(lab: Lab) -> None:
@@ -162,10 +230,51 @@ def test_driver_of_a_run_file_is_named_and_replaced_on_request(lab: Lab) -> None
     assert "set metal_driver_run_file to replace" in " ".join(named.output.split())
     kept = play(lab, metal_driver_run_file="keep")
     assert kept.returncode == 0, kept.output
-    assert kept.changed.get("gpu01", []) == [] or "installed" not in " ".join(kept.changed["gpu01"])
+    assert "The packages of the driver are installed" not in kept.changed.get("gpu01", [])
+    assert lab.ssh("gpu01", "test -e /usr/bin/nvidia-modprobe && echo there || true") == ""
+    settled = play(lab, metal_driver_run_file="keep")
+    assert settled.returncode == 0, settled.output
+    assert settled.changed == {}
     assert lab.ssh("gpu01", "test -e /usr/bin/nvidia-uninstall && echo there") == "there\n"
     replaced = play(lab, metal_driver_run_file="replace")
     assert replaced.returncode == 0, replaced.output
     assert "The driver of the .run installer is removed" in replaced.changed["gpu01"]
     assert not lab.ssh("gpu01", "ls /usr/bin | grep uninstall || true")
     assert "580.159.04" in lab.ssh("gpu01", "nvidia-smi --query-gpu=driver_version --format=csv,noheader")
+
+
+def test_compilers_that_no_repository_holds_are_named(lab: Lab) -> None:
+    run = lab.play(PLAYBOOK, "--tags", "cuda_toolkit", "--limit", "gpu02")
+    line = said(run, "gpu02")
+    assert "cuda-nvcc-13-1" in line
+    assert "check the repository that role nvidia_driver configures" in line
+    assert "cuda_toolkit_manage" in line
+
+
+def test_driver_that_was_there_before_is_accepted_as_it_is(lab: Lab, vendor: tuple[Path, str]) -> None:
+    source = f"deb [trusted=yes] {vendor[1]}/compute/cuda/repos/debian13/x86_64 /"
+    pin = "Package: *nvidia* libcuda* libnv*\\nPin: version 590.44.01-*\\nPin-Priority: 1001\\n"
+    packages = "nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-fabricmanager"
+    for command in (
+        f"echo '{source}' > /etc/apt/sources.list.d/by-hand.list && apt-get -qq update >&2",
+        f"printf '{pin}' > /etc/apt/preferences.d/by-hand.pref",
+        f"apt-get -qq -y --no-install-recommends install {packages} >&2",
+        "systemctl enable --quiet nvidia-fabricmanager",
+    ):
+        lab.ssh("gpu02", command)
+    lab.lab("reboot", "gpu02")
+    boot = lab.ssh("gpu02", "cat /proc/sys/kernel/random/boot_id")
+    before = lab.written("gpu02")
+    left_alone = play(lab, "gpu02", nvidia_driver_manage=False)
+    assert left_alone.returncode == 0, left_alone.output
+    assert left_alone.changed == {}
+    assert lab.written("gpu02") == before
+    held = play(lab, "gpu02")
+    assert held.returncode == 0, held.output
+    assert "The packages of the driver are held" in held.changed["gpu02"]
+    assert "The packages of the driver are installed" not in held.changed["gpu02"]
+    assert lab.ssh("gpu02", "nvidia-smi --query-gpu=driver_version --format=csv,noheader").split()[0] == (
+        "590.44.01"
+    )
+    assert lab.ssh("gpu02", "cat /proc/sys/kernel/random/boot_id") == boot
+    assert play(lab, "gpu02").changed == {}

@@ -72,6 +72,18 @@ def versions(lab: Lab, name: str) -> set[str]:
     return found
 
 
+def assert_one_booted_after_the_other(lab: Lab) -> None:
+    """Of two hosts the one that booted last began when the first answered ssh again."""
+
+    def when(name: str, *of: str) -> int:
+        shown = lab.ssh(name, f"systemctl show --timestamp=unix --value --property={' '.join(of)}")
+        return int(shown.strip().removeprefix("@"))
+
+    begun = {name: when(name, "UserspaceTimestamp") for name in HOSTS}
+    first, last = sorted(HOSTS, key=lambda name: begun[name])
+    assert begun[last] >= when(first, "ActiveEnterTimestamp", "ssh.service")
+
+
 def settled(lab: Lab, **variables: Any) -> None:
     """A run that finds everything done changes nothing."""
     again = play(lab, **variables)
@@ -114,10 +126,25 @@ def test_device_nodes_come_before_the_engine_at_boot(host: Host) -> None:
     assert "blacklist nouveau" in host.file("/etc/modprobe.d/minimax-metal-nouveau.conf").content_string
 
 
-def test_host_is_tuned_without_touching_a_kernel_that_is_not_its_own(host: Host) -> None:
-    assert host.file("/etc/systemd/journald.conf.d/90-minimax-metal.conf").exists
-    assert not host.file("/etc/sysctl.d/90-minimax-metal.conf").exists
-    assert not host.file("/etc/tmpfiles.d/minimax-metal.conf").exists
+def test_unattended_upgrades_leave_the_driver_alone(lab: Lab) -> None:
+    """Without holds and pins the blacklist alone still keeps it; without the blacklist it would move."""
+    own = "/etc/apt/apt.conf.d/52minimax-metal-nvidia"
+    trial = 'Unattended-Upgrade::Origins-Pattern { "origin=*"; };\\nDir::Etc::PreferencesParts "/nowhere";\\n'
+    lab.ssh(
+        "gpu01",
+        "apt-get -qq -y --no-install-recommends install unattended-upgrades >&2"
+        f" && printf '{trial}' > /etc/apt/apt.conf.d/99trial && apt-mark -qq unhold $(apt-mark showhold)",
+    )
+    would = "unattended-upgrade --dry-run --debug 2>&1 | grep -A1 'Packages that will be upgraded' || true"
+    assert "nvidia" not in lab.ssh("gpu01", would)
+    lab.ssh("gpu01", f"mv {own} /root/")
+    assert "nvidia-driver-cuda" in lab.ssh("gpu01", would)
+    lab.ssh("gpu01", "rm /etc/apt/apt.conf.d/99trial && apt-get -qq -y purge unattended-upgrades >&2")
+    repair = play(lab, "--limit", "gpu01")
+    assert repair.returncode == 0, repair.output
+    assert (
+        lab.ssh("gpu01", f"cmp {own} /root/{own.rsplit('/', 1)[-1]} && apt-mark showhold | grep -c .") > "1"
+    )
 
 
 DRIFT = {
@@ -167,8 +194,9 @@ def test_upgrade_to_another_branch_stops_the_engine_and_starts_it_again(lab: Lab
 
 @pytest.mark.usefixtures("engines")
 def test_downgrade_to_an_older_branch_takes_everything_with_it(lab: Lab) -> None:
-    run = play(lab, metal_driver_branch="590")
+    run = play(lab, metal_driver_branch="590", nvidia_driver_reboot_at_once=1)
     assert run.returncode == 0, run.output
+    assert_one_booted_after_the_other(lab)
     for name in HOSTS:
         assert versions(lab, name) == {"590.48.01"}
         left = lab.ssh(name, "dpkg-query -W -f '${Package} ${Version}\\n' '*nvidia*' | grep ' 610' || true")
@@ -264,3 +292,9 @@ def test_removal_leaves_what_was_not_named_and_is_done_once(lab: Lab) -> None:
     again = remove(**wishes)
     assert again.returncode == 0, again.output
     assert again.changed == {}
+    # The module outlives its packages until the next boot; that is no reason against putting them back.
+    before_return = boot(lab, "gpu01")
+    back = play(lab, "--limit", "gpu01", metal_driver_branch="610")
+    assert back.returncode == 0, back.output
+    assert versions(lab, "gpu01") == {"610.57.04"}
+    assert boot(lab, "gpu01") == before_return
