@@ -9,7 +9,7 @@ from typing import Final
 from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
 from minimax_metal.acceptance.smi import Gpu, active, throttle_reasons
-from minimax_metal.service.diagnosis import Xid, find_xids
+from minimax_metal.service.diagnosis import XIDS, Xid, find_xids
 
 MISMATCH: Final = "an upgrade without a reboot: reboot, or install one version; docs/driver.md"
 SILENT: Final = "nvidia-smi -q does not answer: see check gpus"
@@ -215,7 +215,8 @@ def judge_xids(xids: Sequence[Xid]) -> Outcome:
         counts[str(xid)] += 1
     found = "; ".join(f"{text}{f', {count} times' if count > 1 else ''}" for text, count in counts.items())
     figures = {"xids": [xid.line for xid in xids[-50:]]}
-    if any(xid.rule.operator for xid in xids):
+    # One that the catalogue does not know may be the hardware: somebody has to look it up.
+    if any(xid.rule.operator or xid.number not in XIDS for xid in xids):
         return failed(
             "xid", found, "no Xid since the boot", "reset the GPU or reboot; then a repair", **figures
         )
