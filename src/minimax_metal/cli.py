@@ -26,6 +26,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     # verb: ("module:function", one line for the help); every function takes the arguments after the verb
     # and returns the exit status.
     "accept": ("minimax_metal.acceptance.commands:main", "accept the first GPU host of a kind"),
+    "bundle": (
+        "minimax_metal.staging.bundle.commands:main",
+        "all that a fleet fetches in one directory: export, verify, import, serve",
+    ),
     "check": (
         "minimax_metal.checks.commands:main",
         "prove an endpoint: the guides' calls with the official clients",

@@ -51,6 +51,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="a list with one object per host")
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what says which hosts are planned and what is wanted of them, for :func:`make_plans`."""
     where = parser.add_argument_group("which hosts")
     where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20 or "H20 96GB"')
     where.add_argument("--count", metavar="N", type=int, help="what-if: how many of them")
@@ -79,8 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     wanted.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="any other metal_* variable, as YAML"
     )
-    parser.add_argument("--json", action="store_true", help="a list with one object per host")
-    return parser
+
+
+def make_plans(arguments: argparse.Namespace) -> list[Plan]:
+    """The plans of the hosts that the arguments name.
+
+    Raises:
+        UserError: they name none, or the inventory can't be read.
+    """
+    variables = _variables(arguments)
+    return _fleet(arguments, variables) if arguments.inventory else _what_if(arguments, variables)
 
 
 def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -135,8 +150,7 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Pla
 def main(argv: Sequence[str]) -> int:
     """Run the verb with the arguments behind it."""
     arguments = _parser().parse_args(list(argv))
-    variables = _variables(arguments)
-    plans = _fleet(arguments, variables) if arguments.inventory else _what_if(arguments, variables)
+    plans = make_plans(arguments)
     if arguments.json:
         json.dump([one.summary() for one in plans], sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")

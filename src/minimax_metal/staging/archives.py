@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -188,3 +189,27 @@ def decide(files: Sequence[Mapping[str, str]], plan: Mapping[str, Any]) -> dict[
         if content != file["content"]:
             changed.append({"path": path, "content": content})
     return {"files": changed, "origins": sorted(origins), "problem": None}
+
+
+def own_archives(distribution: str, etc: Path = Path("/etc")) -> tuple[str, str] | None:
+    """Where this machine has its distribution's archive and that of security updates; None for another.
+
+    One distribution has its releases side by side, so another release of it is found there too.
+    """
+    release = dict(re.findall(r'^(\w+)="?([^"\n]*)', (etc / "os-release").read_text(encoding="utf-8"), re.M))
+    codename = release.get("VERSION_CODENAME", "")
+    if release.get("ID") != distribution or not codename:
+        return None
+    named: dict[str, str] = {}
+
+    def note(uri: str, suite: str) -> str:
+        if re.match(r"https?://[^\s@]+$", uri):
+            named.setdefault(suite.rstrip("/"), uri.rstrip("/"))
+        return uri
+
+    for path in [etc / "apt/sources.list", *sorted((etc / "apt/sources.list.d").glob("*"))]:
+        if path.is_file() and path.suffix in {".list", ".sources"}:
+            deb822 = path.suffix == ".sources"
+            redirect(path.read_text(errors="replace"), deb822=deb822, codename=codename, address=note)
+    main = named.get(codename)
+    return (main, named.get(f"{codename}-security", main)) if main else None

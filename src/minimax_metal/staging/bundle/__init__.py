@@ -1,0 +1,1 @@
+"""A bundle: a directory that holds all a fleet fetches, with a manifest, for where no uplink is."""

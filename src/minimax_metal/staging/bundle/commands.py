@@ -1,0 +1,190 @@
+"""``metal bundle``: all that a fleet fetches, in one directory with a manifest.
+
+Exit status: 0 done; 1 ``verify`` found damage; 2 something to put right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimax_metal.errors import UserError
+from minimax_metal.plan.adapter import roles_directory
+from minimax_metal.plan.commands import add_arguments, make_plans
+from minimax_metal.plan.model import Plan, plain
+from minimax_metal.staging.bundle import serve, store
+
+EPILOG = """\
+examples:
+  metal bundle export /mnt/disk/bundle --inventory inventories/my-fleet     # where an uplink is
+  metal bundle export /mnt/disk/bundle --model MiniMax-M2.5 --gpu H20 --count 4 --platform debian13
+  metal bundle verify /mnt/disk/bundle
+  metal bundle import /mnt/disk/bundle --to /srv/bundle                     # or serve it from the disk
+  metal bundle serve /srv/bundle --variables inventories/my-fleet/group_vars/all/bundle.yml
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metal bundle",
+        description="All that a fleet fetches in one directory, for where no uplink is.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    export = verbs.add_parser(
+        "export", help="fetch what the hosts need into a directory; goes on after a stop"
+    )
+    export.add_argument("directory", type=Path)
+    export.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=("wheels", "packages", "pythons", "weights"),
+        help="leave a part out (repeatable)",
+    )
+    export.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+    export.add_argument(
+        "--vendor-key",
+        metavar="FILE=FINGERPRINT",
+        help="key of a mirror that signs NVIDIA's packages by itself",
+    )
+    add_arguments(export)
+    verify = verbs.add_parser("verify", help="read every byte and compare it with the manifest")
+    verify.add_argument("directory", type=Path)
+    verify.add_argument("--remove", action="store_true", help="take damaged files away, to be brought again")
+    bring = verbs.add_parser("import", help="copy a bundle, verifying each file; goes on after a stop")
+    bring.add_argument("directory", type=Path)
+    bring.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="where the copy is to be")
+    server = verbs.add_parser("serve", help="serve it to the fleet until ended")
+    server.add_argument("directory", type=Path)
+    server.add_argument("--listen", default="0.0.0.0:8643", metavar="ADDRESS:PORT", help="(%(default)s)")
+    server.add_argument("--url", help="by which hosts ask; by default this machine's name")
+    server.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="who may ask (repeatable); default: all",
+    )
+    server.add_argument(
+        "--variables", type=Path, metavar="FILE", help="write the one variable that hosts need"
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``metal bundle``; return its exit status."""
+    arguments = _parser().parse_args(list(argv))
+    verbs = {"export": _export, "verify": _verify, "import": _import, "serve": _serve}
+    return verbs[arguments.verb](arguments)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from minimax_metal.staging.bundle.export import Export
+
+    plans = make_plans(arguments)
+    roles = roles_directory()
+    if roles is None:
+        raise UserError(
+            "found no requirements/ beside the package, expected the project's checkout; run it from there"
+        )
+    directory = arguments.directory.absolute()
+    export = Export(
+        directory=directory,
+        plans=plans,
+        requirements=roles.parent / "requirements",
+        say=_say,
+        pull=_pull,
+        without=frozenset(arguments.without),
+        vendor_key=arguments.vendor_key,
+    )
+    wanted = export.resolve()
+    need, count = export.check_room(), len(export.items)
+    weights = 0 if "weights" in export.without else sum(one.bytes for one in wanted.weights)
+    _say(f"{count} files, {need / 1e9:.2f} GB to fetch; weights {weights / 1e9:.1f} GB")
+    if arguments.dry_run:
+        return 0
+    export.fetch()
+    pulled = export.fetch_weights(wanted)
+    bundle = export.finish(wanted, pulled)
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, whole")
+    return 0
+
+
+def _pull(plan: Plan, target: Path) -> None:
+    from minimax_metal.artefacts.commands import main as weights
+    from minimax_metal.staging.bundle.export import scratch
+
+    if plan.weights is None or plan.model is None:
+        raise UserError(f"found no source of weights for {plan.host}, expected metal_weights_source; set it")
+    request: dict[str, Any] = {
+        "path": str(target),
+        "name": plan.model.served_name,
+        "revision": plan.model.revision,
+        "bytes": plan.weights.bytes,
+        "sources": plain(plan.weights.sources),
+        "adopt": [],
+    }
+    with scratch() as temporary:
+        path = Path(temporary) / "request.json"
+        path.write_text(json.dumps(request), encoding="utf-8")
+        status = weights(["pull", "--request", str(path)])
+    if status:
+        raise UserError(
+            f"found that the weights of {plan.model.served_name} could not be pulled (status {status}, said "
+            "above), "
+            "expected them whole; run it again, it goes on, or leave them out with --without weights"
+        )
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    bundle = store.read(arguments.directory)
+    bad = []
+    for file, found in store.damaged(bundle):
+        bad.append(file)
+        print(f"{file.path}: found {found}", file=sys.stderr)
+    if not bad:
+        _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified")
+        return 0
+    remedy = "they are removed:" if arguments.remove else "verify it with --remove, then"
+    if arguments.remove:
+        store.remove(bundle, bad)
+    print(
+        f"metal bundle: found {len(bad)} of {len(bundle.files)} files of {bundle.directory} damaged, "
+        f"expected none; {remedy} export or import it again, which brings only these",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    source, target = arguments.directory.absolute(), arguments.to.absolute()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"found --to {target} inside {source} or around it, expected another place; name one")
+    bundle = store.copy(store.read(source), target, _say)
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    bundle = store.read(arguments.directory)
+    host, port = serve.address(arguments.listen)
+    serve.check_networks(arguments.allow)
+    url = (arguments.url or serve.own_url(host, port)).rstrip("/")
+    if arguments.variables:
+        arguments.variables.parent.mkdir(parents=True, exist_ok=True)
+        arguments.variables.write_text(serve.VARIABLES.format(url=url), encoding="utf-8")
+        _say(f"{arguments.variables}: metal_mirrors: {url}")
+    _say(
+        f"{bundle.directory}: {len(bundle.files)} files of {bundle.created}; for hosts: metal_mirrors: {url}"
+    )
+    return serve.run(bundle, host, port, arguments.allow)

@@ -1,0 +1,52 @@
+"""The Pythons that uv brings where a distribution's is too old."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from urllib.parse import unquote
+
+from minimax_metal.errors import UserError
+from minimax_metal.staging.bundle.download import Item, get
+from minimax_metal.staging.bundle.wheels import uv_program
+
+
+def find(python: str, architecture: str, mirror: str) -> Item:
+    """Return what uv would fetch for a minor version, from a mirror, with the hash that its release states.
+
+    Raises:
+        UserError: uv knows no such Python, or the mirror lacks the release's hashes.
+    """
+    request = f"cpython-{python}-linux-{architecture}-gnu"
+    command = [
+        uv_program(),
+        "python",
+        "list",
+        "--only-downloads",
+        "--show-urls",
+        "--output-format",
+        "json",
+        request,
+    ]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    try:
+        url = str(json.loads(done.stdout)[0]["url"])
+    except (ValueError, LookupError, TypeError):
+        raise UserError(
+            f"found no download of Python {python} in uv's list, expected one; update uv"
+        ) from None
+    match = re.search(r"/releases/download/([^/]+)/([^/]+)$", url)
+    if match is None:
+        raise UserError(
+            f"found {url} in uv's list, expected …/releases/download/TAG/FILE; update minimax-metal"
+        )
+    tag, name = match[1], unquote(match[2])
+    sums = get(f"{mirror}/{tag}/SHA256SUMS", f"the hashes of release {tag}").decode(errors="replace")
+    lines = [line.split() for line in sums.splitlines()]
+    hashes = {words[1]: words[0] for words in lines if len(words) == 2}
+    if name not in hashes:
+        raise UserError(
+            f"found no {name} in SHA256SUMS of {tag} at {mirror}, expected its hash; use another mirror"
+        )
+    return Item(f"{mirror}/{tag}/{match[2]}", f"python/{tag}/{name}", -1, hashes[name])
