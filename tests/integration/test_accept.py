@@ -71,13 +71,15 @@ class Accepted:
 
 def accept(lab: Lab, place: Path, *arguments: str) -> Accepted:
     """`metal accept gpu01` as an operator calls it."""
+    metal = Path(sys.executable).with_name("metal")
+    inventories = ["-i", lab.inventory, "-i", str(lab.state / "inventory" / "hosts.yml")]
     done = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("metal")), "accept", HOST, *arguments,
-            "--directory", str(place), "--inventory", lab.inventory, "--inventory", str(lab.state / "inventory" / "hosts.yml"),
-        ],
-        cwd=REPOSITORY, text=True, capture_output=True, check=False,
-    )  # fmt: skip
+        [str(metal), "accept", HOST, *inventories, "--directory", str(place), *arguments],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
     output = done.stdout + done.stderr
     assert (place / "report.json").is_file(), output
     return Accepted(done.returncode, output, json.loads((place / "report.json").read_text()), place)
