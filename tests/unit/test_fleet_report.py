@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from minimax_metal.errors import UserError
 from minimax_metal.fleet import report
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.redact import Redactor
@@ -141,8 +143,11 @@ def test_a_run_that_was_killed_has_a_report_too(tmp_path: Path) -> None:
 
 def test_runs_are_found_by_name_and_the_oldest_go(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    made = [store.new("site") for _ in range(KEPT + 2)]
-    assert len(store.all()) == KEPT
-    assert not made[0].path.exists()
-    assert store.find(None).name == store.all()[-1].name
-    assert store.find(made[-1].name).path == made[-1].path
+    day = datetime(2026, 11, 22, tzinfo=UTC)
+    made = [store.new("site", day + timedelta(seconds=number // 2)) for number in range(KEPT + 2)]
+    assert [run.name for run in store.all()] == [run.name for run in made[2:]]
+    assert made[-1].name == "20261122T000025Z-site-2"
+    assert store.find(None).name == made[-1].name
+    assert store.find(made[-2].name).path == made[-2].path
+    with pytest.raises(UserError, match="2 runs named 20261122T000025Z"):
+        store.find("20261122T000025Z")

@@ -114,6 +114,7 @@ class Store:
             return Kept(Path(name))
         runs = self.all()
         found = [run for run in runs if run.name.startswith(name)] if name else runs[-1:]
+        found = [run for run in found if run.name == name] or found
         if len(found) != 1:
             what = f"{len(found)} runs named {name}" if name else "no run"
             raise UserError(f"found {what} in {self.directory}, expected one; metal report --list names them")

@@ -1,0 +1,116 @@
+"""Tags and limits mean in every playbook what Ansible's users expect of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minimax_metal.fleet.stages import STAGES
+
+REPOSITORY = Path(__file__).parents[2]
+PLAYBOOKS = [REPOSITORY / "site.yml", *sorted((REPOSITORY / "playbooks").glob("*.yml"))]
+NAMES = [str(path.relative_to(REPOSITORY)) for path in PLAYBOOKS]
+ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
+GROUPS = {"gpu_hosts", "gateway_hosts", "cache_hosts"}
+INVENTORY = """\
+gpu_hosts: {hosts: {gpu01: , gpu02: }, vars: {metal_model: MiniMax-M2.5}}
+gateway_hosts: {hosts: {gateway01: }}
+cache_hosts: {hosts: {cache01: }}
+"""
+ENVIRONMENT = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
+
+Plays = list[dict[str, Any]]
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(
+        words, cwd=REPOSITORY, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("inventory") / "hosts.yml"
+    path.write_text(INVENTORY)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def playbooks(inventory: str) -> dict[str, Plays]:
+    """What Ansible knows of each playbook before a run."""
+    found: dict[str, Plays] = json.loads(run(sys.executable, "tests/support/playbooks.py", inventory, *NAMES))
+    return found
+
+
+@pytest.mark.parametrize("playbook", NAMES)
+def test_every_play_is_of_groups_that_a_limit_narrows(playbooks: dict[str, Plays], playbook: str) -> None:
+    assert playbooks[playbook]
+    for play in playbooks[playbook]:
+        for pattern in play["hosts"]:
+            # A group that an inventory need not have is named in an expression, which warns of nothing.
+            names = re.findall(r"'(\w+)'", pattern) if "{{" in pattern else re.split(r"[,:]", pattern)
+            assert {name.lstrip("!&") for name in names} <= GROUPS
+
+
+@pytest.mark.parametrize("playbook", NAMES)
+def test_every_task_has_a_name_to_be_read(playbooks: dict[str, Plays], playbook: str) -> None:
+    names = [task["name"] for play in playbooks[playbook] for task in play["tasks"]]
+    assert names
+    assert [name for name in names if re.search(r"(^|: )(ansible\.builtin\.|metal_)\w+$", name)] == []
+
+
+@pytest.mark.parametrize("playbook", NAMES)
+def test_a_plan_is_there_whichever_tags_are_asked_for(playbooks: dict[str, Plays], playbook: str) -> None:
+    for play in playbooks[playbook]:
+        for task in play["tasks"]:
+            if task["role"] is None and re.search(
+                r"plan is (known|made)|host is refused|is decided$", task["name"]
+            ):
+                assert {"always", "rollout"} & set(task["tags"]) or not task["tags"], task["name"]
+
+
+@pytest.mark.parametrize("role", [role for role in ROLES if role in STAGES])
+def test_every_stage_of_the_site_can_be_run_alone(playbooks: dict[str, Plays], role: str) -> None:
+    every = [task for play in playbooks["site.yml"] for task in play["tasks"] if task["role"] == role]
+    assert every, f"site.yml has no task of role {role}"
+    assert [task["name"] for task in every if role not in task["tags"]] == []
+    others = [
+        task for play in playbooks["site.yml"] for task in play["tasks"] if task["role"] not in {role, None}
+    ]
+    assert [task["name"] for task in others if role in task["tags"]] == []
+
+
+def test_a_role_that_a_playbook_names_has_its_name_as_a_tag() -> None:
+    missing = []
+    for path in PLAYBOOKS[1:]:
+        for play in yaml.safe_load(path.read_text()):
+            for one in play.get("roles") or []:
+                if one["role"] not in [*(one.get("tags") or []), *(play.get("tags") or [])]:
+                    missing.append(f"{path.name}: {one['role']}")
+            for one in [*(play.get("pre_tasks") or []), *(play.get("tasks") or [])]:
+                role = (one.get("ansible.builtin.import_role") or {}).get("name")
+                if role and role not in [*(one.get("tags") or []), *(play.get("tags") or [])]:
+                    missing.append(f"{path.name}: {role}")
+    assert missing == []
+
+
+def test_limit_tags_and_check_of_the_site_do_what_they_do_elsewhere(inventory: str) -> None:
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    words = ["--limit", "gpu02", "--tags", "host_tools", "--check", "--diff", "--list-tasks", "--list-hosts"]
+    said = run(program, "site.yml", "-i", inventory, *words)
+    assert "gpu02" in said
+    assert "gpu01" not in said
+    # Ansible checks the arguments of every role whatever the tags are.
+    roles = set(re.findall(r"^      (\w+) : (?!Validating)", said, re.MULTILINE))
+    assert roles == {"host_tools"}
+    assert "Every host of the run has a plan that fits" in said
