@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,13 @@ class Member:
             if path.is_file() and FOLDER not in path.parts
         }
 
-    def serve(self) -> None:
-        """Start its nginx, as the unit does."""
+    def serve(self, change: Callable[[str], str] | None = None) -> None:
+        """Start its nginx, as the unit does; ``change``: what to make of its configuration."""
         run = self.folder / "run"
         run.mkdir(exist_ok=True)
         _metal("share-config", "--request", str(self.file), "--output", str(run / "nginx.conf"))
+        if change is not None:
+            (run / "nginx.conf").write_text(change((run / "nginx.conf").read_text()))
         with (self.folder / "nginx.log").open("ab") as log:
             self.nginx = subprocess.Popen(
                 [
@@ -140,6 +142,32 @@ class Fleet:
         ]
 
 
+def write_request(
+    member: Member, sources: list[dict[str, Any]], where: Mapping[str, tuple[str, int]], **share: Any
+) -> None:
+    """Write a host's request.
+
+    Args:
+        member: the host.
+        sources: where it may read the model.
+        where: address and port of all hosts, by name.
+        share: more of the field ``share``.
+    """
+    member.folder.mkdir(exist_ok=True)
+    peers = [
+        {"name": name, "address": address, "port": port}
+        for name, (address, port) in where.items()
+        if name != member.name
+    ]
+    port = where[member.name][1]
+    request = {
+        "path": str(member.folder / "srv" / "m" / "r"),
+        "sources": sources,
+        "share": {"me": member.name, "port": port, "peers": peers, **share},
+    }
+    member.file.write_text(json.dumps(request))
+
+
 def clean() -> dict[str, str]:
     """The environment without what is not meant for a pull."""
     return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
@@ -173,25 +201,12 @@ def fleet(
     secret.write_text(secrets.token_hex(32))
     secret.chmod(0o600)
     ports = free_ports(count)
-    names = [f"gpu{number:02}" for number in range(count)]
+    where = {f"gpu{number:02}": (ADDRESS, port) for number, port in enumerate(ports)}
     found = Fleet()
-    for number, name in enumerate(names):
+    settings = {"secret_file": str(secret), "piece_bytes": 1_000_000, "poll": 0.05, **share}
+    for number, name in enumerate(where):
         member = Member(name, folder / name)
-        member.folder.mkdir()
-        peers = [
-            {"name": other, "address": ADDRESS, "port": port}
-            for other, port in zip(names, ports, strict=True)
-            if other != name
-        ]
-        request = {
-            "path": str(member.folder / "srv" / "m" / "r"),
-            "sources": sources(number),
-            "share": {
-                **{"me": name, "port": ports[number], "peers": peers, "poll": 0.05},
-                **{"secret_file": str(secret), "piece_bytes": 1_000_000, **share},
-            },
-        }
-        member.file.write_text(json.dumps(request))
+        write_request(member, sources(number), where, **settings)
         found.members.append(member)
     try:
         for member in found.members:
