@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,6 +215,17 @@ def test_a_wrong_overlay_is_one_line_with_the_place(overlay: dict[str, Any], wor
         load_catalog([overlay])
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_overlay_brings_an_engines_lock_of_its_own(tmp_path: Path) -> None:
+    lock = tmp_path / "own.txt"
+    lock.write_text("sglang==0.5.23\n")
+    catalog = load_catalog([{"engines": {"0.5.23": {"locks": {"3.12": str(lock)}}}}])
+    assert catalog.engines["0.5.23"].locks["3.12"] == str(lock)
+    assert catalog.lock_sha256[str(lock)] == hashlib.sha256(lock.read_bytes()).hexdigest()
+    lock.unlink()
+    with pytest.raises(UserError, match="names the lock"):
+        load_catalog([{"engines": {"0.5.23": {"locks": {"3.12": str(lock)}}}}])
 
 
 def test_files_are_plain_yaml() -> None:

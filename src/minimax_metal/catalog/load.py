@@ -15,7 +15,7 @@ from minimax_metal.catalog.schema import Catalog
 from minimax_metal.errors import UserError
 
 HERE = Path(__file__).parent
-FILES = ("models.yml", "gpus.yml", "engines.yml", "platforms.yml", "mirrors.yml")
+FILES = ("models.yml", "gpus.yml", "engines.yml", "gateways.yml", "platforms.yml", "mirrors.yml")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -100,6 +100,23 @@ def _one_line(error: ValidationError) -> str:
     return f"{where}: {first['msg']}{more}"
 
 
+def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
+    """The sha256 of every lock that an overlay names by an absolute path: an engine of the user's own."""
+    found = {}
+    for release, entry in engines.items():
+        locks = entry.get("locks") if isinstance(entry, Mapping) else None
+        for name in locks.values() if isinstance(locks, Mapping) else ():
+            if isinstance(name, str) and name.startswith("/"):
+                try:
+                    found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+                except OSError as error:
+                    raise UserError(
+                        f"catalogue: release {release} names the lock {name}: {error.strerror}; give a file "
+                        "that this machine can read"
+                    ) from error
+    return found
+
+
 def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     """The packaged catalogue with ``overlays`` laid on top, in order.
 
@@ -115,12 +132,13 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _resolve_models(document)
     _named(document, "gpus", "name")
     _named(document, "engines", "release")
+    _named(document, "gateways", "release")
     _named(document, "cuda", "version")
     _named(document, "platforms", "slug")
     document["lock_sha256"] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((HERE / "locks").glob("*.txt"))
-    }
+    } | _own_locks(document["engines"] | document["gateways"])
     try:
         return Catalog.model_validate(document)
     except ValidationError as error:

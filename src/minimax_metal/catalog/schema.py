@@ -176,7 +176,7 @@ class EngineRelease(_Entry):
     reasoning_parsers: tuple[str, ...]
     architectures: tuple[str, ...]
     locks: dict[str, str] = Field(default_factory=dict)
-    """Python minor version to the lock file's name in ``locks/``."""
+    """Python minor version to the lock file's name in ``locks/``; an overlay's own: an absolute path."""
     plugins: bool = False
     """Whether it loads plug-ins (``sglang.srt.plugins``), by which keys are kept out of what it says."""
     deep_gemm_precompile: bool = False
@@ -271,6 +271,17 @@ class Mirrors(_Entry):
     source: str = "an overlay"
 
 
+class GatewayRelease(_Entry):
+    """One release of smg."""
+
+    release: str
+    python: tuple[str, ...]
+    """Python minor versions it runs on, best first."""
+    locks: dict[str, str]
+    """As an engine's."""
+    source: str
+
+
 class Catalog(_Entry):
     """Everything, validated. Keys are the names users write."""
 
@@ -279,6 +290,8 @@ class Catalog(_Entry):
     gpus: dict[str, Gpu]
     engines: dict[str, EngineRelease]
     default_engine: str
+    gateways: dict[str, GatewayRelease]
+    default_gateway: str
     cuda: dict[str, Cuda]
     platforms: dict[str, Platform]
     sources: dict[str, Source]

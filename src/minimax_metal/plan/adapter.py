@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_
 from minimax_metal.errors import UserError
 from minimax_metal.plan.core import plan, refused_plan
 from minimax_metal.plan.facts import parse_facts
+from minimax_metal.plan.gateway import Options, gateway_plan
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
 from minimax_metal.plan.settings import Settings, SettingsError, find_unknown
 
@@ -59,6 +60,26 @@ def roles_directory() -> Path | None:
     """The project's roles, beside the package's sources; none where only the package is installed."""
     roles = Path(__file__).resolve().parents[3] / "roles"
     return roles if roles.is_dir() else None
+
+
+def gateway_from_variables(
+    host: str,
+    variables: Mapping[str, Any],
+    raw_facts: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    plans: Mapping[str, Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The plan of a gateway's host as a dictionary; its settings need name no model.
+
+    Raises:
+        UserError: a ``metal_*`` variable or an overlay is wrong; one line.
+    """
+    settings = Settings.from_variables(host, variables)
+    facts = parse_facts(raw_facts)
+    return gateway_plan(
+        settings, facts, Options.read(options), plans, before, catalog_for(settings)
+    ).as_dict()
 
 
 @lru_cache(maxsize=8)

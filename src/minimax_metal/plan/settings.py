@@ -183,6 +183,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_check",
         "metal_collected",
         "metal_facts",
+        "metal_gateway_plan",
         "metal_keep_releases",
         "metal_loaded",
         "metal_lock_break",

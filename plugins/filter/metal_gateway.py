@@ -1,0 +1,40 @@
+"""Filters of the gateway; they call the package on the controller and hold no logic."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from minimax_metal.plan.adapter import gateway_from_variables
+from minimax_metal.plan.gateway import Options, configuration
+
+
+def metal_gateway_plan(
+    raw_facts: Mapping[str, Any] | None,
+    host: str,
+    variables: Mapping[str, Any],
+    options: Mapping[str, Any],
+    plans: Mapping[str, Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the plan of a gateway's host."""
+    return gateway_from_variables(host, variables, raw_facts, options, plans, before)
+
+
+def metal_gateway_configuration(plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the commands on the gateway's host read."""
+    return configuration(plan, Options.read(options))
+
+
+class FilterModule:
+    """The filters of the gateway."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "metal_gateway_plan": metal_gateway_plan,
+            "metal_gateway_configuration": metal_gateway_configuration,
+        }

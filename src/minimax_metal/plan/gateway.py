@@ -1,0 +1,282 @@
+"""What is decided for a gateway's host: release of smg, its environment, workers, the whole launch command.
+
+Pure, as the plan of a GPU host: from the host's facts, its ``metal_*`` settings, the role's options and the
+plans of the GPU hosts. A GPU host that this run has not read (``--limit``, or it is down) keeps the workers
+it had in the gateway's configuration before: a run over part of the fleet takes nobody out of the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from minimax_metal.catalog import Catalog, packaged_catalog
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.host import check_host, find_platform
+from minimax_metal.plan.mirrors import with_mirrors
+from minimax_metal.plan.model import HostToolsPlan, Refusal, plain
+from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.stack import host_tools_plan
+
+DIRECTORY: Final = "/opt/sglang-gateway"
+CONFIGURATION: Final = "/etc/sglang-gateway"
+STATE: Final = "/var/lib/minimax-metal/gateway"
+MANIFEST: Final = f"{STATE}/workers.json"
+CREDENTIALS: Final = "/run/credentials/sglang-gateway.service"
+POLICIES: Final = ("cache_aware", "least_load", "power_of_two", "round_robin", "random", "prefix_hash")
+"""Of smg 1.13 those that fit replicas which serve whole requests (``smg launch --help``)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The role's own variables, without their prefix."""
+
+    port: int = 30000
+    listen_address: str = "0.0.0.0"  # noqa: S104  # as the engine's own
+    metrics_port: int = 29000
+    metrics_address: str = "127.0.0.1"
+    policy: str = "cache_aware"
+    retries: int = 3
+    request_timeout_seconds: int = 3600
+    stop_timeout_seconds: int = 600
+    health_interval_seconds: int = 10
+    health_timeout_seconds: int = 20
+    health_failures: int = 3
+    queued_per_worker: int = 8
+    max_concurrent_requests: int = 0
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    worker_ca_certificate: str | None = None
+    extra_args: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any]) -> Options:
+        """From what Ansible has validated already; empty texts are as if they were not set."""
+        whole = {field.name for field in fields(cls) if isinstance(field.default, int)}
+        given = {
+            name: int(value) if name in whole else value
+            for name, value in raw.items()
+            if value not in (None, "")
+        }
+        return cls(**{**given, "extra_args": tuple(str(word) for word in given.get("extra_args", ()))})
+
+
+@dataclass(frozen=True)
+class WorkerPlan:
+    """One endpoint behind the gateway."""
+
+    url: str
+    host: str
+    model: str
+    weight: int
+    """Its share of the load among the replicas of its model, as its own limits bound it."""
+    max_running_requests: int | None
+
+
+@dataclass(frozen=True)
+class GatewayPlan:
+    """Everything decided for one gateway."""
+
+    host: str
+    refusals: tuple[Refusal, ...]
+    warnings: tuple[str, ...]
+    host_tools: HostToolsPlan | None
+    release: str | None
+    python: str | None
+    lock_file: str | None
+    environment: str | None
+    uv_environment: Mapping[str, str]
+    api_keys: bool
+    workers: tuple[WorkerPlan, ...]
+    url: str
+    """Where the host itself reaches its gateway."""
+    argv: tuple[str, ...]
+    """The command that ``metal gateway launch`` adds the keys to."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {name: plain(value) for name, value in vars(self).items()}
+
+
+def gateway_plan(
+    settings: Settings,
+    facts: HostFacts,
+    options: Options,
+    plans: Mapping[str, Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]] = (),
+    catalog: Catalog | None = None,
+) -> GatewayPlan:
+    """Everything about a gateway's host.
+
+    Args:
+        settings: The host's ``metal_*`` variables.
+        facts: What was found on it.
+        options: The role's variables.
+        plans: Plans of the GPU hosts, by host; an empty one for a host that was not read.
+        before: ``workers`` of the configuration that is on the host.
+        catalog: The packaged one unless an overlay made another.
+    """
+    catalog = catalog or packaged_catalog()
+    found = Findings(accept=frozenset(settings.accept_refusals))
+    settings, mirrors = with_mirrors(settings, catalog, found)
+    platform = find_platform(facts, catalog, found) if check_host(facts, found) else None
+    release = catalog.gateways[catalog.default_gateway]
+    tools = host_tools_plan(platform, mirrors) if platform else None
+    distro = platform.python if platform else None
+    python = distro if distro and distro in release.python else release.python[0]
+    lock_file = release.locks[python]
+    sha256 = catalog.lock_sha256[lock_file]
+    digest = hashlib.sha256(f"{release.release} {python}\n{sha256}\n".encode()).hexdigest()[:12]
+    environment = f"{DIRECTORY}/{release.release}-{digest}"
+    workers = _workers(plans, before, found)
+    _check(options, found)
+    return GatewayPlan(
+        host=settings.host,
+        refusals=tuple(found.refusals),
+        warnings=tuple(notice.message for notice in found.warnings),
+        host_tools=tools,
+        release=release.release,
+        python=python,
+        lock_file=lock_file,
+        environment=environment,
+        uv_environment=_uv_environment(tools, managed=python != distro),
+        api_keys=settings.api_keys,
+        workers=workers,
+        url=_own_url(options, settings),
+        argv=launch_arguments(f"{environment}/bin/python", options),
+    )
+
+
+def _uv_environment(tools: HostToolsPlan | None, *, managed: bool) -> dict[str, str]:
+    """As the host tools', with Pythons of its own place."""
+    if tools is None:
+        return {}
+    return dict(tools.uv_environment) | {
+        "UV_PYTHON_DOWNLOADS": "automatic" if managed else "never",
+        "UV_PYTHON_INSTALL_DIR": f"{DIRECTORY}/python",
+    }
+
+
+def _workers(
+    plans: Mapping[str, Mapping[str, Any]], before: Sequence[Mapping[str, Any]], found: Findings
+) -> tuple[WorkerPlan, ...]:
+    """The workers of every GPU host, in the order of the inventory."""
+    workers: list[WorkerPlan] = []
+    for host, plan in plans.items():
+        if plan.get("services") and plan.get("model"):
+            workers += [
+                WorkerPlan(
+                    url=service["worker_url"],
+                    host=host,
+                    model=plan["model"]["served_name"],
+                    weight=service["limits"]["weight"],
+                    max_running_requests=service["limits"]["max_running_requests"],
+                )
+                for service in plan["services"]
+            ]
+        else:
+            kept = [WorkerPlan(**entry) for entry in before if entry.get("host") == host]
+            workers += kept
+            found.warn(
+                "worker-unread",
+                f"{host} was not read: " + (f"keeps {len(kept)} workers" if kept else "has no worker yet"),
+            )
+    urls = [worker.url for worker in workers]
+    for url in sorted({url for url in urls if urls.count(url) > 1}):
+        hosts = " and ".join(worker.host for worker in workers if worker.url == url)
+        found.refuse(
+            "worker-twice",
+            f"{url} for {hosts}",
+            "a URL for each worker",
+            "set metal_address of each",
+        )
+    return tuple(workers)
+
+
+def _check(options: Options, found: Findings) -> None:
+    """Ranges and halves that smg would find out about only when it starts."""
+    if bool(options.tls_certificate) != bool(options.tls_key):
+        missing = "key" if options.tls_certificate else "certificate"
+        found.refuse(
+            "tls",
+            "half of the gateway's TLS",
+            "both halves, or none",
+            f"set sglang_gateway_tls_{missing}",
+        )
+    if options.policy not in POLICIES:
+        found.refuse(
+            "gateway-policy",
+            f"sglang_gateway_policy {options.policy}",
+            f"one of {', '.join(POLICIES)}",
+            "set it to one of them",
+        )
+    ports = {"sglang_gateway_port": options.port, "sglang_gateway_metrics_port": options.metrics_port}
+    for name, port in ports.items():
+        if not 1 <= port <= 65535:
+            found.refuse("port", f"{name} {port}", "1 to 65535", "set it to a free port")
+    if options.port == options.metrics_port:
+        found.refuse("port", "one port for requests and metrics", "two", "set sglang_gateway_metrics_port")
+
+
+def _own_url(options: Options, settings: Settings) -> str:
+    """Where the host reaches its own gateway; under TLS by the name in the certificate."""
+    everywhere = options.listen_address in {"0.0.0.0", "::"}  # noqa: S104  # compared with, never bound
+    local = "127.0.0.1" if everywhere else options.listen_address
+    name = f"[{local}]" if ":" in local else local
+    if options.tls_certificate:
+        return f"https://{settings.tls_name or settings.host}:{options.port}"
+    return f"http://{name}:{options.port}"
+
+
+def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
+    """The command of smg, without its keys.
+
+    ``--enable-igw`` is what serves several models by name, each with its own workers. Workers come from the
+    manifest alone. A worker with more than ``queued_per_worker`` requests waiting takes none until it has
+    fewer, and a request that every worker would have to queue beyond that is refused with 503.
+    """
+    words = [
+        *(python, "launch"),
+        *("--host", options.listen_address, "--port", str(options.port)),
+        *("--policy", options.policy, "--enable-igw"),
+        *("--discovery-provider", "file", "--discovery-file", MANIFEST),
+        *("--discovery-check-interval-secs", "15"),
+        *("--health-check-endpoint", "/health"),
+        *("--health-check-interval-secs", str(options.health_interval_seconds)),
+        *("--health-check-timeout-secs", str(options.health_timeout_seconds)),
+        *("--health-failure-threshold", str(options.health_failures), "--health-success-threshold", "1"),
+        *("--worker-overload-waiting-requests", str(options.queued_per_worker), "--worker-overload-shed"),
+        *("--load-monitor-interval", "1"),
+        *("--request-timeout-secs", str(options.request_timeout_seconds)),
+        *("--shutdown-grace-period-secs", str(options.stop_timeout_seconds)),
+        *("--prometheus-host", options.metrics_address, "--prometheus-port", str(options.metrics_port)),
+        *("--log-level", "warn"),
+    ]
+    if options.retries:
+        words += ["--retry-max-retries", str(options.retries)]
+    else:
+        words += ["--disable-retries"]
+    if options.max_concurrent_requests:
+        words += ["--max-concurrent-requests", str(options.max_concurrent_requests), "--queue-size", "0"]
+    if options.tls_certificate:
+        words += ["--tls-cert-path", f"{CREDENTIALS}/tls.crt", "--tls-key-path", f"{CREDENTIALS}/tls.key"]
+    if options.worker_ca_certificate:
+        words += ["--ca-cert-paths", options.worker_ca_certificate]
+    return (*words, *options.extra_args)
+
+
+def configuration(plan: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """What ``metal gateway`` reads on the host (``admin.json``): no key, only where the keys are."""
+    return {
+        "url": plan["url"],
+        "ca_file": None,
+        "admin_key_file": f"{CONFIGURATION}/admin_key",
+        "api_key_file": f"{CONFIGURATION}/api_key" if plan["api_keys"] else None,
+        "engine_ca_file": options.worker_ca_certificate,
+        "manifest": MANIFEST,
+        "drained": f"{STATE}/drained.json",
+        "workers": plan["workers"],
+    }
