@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import yaml
 
 from lab.hosts import ssh
@@ -10,7 +12,7 @@ from lab.hosts.paths import LabPaths
 from lab.hosts.processes import write_whole
 
 
-def write(paths: LabPaths, nodes: dict[str, Node], variables: dict[str, str]) -> None:
+def write(paths: LabPaths, nodes: dict[str, Node], variables: Mapping[str, str | list[str]]) -> None:
     """Write ``inventory/hosts.yml``.
 
     Literal values only: molecule and delegated tasks read them without templating.

@@ -133,6 +133,11 @@ class LabPaths:
         return self.directory / "catalog-overlay.yml"
 
     @property
+    def engine_overlay(self) -> Path:
+        """The simulated engine's lock, for ``metal_catalog_overlay``."""
+        return self.directory / "engine-overlay.yml"
+
+    @property
     def services(self) -> Path:
         """Records, logs and configuration of the services."""
         return self.directory / "services"

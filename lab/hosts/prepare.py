@@ -59,11 +59,27 @@ def wheel() -> Result:
     return {"did": "built", "path": str(build_wheel(cache_root() / "wheels"))}
 
 
+def simulated(name: str) -> Result:
+    """Build the simulated engine, and a catalogue overlay that gives its release a lock of three packages."""
+    import yaml
+
+    from lab.engine.wheel import SIMULATED, build_wheel
+
+    path = build_wheel(cache_root() / "wheels" / "simulated", SIMULATED)
+    release = path.name.split("-")[1]
+    lock = str(SIMULATED / "requirements.txt")
+    overlay = lab_paths(name).engine_overlay
+    locks = dict.fromkeys(("3.11", "3.12", "3.13"), lock)
+    write_whole(overlay, yaml.safe_dump({"engines": {release: {"locks": locks}}}))
+    return {"did": "built", "path": str(path)}
+
+
 KINDS: Final[dict[str, Callable[..., Result]]] = {
     "root": root,
     "repository": repository,
     "models": models,
     "wheel": wheel,
+    "simulated": simulated,
 }
 
 

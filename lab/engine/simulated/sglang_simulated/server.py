@@ -64,6 +64,7 @@ class Log:
         )
 
     def line(self, identity: str, event: str, **more: Any) -> None:
+        """Say what happened to a request."""
         if self.file is not None:
             entry = {"id": identity, "at": round(time.time(), 4), "event": event, **more}
             os.write(self.file, (json.dumps(entry) + "\n").encode())
@@ -91,6 +92,7 @@ class Server:
         self.served = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one connection's request."""
         if scope["type"] != "http":
             while True:
                 message = await receive()
@@ -193,6 +195,7 @@ class Server:
             self.room.release()
 
     async def plain(self, request: Any, reply: Reply, send: Any, counted: Any) -> None:
+        """Answer at once, after the time its tokens take."""
         number = request["max_tokens"] if request.get("ignore_eos") else 7
         await asyncio.sleep(number * self.options.token_seconds)
         make = self.engine.message if request.get("anthropic") else self.engine.completion
@@ -200,6 +203,7 @@ class Server:
         await answer(send, 200, json.dumps(make(request, reply)).encode(), "application/json")
 
     async def stream(self, request: Any, reply: Reply, send: Any, counted: Any) -> None:
+        """Answer piece by piece."""
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         make = self.engine.events if request.get("anthropic") else self.engine.chunks
@@ -221,6 +225,7 @@ async def left(receive: Any) -> None:
 
 
 async def answer(send: Any, status: int, body: bytes, kind: str = "text/plain") -> None:
+    """Send a whole answer."""
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
