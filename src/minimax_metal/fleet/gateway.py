@@ -232,6 +232,17 @@ def ready(pool: Pool, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def healthy(pool: Pool, arguments: argparse.Namespace) -> int:
+    """Say whether the gateway has a worker to send requests to: what moves the address of two gateways."""
+    try:
+        status, _ = pool.gateway.web.get(f"{pool.configuration.url}/readiness")
+    except OSError as error:
+        print(f"{pool.configuration.url}: {error}")
+        return 1
+    print(f"{pool.configuration.url}: {'ready' if status == 200 else f'not ready ({status})'}")
+    return 0 if status == 200 else 1
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(prog="metal gateway", description="The pool of this host's gateway.")
@@ -252,6 +263,7 @@ def parser() -> argparse.ArgumentParser:
     out = verb("drain", "take a worker out, wait for what is in flight", DRAIN_SECONDS, worker=True)
     out.add_argument("--no-wait", action="store_true", help="return as soon as nothing new is sent there")
     verb("undrain", "put a worker back, wait until it is ready", UNDRAIN_SECONDS, worker=True)
+    verb("healthy", "whether the gateway has a worker (keepalived's own)", None)
     verb("ready", "wait for the gateway (the unit's own)", 60.0).add_argument("--pid", type=int)
     launch = verbs.add_parser("launch", help="start smg with its keys (the unit's own)")
     launch.add_argument("--keys", type=Path, required=True, help="directory of api_key and admin_key")
@@ -264,6 +276,7 @@ VERBS: Final[dict[str, Callable[[Pool, argparse.Namespace], int]]] = {
     "sync": sync,
     "drain": drain,
     "undrain": undrain,
+    "healthy": healthy,
     "ready": ready,
 }
 
