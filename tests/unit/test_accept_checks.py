@@ -255,6 +255,14 @@ def test_an_xid_that_nobody_knows_is_no_applications_fault() -> None:
     assert driver.judge_xids(find_xids([line])).state == "failed"
 
 
+def test_a_fault_of_a_switch_is_seen() -> None:
+    lines = published("sxids.txt").splitlines()
+    errors = driver.switch_errors(lines)
+    assert [(one.number, one.fatal) for one in errors] == [(20034, True), (12028, False)]
+    assert driver.judge_xids([], errors).state == "failed"
+    assert driver.judge_xids([], errors[1:]).state == "limited"
+
+
 def test_a_host_without_a_kernel_log_is_not_passed() -> None:
     context = host()
     fake(context).answers["journalctl --dmesg"] = Answer(0, "")
@@ -300,6 +308,15 @@ def test_a_manager_that_does_not_run_fails() -> None:
 def test_a_gpu_outside_the_fabric_fails(section: str, words: str) -> None:
     outcome = fabric.check_fabric(switched(indented(published(section)), package="580.159.04"))
     assert (outcome.state, words in outcome.found) == ("failed", True)
+
+
+def test_in_a_rack_only_the_gpus_are_asked() -> None:
+    context = with_log(indented(published("fabric-in-progress.txt")), "GB200", 4)
+    assert fabric.check_fabric(context).state == "failed"
+    healthy = host("GB200", 4)
+    fake(healthy).answers["nvidia-smi -q"] = Answer(0, H100)
+    assert fabric.check_fabric(healthy).state == "passed"
+    assert not any("fabricmanager" in words for words in fake(healthy).asked)
 
 
 def test_without_switches_there_is_no_fabric() -> None:

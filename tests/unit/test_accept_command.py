@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import stat
@@ -72,6 +73,7 @@ def test_a_failure_is_told_in_one_line_and_in_the_table() -> None:
     output = io.StringIO()
     report(*ALL, BAD).print(output)
     text = output.getvalue()
+    assert "DCGM is not installed; optional" in text
     assert "xid failed" in text
     assert "do:       reset the GPU" in text
     assert text.rstrip().endswith("not accepted: 1 passed, 1 failed, 1 limited, 1 skipped")
@@ -81,10 +83,11 @@ def test_a_failure_is_told_in_one_line_and_in_the_table() -> None:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> FakeMachine:
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     machine = fake(host("H20", 4))
     monkeypatch.setattr(commands, "Local", lambda: machine)
     monkeypatch.setattr(commands, "is_root", lambda: True)
+    monkeypatch.setattr(commands, "LOCK", tmp_path / "lock")
     monkeypatch.setattr(commands, "secrets_of_host", lambda environments: ["CANARY-key-of-16-or-more"])
     return machine
 
@@ -149,6 +152,16 @@ def test_a_mistake_is_one_line(
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_two_at_once_are_refused(
+    machine: FakeMachine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (tmp_path / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert local(tmp_path, "--only", "device_nodes") == 2
+    assert "found another metal accept on this host" in capsys.readouterr().err
+    assert local(tmp_path, "--only", "device_nodes") == 0
 
 
 def test_a_plan_that_serves_nothing_is_refused(

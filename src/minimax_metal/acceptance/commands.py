@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ from minimax_metal.service.record import CURRENT, DIRECTORY, read_plan
 
 EXIT_FAILED: Final = 1
 STATE: Final = Path("/var/lib/minimax-metal/accept")
+LOCK: Final = Path("/run/metal-accept.lock")
 REPORT: Final = "report.json"
 TABLE: Final = "report.txt"
 BUNDLE: Final = "bundle.tar.gz"
@@ -138,7 +140,7 @@ def local(arguments: argparse.Namespace) -> int:
         only=arguments.only,
         skip=arguments.skip,
     )
-    with _signals_as_interrupts():
+    with _alone(), _signals_as_interrupts():
         report = run.report()
         _keep(report, context, arguments.directory or STATE, anonymise=arguments.anonymise)
     if arguments.json:
@@ -222,6 +224,23 @@ def _write(path: Path, text: str) -> None:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
     part.replace(path)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time on a host: two would stop and start the same engine.
+
+    Raises:
+        UserError: another one runs.
+    """
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "found another metal accept on this host, expected none; wait for its end"
+            ) from None
+        yield
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from minimax_metal.acceptance.context import Context
@@ -200,30 +202,47 @@ def check_xid(context: Context) -> Outcome:
     if not context.ask("kernel-first", *_KERNEL, "--lines=1").out.strip():
         return skipped("xid", "the journal holds no line of this host's kernel")
     answer = context.ask("kernel-nvidia", *_KERNEL, "--grep=NVRM|nvidia|NVSwitch|SXid")
-    return judge_xids(find_xids(answer.out.splitlines()))
+    lines = answer.out.splitlines()
+    return judge_xids(find_xids(lines), switch_errors(lines))
 
 
 _KERNEL: Final = ("journalctl", "--dmesg", "--boot", "--no-pager", "--quiet", "--output=short-iso")
 
 
-def judge_xids(xids: Sequence[Xid]) -> Outcome:
-    """What Xids since the boot say of a host that is to be accepted."""
-    if not xids:
+@dataclass(frozen=True, slots=True)
+class SwitchError:
+    """An SXid, the fault of an NVSwitch."""
+
+    number: int
+    device: str
+    fatal: bool
+    line: str
+
+    def __str__(self) -> str:
+        return f"SXid {self.number} on NVSwitch {self.device} ({'fatal' if self.fatal else 'not fatal'})"
+
+
+_SXID: Final = re.compile(r"SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+),? ?(Non-fatal)?")
+
+
+def switch_errors(lines: Sequence[str]) -> list[SwitchError]:
+    """The SXids in lines of the kernel's log; one that does not say that it is none counts as fatal."""
+    found = ((_SXID.search(line), line) for line in lines)
+    return [
+        SwitchError(int(match[2]), match[1], not match[3], line.strip()) for match, line in found if match
+    ]
+
+
+def judge_xids(xids: Sequence[Xid], switches: Sequence[SwitchError] = ()) -> Outcome:
+    """What Xids and SXids since the boot say of a host that is to be accepted."""
+    if not xids and not switches:
         return passed("xid", "none since the boot")
-    counts = {str(xid): 0 for xid in xids}
-    for xid in xids:
-        counts[str(xid)] += 1
+    counts = Counter(str(one) for one in (*xids, *switches))
     found = "; ".join(f"{text}{f', {count} times' if count > 1 else ''}" for text, count in counts.items())
-    figures = {"xids": [xid.line for xid in xids[-50:]]}
+    expected = "no Xid and no SXid since the boot"
+    figures = {"lines": [*(xid.line for xid in xids), *(one.line for one in switches)][-50:]}
     # One that the catalogue does not know may be the hardware: somebody has to look it up.
-    if any(xid.rule.operator or xid.number not in XIDS for xid in xids):
-        return failed(
-            "xid", found, "no Xid since the boot", "reset the GPU or reboot; then a repair", **figures
-        )
-    return limited(
-        "xid",
-        found,
-        "no Xid since the boot",
-        "an application's fault as a rule; reboot, look again",
-        **figures,
-    )
+    grave = any(xid.rule.operator or xid.number not in XIDS for xid in xids)
+    if grave or any(one.fatal for one in switches):
+        return failed("xid", found, expected, "reset the GPU or reboot; then a repair", **figures)
+    return limited("xid", found, expected, "an application's fault as a rule; reboot, look again", **figures)

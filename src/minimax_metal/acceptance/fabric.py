@@ -15,23 +15,20 @@ LOOK: Final = f"systemctl status {MANAGER}; journalctl -u {MANAGER}; docs/driver
 
 
 def check_fabric(context: Context) -> Outcome:
-    """With NVSwitches: the fabric manager runs at the driver's version, every GPU has joined the fabric."""
-    if not context.gpus["nvswitch"]:
+    """With NVSwitches: the fabric manager runs at the driver's version, every GPU has joined the fabric.
+
+    The switches of a rack (NVL72) are managed elsewhere: there only the GPUs are asked.
+    """
+    managed, rack = bool(context.gpus["nvswitch"]), context.interconnect.get("kind") == "nvl72"
+    if not managed and not rack:
         return skipped("fabric", "no NVSwitch on this host: nothing to manage")
     if not context.logged:
         return skipped("fabric", SILENT)
-    expected = "fabric State Completed, Status Success on every GPU"
-    state = context.properties(MANAGER, "ActiveState", "SubState", "Result")
-    driver = context.log.driver if context.log else None
-    package = context.ask(
-        "dpkg-fabricmanager", "dpkg-query", "-W", "-f=${Version} ${Status}\n", "nvidia-fabricmanager*"
-    )
-    version = re.search(r"^(?:\d+:)?(\d+\.[\d.]*\d)\S* install ok installed", package.out, re.MULTILINE)
-    if state.get("ActiveState") != "active":
-        found = f"{MANAGER} {state.get('ActiveState') or 'unknown'} ({state.get('Result') or 'no result'})"
-        return failed("fabric", found, "the fabric manager running", LOOK)
-    if version and driver and version[1] != driver:
-        return failed("fabric", f"fabric manager {version[1]}", f"the driver's version {driver}", LOOK)
+    version = None
+    if managed:
+        problem, version = _manager(context)
+        if problem is not None:
+            return problem
     bad = []
     for gpu in context.logged:
         joined, status = gpu.log.get("Fabric", "State"), gpu.log.get("Fabric", "Status")
@@ -41,13 +38,28 @@ def check_fabric(context: Context) -> Outcome:
         if health not in {None, "Healthy"}:
             bad.append(f"{gpu.label}: Health {health}")
     if bad:
-        return failed("fabric", "; ".join(bad), expected, LOOK)
-    manager = version[1] if version else "running"
-    return passed(
-        "fabric",
-        f"Completed, Success on {len(context.logged)} GPUs; fabric manager {manager}",
-        fabric_manager=version[1] if version else None,
+        return failed("fabric", "; ".join(bad), "State Completed, Status Success on every GPU", LOOK)
+    manager = f"; fabric manager {version or 'running'}" if managed else "; managed outside the host"
+    found = f"Completed, Success on {len(context.logged)} GPUs{manager}"
+    return passed("fabric", found, fabric_manager=version)
+
+
+def _manager(context: Context) -> tuple[Outcome | None, str | None]:
+    """What is wrong with the fabric manager, and the version of its package."""
+    state = context.properties(MANAGER, "ActiveState", "Result")
+    driver = context.log.driver if context.log else None
+    package = context.ask(
+        "dpkg-fabricmanager", "dpkg-query", "-W", "-f=${Version} ${Status}\n", "nvidia-fabricmanager*"
     )
+    found = re.search(r"^(?:\d+:)?(\d+\.[\d.]*\d)\S* install ok installed", package.out, re.MULTILINE)
+    version = found[1] if found else None
+    if state.get("ActiveState") != "active":
+        words = f"{MANAGER} {state.get('ActiveState') or 'unknown'} ({state.get('Result') or 'no result'})"
+        return failed("fabric", words, "the fabric manager running", LOOK), version
+    if version and driver and version != driver:
+        words = f"fabric manager {version}"
+        return failed("fabric", words, f"the driver's version {driver}", LOOK), version
+    return None, version
 
 
 def check_nvlink(context: Context) -> Outcome:

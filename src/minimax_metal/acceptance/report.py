@@ -94,14 +94,14 @@ class Report:
         table.add_column("seconds", justify="right", no_wrap=True)
         table.add_column("what was found", ratio=1, overflow="fold")
         for one in self.outcomes:
-            table.add_row(
-                one.check, Text(one.state, style=colours[one.state]), f"{one.seconds:.1f}", Text(one.found)
-            )
+            seen = f"{one.found}; {one.remedy}" if one.state == "skipped" and one.remedy else one.found
+            state = Text(one.state, style=colours[one.state])
+            table.add_row(one.check, state, f"{one.seconds:.1f}", Text(seen))
         console.print(table)
-        for state in ("limited", "failed"):
+        for kind in ("limited", "failed"):
             for one in self.outcomes:
-                if one.state == state:
-                    console.print(Text(f"{one.check} {state}", style=colours[state]))
+                if one.state == kind:
+                    console.print(Text(f"{one.check} {kind}", style=colours[kind]))
                     for label, text in (("found", one.found), ("expected", one.expected), ("do", one.remedy)):
                         if text:
                             console.print(Text(f"  {label + ':':<10}{text}"), soft_wrap=not terminal)
