@@ -167,7 +167,7 @@ class KernelHost:
         """Shut it down as its power button would; `boot` starts it again with the same disk."""
         self.ssh("systemctl poweroff", check=False)
         if self.process is not None:
-            self.process.wait(300)
+            self.process.wait(900)
 
     def off(self) -> None:
         """End it; nothing but its directory is left."""
