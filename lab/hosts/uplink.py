@@ -23,7 +23,7 @@ def cut(net: Network) -> None:
         table ip {name} {{
           chain out {{
             type filter hook forward priority filter - 1; policy accept;
-            iifname "{net.bridge}" drop
+            iifname "{net.bridge}" oifname != "{net.bridge}" drop
           }}
         }}
     """

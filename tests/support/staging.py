@@ -1,7 +1,7 @@
 """A copy of this project with a short lock of the engine, for runs in which every byte is counted.
 
-The full lock is 4.3 GB a host. What stands in for it is a part of the same lock, hashes and all: the engine's own
-wheel, small wheels, and one large enough to come in many parts. It shows the way of the wheels, not that the engine
+The full lock is 4.3 GB a host. A part of the same lock stands in for it, with its hashes: the engine's own wheel,
+some small ones, and one large enough to come in many parts. It shows the way of the wheels, not that the engine
 would start from them.
 """
 
@@ -14,10 +14,19 @@ from pathlib import Path
 from tests.support.site import REPOSITORY
 
 PARTS = (
-    "ansible.cfg", "site.yml", "playbooks", "roles", "templates", "plugins", "requirements", "src", "inventories",
-    "pyproject.toml", "README.md", "LICENSE",
+    "ansible.cfg", "site.yml", "playbooks", "roles", "templates", "plugins", "requirements", "src",
+    "inventories", "pyproject.toml", "README.md", "LICENSE",
 )  # fmt: skip
-PACKAGES = ("sglang", "numpy", "scipy", "transformers", "nvidia-nccl-cu13", "packaging", "xgrammar", "aiohttp")
+PACKAGES = (
+    "sglang",
+    "numpy",
+    "scipy",
+    "transformers",
+    "nvidia-nccl-cu13",
+    "packaging",
+    "xgrammar",
+    "aiohttp",
+)
 
 
 def entries(lock: str) -> dict[str, str]:

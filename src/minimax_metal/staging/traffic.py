@@ -10,18 +10,24 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Traffic:
-    """One file: bytes read from its origin (headers included), its size, and who asked for it."""
+    """One file: bytes read from its origin (headers included), its size as known, who asked for it."""
 
     origin_bytes: int = 0
-    size: int = 0
+    stated: int | None = None
+    sent: int = 0
     clients: set[str] = field(default_factory=set)
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+        return self.sent if self.stated is None else self.stated
 
 
 def read(lines: Iterable[str]) -> dict[str, Traffic]:
     """Traffic by path.
 
-    The size of a file is the most that one request was sent of it, so it is right where one host at least
-    got the whole. Lines that are none of the log are passed over.
+    The size of a file is what its origin states with its parts; of one that came whole, the most that one
+    request was sent of it. Lines that are none of the log are passed over.
     """
     found: dict[str, Traffic] = defaultdict(Traffic)
     for line in lines:
@@ -34,7 +40,10 @@ def read(lines: Iterable[str]) -> dict[str, Traffic]:
             continue
         file = found[entry["path"]]
         file.clients.add(entry["client"])
-        file.size = max(file.size, int(entry["sent"] or 0))
+        stated = str(entry.get("of", "")).rpartition("/")[2]
+        if stated.isdigit():
+            file.stated = int(stated)
+        file.sent = max(file.sent, int(entry["sent"] or 0))
         file.origin_bytes += sum(int(one) for one in _numbers(entry["origin_bytes"]))
     return dict(found)
 

@@ -1,7 +1,7 @@
 """Packages with all they depend on, and the signed lists that name them: part of a mirror, signatures intact.
 
-apt itself decides, in a root that knows no installed package: what a host may want is in the bundle, whatever it
-has. apt also verifies the signatures, here and on the hosts.
+apt itself decides, in a root that knows no installed package: what a host may want is in the bundle, whatever
+it has. apt also verifies the signatures, here and on the hosts.
 """
 
 from __future__ import annotations
