@@ -100,7 +100,9 @@ def installed_packages(module):
 def available_versions(module, names):
     """Return the versions that apt's lists hold of each package, newest first as apt prints them."""
     versions = {}
-    answer = output_of(module, "apt-cache", "madison", *sorted(names)) if names else None
+    # As root apt would leave the index of what it knows behind, in check mode too.
+    unwritten = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
+    answer = output_of(module, "apt-cache", *unwritten, "madison", *sorted(names)) if names else None
     for line in (answer[1] if answer else "").splitlines():
         fields = [field.strip() for field in line.split("|")]
         if (
