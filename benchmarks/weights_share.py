@@ -40,7 +40,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.share_plot import Sample, plot  # noqa: E402  the repository is no package
+from benchmarks.drawing.share_plot import Sample, plot  # noqa: E402  the repository is no package
 from lab.hosts import shaping  # noqa: E402
 from lab.hub import Store  # noqa: E402
 from minimax_metal.artefacts.share.peers import signature  # noqa: E402
