@@ -26,6 +26,8 @@ CONFIGURATION: Final = "/etc/sglang-gateway"
 STATE: Final = "/var/lib/minimax-metal/gateway"
 MANIFEST: Final = f"{STATE}/workers.json"
 CREDENTIALS: Final = "/run/credentials/sglang-gateway.service"
+REREAD_SECONDS: Final = 2
+"""How often smg reads the manifest if it can't watch it: a host may have no inotify instance left."""
 POLICIES: Final = ("cache_aware", "least_load", "power_of_two", "round_robin", "random", "prefix_hash")
 """Of smg 1.13 those that fit replicas which serve whole requests (``smg launch --help``)."""
 
@@ -243,7 +245,7 @@ def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
         *("--host", options.listen_address, "--port", str(options.port)),
         *("--policy", options.policy, "--enable-igw"),
         *("--discovery-provider", "file", "--discovery-file", MANIFEST),
-        *("--discovery-check-interval-secs", "15"),
+        *("--discovery-check-interval-secs", str(REREAD_SECONDS)),
         *("--health-check-endpoint", "/health"),
         *("--health-check-interval-secs", str(options.health_interval_seconds)),
         *("--health-check-timeout-secs", str(options.health_timeout_seconds)),

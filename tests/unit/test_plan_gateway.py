@@ -1,0 +1,110 @@
+"""What is decided for a gateway."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from minimax_metal.plan import Settings, parse_facts
+from minimax_metal.plan.gateway import GatewayPlan, Options, configuration, gateway_plan
+from tests.unit.plan_helpers import raw_host
+
+
+def worker_plan(url: str, model: str = "M", weight: int = 1) -> dict[str, Any]:
+    limits = {"weight": weight, "max_running_requests": 4 * weight, "max_queued_requests": 8}
+    return {"model": {"served_name": model}, "services": [{"worker_url": url, "limits": limits}]}
+
+
+PLANS = {"gpu01": worker_plan("http://gpu01:8000"), "gpu02": worker_plan("http://gpu02:8000", weight=3)}
+
+
+def decide(
+    plans: dict[str, dict[str, Any]] | None = None,
+    before: list[dict[str, Any]] | None = None,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> GatewayPlan:
+    facts = parse_facts(raw_host("H20", 4))
+    return gateway_plan(
+        Settings.from_variables("gw01", settings or {}),
+        facts,
+        Options.read(options),
+        PLANS if plans is None else plans,
+        before or [],
+    )
+
+
+def flag(plan: GatewayPlan, name: str) -> str:
+    return plan.argv[plan.argv.index(name) + 1]
+
+
+def test_a_host_without_gpus_and_model_has_a_plan() -> None:
+    plan = decide()
+    assert plan.refusals == ()
+    assert plan.host_tools is not None
+    assert plan.environment is not None
+    assert plan.environment.startswith(f"/opt/sglang-gateway/{plan.release}-")
+    assert plan.argv[:2] == (f"{plan.environment}/bin/python", "launch")
+    assert plan.url == "http://127.0.0.1:30000"
+
+
+def test_workers_are_those_of_the_plans_with_their_share() -> None:
+    workers = decide().workers
+    assert [(one.url, one.host, one.weight, one.max_running_requests) for one in workers] == [
+        ("http://gpu01:8000", "gpu01", 1, 4),
+        ("http://gpu02:8000", "gpu02", 3, 12),
+    ]
+
+
+def test_a_host_that_was_not_read_keeps_the_workers_it_had() -> None:
+    before = decide().as_dict()["workers"]
+    plan = decide({"gpu01": {}, "gpu02": worker_plan("http://gpu02:9000")}, before)
+    assert [one.url for one in plan.workers] == ["http://gpu01:8000", "http://gpu02:9000"]
+    assert plan.warnings == ("gpu01 was not read: keeps 1 workers",)
+    # A host that left the inventory leaves the pool.
+    assert [one.url for one in decide({"gpu02": {}}, before).workers] == ["http://gpu02:8000"]
+
+
+def test_one_url_for_two_hosts_is_refused() -> None:
+    plan = decide({"a": worker_plan("http://x:8000"), "b": worker_plan("http://x:8000")})
+    assert [one.line("gw01") for one in plan.refusals] == [
+        "gw01: worker-twice: found http://x:8000 for a and b; needed a URL for each worker; "
+        "set metal_address of each"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"tls_certificate": "/x"}, "tls"),
+        ({"tls_key": "/x"}, "tls"),
+        ({"policy": "fairness"}, "gateway-policy"),
+        ({"port": 70000}, "port"),
+        ({"metrics_port": 30000}, "port"),
+    ],
+)
+def test_what_smg_would_fail_on_is_refused_before(options: dict[str, Any], code: str) -> None:
+    assert [one.code for one in decide(**options).refusals] == [code]
+
+
+def test_options_become_the_command_and_no_key_does() -> None:
+    plan = decide(retries=0, policy="least_load", queued_per_worker="4", tls_certificate="/c", tls_key="/k")
+    assert flag(plan, "--policy") == "least_load"
+    assert flag(plan, "--worker-overload-waiting-requests") == "4"
+    assert "--disable-retries" in plan.argv
+    assert flag(plan, "--tls-cert-path") == "/run/credentials/sglang-gateway.service/tls.crt"
+    assert plan.url == "https://gw01:30000"
+    assert not {"--api-key", "--control-plane-api-keys", "--worker-urls"} & set(plan.argv)
+    assert flag(decide(), "--retry-max-retries") == "3"
+    assert flag(decide(listen_address="2001:db8::1"), "--host") == "2001:db8::1"
+    assert decide(listen_address="2001:db8::1").url == "http://[2001:db8::1]:30000"
+
+
+def test_the_configuration_on_the_host_names_keys_and_holds_none() -> None:
+    found = configuration(decide().as_dict(), Options())
+    assert found["admin_key_file"] == "/etc/sglang-gateway/admin_key"
+    assert found["api_key_file"] == "/etc/sglang-gateway/api_key"
+    assert [worker["url"] for worker in found["workers"]] == ["http://gpu01:8000", "http://gpu02:8000"]
+    keyless = decide(settings={"metal_api_keys": False})
+    assert configuration(keyless.as_dict(), Options())["api_key_file"] is None
