@@ -1,8 +1,8 @@
 """A copy of this project with a short lock of the engine, for runs in which every byte is counted.
 
-The full lock is 4.3 GB a host. A part of the same lock stands in for it, with its hashes: the engine's own wheel,
-some small ones, and one large enough to come in many parts. It shows the way of the wheels, not that the engine
-would start from them.
+The full lock is 4.3 GB a host. A part of the same lock stands in for it, with its hashes: the engine's own
+wheel, some small ones, and one large enough to come in many parts. It shows the way of the wheels, not that
+the engine would start from them.
 """
 
 from __future__ import annotations

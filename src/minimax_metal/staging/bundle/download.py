@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import requests
+import urllib3
 
 from minimax_metal.artefacts.web import patience
 from minimax_metal.errors import UserError
@@ -68,14 +69,18 @@ def fetch(item: Item, directory: Path, progress: Callable[[int], None] = lambda 
             _read(item, part, progress)
         except _RefusedError as error:
             raise UserError(f"found {error} for {item.url}, expected the file; check the mirror") from None
-        except (requests.RequestException, OSError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason = " ".join(str(error).split())
             if isinstance(error, OSError) and error.errno == 28:
                 raise UserError(
                     f"found no room at {directory}, expected some for {item.path}; make room"
                 ) from None
             continue
-        size, found = part.stat().st_size, _digest(part)
+        size = part.stat().st_size
+        if size < item.size:
+            reason = f"an end after {size} bytes"
+            continue
+        found = _digest(part)
         if found == item.sha256:
             final.parent.mkdir(parents=True, exist_ok=True)
             part.rename(final)
@@ -107,7 +112,8 @@ def _read(item: Item, part: Path, progress: Callable[[int], None]) -> None:
             f"bytes {have}-"
         )
         with part.open("ab" if ranged else "wb") as stream:
-            for block in answer.iter_content(_BLOCK):
+            # What is there, not a full block: a cut connection loses nothing that came.
+            while block := answer.raw.read1(_BLOCK, decode_content=False):
                 stream.write(block)
                 progress(len(block))
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -53,8 +56,10 @@ def nginx_configuration(directory: Path, runtime: Path, host: str, port: int, al
     )
     rules = "".join(f"    allow {one};\n" for one in allow) + ("    deny all;\n" if allow else "")
     listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    # As root, workers would be nobody, who may not read a disk of root's.
+    user = f"user {pwd.getpwuid(0).pw_name};\n" if os.geteuid() == 0 else ""
     return f"""\
-worker_processes auto;
+{user}worker_processes auto;
 pid {runtime}/nginx.pid;
 error_log stderr warn;
 daemon off;
@@ -100,6 +105,8 @@ def run(bundle: Bundle, host: str, port: int, allow: Sequence[str]) -> int:
             runtime = Path(temporary)
             path = runtime / "nginx.conf"
             path.write_text(nginx_configuration(directory, runtime, host, port, allow), encoding="utf-8")
+            # Ended as by Ctrl-C, so that the server ends with this program.
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
             process = subprocess.Popen([nginx, "-e", "stderr", "-c", str(path)])
             try:
                 return process.wait()

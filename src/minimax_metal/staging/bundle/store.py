@@ -1,7 +1,7 @@
 """The bundle's directory: files that are there only whole, and a manifest that is there only when all are.
 
-``manifest.json`` is written last: while a bundle is made, and after a stop, there is none, and nobody takes the
-directory for a bundle. A file has its name only when its hash was right; work goes on where it stopped.
+``manifest.json`` is written last: while a bundle is made, and after a stop, there is none, and nobody takes
+the directory for a bundle. A file has its name only when its hash was right; work goes on where it stopped.
 """
 
 from __future__ import annotations

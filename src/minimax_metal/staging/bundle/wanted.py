@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from minimax_metal.errors import UserError
 from minimax_metal.plan.model import Plan
 
-ROLE_PACKAGES = ("ca-certificates", "gpg", "nftables", "nginx", "python3-venv", "systemd-timesyncd")
+ROLE_PACKAGES = (
+    "ca-certificates",
+    "gpg",
+    "keepalived",
+    "nftables",
+    "nginx",
+    "python3-venv",
+    "systemd-timesyncd",
+)
 """Distribution packages that roles install whatever the plan says."""
 EXTRA_PACKAGES = {"ubuntu2204": ("nginx-extras",)}
 """And on single platforms."""

@@ -67,7 +67,7 @@ def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
             "the lock at the index; check metal_package_index_url"
         )
     hashes = set(_HASH.findall(lock.read_text(encoding="utf-8")))
-    order = {tag: number for number, tag in enumerate(_tags(wanted))}
+    order = {tag: number for number, tag in enumerate(tags(wanted))}
     return [choose(package, hashes, order) for package in tomllib.loads(done.stdout).get("packages", [])]
 
 
@@ -87,8 +87,8 @@ def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> 
         if wheel["hashes"].get("sha256") not in hashes:
             continue
         filename = str(wheel.get("name") or str(wheel["url"]).rpartition("/")[2].replace("%2B", "+"))
-        tags = parse_wheel_filename(filename)[3]
-        found += [(order[tag], filename, wheel) for tag in tags if tag in order]
+        fitting = parse_wheel_filename(filename)[3]
+        found += [(order[tag], filename, wheel) for tag in fitting if tag in order]
     if not found:
         raise UserError(
             f"found no wheel of {package['name']} {package['version']} at the index with a hash of the lock, "
@@ -105,7 +105,8 @@ def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> 
     )
 
 
-def _tags(wanted: Wheels) -> list[Tag]:
+def tags(wanted: Wheels) -> list[Tag]:
+    """Return what fits a Python on Linux, the best first."""
     major, minor = (int(part) for part in wanted.python.split("."))
     machine = wanted.architecture
     platforms = [f"manylinux_2_{number}_{machine}" for number in range(GLIBC[1], 4, -1)]
