@@ -7,11 +7,15 @@ the engine would start from them.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.site import REPOSITORY
+from tests.support.site import REPOSITORY, Lab, Run, changed_tasks, recap
 
 PARTS = (
     "ansible.cfg", "site.yml", "playbooks", "roles", "templates", "plugins", "requirements", "src",
@@ -51,3 +55,52 @@ def copy_with_short_locks(directory: Path, packages: tuple[str, ...] = PACKAGES)
         kept = entries(lock.read_text())
         lock.write_text("".join(kept[name] for name in packages if name in kept))
     return directory
+
+
+@dataclass(frozen=True)
+class PlayedCopy:
+    """A lab, and the copy of the project whose playbooks and program run on it."""
+
+    lab: Lab
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment in which the copy's package is found before the project's own."""
+        return {
+            **os.environ,
+            "PYTHONPATH": str(self.directory / "src"),
+            "ANSIBLE_CONFIG": str(self.directory / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+        }
+
+    @property
+    def inventories(self) -> list[str]:
+        """The two inventories, as options."""
+        return ["-i", self.lab.inventory, "-i", str(self.lab.state / "inventory" / "hosts.yml")]
+
+    def play(self, *arguments: str) -> Run:
+        """Run ``site.yml`` of the copy."""
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        done = subprocess.run(
+            [program, "site.yml", *self.inventories, *arguments],
+            cwd=self.directory,
+            check=False,
+            text=True,
+            capture_output=True,
+            env=self.environment,
+        )
+        return Run(done.returncode, done.stdout + done.stderr, changed_tasks(done.stdout), recap(done.stdout))
+
+    def metal(self, *arguments: str) -> str:
+        """Run ``metal`` of the copy; it must succeed."""
+        done = subprocess.run(
+            [sys.executable, "-m", "minimax_metal.cli", *arguments],
+            cwd=self.directory,
+            check=False,
+            text=True,
+            capture_output=True,
+            env=self.environment,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout

@@ -309,7 +309,8 @@ def test_a_python_is_verified_by_the_hashes_of_its_release(origin: Origin, tmp_p
 def test_an_export_that_fails_leaves_the_bundle_that_is_there(
     bundle: store.Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["bundle", "export", str(bundle.directory), "--model", "MiniMax-M2.5", "--gpu", "H20", "--count", "4",
+    command = ["bundle", "export", str(bundle.directory),
+               "--model", "MiniMax-M2.5", "--gpu", "H20", "--count", "4",
                "--without", "wheels", "--without", "weights",
                "--set", "metal_vendor_repository_url=http://127.0.0.1:9/repos"]  # fmt: skip
     assert main(command) == 2
