@@ -45,8 +45,8 @@ def plot(samples: Sequence[Sample], size: int, alone: float, seconds: float) -> 
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         'font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
-        f'<text x="{LEFT}" y="20" font-size="14">{len(by_host)} hosts share a pull of {size / 1e6:.0f} MB: what '
-        f"each has on its disk (last: {seconds:.1f} s; one host alone: {alone:.1f} s)</text>",
+        f'<text x="{LEFT}" y="20" font-size="14">{len(by_host)} hosts share a pull of {size / 1e6:.0f} MB: '
+        f"what each has on its disk (last: {seconds:.1f} s; one host alone: {alone:.1f} s)</text>",
     ]
     for part in range(0, 5):
         level = y(size * part / 4)

@@ -1,9 +1,9 @@
 """Rounds of a shared pull in which hosts are lost and come back, and faults of the line besides.
 
-Three hosts pull the same model. In every round one or two things happen at random moments: a pull is killed,
-its nginx goes, both go (a host without power), a host hands out other bytes; the hub fails, too, in one of the
-ways of :mod:`lab.hub.faults`. A round ends with every byte verified on every host, and the hub was asked twice
-only for what was on its way or lost with a host.
+Three hosts pull the same model. In every round one or two things happen at random moments: a pull is
+killed, its nginx goes, both go (a host without power), a host hands out other bytes; the hub fails, too, in
+one of the ways of :mod:`lab.hub.faults`. A round ends with every byte verified on every host, and the hub was
+asked twice only for what was on its way or lost with a host.
 """
 
 from __future__ import annotations
