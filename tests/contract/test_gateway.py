@@ -1,0 +1,189 @@
+"""`metal gateway` against the real gateway (smg, from the production lock), in front of simulated engines."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, RealGateway, real_gateway
+from tests.support.simulated import SimulatedEngine, simulated_engine
+
+pytestmark = pytest.mark.slow
+LONG = 1500  # tokens of 20 ms: 30 s
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[tuple[SimulatedEngine, SimulatedEngine]]:
+    keyed = tmp_path / "engine.yaml"
+    keyed.write_text(f'api-key: "{CLIENT_KEY}"\nadmin-api-key: "other-{ADMIN_KEY}"\n')
+    pace = {"SIMULATED_TOKEN_SECONDS": "0.02"}
+    arguments = ("--config", str(keyed))
+    with (
+        simulated_engine(tmp_path, *arguments, environment=pace) as one,
+        simulated_engine(tmp_path, *arguments, environment=pace) as other,
+    ):
+        yield one, other
+
+
+@pytest.fixture
+def gateway(tmp_path: Path, engines: tuple[SimulatedEngine, SimulatedEngine]) -> Iterator[RealGateway]:
+    with real_gateway(tmp_path, *(engine.url for engine in engines)) as running:
+        done = running.metal("sync")
+        assert done.stdout.strip() == "2 workers, 0 drained, all ready: unchanged", done
+        yield running
+
+
+def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.2)
+
+
+def test_a_drain_waits_for_what_runs_and_lets_nothing_new_in(
+    gateway: RealGateway, engines: tuple[SimulatedEngine, SimulatedEngine]
+) -> None:
+    running = gateway.ask_meanwhile("long", LONG)
+    wait(lambda: any(engine.events("first") for engine in engines))
+    busy = next(engine for engine in engines if engine.events("first"))
+    idle = next(engine for engine in engines if engine is not busy)
+
+    soon = gateway.metal("drain", "--worker", busy.url, "--timeout", "8")
+    assert (soon.returncode, soon.stdout.strip().rpartition(" ")[2]) == (1, "changed")
+    assert "requests in flight after 8 s: 1" in soon.stdout
+    for number in range(6):
+        assert gateway.ask(f"new-{number}") == 200
+    wait(lambda: set(idle.events("whole")) >= {f"new-{number}" for number in range(6)})
+    assert busy.events("received") == ["long"]
+
+    # smg has forgotten the worker by now: only the engine's own count keeps this from returning too early.
+    done = gateway.metal("drain", "--worker", busy.url, "--timeout", "90")
+    assert (done.returncode, done.stdout.strip().rpartition(" ")[2]) == (0, "unchanged"), done
+    wait(lambda: busy.events("whole") == ["long"])
+    running.join()
+    status, text = next(answer for answer in gateway.answers if len(answer[1]) > 20_000)
+    assert status == 200
+    assert text.rstrip().endswith("data: [DONE]")
+
+    # Started again, the gateway keeps it out.
+    gateway.stop()
+    gateway.start()
+    assert gateway.metal("sync").stdout.strip() == "1 workers, 1 drained, all ready: unchanged"
+    assert gateway.workers()[busy.url]["status"] == "out"
+
+    back = gateway.metal("undrain", "--worker", busy.url)
+    assert (back.returncode, back.stdout.strip().rpartition(" ")[2]) == (0, "changed"), back
+    again = gateway.metal("undrain", "--worker", busy.url)
+    assert (again.returncode, again.stdout.strip().rpartition(" ")[2]) == (0, "unchanged"), again
+    idle_drained = gateway.metal("drain", "--worker", idle.url, "--timeout", "60")
+    assert idle_drained.returncode == 0
+    assert gateway.ask("after") == 200
+    wait(lambda: busy.events("whole")[-1] == "after")
+
+
+def test_keys_are_asked_for_and_shown_nowhere(gateway: RealGateway) -> None:
+    assert gateway.ask("right") == 200
+    assert gateway.ask("wrong", key="wrong-key-0123456789") == 401
+    for path, key, expected in (
+        ("/workers", CLIENT_KEY, 401),
+        ("/workers", "", 401),
+        ("/workers", ADMIN_KEY, 200),
+    ):
+        request = urllib.request.Request(gateway.url + path)  # noqa: S310  # loopback
+        request.add_header("Authorization", f"Bearer {key}")
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310  # loopback
+                status = answer.status
+        except urllib.error.HTTPError as error:
+            status = error.code
+        assert status == expected, (path, key, status)
+    assert gateway.process is not None
+    for name in ("cmdline", "environ"):
+        shown = Path(f"/proc/{gateway.process.pid}/{name}").read_bytes()
+        assert CLIENT_KEY.encode() not in shown
+        assert ADMIN_KEY.encode() not in shown
+    for path in gateway.directory.iterdir():
+        if path.is_file() and path.name != "engine.yaml":
+            assert CLIENT_KEY not in path.read_text(errors="replace"), path
+            assert ADMIN_KEY not in path.read_text(errors="replace"), path
+
+
+def test_models_are_pools_of_their_own_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    second = ("--served-model-name", "MiniMaxAI/MiniMax-M3")
+    with (
+        simulated_engine(tmp_path) as m2,
+        simulated_engine(tmp_path, *second) as m3,
+        real_gateway(tmp_path, m2.url, m3.url) as gateway,
+    ):
+        assert gateway.metal("sync").returncode == 0
+        for number in range(3):
+            assert gateway.ask(f"m2-{number}") == 200
+            assert gateway.ask(f"m3-{number}", model="MiniMaxAI/MiniMax-M3") == 200
+        assert m2.events("whole") == ["m2-0", "m2-1", "m2-2"]
+        assert m3.events("whole") == ["m3-0", "m3-1", "m3-2"]
+        assert gateway.ask("nobody", model="someone/else") == 404
+        with urllib.request.urlopen(gateway.metrics_url, timeout=20) as answer:  # noqa: S310  # loopback
+            figures = answer.read().decode()
+        assert f'smg_worker_requests_total{{worker="{m3.url}",model="MiniMaxAI/MiniMax-M3"}} 3' in figures
+
+
+def test_a_worker_that_comes_back_is_taken_back(tmp_path: Path) -> None:
+    with simulated_engine(tmp_path) as one, real_gateway(tmp_path, one.url) as gateway:
+        gateway.metal("sync")
+        port = int(one.url.rpartition(":")[2])
+        with simulated_engine(tmp_path) as other:
+            gateway.configure(one.url, other.url)
+            done = gateway.metal("sync")
+            assert done.stdout.strip() == "2 workers, 0 drained, all ready: changed", done
+            one.process.kill()
+            one.process.wait()
+            wait(lambda: gateway.workers()[one.url]["status"] != "ready")
+            assert gateway.ask("meanwhile") == 200
+            with simulated_engine(tmp_path, port=port):
+                wait(lambda: gateway.workers()[one.url]["status"] == "ready", 120)
+
+
+def test_a_drain_of_what_is_not_there_says_so(gateway: RealGateway) -> None:
+    done = gateway.metal("drain", "--worker", "http://gpu77:8000")
+    assert done.returncode == 2
+    assert done.stderr.startswith("metal gateway: http://gpu77:8000 is no worker of this gateway; known are ")
+    assert json.loads((gateway.directory / "workers.json").read_text())["version"] == 1
+
+
+def test_under_overload_no_replica_takes_more_than_its_planned_share(tmp_path: Path) -> None:
+    """Two replicas of 2 and 6 requests at a time; sixty clients at once."""
+    pace = {"SIMULATED_TOKEN_SECONDS": "0.02"}
+    small = ("--max-running-requests", "2", "--max-queued-requests", "2")
+    large = ("--max-running-requests", "6", "--max-queued-requests", "6")
+    with (
+        simulated_engine(tmp_path, *small, environment=pace) as two,
+        simulated_engine(tmp_path, *large, environment=pace) as six,
+        real_gateway(tmp_path, two.url, six.url, retries=3, queued_per_worker=2) as gateway,
+    ):
+        gateway.metal("sync")
+        threads = [gateway.ask_meanwhile(f"many-{number}", 50) for number in range(60)]
+        for thread in threads:
+            thread.join()
+        statuses = [status for status, _ in gateway.answers]
+        assert set(statuses) == {200, 503}
+        assert statuses.count(200) == len(two.events("whole")) + len(six.events("whole"))
+        for engine, most in ((two, 4), (six, 12)):
+            assert most_at_once(engine) <= most
+        assert len(two.events("whole")) < len(six.events("whole"))
+
+
+def most_at_once(engine: SimulatedEngine) -> int:
+    """Return how many accepted requests an engine held at a time, running and waiting."""
+    entries = [json.loads(line) for line in engine.log.read_text().splitlines()]
+    refused = {entry["id"] for entry in entries if entry["event"] == "refused"}
+    now = most = 0
+    for entry in entries:
+        if entry["id"] not in refused:
+            now += {"received": 1, "whole": -1, "aborted": -1}.get(entry["event"], 0)
+            most = max(most, now)
+    return most
