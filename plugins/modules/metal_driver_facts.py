@@ -24,6 +24,10 @@ options:
     description: Pattern of the units of which the active ones are listed.
     type: str
     default: sglang@*.service
+  repository:
+    description: URL of the package repository. Files of apt's sources that name it are listed, without ours.
+    type: str
+    default: ""
 author:
   - The minimax-metal authors
 """
@@ -44,6 +48,7 @@ facts:
 
 import base64
 import platform
+import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -63,6 +68,7 @@ HEADERS = "linux-headers-"
 MOK_LIST = Path("/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23")
 MOK_KEYS = (Path("/var/lib/dkms/mok.pub"), Path("/var/lib/shim-signed/mok/MOK.der"))
 LOG_LINES = 20
+OUR_SOURCE = "minimax-metal-nvidia.sources"
 STOPPED_UNITS = "/var/lib/minimax-metal/driver-stopped-units"
 
 
@@ -114,6 +120,27 @@ def available_versions(module, names):
     return versions
 
 
+def other_sources(url, apt="/etc/apt"):
+    """Return the files of apt's sources, ours left out, that name a repository."""
+    named = re.compile(r"(^|\s)" + re.escape(url.rstrip("/")) + r"/?(\s|$)")
+    listed = Path(apt, "sources.list.d")
+    found = []
+    for path in [
+        Path(apt, "sources.list"),
+        *sorted(listed.glob("*.list")),
+        *sorted(listed.glob("*.sources")),
+    ]:
+        text = read_text(path) or ""
+        parts = re.split(r"\n\s*\n", text) if path.suffix == ".sources" else text.splitlines()
+        for part in parts:
+            lines = [line for line in part.splitlines() if not line.lstrip().startswith("#")]
+            off = any(re.match(r"Enabled:\s*no\b", line, re.IGNORECASE) for line in lines)
+            if path.name != OUR_SOURCE and not off and any(named.search(line) for line in lines):
+                found.append(str(path))
+                break
+    return found
+
+
 def kernels():
     """Return the running kernel, those with modules, and those that a boot loader could start."""
     modules = Path("/lib/modules")
@@ -159,6 +186,7 @@ def main():
         argument_spec={
             "packages": {"type": "list", "elements": "str", "default": []},
             "units": {"type": "str", "default": "sglang@*.service"},
+            "repository": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -179,6 +207,7 @@ def main():
     facts = {
         "packages": installed,
         "versions": available_versions(module, names),
+        "sources": other_sources(module.params["repository"]) if module.params["repository"] else [],
         "kernels": found,
         "container": bool(container and container[0] == 0),
         "dkms": (output_of(module, "dkms", "status") or [0, ""])[1].splitlines(),

@@ -14,17 +14,21 @@ from plan_helpers import raw_host
 
 from minimax_metal.plan import Settings, parse_facts, plan
 
-SOURCE = Path(__file__).parents[2] / "plugins/modules/metal_facts.py"
+MODULES = Path(__file__).parents[2] / "plugins/modules"
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("metal_facts", SOURCE)
+def load(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, MODULES / f"{name}.py")
     assert specification is not None
     assert specification.loader is not None
     loaded = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(loaded)
     return loaded
+
+
+@pytest.fixture(scope="module")
+def module() -> ModuleType:
+    return load("metal_facts")
 
 
 @pytest.mark.parametrize(
@@ -127,3 +131,19 @@ def test_a_module_that_outlived_its_packages_stops_nothing() -> None:
     assert made.refusals == ()
     warning = next(one.message for one in made.warnings if one.code == "driver-leftover")
     assert "module 580.65.06 is loaded" in warning
+
+
+def test_repository_that_another_file_names_is_found(tmp_path: Path) -> None:
+    url = "https://mirror.example.org/repos/debian12/x86_64"
+    listed = tmp_path / "sources.list.d"
+    listed.mkdir()
+    (tmp_path / "sources.list").write_text(f"# deb {url} /\ndeb {url}-other /\n")
+    (listed / "minimax-metal-nvidia.sources").write_text(f"Types: deb\nURIs: {url}/\nSuites: /\n")
+    (listed / "off.sources").write_text(f"Enabled: no\nTypes: deb\nURIs: {url}/\nSuites: /\n")
+    find = load("metal_driver_facts").other_sources
+    assert find(url, tmp_path) == []
+    (listed / "cuda.list").write_text(f"deb [signed-by=/usr/share/keyrings/cuda.gpg] {url}/ /\n")
+    (listed / "two.sources").write_text(
+        f"Types: deb\nURIs: https://deb.example.org\n\nURIs: {url}\nTypes: deb\n"
+    )
+    assert find(f"{url}/", tmp_path) == [str(listed / "cuda.list"), str(listed / "two.sources")]
