@@ -32,6 +32,8 @@ class Host(BaseModel):
 
     system: str
     gpus: Gpus | None = None
+    network_admin: bool = False
+    """Whether it may change addresses and rules of its own network namespace, which is no other host's."""
 
 
 class Links(BaseModel):

@@ -183,6 +183,7 @@ class Guest:
             f"--tmpfs=/dev/shm:mode=1777,size={SHARED_MEMORY}",
             f"--bind={cache_root() / 'uv'}:{SHARED_CACHE}/uv",
             f"--bind-ro={paths.pci_devices}:/sys/bus/pci/devices",
+            *(["--capability=CAP_NET_ADMIN"] if self.host.network_admin else []),
         ]
         environment = {
             "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
