@@ -142,6 +142,7 @@ def test_hosts_that_do_not_see_each_other_read_the_origin(hub: Hub, tmp_path: Pa
     with fleet(tmp_path, 2, lambda _: [hub.source()], serve=False, piece_bytes=PIECE) as found:
         found.start(*KNOBS)
         all_there(found, hub)
+        assert "going on without gpu01, who do not answer" in found[0].output
     assert sent(hub, skip) == 2 * size(hub)
 
 

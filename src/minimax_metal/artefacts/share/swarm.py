@@ -206,10 +206,17 @@ class SharedAttempt(Attempt):
 
     def _together(self, listeners: dict[str, Listener]) -> None:
         """Run the threads until everything is verified."""
+        if self.board.done():
+            return
         self._listen(listeners)
         deadline = time.monotonic() + GREETING
         for listener in list(listeners.values()):
             listener.greeted.wait(max(0.0, deadline - time.monotonic()))
+        with self.changed:
+            silent = [name for name in sorted(listeners) if not self.board.others[name].alive]
+        if silent:
+            some = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
+            self.say("note", text=f"going on without {some}, who do not answer (TCP port {self.share.port})")
         reader = OriginReader(self)
         if self.shut is not None:
             reader.close(self.shut)
@@ -219,7 +226,7 @@ class SharedAttempt(Attempt):
         threads += [threading.Thread(target=self._take, name="take", daemon=True) for _ in range(TAKERS)]
         for thread in threads:
             thread.start()
-        hopeless_since: float | None = None
+        idle_since, came = time.monotonic(), self.fetched
         while True:
             with self.changed:
                 if self.board.done() or self.failure is not None:
@@ -228,8 +235,10 @@ class SharedAttempt(Attempt):
                 hopeless = self.board.hopeless()
             self._listen(listeners)
             now = time.monotonic()
-            hopeless_since = (hopeless_since or now) if hopeless else None
-            if hopeless_since is not None and now - hopeless_since > (BEREFT if self.helped else ALONE):
+            # Only bytes are progress: an origin that is tried again in vain is none.
+            if self.fetched != came or not (hopeless or self.shut):
+                idle_since, came = now, self.fetched
+            if hopeless and now - idle_since > self._patience_when_hopeless():
                 error = self.shut or SourceError("no other host has what is missing")
                 # Where others had it, they may have it again: worth another start of the unit.
                 self.fail(SourceError(str(error), permanent=error.permanent and not self.helped))
@@ -238,6 +247,11 @@ class SharedAttempt(Attempt):
             thread.join(timeout=2.0)
         if self.failure is not None:
             raise self.failure
+
+    def _patience_when_hopeless(self) -> float:
+        if not self.helped:
+            return ALONE
+        return BEREFT if self.shut is not None and self.shut.permanent else 3 * ALONE
 
     def _listen(self, listeners: dict[str, Listener]) -> None:
         """Listen to the hosts that matter."""
