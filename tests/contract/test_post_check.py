@@ -61,7 +61,8 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
         with log.open("w") as output:
             process = metal(
                 *f"supervise --instance test --ready-url {url}/health --stop-timeout 60".split(),
-                *f"--start-timeout {START_SECONDS} -- {python} -m sglang.launch_server".split(),
+                *f"--start-timeout {START_SECONDS} --state {tmp_path / 'state'}".split(),
+                *f"-- {python} -m sglang.launch_server".split(),
                 *f"--model-path {trained(MODELS[model])} --served-model-name {PUBLISHED[model]}".split(),
                 *f"--tool-call-parser {tool_parser} --reasoning-parser {reasoning_parser}".split(),
                 *f"--host 127.0.0.1 --trust-remote-code --port {port} --mem-fraction-static 0.85".split(),
