@@ -120,41 +120,43 @@ def check_tokens(context: Context) -> Iterator[Outcome]:
 
 def check_answer(context: Context) -> Iterator[Outcome]:
     """The endpoint gives answers that are known to be right."""
-    from minimax_metal.checks import suite
-    from minimax_metal.checks.context import Context as Asked
-    from minimax_metal.checks.context import Options
-    from minimax_metal.checks.outcome import UnreachableError
-
-    model = context.plan["model"]["served_name"]
     for service in context.services:
         name = "golden_answer" if len(context.services) == 1 else f"golden_answer:{service.instance}"
         state = context.properties(service.unit, "ActiveState", "StatusText")
         if state.get("ActiveState") != "active":
             text = state.get("StatusText") or state.get("ActiveState") or "unknown"
             yield skipped(name, f"{service.unit} does not run: {text}", STOPPED)
-            continue
-        endpoint = _endpoint(service, model)
-        try:
-            report = suite.run(
-                Asked(endpoint, Options(image="skip", figure_levels=(), long_prompt_share=0.0)), only=GOLDEN
-            )
-        except UnreachableError as error:
-            yield failed(
-                name, f"nobody at {service.url}: {error}", "an answer", f"journalctl -u {service.unit}"
-            )
-            continue
-        finally:
-            endpoint.close()
-        asked = [result for result in report.results if result.name in GOLDEN]
-        wrong = [f"{one.name}: {one.got or one.detail}" for one in asked if one.status != "passed"]
-        figures = {one.name: {"status": one.status, "seconds": round(one.seconds, 3)} for one in asked}
-        if wrong:
-            expected = (
-                "; ".join(f"{one.name}: {one.expected}" for one in asked if one.expected) or "right answers"
-            )
-            yield failed(
-                name, "; ".join(wrong), expected, f"metal check {service.url} on the host", **figures
-            )
-            continue
-        said = next(one.detail for one in asked if one.name == "chat_parts")
-        yield passed(name, f"{said}, and a right tool call", **figures)
+        else:
+            yield _asked(service, context.plan["model"]["served_name"]).named(name)
+
+
+def _asked(service: Service, model: str) -> Outcome:
+    """What one endpoint answered."""
+    # The clients take seconds to import: only for an endpoint that runs.
+    from minimax_metal.checks import suite
+    from minimax_metal.checks.context import Context as Asked
+    from minimax_metal.checks.context import Options
+    from minimax_metal.checks.outcome import UnreachableError
+
+    endpoint = _endpoint(service, model)
+    options = Options(image="skip", figure_levels=(), long_prompt_share=0.0)
+    try:
+        report = suite.run(Asked(endpoint, options), only=GOLDEN)
+    except UnreachableError as error:
+        look = f"journalctl -u {service.unit}"
+        return failed("golden_answer", f"nobody at {service.url}: {error}", "an answer", look)
+    finally:
+        endpoint.close()
+    asked = [result for result in report.results if result.name in GOLDEN]
+    wrong = [one for one in asked if one.status != "passed"]
+    figures = {one.name: {"status": one.status, "seconds": round(one.seconds, 3)} for one in asked}
+    if wrong:
+        return failed(
+            "golden_answer",
+            "; ".join(f"{one.name}: {one.got or one.detail}" for one in wrong),
+            "; ".join(f"{one.name}: {one.expected}" for one in wrong if one.expected) or "right answers",
+            f"metal check {service.url} on the host",
+            **figures,
+        )
+    said = next(one.detail for one in asked if one.name == "chat_parts")
+    return passed("golden_answer", f"{said}, and a right tool call", **figures)

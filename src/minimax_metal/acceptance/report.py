@@ -12,7 +12,8 @@ from minimax_metal.acceptance.outcome import STATES, Outcome, State, of_dict
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
-PLAIN_WIDTH: Final = 100
+PLAIN_WIDTH: Final = 86
+"""Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
 
 
 @dataclass(frozen=True, slots=True)
