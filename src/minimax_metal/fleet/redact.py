@@ -86,6 +86,9 @@ def slim(result: Mapping[str, Any]) -> dict[str, Any]:
             kept[key] = str(result[key])
     if result.get("_ansible_item_label") is not None:
         kept["label"] = _shortened(result["_ansible_item_label"])
+    delegated = result.get("_ansible_delegated_vars")
+    if isinstance(delegated, Mapping):
+        kept["delegated"] = str(delegated.get("ansible_delegated_host") or "somewhere else")
     if diff := _diff(result.get("diff")):
         kept["diff"] = diff
     results = result.get("results")

@@ -1,0 +1,186 @@
+"""What a role left is known again, and whatever of it is damaged is seen."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+from minimax_metal.fleet.inputs import digest_of_inputs
+
+REPOSITORY = Path(__file__).parents[2]
+USERS = [
+    path.parent.parent.name
+    for path in sorted(REPOSITORY.glob("roles/*/tasks/main.yml"))
+    if "metal_state:" in path.read_text()
+]
+
+
+def module() -> ModuleType:
+    specification = importlib.util.spec_from_file_location(
+        "metal_state", REPOSITORY / "plugins/modules/metal_state.py"
+    )
+    assert specification is not None
+    assert specification.loader is not None
+    made = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(made)
+    return made
+
+
+STATE = module()
+
+
+class Host:
+    """Stands where Ansible's module does: programs answer what they are told to."""
+
+    def __init__(self, **answers: str) -> None:
+        self.answers = answers
+
+    def get_bin_path(self, name: str) -> str | None:
+        return name if name in self.answers else None
+
+    def run_command(self, command: list[str]) -> tuple[int, str, str]:
+        return 0, self.answers[command[0]], ""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "directory").mkdir(mode=0o755)
+    packages = tmp_path / "venv/lib/python3.11/site-packages"
+    (packages / "rich").mkdir(parents=True)
+    (packages / "rich-15.dist-info").mkdir()
+    (packages / "rich-15.dist-info/RECORD").write_text("rich/__init__.py\n")
+    (tmp_path / "venv/bin").mkdir()
+    (tmp_path / "venv/bin/python").write_text("#!")
+    (tmp_path / "venv/pyvenv.cfg").write_text("home = /usr/bin\n")
+    return tmp_path
+
+
+def state(
+    place: Path,
+    packages: str = "ninja-build\tii \t1.11\n",
+    units: str = "Id=a.service\nUnitFileState=enabled\n",
+) -> dict[str, Any]:
+    files = [str(place / name) for name in ("file", "link", "directory", "absent")]
+    asked = {
+        "files": files,
+        "environments": [str(place / "venv")],
+        "packages": ["ninja-build"],
+        "units": ["a.service"],
+        "users": ["root"],
+    }
+    found = STATE.collect(Host(**{"dpkg-query": packages, "systemctl": units}), asked)
+    return {"schema": 1, "inputs": "x", "state": found}
+
+
+def test_what_is_written_down_is_known_again(place: Path) -> None:
+    path = place / "state" / "role.json"
+    assert STATE.differences(STATE.read(path), state(place)) == ["nothing is known of an earlier run"]
+    STATE.write(path, state(place))
+    assert STATE.differences(STATE.read(path), state(place)) == []
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [one.name for one in path.parent.iterdir()] == ["role.json"]
+
+
+DAMAGE = {
+    "content": lambda place: (place / "file").write_text("b"),
+    "mode": lambda place: (place / "file").chmod(0o600),
+    "gone": lambda place: (place / "file").unlink(),
+    "mode of a directory": lambda place: (place / "directory").chmod(0o700),
+    "link": lambda place: ((place / "link").unlink(), (place / "link").symlink_to("/nowhere")),
+    "what must not be there": lambda place: (place / "absent").write_text(""),
+    "package of an environment": lambda place: (place / "venv/lib/python3.11/site-packages/rich").rmdir(),
+    "list of a package": lambda place: (
+        place / "venv/lib/python3.11/site-packages/rich-15.dist-info/RECORD"
+    ).unlink(),
+    "program of an environment": lambda place: (place / "venv/bin/python").unlink(),
+    "whole environment": lambda place: (place / "venv/pyvenv.cfg").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damage_is_seen(place: Path, damage: str) -> None:
+    before = state(place)
+    DAMAGE[damage](place)
+    assert len(STATE.differences(before, state(place))) == 1
+
+
+def test_packages_units_and_wishes_are_seen(place: Path) -> None:
+    before = state(place)
+    assert STATE.differences(before, state(place, packages="ninja-build\trc \t1.11\n")) != []
+    assert STATE.differences(before, state(place, packages="ninja-build\thi \t1.11\n")) != []
+    assert STATE.differences(before, state(place, packages="")) != []
+    assert STATE.differences(before, state(place, units="Id=a.service\nUnitFileState=disabled\n")) != []
+    assert STATE.differences(before, state(place) | {"inputs": "y"}) == ["it is asked for something else"]
+
+
+def test_a_note_that_was_cut_off_counts_as_none(place: Path) -> None:
+    (place / "role.json").write_text('{"schema": 1, "inp')
+    assert STATE.read(place / "role.json") is None
+    (place / "role.json").write_text(json.dumps({"schema": 99}))
+    assert STATE.read(place / "role.json") is None
+
+
+def test_files_by_a_pattern_are_all_seen(place: Path) -> None:
+    asked = {"files": [str(place / "f*")], "environments": [], "packages": [], "units": [], "users": []}
+    assert list(STATE.collect(Host(), asked)["files"]) == [str(place / "file")]
+
+
+PLAN = {"host": "gpu01", "engine": {"release": "0.5.23"}, "disk": {"free_bytes": 1}, "warnings": []}
+
+
+def test_a_wish_is_the_plan_the_role_and_its_variables(tmp_path: Path) -> None:
+    role = tmp_path / "roles" / "one"
+    (role / "tasks").mkdir(parents=True)
+    (tmp_path / "templates").mkdir()
+    (role / "tasks/main.yml").write_text("a")
+    first = digest_of_inputs(PLAN, role, {"x": 1})
+    # How much room a disk has that day is no wish, nor is what people read.
+    (role / "README.md").write_text("text")
+    assert digest_of_inputs(PLAN | {"disk": {"free_bytes": 2}}, role, {"x": 1}) == first
+    assert digest_of_inputs(PLAN | {"engine": {"release": "0.5.24"}}, role, {"x": 1}) != first
+    assert digest_of_inputs(PLAN, role, {"x": 2}) != first
+    (tmp_path / "templates/unit.j2").write_text("unit")
+    second = digest_of_inputs(PLAN, role, {"x": 1})
+    assert second != first
+    (role / "tasks/main.yml").write_text("other")
+    assert digest_of_inputs(PLAN, role, {"x": 1}) != second
+
+
+LOOPED = {
+    "{{ __host_tools_environment }}/{{ item | basename }}": [
+        "{{ __host_tools_environment }}/{{ host_tools_uv_requirements | basename }}",
+        "{{ __host_tools_environment }}/{{ host_tools_requirements | basename }}",
+        "{{ __host_tools_environment }}/{{ __host_tools_wheel.path | basename }}",
+    ],
+    "{{ __sglang_runtime_files }}/{{ item | basename }}": ["__sglang_runtime_lock", "__sglang_runtime_extra"],
+    "{{ metal_plan.engine.environment }}/.lock": ["metal_plan.engine.environment ~ '/.lock'"],
+}
+"""Paths of loops and expressions, and how they are written in the list of what the role manages."""
+
+
+@pytest.mark.parametrize("role", USERS)
+def test_a_role_lists_every_file_that_it_writes(role: str) -> None:
+    """A file that is not in the list would be damaged unseen."""
+    directory = REPOSITORY / "roles" / role
+    listed = "".join(
+        (directory / part / "main.yml").read_text()
+        for part in ("vars", "tasks")
+        if (directory / part).is_dir()
+    )
+    for path in set((directory / "tasks").glob("*.yml")) - {directory / "tasks" / "main.yml"}:
+        for task in yaml.safe_load(path.read_text()):
+            for action in ("file", "copy", "template"):
+                arguments = task.get(f"ansible.builtin.{action}") or {}
+                place = str(arguments.get("dest") or arguments.get("path") or "")
+                for one in task["loop"] if place == "{{ item }}" else [place]:
+                    for name in LOOPED.get(one, [re.sub(r"^\{\{ ([^{}]+) \}\}$", r"\1", one)]):
+                        assert name in listed, f"{role}/{path.name}: {one}"
