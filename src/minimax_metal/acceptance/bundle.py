@@ -77,7 +77,7 @@ def collect(context: Context) -> Iterator[tuple[str, str]]:
         for path in reports[-INCIDENTS:]:
             yield f"{name}/incidents/{Path(path).name}", context.machine.read(path) or ""
     for name, command in PROGRAMS:
-        yield f"host/{name}.txt", _said(context.ask(name, *command, seconds=120.0))
+        yield f"host/{name}.txt", _said(context.machine.run(*command, seconds=120.0))
     for pattern in FILES:
         for path in context.machine.list(pattern) if "*" in pattern else [pattern]:
             text = context.machine.read(path)
