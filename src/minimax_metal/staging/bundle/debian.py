@@ -193,14 +193,16 @@ class _Apt:
             "Dir::State::status": self.root / "status",
             "Dir::Cache": self.root / "cache",
             "Dir::Etc::sourcelist": self.root / "sources.list",
-            "Dir::Etc::sourceparts": "-",
+            "Dir::Etc::sourceparts": "/dev/null",
             "Dir::Etc::preferences": self.root / "preferences",
-            "Dir::Etc::preferencesparts": "-",
+            "Dir::Etc::preferencesparts": "/dev/null",
             "APT::Architecture": self.architecture,
             "APT::Architectures": self.architecture,
             "APT::Sandbox::User": "",
             "APT::Update::Post-Invoke-Success": "",
             "Acquire::Languages": "none",
+            # Or apt names the packages with their MD5.
+            "Acquire::ForceHash": "SHA256",
             "Debug::NoLocking": "1",
         }
         program, *rest = words
