@@ -46,7 +46,7 @@ molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
 	@scripts/stages --only molecule
 
 test-slow: ## what CI does not carry: lab life cycle, engine arithmetic, drift, reboot
-	@scripts/stages lab engine integration service accept weights share staging rollout driver kernel
+	@scripts/stages lab engine integration service accept weights share staging gateway rollout driver kernel
 
 bench: setup ## the benchmarks; each prints its figure
 	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done

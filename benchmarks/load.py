@@ -195,7 +195,7 @@ def reconcile(client: Path, servers: Sequence[Path]) -> list[str]:
 def parser() -> argparse.ArgumentParser:
     """Return the command line's grammar."""
     top = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    verbs = top.add_subparsers(dest="verb", required=True)
+    verbs = top.add_subparsers(dest="verb")
     run = verbs.add_parser("run", help="send the load")
     run.add_argument("--url", required=True)
     run.add_argument("--model", required=True)
@@ -218,6 +218,9 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one of the two; return its exit status."""
     arguments = parser().parse_args()
+    if arguments.verb is None:
+        print("a tool of other benchmarks: 'run' wants an endpoint, see --help")
+        return 0
     if arguments.verb == "reconcile":
         wrong = reconcile(arguments.log, arguments.servers)
         print("\n".join(wrong) or "client and servers agree on every request")
