@@ -203,8 +203,9 @@ def rollback(lab: Lab, arguments: argparse.Namespace) -> str:
     start = (last - first) / 1e6
     switch = times["post_check"] - times["stop"]
     return (
-        f"rollback of one host: {switch:.0f} s from its stop to its ready endpoint, {switch / start:.2f} x the "
-        f"engine's own start ({start:.1f} s); drained for {times['undrain'] - times['drain']:.0f} s, "
+        f"rollback of one host: {switch:.0f} s from its stop to its ready endpoint, "
+        f"{switch / start:.2f} x the engine's own start ({start:.1f} s); drained for "
+        f"{times['undrain'] - times['drain']:.0f} s, "
         f"with the post-check; the whole playbook {wall:.0f} s"
     )
 
