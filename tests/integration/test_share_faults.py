@@ -84,6 +84,7 @@ def wait_until_some(member: Member, share: float, hub: Hub) -> None:
 
 def test_the_origin_is_read_once(hub: Hub, tmp_path: Path) -> None:
     skip = len(hub.lines())
+    hub.fail({"fault": "throttle", "rate": 1_000_000})
     with fleet(tmp_path, 3, lambda _: [hub.source()], piece_bytes=PIECE) as found:
         found.start(*KNOBS)
         all_there(found, hub)

@@ -35,6 +35,8 @@ def test_the_pieces_are_dealt_out_in_turn() -> None:
     for me in ALL:
         it = board(me, workers=100)
         mine = []
+        assert it.next_claim(-9.0) is not None, "who reads is new: the claim is to be confirmed"
+        it.flight.clear()
         while (claim := it.next_claim(0.0)) is not None and not claim.taken_over:
             mine += claim.pieces
             for piece in claim.pieces:
@@ -145,6 +147,27 @@ def test_a_host_that_sends_other_bytes_is_avoided() -> None:
     offer = it.next_offer(0.0)
     assert offer is not None
     assert offer.peer == C
+
+
+def test_who_is_trusted_by_nobody_leaves_the_origin_to_others() -> None:
+    it = board(B)
+    it.distrusted(A, B)
+    assert it.next_claim(0.0) is not None, "one may be wrong itself"
+    it.distrusted(C, B)
+    assert it.next_claim(0.0) is None
+    it.lost(A)
+    it.lost(C)
+    assert it.next_claim(0.0) is not None, "alone it reads for itself"
+
+
+def test_two_reports_are_enough_to_avoid_a_host() -> None:
+    it = board(A)
+    it.claimed(B, Claim("key0", 1, 1, 0, False), 0.0)
+    it.distrusted(C, B)
+    assert not it._free(("key0", 1), 1.0)
+    it.distrusted(A, B)
+    assert it._free(("key0", 1), 1.0)
+    assert it.readers() == [A, C]
 
 
 def test_a_file_that_went_wrong_is_read_again_by_one_host() -> None:

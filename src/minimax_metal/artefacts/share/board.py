@@ -32,6 +32,8 @@ WINDOW: Final = 32
 """Pieces others have, among which the next is chosen by chance, so that hosts take different ones."""
 OVERDUE: Final = 4.0
 """A claim that lasts this many times as long as pieces usually take does not count any more."""
+SETTLING: Final = 1.0
+"""Seconds after a change among the readers in which every claim is treated like one that is taken over."""
 PATIENCE: Final = 10.0
 """Seconds that every claim lasts at least."""
 
@@ -57,7 +59,7 @@ class Claim:
     last: int
     generation: int
     taken_over: bool
-    """Somebody else's turn: to be claimed first, and read when nobody else did the same."""
+    """It may be somebody else's turn: to be claimed first, and read when nobody else did the same."""
 
     @property
     def pieces(self) -> list[Piece]:
@@ -119,6 +121,10 @@ class Board:
         self.workers = max(1, workers)
         self.origin = True
         """Whether this host can read the origin, as far as it knows."""
+        self.trusted = True
+        """Whether the others take what this host has."""
+        self.distrust: dict[str, set[str]] = {}
+        """Host -> those that take nothing from it any more."""
         self.ranges = True
         """Whether the origin answers with the part of a file that was asked for."""
         self.others = {name: Other() for name in self.names if name != me}
@@ -137,6 +143,8 @@ class Board:
         self.missing: dict[Piece, None] = {}
         self.available: dict[Piece, None] = {}
         """Missing pieces that somebody announced."""
+        self._dealt: list[str] = []
+        self._dealt_since = 0.0
         self.typical = 0.0
         """Seconds from a claim to the announcement, on average."""
         self.random = random.Random(seed)  # noqa: S311  spreads load, keeps no secret
@@ -196,13 +204,14 @@ class Board:
         """Note that a piece did not come."""
         self.flight.pop(piece, None)
 
-    def wrong(self, offer: Offer) -> None:
-        """Note that a host sent other bytes than it had announced."""
+    def wrong(self, offer: Offer) -> bool:
+        """Note that a host sent other bytes than it had announced; return whether it is trusted no more."""
         self.flight.pop(offer.piece, None)
         other = self.others[offer.peer]
         other.strikes += 1
         other.avoided.add(offer.piece[0])
         self._refresh()
+        return other.strikes == STRIKES
 
     def busy(self, peer: str, until: float) -> None:
         """Note that a host has its hands full, or did not answer, until a time."""
@@ -292,6 +301,21 @@ class Board:
             if (key, number) in self.missing and self._usable(other, (key, number)):
                 self.available.setdefault((key, number))
 
+    def distrusted(self, peer: str, whom: str) -> None:
+        """Note that a host takes nothing from another any more.
+
+        When two say so (one, where there is no other) it is so: nobody waits for what that host reads, and it
+        reads nothing from the origin, since nobody would take it.
+        """
+        self.distrust.setdefault(whom, set()).add(peer)
+        if len(self.distrust[whom]) < min(2, len(self.others)):
+            return
+        if whom == self.me:
+            self.trusted = False
+        elif whom in self.others:
+            self.others[whom].strikes = max(STRIKES, self.others[whom].strikes)
+            self._refresh()
+
     def can_read(self, peer: str, origin: bool) -> None:
         """Note whether a host can read the origin."""
         self.others[peer].origin = origin
@@ -303,7 +327,7 @@ class Board:
         able = [
             name
             for name in self.names
-            if (self.origin if name == self.me else self._reads(self.others[name]))
+            if (self._reads_here() if name == self.me else self._reads(self.others[name]))
         ]
         return able[: self.cap]
 
@@ -317,6 +341,8 @@ class Board:
     def next_claim(self, now: float) -> Claim | None:
         """Return what to read from the origin next, noted as on its way; None when it is others' turn."""
         readers = self.readers()
+        if readers != self._dealt:
+            self._dealt, self._dealt_since = readers, now
         if self.me not in readers or sum(not peer for peer in self.flight.values()) >= self.streams():
             return None
         own = next(
@@ -328,7 +354,8 @@ class Board:
             None,
         )
         if own is not None:
-            return self._claim(own, now, taken_over=False)
+            # Others may not have seen yet that the pieces are dealt out among other hosts than before.
+            return self._claim(own, now, taken_over=now - self._dealt_since < SETTLING)
         last = list(
             itertools.islice(
                 (piece for piece in reversed(self.missing) if self._free(piece, now)), len(readers)
@@ -446,6 +473,10 @@ class Board:
         steps = itertools.takewhile(lambda step: step < count, (1 << power for power in range(count)))
         far = [self.names[(here + step) % count] for step in steps]
         return sorted({*first, *far} - {self.me})
+
+    def _reads_here(self) -> bool:
+        """Return whether this host reads from the origin: not while others do and take nothing from it."""
+        return self.origin and (self.trusted or not any(map(self._reads, self.others.values())))
 
     def _reads(self, other: Other) -> bool:
         return other.alive and other.pulling and other.origin and other.strikes < STRIKES

@@ -114,6 +114,8 @@ class Listener:
                     self.ended = True
                 elif kind == "origin":
                     self.board.can_read(name, rest[0] is True)
+                elif kind == "distrust":
+                    self._told_of_distrust(str(rest[0]))
                 elif kind == "file":
                     self.board.announced_whole(name, str(rest[0]))
                 elif self.other_pieces:
@@ -133,6 +135,15 @@ class Listener:
                 continue
         return cleared
 
+    def _told_of_distrust(self, whom: str) -> None:
+        before = self.board.trusted
+        self.board.distrusted(self.peer.name, whom)
+        if before and not self.board.trusted:
+            self.note(
+                "other hosts get other bytes from here than it read; it leaves the source to them: check "
+                "its memory and disk"
+            )
+
     def _without_log(self) -> float:
         """A host without a log has the model, or does not pull."""
         try:
@@ -142,7 +153,7 @@ class Listener:
             with self.changed:
                 self.board.reborn(self.peer.name)
                 self.board.met(self.peer.name, pulling=False)
-            return max(0.5, self.share.poll)
+            return self.share.poll  # it is about to begin, and has to be heard at once
         except PeerError as error:
             return self._unanswered(error)
         except (KeyError, TypeError, ValueError, UserError):
@@ -173,4 +184,4 @@ class Listener:
                 self.changed.notify_all()
         if self.denied:
             return SELDOM
-        return max(0.3, self.share.poll)
+        return max(0.2, self.share.poll)

@@ -3,9 +3,9 @@
 A start of the pull is a line ``{"boot", "me", "piece"}``; what was said before it by the same host is then
 void. The lines after it are lists: ``["claim", key, first, last, generation]``, ``["drop", key, first,
 last]``, ``["have", key, number, sha256, generation, reader]``, ``["file", key]`` (whole and verified),
-``["origin", true or false]`` (whether this host can read it), ``["end"]``. The file's modification time is
-the host's pulse: it is set every second, and held against the ``Date`` of the same answer, so no two clocks
-are compared.
+``["origin", true or false]`` (whether this host can read it), ``["distrust", host]`` (it sends other bytes
+than it announces), ``["end"]``. The file's modification time is the host's pulse: it is set every second, and
+held against the ``Date`` of the same answer, so no two clocks are compared.
 """
 
 from __future__ import annotations

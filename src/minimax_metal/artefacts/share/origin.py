@@ -82,7 +82,7 @@ class OriginReader:
     def _stands(self, claim: Claim) -> bool:
         """Wait until everybody has heard of the claim; return whether it is ours."""
         it = self.attempt
-        it.halted.wait(2.5 * it.share.poll)
+        it.halted.wait(3 * it.share.poll)
         with it.changed:
             return it.board.stands(claim, time.monotonic())
 

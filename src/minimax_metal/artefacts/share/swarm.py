@@ -408,8 +408,12 @@ class SharedAttempt(Attempt):
         if wanted is not None and found != wanted:
             self._lose(end - begin)
             with self.changed:
-                self.board.wrong(offer)
+                distrusted = self.board.wrong(offer)
+                if distrusted:
+                    self.board.distrusted(self.share.me, offer.peer)
                 self.changed.notify_all()
+            if distrusted:
+                self.log.post(["distrust", offer.peer])
             reason = f"{offer.peer} sent other bytes of {store.entry.path} than it announced"
             self.say("damaged", path=store.entry.path, reason=reason)
             return
