@@ -4,7 +4,7 @@ Reads the log of a cache that hosts were provisioned through, on standard input 
 
     ssh cache01 journalctl -u minimax-metal-artefacts -o cat | python benchmarks/staging.py -
 
-Without a log it brings up the lab of lab/labs/staging.yml, sets up two hosts through the cache (with a part of
+Without a log it brings up the lab of lab/labs/staging.yml, sets up two hosts through the cache (with part of
 the engine's lock, see tests/support/staging.py), counts, and takes the lab down. Bytes from origins are with
 HTTP headers; "without a cache" is what the same hosts would have read from origins, each for itself.
 """
