@@ -55,9 +55,23 @@ class KernelHost:
 
     # -- making it ---------------------------------------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Lay out the disk from the cached image, with a key of its own; serve the vendor's repository."""
+    def prepare(self, fresh: bool = True) -> None:
+        """Lay out the disk from the cached image, with a key of its own; serve the vendor's repository.
+
+        ``fresh`` false goes on with the disk and the firmware's variables of the last time.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
+        if fresh or not (self.directory / "disk.raw").exists():
+            self._lay_out()
+        vendor = self.directory / "vendor"
+        built = repository.build(vendor, self.directory / "keys", modules=True)
+        handler = partial(_Quiet, directory=str(vendor))
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.fingerprint = built.key_fingerprint
+        self.vendor_url = f"http://{GATEWAY}:{self.server.server_port}/{built.url_path}"
+
+    def _lay_out(self) -> None:
         key = self.directory / "key"
         if not key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -73,13 +87,6 @@ class KernelHost:
             shutil.copy(VARIABLES, self.directory / "variables.fd")
         public = (self.directory / "key.pub").read_text()
         _write_into(self.directory / "disk.raw", {"/root/.ssh/authorized_keys": public})
-        vendor = self.directory / "vendor"
-        built = repository.build(vendor, self.directory / "keys", modules=True)
-        handler = partial(_Quiet, directory=str(vendor))
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.fingerprint = built.key_fingerprint
-        self.vendor_url = f"http://{GATEWAY}:{self.server.server_port}/{built.url_path}"
 
     # -- on and off --------------------------------------------------------------------------------------
 
@@ -159,6 +166,7 @@ class KernelHost:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.boot_id() not in ("", before):
+                self.ssh("systemctl is-system-running --wait", check=False)  # sshd answers before all is up
                 return
             time.sleep(2)
         raise LabError(f"kernel host {self.directory} did not come back within {seconds:.0f} s of a reboot")

@@ -1,7 +1,8 @@
 """What only a kernel can show: secure boot, modules that DKMS builds, nouveau, sysctl, a kernel that moves.
 
 One host under QEMU without hardware virtualisation (lab/kernel), started by a firmware with secure boot on:
-half an hour and more. The tests run in order, each on the host that the one before left.
+half an hour and more. The tests run in order, each on the host that the one before left. With
+METAL_KERNEL_HOST=keep they go on with the disk that the last run left, so that one test can be run again.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ INSTALLED = "dpkg-query --show --showformat '${Package} ' '*nvidia*' 2>/dev/null
 def host() -> Iterator[KernelHost]:
     made = KernelHost(labs_root() / "kernel", secure_boot=True)
     try:
-        made.prepare()
+        made.prepare(fresh=os.environ.get("METAL_KERNEL_HOST") != "keep")
         made.boot()
         yield made
     finally:
@@ -156,13 +157,13 @@ def test_failed_build_shows_the_end_of_its_log_and_the_next_run_goes_on(host: Ke
     assert run.returncode == 0, run.output
     assert host.boot_id() != before
     assert "590.48.01" in host.ssh(VERSION).stdout
-    # What was tuned has outlived the boot.
-    assert host.ssh(SYSCTL).stdout == "1\n"
-    assert "[madvise]" in host.ssh(PAGES).stdout
-    assert "size=307200k" in host.ssh(SHM).stdout
 
 
 def test_kernel_that_moved_without_headers_is_named(host: KernelHost) -> None:
+    # What was tuned has outlived the boots.
+    assert host.ssh(SYSCTL).stdout == "1\n"
+    assert "[madvise]" in host.ssh(PAGES).stdout
+    assert "size=307200k" in host.ssh(SHM).stdout
     host.ssh("apt-get -qq -y --no-install-recommends install linux-image-cloud-amd64 >&2")
     line = said(play(host, metal_driver_branch="590"))
     assert re.search(r"for kernel \S+-cloud-amd64 \(it boots next; \S+ runs now\)", line), line
