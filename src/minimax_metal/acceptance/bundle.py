@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
+import json
 import os
 import tarfile
 import time
@@ -103,6 +105,14 @@ def _said(answer: Answer) -> str:
     return "".join(part for part in parts if part)
 
 
+def _masked(name: str, text: str, redaction: Redaction) -> str:
+    """A text without what may not leave; JSON stays JSON."""
+    if name.endswith(".json"):
+        with contextlib.suppress(ValueError):
+            return json.dumps(redaction.value(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+    return redaction.text(text)
+
+
 def write(path: Path, texts: Mapping[str, str], redaction: Redaction) -> None:
     """Write the archive; every text and every name goes through the redaction, and only root reads it.
 
@@ -120,7 +130,7 @@ def write(path: Path, texts: Mapping[str, str], redaction: Redaction) -> None:
             tarfile.open(fileobj=stream, mode="w") as archive,
         ):
             for name, text in texts.items():
-                data = redaction.text(text).encode("utf-8", "replace")
+                data = _masked(name, text, redaction).encode("utf-8", "replace")
                 member = tarfile.TarInfo(f"metal-accept/{redaction.text(name)}")
                 member.size, member.mtime, member.mode = len(data), now, 0o644
                 archive.addfile(member, io.BytesIO(data))

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from minimax_metal.fleet.redact import Redactor, is_secret_name, secrets_of_directories
 
-KEYS: Final = (Path("/etc/sglang"), Path("/etc/minimax-metal"))
-"""Directories whose files, or those one level below, hold keys and tokens."""
+KEYS: Final = (Path("/etc/sglang"), Path("/etc/sglang-gateway"), Path("/etc/minimax-metal/tokens"))
+"""Directories whose files, or those one level below, hold keys and tokens, beside configuration."""
 TOKENS: Final = (Path("/root/.cache/huggingface"), Path("/root/.config/modelscope"))
 
 _UUID: Final = re.compile(
@@ -42,9 +42,12 @@ def secrets_of_host(
         except OSError:
             continue
         for text in secrets_of_directories([directory, *below]):
-            # `api-key: "..."` of the engine's configuration: the value counts wherever it stands alone.
-            value = re.fullmatch(r"[\w-]+\s*[:=]\s*[\"']?([^\"'\s]+)[\"']?", text)
-            found += [value[1]] if value else [text]
+            # A line of configuration is no secret but for the value of what is named like one.
+            named = re.fullmatch(r"[\"']?([\w-]+)[\"']?\s*[:=]\s*[\"']?([^\"'\s]+?)[\"']?,?", text)
+            if named:
+                found += [named[2]] if is_secret_name(named[1].replace("-", "_")) else []
+            elif not re.search(r"\s", text):
+                found.append(text)
     found += secrets_of_directories(tokens)
     for text in environments:
         for name, value in re.findall(r"(\w+)=(\"[^\"]*\"|\S+)", text):
