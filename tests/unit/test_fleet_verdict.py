@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 
 BATCHES = [["a"], ["b", "c"], ["d"]]
@@ -59,3 +61,13 @@ def test_runs_that_ended_well_leave_nothing_to_say() -> None:
     assert standings({"a": {"journal": journal}, "b": {"journal": None}}) == []
     failed = journal | {"result": "failed", "message": "no GPU", "from_release": None, "to_release": "y"}
     assert standings({"a": {"journal": failed}}) == ["a: rollout R failed from no release to y: no GPU"]
+
+
+def test_no_file_of_tasks_is_taken_for_a_playbook() -> None:
+    # An include looks beside the playbook as well: a file of both names would be found there first.
+    playbooks = Path(__file__).parents[2] / "playbooks"
+    steps = {path.name for path in (playbooks / "tasks" / "rollout").glob("*.yml")}
+    assert steps
+    assert not steps & {
+        path.name for place in (playbooks, playbooks / "tasks") for path in place.glob("*.yml")
+    }
