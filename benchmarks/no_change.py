@@ -94,7 +94,7 @@ def bare(questions: int, directory: Path) -> Path:
 
 
 def measure(inventories: list[str], hosts: list[str], directory: Path) -> tuple[float, float]:
-    """Run both sides on some hosts; return the seconds of a run, and its ratio to the bare questions."""
+    """Run both sides on some hosts; return the seconds of a run, and its ratio to bare questions."""
     environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "CI": "true"}
     where = [word for one in inventories for word in ("-i", one)] + ["--limit", ",".join(hosts)]
     runs = directory / f"runs-{len(hosts)}"
@@ -114,9 +114,8 @@ def measure(inventories: list[str], hosts: list[str], directory: Path) -> tuple[
         if one["host"] == most
     )
     plain, _, _ = timed([program("ansible-playbook"), str(bare(questions, directory)), *where], environment)
-    print(
-        f"{len(hosts)} host{'s' if len(hosts) > 1 else ''}: {tasks} remote tasks, {questions} questions a host"
-    )
+    who = f"{len(hosts)} host{'s' if len(hosts) > 1 else ''}"
+    print(f"{who}: {tasks} remote tasks, {questions} questions a host")
     print("  by stage: " + ", ".join(f"{stage} {number}" for stage, number in stages.most_common()))
     print(f"  run {seconds:.1f} s, of which the post-check's own requests {checks:.1f} s; bare {plain:.1f} s")
     print(f"  run without the checks / bare: {(seconds - checks) / plain:.2f}")

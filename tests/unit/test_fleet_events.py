@@ -68,6 +68,24 @@ def test_a_stage_is_changed_when_one_of_its_tasks_changed_something() -> None:
     assert run.tasks_done("a") == 4
 
 
+def test_a_stage_that_is_come_back_to_counts_only_its_own_time() -> None:
+    run = Run().take_all(
+        [
+            *done("a", "model_weights", 0.0),
+            *done("a", "nvidia_driver", 1.0),
+            record("begin", "a", "model_weights", 100.0),
+            record("ok", "a", "model_weights", 130.0),
+        ]
+    )
+    stage = run.hosts["a"].stages["model_weights"]
+    assert stage.seconds == 31.0
+    assert [span.stage for span in run.hosts["a"].spans] == [
+        "model_weights",
+        "nvidia_driver",
+        "model_weights",
+    ]
+
+
 def test_a_stage_of_which_everything_was_skipped_is_skipped_and_asked_nothing() -> None:
     run = Run().take_all([record("begin", "a", "rollback", 1.0), record("skipped", "a", "rollback", 1.1)])
     assert run.hosts["a"].stages["rollback"].status == "skipped"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Final
 
 from minimax_metal.fleet.records import Record
@@ -28,14 +29,22 @@ class Stage:
     status: str = "waiting"
     began: float = 0.0
     ended: float = 0.0
+    since: float = 0.0
+    """When the host last came into it: a stage may be left and come back to, as the pull of weights is."""
+    before: float = 0.0
+    """Seconds spent in it before that."""
     tasks: int = 0
     """Tasks that were asked of the host."""
     changes: int = 0
 
     @property
     def seconds(self) -> float:
-        """How long it has taken."""
-        return max(0.0, self.ended - self.began)
+        """How long the host has spent in it, without the time it was elsewhere in between."""
+        return self.seconds_at(self.ended)
+
+    def seconds_at(self, now: float) -> float:
+        """How long it has spent in it at some moment while it is in it."""
+        return self.before + max(0.0, now - (self.since or self.began))
 
 
 @dataclass(frozen=True)
@@ -223,6 +232,8 @@ class Run:
             stage.began = stage.began or at
             host.stage = name
             if not host.spans or host.spans[-1].stage != name:
+                stage.before = sum(one.ended - one.began for one in host.spans if one.stage == name)
+                stage.since = at
                 host.spans.append(Span(name, at, at, RUNNING))
         host.busy, host.task = True, str(record.get("task") or "")
         host.unreachable = False
@@ -335,7 +346,11 @@ class Run:
 def _label(record: Record) -> str:
     result = record.get("result") or {}
     label = result.get("label")
-    return str(label) if label is not None else _what(result)
+    # Of a file that is copied its place on the host says more than where it lies on the controller.
+    if label is None or result.get("dest"):
+        return _what(result)
+    copied = str(record.get("action") or "").rpartition(".")[2] in {"copy", "template"}
+    return PurePath(str(label)).name if copied else str(label)
 
 
 def _what(result: Mapping[str, Any]) -> str:

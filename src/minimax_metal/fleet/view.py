@@ -53,7 +53,7 @@ def cell(stage: Stage | None, now: float, *, compact: bool) -> Text:
     if stage is None:
         return Text("")
     mark, style = MARKS[stage.status]
-    seconds = (now if stage.status == "running" else stage.ended) - stage.began
+    seconds = stage.seconds_at(now if stage.status == "running" else stage.ended)
     long = seconds >= SECONDS_FROM and not compact
     return Text(f"{mark} {brief(seconds)}" if long else mark, style=style)
 
