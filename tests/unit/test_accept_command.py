@@ -88,6 +88,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeMachine:
     monkeypatch.setattr(commands, "Local", lambda: machine)
     monkeypatch.setattr(commands, "is_root", lambda: True)
     monkeypatch.setattr(commands, "LOCK", tmp_path / "lock")
+    monkeypatch.setattr(commands, "sweep", lambda machine: None)
     monkeypatch.setattr(commands, "secrets_of_host", lambda environments: ["CANARY-key-of-16-or-more"])
     return machine
 

@@ -22,6 +22,7 @@ from minimax_metal.acceptance.sandbox import (
     last_object,
     resolve,
     service_lines,
+    sweep,
     unit_text,
 )
 from minimax_metal.acceptance.suite import CHECKS, Run
@@ -139,6 +140,19 @@ def test_a_program_answers_and_nothing_is_left(tmp_path: Path, text: str) -> Non
     assert list((tmp_path / "units").iterdir()) == []
     assert list((tmp_path / "output").iterdir()) == []
     assert machine.asked.count("systemctl daemon-reload") == 2
+
+
+def test_what_a_killed_run_left_is_taken_away(tmp_path: Path) -> None:
+    units, output = tmp_path / "units", tmp_path / "output"
+    (output / "metal-accept-a4808959").mkdir(parents=True)
+    units.mkdir()
+    for name in ("metal-accept-a4808959.service", GUARD, "other.service"):
+        (units / name).write_text("")
+    machine = fake(host("H20", 4))
+    sweep(machine, units, output)
+    assert {file.name for file in units.iterdir()} == {GUARD, "other.service"}
+    assert not output.exists()
+    assert machine.asked == ["systemctl stop metal-accept-a4808959.service", "systemctl daemon-reload"]
 
 
 def test_another_sandbox_is_no_pass(tmp_path: Path, text: str) -> None:

@@ -26,7 +26,7 @@ from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.machine import Local, properties
 from minimax_metal.acceptance.redaction import Redaction, secrets_of_host
 from minimax_metal.acceptance.report import Report
-from minimax_metal.acceptance.sandbox import Sandbox, is_root
+from minimax_metal.acceptance.sandbox import Sandbox, is_root, sweep
 from minimax_metal.acceptance.suite import CHECKS, Run, selected
 from minimax_metal.errors import UserError
 from minimax_metal.service.record import CURRENT, DIRECTORY, read_plan
@@ -141,6 +141,7 @@ def local(arguments: argparse.Namespace) -> int:
         skip=arguments.skip,
     )
     with _alone(), _signals_as_interrupts():
+        sweep(machine)
         report = run.report()
         _keep(report, context, arguments.directory or STATE, anonymise=arguments.anonymise)
     if arguments.json:

@@ -206,6 +206,17 @@ class Sandbox:
         return f"exited with {status}"
 
 
+def sweep(machine: Machine, units: Path = UNITS, output: Path = OUTPUT) -> None:
+    """Take away what a run that was killed has left; nobody else may be running one."""
+    left = [file for file in units.glob("metal-accept-*.service") if re.search(r"-[0-9a-f]{8}$", file.stem)]
+    for file in left:
+        machine.run("systemctl", "stop", file.name)
+        file.unlink(missing_ok=True)
+    if left:
+        machine.run("systemctl", "daemon-reload")
+    shutil.rmtree(output, ignore_errors=True)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")[-(1 << 20) :]
