@@ -163,6 +163,15 @@ def test_a_busy_server_is_waited_for_and_a_refusal_is_final(origin: Origin, tmp_
     assert len(origin.asked) == 5
 
 
+def test_one_content_under_many_names_comes_in_side_by_side(origin: Origin, tmp_path: Path) -> None:
+    store.begin(tmp_path)
+    first = item(origin, b"the same in every pocket")
+    items = [download.Item(first.url, f"apt/debian/{n}", first.size, first.sha256) for n in range(40)]
+    files = download.fetch_all(items, tmp_path, lambda _: None)
+    assert len(files) == 40
+    assert all((tmp_path / one.path).read_bytes() == b"the same in every pocket" for one in items)
+
+
 def test_other_bytes_than_the_lock_names_never_get_the_name(origin: Origin, tmp_path: Path) -> None:
     store.begin(tmp_path)
     with pytest.raises(UserError, match=f"with the hash {sha(b'content')}"):

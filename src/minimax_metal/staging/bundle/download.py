@@ -60,7 +60,8 @@ def fetch(item: Item, directory: Path, progress: Callable[[int], None] = lambda 
     final = directory / item.path
     if final.is_file() and item.size in {-1, final.stat().st_size}:
         return File(item.path, final.stat().st_size, item.sha256)
-    part = directory / PARTIAL / item.sha256
+    # By path and hash: empty lists are one content under many names, and come in side by side.
+    part = directory / PARTIAL / hashlib.sha256(f"{item.path} {item.sha256}".encode()).hexdigest()
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
