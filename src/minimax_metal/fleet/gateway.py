@@ -185,6 +185,7 @@ def drain(pool: Pool, arguments: argparse.Namespace) -> int:
 
     if not wait_for(nothing_in_flight, deadline - time.monotonic()):
         left = "it does not say how many" if count is None else f"{count}"
+        left += ", and the gateway has not let it go yet" if url in seen else ""
         print(f"{url}: out of the pool, requests in flight after {arguments.timeout:g} s: {left}: {word}")
         return 1
     print(f"{url}: drained, nothing in flight: {word}")
