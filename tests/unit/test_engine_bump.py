@@ -24,7 +24,8 @@ def tree(tmp_path: Path) -> Path:
         directory.mkdir(parents=True)
     (info / "METADATA").write_text(
         "Metadata-Version: 2.4\nName: sglang\nVersion: 9.9.0\nRequires-Python: >=3.12\n"
-        "Requires-Dist: torch==3.0.0\nRequires-Dist: torchvision\nRequires-Dist: flashinfer_cubin==1.0\n\nA text.\n"
+        "Requires-Dist: torch==3.0.0\nRequires-Dist: torchvision\n"
+        "Requires-Dist: flashinfer_cubin==1.0\n\nA text.\n"
     )
     (info / "entry_points.txt").write_text("[console_scripts]\nsglang = sglang.cli.main:main\n")
     (srt / "function_call" / "function_call_parser.py").write_text(

@@ -157,7 +157,7 @@ class Gpu(_Entry):
     nvlink_bandwidth: Number | None = None
     """All NVLinks of one GPU together, one way, in bytes a second."""
     all_reduce_bandwidth: dict[int, Number] = Field(default_factory=dict)
-    """GPU count to the bus bandwidth of NCCL's all-reduce as published (bytes a second, nccl-tests' busbw)."""
+    """GPU count to the bus bandwidth of NCCL's all-reduce as published (bytes/s, nccl-tests' busbw)."""
     open_modules: Literal["required", "supported", "unsupported"]
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     notes: tuple[str, ...] = ()
@@ -182,7 +182,7 @@ class EngineRelease(_Entry):
     deep_gemm_precompile: bool = False
     """Whether it has ``sglang.compile_deep_gemm``."""
     flashinfer_cubins: bool = False
-    """Whether its locks bring ``flashinfer-cubin``: kernels for Blackwell that FlashInfer fetches otherwise."""
+    """Whether its locks bring ``flashinfer-cubin``: Blackwell's kernels, which FlashInfer fetches otherwise."""
     source: str
     notes: tuple[str, ...] = ()
 

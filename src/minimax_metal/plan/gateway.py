@@ -58,12 +58,13 @@ class Options:
     def read(cls, raw: Mapping[str, Any]) -> Options:
         """From what Ansible has validated already; empty texts are as if they were not set."""
         whole = {field.name for field in fields(cls) if isinstance(field.default, int)}
-        given = {
+        given: dict[str, Any] = {
             name: int(value) if name in whole else value
             for name, value in raw.items()
             if value not in (None, "")
         }
-        return cls(**{**given, "extra_args": tuple(str(word) for word in given.get("extra_args", ()))})
+        given["extra_args"] = tuple(str(word) for word in given.get("extra_args", ()))
+        return cls(**given)
 
 
 @dataclass(frozen=True)
