@@ -182,7 +182,7 @@ class EngineRelease(_Entry):
     deep_gemm_precompile: bool = False
     """Whether it has ``sglang.compile_deep_gemm``."""
     flashinfer_cubins: bool = False
-    """Whether its locks bring ``flashinfer-cubin``: Blackwell's kernels, which FlashInfer fetches otherwise."""
+    """Whether its locks bring ``flashinfer-cubin``: kernels that FlashInfer fetches otherwise."""
     source: str
     notes: tuple[str, ...] = ()
 
