@@ -48,8 +48,11 @@ molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
 test-slow: ## what CI does not carry: lab life cycle, engine arithmetic, drift, reboot
 	@scripts/stages lab engine integration service accept weights share staging gateway rollout driver kernel
 
-bench: setup ## the benchmarks; each prints its figure
-	@for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+# The others want a running fleet: no_change.py an inventory, load.py an endpoint.
+bench: lab-setup ## the benchmarks; each prints its figure
+	@for name in plan_speed weights_speed weights_share bare_host staging rollout; do \
+	  echo "== $$name"; $(BIN)/python "benchmarks/$$name.py"; \
+	done
 
 engine-bump: setup ## add an SGLang release to the catalogue: make engine-bump VERSION=0.5.24
 	@$(BIN)/python tools/engine_bump.py "$(VERSION)"
