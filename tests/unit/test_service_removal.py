@@ -34,7 +34,7 @@ def test_without_wishes_the_product_goes_and_data_and_driver_stay() -> None:
     )
     assert not any(path.startswith(("/srv", "/var/cache", "/var/lib/minimax-metal/")) for path in gone.paths)
     assert "/var/lib/minimax-metal" not in gone.paths
-    assert not gone.user
+    assert gone.users == ()
     assert len(gone.kept) == len(WEIGHTS) + 3
     assert "metal_remove_weights: [MiniMaxAI/MiniMax-M3]" in gone.kept[1]
 
@@ -57,12 +57,49 @@ def test_driver_and_cuda_go_only_when_asked_and_nothing_else_with_them() -> None
 
 
 def test_user_goes_when_nothing_of_theirs_stays() -> None:
-    assert not remove(weights=["MiniMax-M2.5", "MiniMax-M3"]).user
-    assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"], caches=True).user
-    assert removal((), (), (), {"caches": True}).user
+    assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"]).users == ()
+    assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"], caches=True).users == ("sglang",)
+    assert removal((), (), (), {"caches": True}).users == ("sglang",)
 
 
 def test_directory_at_the_root_is_never_deleted() -> None:
     for directory in ("/", "/opt", "/opt/"):
         assert directory.rstrip("/") not in remove(engine_directory=directory).paths
     assert "/data/engines" in remove(engine_directory="/data/engines/").paths
+
+
+GATEWAY_HOST = ("keepalived.service", "sglang-gateway.service")
+GATEWAY_NEEDS = {"/opt/minimax-metal", "/usr/local/bin/metal", "/etc/minimax-metal"}
+
+
+def test_a_gateway_stays_with_all_it_needs_unless_asked_for() -> None:
+    gone = removal((*UNITS, *GATEWAY_HOST), WEIGHTS, (), {"records": True, "caches": True})
+    assert not set(gone.units) & set(GATEWAY_HOST)
+    assert "sglang@minimax-m2.5.service" in gone.units
+    needed = GATEWAY_NEEDS | {"/var/lib/minimax-metal", "/opt/sglang-gateway", "/etc/sglang-gateway"}
+    assert not needed & set(gone.paths)
+    assert "sglang-gateway" not in gone.users
+    assert sum("metal_remove_gateway: true" in line for line in gone.kept) == 2
+
+
+def test_a_gateway_goes_with_its_address_first() -> None:
+    gone = removal((*UNITS, *GATEWAY_HOST), (), (), {"gateway": True})
+    assert gone.units[:2] == GATEWAY_HOST
+    assert {
+        "/etc/systemd/system/sglang-gateway.service", "/etc/sglang-gateway", "/opt/sglang-gateway",
+        "/var/lib/minimax-metal/gateway", "/etc/keepalived/keepalived.conf", *GATEWAY_NEEDS,
+    } <= set(gone.paths)  # fmt: skip
+    assert "/etc/systemd/system/keepalived.service" not in gone.paths
+    assert "/var/lib/minimax-metal" not in gone.paths
+    assert gone.users == ("sglang-gateway",)
+
+
+def test_a_keepalived_that_is_not_ours_is_left_alone() -> None:
+    gone = removal(("sglang-gateway.service",), (), (), {"gateway": True})
+    assert gone.units == ("sglang-gateway.service",)
+    assert not any("keepalived" in path for path in gone.paths)
+
+
+def test_nginx_is_unmasked_only_where_it_came_with_the_product() -> None:
+    assert remove().unmasked == ()
+    assert remove(brought_nginx=True).unmasked == ("nginx.service",)

@@ -195,6 +195,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_remove",
         "metal_remove_caches",
         "metal_remove_driver",
+        "metal_remove_gateway",
         "metal_remove_records",
         "metal_remove_weights",
         "metal_reports_directory",

@@ -10,10 +10,7 @@ from typing import Any
 PRODUCT = (
     "/etc/systemd/system/sglang.target",
     "/etc/systemd/system/sglang@.service.d",
-    "/etc/minimax-metal",
     "/etc/sglang",
-    "/opt/minimax-metal",
-    "/usr/local/bin/metal",
     "/var/lib/sglang",
     "/var/lib/minimax-metal-weights",
     # What role host_tuning wrote; the kernel keeps its values until the next boot.
@@ -22,6 +19,19 @@ PRODUCT = (
     "/etc/systemd/journald.conf.d/90-minimax-metal.conf",
     "/etc/sysctl.d/90-minimax-metal.conf",
     "/etc/tmpfiles.d/minimax-metal.conf",
+    "/etc/minimax-metal/weights-brought-nginx",
+)
+TOOLS = ("/etc/minimax-metal", "/opt/minimax-metal", "/usr/local/bin/metal")
+"""What a gateway on the same host cannot run without."""
+GATEWAY_UNIT = "sglang-gateway.service"
+ADDRESS_UNIT = "keepalived.service"
+"""The distribution's unit: stopped where its configuration is ours, its file never deleted."""
+ADDRESS = ("/etc/keepalived/keepalived.conf", "/etc/keepalived/sglang-gateway.secret")
+GATEWAY = (
+    f"/etc/systemd/system/{GATEWAY_UNIT}",
+    "/etc/sglang-gateway",
+    "/opt/sglang-gateway",
+    "/var/lib/minimax-metal/gateway",
 )
 RECORDS = "/var/lib/minimax-metal"
 CACHES = ("/var/cache/sglang", "/var/cache/minimax-metal-weights", "/var/cache/minimax-metal")
@@ -52,14 +62,16 @@ class Removal:
         units: units that are stopped and disabled, then their files deleted.
         paths: files and directories that are deleted.
         packages: packages that are purged.
-        user: whether the service's user and group go; they stay while files of theirs do.
+        unmasked: units that role model_weights masked; they may be started again, and stay off.
+        users: users that go, with the group of the same name; the engine's stays while files of its do.
         kept: one line for each thing that stays, with the variable that would remove it.
     """
 
     units: tuple[str, ...]
     paths: tuple[str, ...]
     packages: tuple[str, ...]
-    user: bool
+    unmasked: tuple[str, ...]
+    users: tuple[str, ...]
     kept: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,43 +88,78 @@ def removal(
     """Decide what goes.
 
     Args:
-        units: unit files on the host: sglang@*, sglang.target, metal-weights@*, and the driver's of ours.
+        units: unit files on the host: sglang@*, sglang.target, metal-weights@*, the driver's of ours, the
+            gateway's, and keepalived's where it has the gateway's configuration.
         weights: directories ORGANISATION/NAME below the weights directory, absolute.
         packages: names of the installed packages.
         wishes: ``weights`` (names: MiniMax-M2.5 or MiniMaxAI/MiniMax-M2.5), ``caches``, ``records``,
-            ``driver`` (true or false), ``engine_directory``.
+            ``driver``, ``gateway`` (true or false), ``engine_directory``; and whether nginx came with role
+            model_weights (``brought_nginx``).
 
     Weights go only by name, and a name that is not there is no error: it may have gone before.
     """
     asked = {str(name).strip("/") for name in wishes.get("weights") or ()}
     stored = sorted(weights)
     doomed = [path for path in stored if _named(path, asked)]
-    driver = bool(wishes.get("driver"))
-    ours = [unit for unit in sorted(units) if not unit.startswith("nvidia-") or driver]
+    driver, gateway = bool(wishes.get("driver")), bool(wishes.get("gateway"))
+    there = frozenset(units)
+    ours = [
+        unit
+        for unit in sorted(there - {ADDRESS_UNIT, GATEWAY_UNIT})
+        if driver or not unit.startswith("nvidia-")
+    ]
+    paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
     # The directory of engine environments is the user's to name: nothing but a path below / is believed.
     engines = str(wishes.get("engine_directory") or "/opt/sglang").rstrip("/")
-    paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
     if engines.count("/") >= 2:
         paths.append(engines)
     kept = [
         f"weights {path} (metal_remove_weights: [{_name(path)}])" for path in stored if path not in doomed
     ]
+    gateway_stays = GATEWAY_UNIT in there and not gateway
+    if gateway_stays:
+        kept.append("the gateway, and the host tools that it runs with (metal_remove_gateway: true)")
+    else:
+        paths += TOOLS
+    if gateway:
+        # The address leaves before the gateway does.
+        ours = [unit for unit in (ADDRESS_UNIT, GATEWAY_UNIT) if unit in there] + ours
+        paths += [*(ADDRESS if ADDRESS_UNIT in there else ()), *GATEWAY]
+        if ADDRESS_UNIT in there:
+            kept.append("package keepalived, without a configuration (apt purge keepalived)")
     for wish, places, words in (
         ("caches", CACHES, "compiled kernels and download caches"),
         ("records", (RECORDS,), "release records and check reports"),
         ("driver", DRIVER, "driver, CUDA and their settings"),
     ):
-        if wishes.get(wish):
+        if wish == "records" and gateway_stays:
+            kept.append(f"{words}: the gateway's pool is with them (metal_remove_gateway: true)")
+        elif wishes.get(wish):
             paths += places
         else:
             kept.append(f"{words} (metal_remove_{wish}: true)")
-    gone = tuple(
-        name
-        for name in sorted(packages)
-        if driver and (_DRIVER_PACKAGE.fullmatch(name) or _CUDA_PACKAGE.fullmatch(name))
+    nginx = bool(wishes.get("brought_nginx"))
+    if nginx:
+        kept.append("package nginx, its own instance off (apt purge nginx nginx-common)")
+    return Removal(
+        units=tuple(ours),
+        paths=tuple(dict.fromkeys([*paths, *doomed])),
+        packages=tuple(name for name in sorted(packages) if driver and _of_driver(name)),
+        unmasked=("nginx.service",) if nginx else (),
+        users=tuple(
+            name
+            for name, goes in (
+                ("sglang", len(doomed) == len(stored) and bool(wishes.get("caches"))),
+                ("sglang-gateway", gateway),
+            )
+            if goes
+        ),
+        kept=tuple(kept),
     )
-    user = len(doomed) == len(stored) and bool(wishes.get("caches"))
-    return Removal(tuple(ours), tuple(dict.fromkeys([*paths, *doomed])), gone, user, tuple(kept))
+
+
+def _of_driver(package: str) -> bool:
+    return bool(_DRIVER_PACKAGE.fullmatch(package) or _CUDA_PACKAGE.fullmatch(package))
 
 
 def _name(path: str) -> str:
