@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, RealGateway, real_gateway
+from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, RealGateway, real_gateway, words
 from tests.support.simulated import SimulatedEngine, simulated_engine
 
 pytestmark = pytest.mark.slow
@@ -43,13 +43,6 @@ def wait(what: Callable[[], object], seconds: float = 60.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "not in time"
         time.sleep(0.2)
-
-
-def words(stream: str) -> int:
-    """Return how many words a chat stream says: with the simulated engine, as many as tokens."""
-    data = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
-    choices = [choice for piece in map(json.loads, data) for choice in piece["choices"]]
-    return len("".join(choice["delta"].get("content") or "" for choice in choices).split())
 
 
 def test_a_drain_waits_for_what_runs_and_lets_nothing_new_in(

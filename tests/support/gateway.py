@@ -145,6 +145,13 @@ class RealGateway:
         return thread
 
 
+def words(stream: str) -> int:
+    """Return how many words a chat stream says: with the simulated engine, as many as tokens."""
+    data = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
+    choices = [choice for piece in map(json.loads, data) for choice in piece["choices"]]
+    return len("".join(choice["delta"].get("content") or "" for choice in choices).split())
+
+
 @contextmanager
 def real_gateway(directory: Path, *workers: str, **options: Any) -> Iterator[RealGateway]:
     """Run a gateway in front of workers until the end of the context; options are the role's."""
