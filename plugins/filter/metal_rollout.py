@@ -10,11 +10,12 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from minimax_metal.fleet.rollout import Work, decide, no_room, outsider, serving_of, work_of
+from minimax_metal.fleet.soak import Figures
 from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 from minimax_metal.service.record import digest_of
 
@@ -102,6 +103,35 @@ def metal_run(playbook: str) -> dict[str, Any]:
     }
 
 
+def metal_soak_kind(plan: Mapping[str, Any]) -> str:
+    """Return what a replica is compared by with those of the batch before: its model on its GPUs."""
+    gpus, model = plan.get("gpus") or {}, plan.get("model") or {}
+    return f"{model.get('served_name')} on {gpus.get('count')} {gpus.get('model')}"
+
+
+def metal_soak_input(before: str, kind: str, batches: Mapping[str, Any]) -> str:
+    """Return the input of ``metal soak watch``: what the host's own figures were, as ``metal soak figures``
+    printed them, and those of the last batch with a replica of this kind."""
+    return json.dumps({"before": json.loads(before or "null"), "batch": batches.get(kind)})
+
+
+def metal_soak_figures(results: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
+    """Return what a host's replicas counted: results of ``metal soak watch``, whose last line has it."""
+    total = Figures()
+    for one in results:
+        total = total.plus(Figures(**json.loads(one["stdout_lines"][-1])))
+    return {"kind": kind, "figures": asdict(total)}
+
+
+def metal_soak_batches(hosts: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return figures of the last batch that had a replica of the kind, by kind: ``hosts`` is what
+    ``metal_soak_figures`` made of each host of a batch."""
+    sums: dict[str, Figures] = {}
+    for one in hosts:
+        sums[one["kind"]] = sums.get(one["kind"], Figures()).plus(Figures(**one["figures"]))
+    return {**earlier, **{kind: asdict(found) for kind, found in sums.items()}}
+
+
 class FilterModule:
     """The filters of a rollout."""
 
@@ -119,4 +149,8 @@ class FilterModule:
             "metal_rollout_verdict": verdict,
             "metal_rollout_work": metal_rollout_work,
             "metal_run": metal_run,
+            "metal_soak_batches": metal_soak_batches,
+            "metal_soak_figures": metal_soak_figures,
+            "metal_soak_input": metal_soak_input,
+            "metal_soak_kind": metal_soak_kind,
         }

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import http.server
+import importlib.util
 import io
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
+from minimax_metal.errors import UserError
 from minimax_metal.fleet import soak
 from minimax_metal.fleet.soak import Figures, parse, worse
 
+FILTERS = Path(__file__).parents[2] / "plugins/filter/metal_rollout.py"
 SCRAPE = """
 # TYPE sglang:http_responses_total counter
 sglang:http_responses_total{endpoint="/v1/chat/completions",method="POST",status_code="200"} 90.0
@@ -134,16 +139,23 @@ def test_a_watch_ends_as_soon_as_a_replica_does_worse(
     assert soak.main(["figures", url]) == 0
     before = capsys.readouterr().out
     assert json.loads(before)["answers"] == 0
-    monkeypatch.setattr("sys.stdin", io.StringIO(before))
+    earlier = json.dumps({"before": json.loads(before), "batch": None})
+    monkeypatch.setattr("sys.stdin", io.StringIO(earlier))
     assert soak.main(["watch", url, "--seconds", "0.2"]) == 0
-    assert "0 answers, 0 failed" in capsys.readouterr().out
+    said, seen = capsys.readouterr().out.splitlines()
+    assert said.startswith("0 answers, 0 failed")
+    assert Figures(**json.loads(seen)) == Figures()
 
-    def fail() -> None:
-        Engine.failed += 5
+    real = soak.scrape
+    looked: list[Figures | None] = []
 
-    timer = threading.Timer(0.1, fail)
-    timer.start()
-    monkeypatch.setattr("sys.stdin", io.StringIO(before))
+    def then_fail(url: str) -> Figures | None:
+        looked.append(real(url))
+        Engine.failed += 5 if len(looked) == 1 else 0
+        return looked[-1]
+
+    monkeypatch.setattr(soak, "scrape", then_fail)
+    monkeypatch.setattr("sys.stdin", io.StringIO(earlier))
     assert soak.main(["watch", url, "--seconds", "60"]) == 1
     assert "found 5 of 5 answers failed" in capsys.readouterr().out
 
@@ -157,3 +169,45 @@ def test_an_engine_that_dies_during_the_watch_is_worse(
     monkeypatch.setattr("sys.stdin", io.StringIO("null"))
     assert soak.main(["watch", "http://127.0.0.1:1", "--seconds", "60"]) == 1
     assert "three times in a row" in capsys.readouterr().out
+
+
+def test_a_replica_is_compared_with_the_batch_before_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(soak, "PAUSE_SECONDS", 0.01)
+    answers = iter([Figures(), *[Figures(answers=50, first_sum=100, first_count=50)] * 100])
+    monkeypatch.setattr(soak, "scrape", lambda _url: next(answers))
+    # Before the change this host was as slow; the others with the new release are not.
+    slow = asdict(Figures(answers=50, first_sum=100, first_count=50))
+    quick = asdict(Figures(answers=50, first_sum=5, first_count=50))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"before": slow, "batch": quick})))
+    assert soak.main(["watch", "http://127.0.0.1:1", "--seconds", "60"]) == 1
+    assert "after 2.000 s, 0.100 s in the batch before" in capsys.readouterr().out
+
+
+def test_another_input_is_refused() -> None:
+    with pytest.raises(UserError, match="found no earlier figures in the input"):
+        soak.read_earlier("[1]")
+    assert soak.read_earlier("") == (None, None)
+
+
+def test_a_replica_is_compared_with_its_like_in_the_last_batch_that_had_one() -> None:
+    specification = importlib.util.spec_from_file_location("metal_rollout", FILTERS)
+    assert specification is not None
+    assert specification.loader is not None
+    filters = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(filters)
+    large, small = (
+        filters.metal_soak_kind({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}})
+        for count in (8, 4)
+    )
+    printed = {"stdout_lines": ["10 answers, 0 failed", json.dumps(asdict(Figures(answers=10)))]}
+    counted = filters.metal_soak_figures([printed, printed], large)
+    assert counted["figures"]["answers"] == 20
+    first = filters.metal_soak_batches([counted, counted], {})
+    assert first[large]["answers"] == 40
+    # A batch of other hosts leaves them.
+    second = filters.metal_soak_batches([filters.metal_soak_figures([printed], small)], first)
+    text = filters.metal_soak_input(json.dumps(asdict(Figures(answers=7))), large, second)
+    assert soak.read_earlier(text) == (Figures(answers=7), Figures(answers=40))
+    assert soak.read_earlier(filters.metal_soak_input("null", "another", second)) == (None, None)

@@ -2,7 +2,9 @@
 
 ``figures`` prints what the engine has counted since its start: answers and those that failed (HTTP 5xx,
 aborted), mean seconds to the first token and between tokens. ``watch`` reads them for a while, takes the
-difference, and compares it with earlier ones. ``trial`` sends requests of its own to a replica that gets no
+difference, and compares it with those of the same host before the change and, where they are given, with
+those of the batch before, which has the release already; its last line is what it counted, as JSON.
+``trial`` sends requests of its own to a replica that gets no
 others, so that one that fails under load fails before clients meet it.
 
 Figures are those of SGLang's ``/metrics``: ``sglang:http_responses_total`` (``http_request_metrics.py``,
@@ -69,6 +71,11 @@ class Figures:
             return self
         return Figures(**{name: mine[name] - theirs[name] for name in mine})
 
+    def plus(self, other: Figures) -> Figures:
+        """Return what both counted together."""
+        mine, theirs = asdict(self), asdict(other)
+        return Figures(**{name: mine[name] + theirs[name] for name in mine})
+
     @property
     def failed_share(self) -> float:
         """Failed answers as a share of all."""
@@ -120,7 +127,14 @@ def parse(text: str) -> Figures | None:
     )
 
 
-def worse(now: Figures, before: Figures | None, errors: float, latency: float, requests: int) -> str | None:
+def worse(
+    now: Figures,
+    before: Figures | None,
+    errors: float,
+    latency: float,
+    requests: int,
+    where: str = "before",
+) -> str | None:
     """Return in what a replica does worse than before; None when in nothing that counts.
 
     Args:
@@ -129,12 +143,13 @@ def worse(now: Figures, before: Figures | None, errors: float, latency: float, r
         errors: how much larger the share of failed answers may be.
         latency: how many times as long the first token, and the one after another, may take.
         requests: answers that are needed, then and now, to compare latencies.
+        where: what it is compared with, in words.
     """
     allowed = (before.failed_share if before else 0.0) + errors
     if now.failures >= FEW_FAILURES and now.failed_share > allowed:
         return (
             f"found {now.failures:.0f} of {now.answers:.0f} answers failed, expected at most {allowed:.1%}, "
-            f"{'as before' if before else 'the limit'} (metal_rollout_soak_errors)"
+            f"{f'as {where}' if before else 'the limit'} (metal_rollout_soak_errors)"
         )
     if before is None or now.answers < requests or before.answers < requests:
         return None
@@ -149,8 +164,8 @@ def worse(now: Figures, before: Figures | None, errors: float, latency: float, r
             and mine - theirs > LEAVE_SECONDS
         ):
             return (
-                f"found {what} after {mine:.3f} s, {theirs:.3f} s before, expected at most {latency:g} times "
-                "as long (metal_rollout_soak_latency)"
+                f"found {what} after {mine:.3f} s, {theirs:.3f} s {where}, expected at most "
+                f"{latency:g} times as long (metal_rollout_soak_latency)"
             )
     return None
 
@@ -161,8 +176,16 @@ def scrape(url: str) -> Figures | None:
     return parse(text) if status == "200" else None
 
 
-def watch(url: str, before: Figures | None, arguments: argparse.Namespace) -> str:
-    """Look at a replica for a while; return what was seen.
+def watch(
+    url: str, before: Figures | None, batch: Figures | None, arguments: argparse.Namespace
+) -> tuple[str, Figures]:
+    """Look at a replica for a while; return what was seen, in words and in figures.
+
+    Args:
+        url: of the replica.
+        before: what it had counted before the change; None where it served nothing.
+        batch: what the batch before counted on this release; None where there was none like it.
+        arguments: how long, and what counts as worse.
 
     Raises:
         WorseError: it does worse than before, or does not answer any more.
@@ -183,14 +206,20 @@ def watch(url: str, before: Figures | None, arguments: argparse.Namespace) -> st
         if found is None:
             continue
         now = found.since(start)
-        if reason := worse(now, before, arguments.errors, arguments.latency, arguments.requests):
-            raise WorseError(reason)
+        for earlier, where in ((before, "before"), (batch, "in the batch before")):
+            if earlier is None and where != "before":
+                continue
+            limits = (arguments.errors, arguments.latency, arguments.requests)
+            if reason := worse(now, earlier, *limits, where):
+                raise WorseError(reason)
     said = f"{now.words()} in {time.monotonic() - began:.0f} s"
     if before is not None and min(now.answers, before.answers) < arguments.requests:
         said += f"; too few to compare latencies ({arguments.requests} are needed)"
     elif before is not None:
         said += f"; before: {before.words()}"
-    return said
+    if batch is not None:
+        said += f"; the batch before: {batch.words()}"
+    return said, now
 
 
 def trial(url: str, arguments: argparse.Namespace) -> str:
@@ -236,20 +265,20 @@ def trial(url: str, arguments: argparse.Namespace) -> str:
     return f"{arguments.count} trial requests, {arguments.concurrency} at once, in {took:.0f} s"
 
 
-def read_before(text: str) -> Figures | None:
-    """Return earlier figures of what ``figures`` printed; None where there were none.
+def read_earlier(text: str) -> tuple[Figures | None, Figures | None]:
+    """Return the earlier figures of an input: those of the host before, and those of the batch before.
 
     Raises:
         UserError: it is something else.
     """
-    if not text.strip():
-        return None
     try:
-        found: Mapping[str, Any] | None = json.loads(text)
-        return Figures(**found) if found is not None else None
-    except (ValueError, TypeError) as error:
+        found: Mapping[str, Mapping[str, Any] | None] = (json.loads(text) if text.strip() else None) or {}
+        before, batch = found.get("before"), found.get("batch")
+        return Figures(**before) if before else None, Figures(**batch) if batch else None
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            "found no earlier figures in the input, expected what metal soak figures printed"
+            'found no earlier figures in the input, expected {"before": FIGURES, "batch": FIGURES}, each as '
+            "metal soak figures prints them, or null"
         ) from error
 
 
@@ -289,7 +318,9 @@ def main(argv: list[str]) -> int:
             found = scrape(url)
             print(json.dumps(asdict(found) if found else None))
         elif arguments.verb == "watch":
-            print(watch(url, read_before(sys.stdin.read()), arguments))
+            said, seen = watch(url, *read_earlier(sys.stdin.read()), arguments)
+            print(said)
+            print(json.dumps(asdict(seen)))
         else:
             print(trial(url, arguments))
     except WorseError as error:
