@@ -149,5 +149,5 @@ def test_a_wrong_description_is_one_line(tmp_path: Path, text: str, message: str
 
 
 def test_an_unknown_lab_names_those_there_are() -> None:
-    with pytest.raises(LabError, match="known labs are .*demo, driver, "):
+    with pytest.raises(LabError, match=r"known labs are .*demo, driver, "):
         description.load("nowhere")
