@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.site import REPOSITORY, Lab, Run
+from tests.support.site import REPOSITORY, Lab, Run, booted
 
 HOST, UNIT = "gpu01", "sglang@minimax-m2.5.service"
 GUARD = "metal-accept-restart.service"
@@ -29,18 +28,11 @@ PATIENCE = 300.0
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    name = os.environ.get("METAL_LAB_NAME")
-    made = Lab(name or "accept")
-    if name is None:
-        made.lab("up", "--file", "lab/labs/accept.yml")
-    try:
-        if name is None:
-            run = made.play("site.yml", "--limit", HOST)
+    with booted("accept", "accept") as lab:
+        if lab.fresh:
+            run = lab.play("site.yml", "--limit", HOST)
             assert run.returncode == 0, run.output
-        yield made
-    finally:
-        if name is None:
-            made.lab("down")
+        yield lab
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ What only a kernel can show (DKMS, nouveau, secure boot) is in test_kernel_host.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import threading
@@ -23,22 +22,15 @@ from urllib.request import urlopen
 import pytest
 import yaml
 
-from tests.support.site import Lab, Run
+from tests.support.site import Lab, Run, booted
 
 PLAYBOOK = "molecule/driver/converge.yml"
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if name := os.environ.get("METAL_LAB_NAME"):
-        yield Lab(name, "inventories/lab-driver")
-        return
-    fresh = Lab("driver-failures", "inventories/lab-driver")
-    fresh.lab("up", "--file", "lab/labs/driver.yml")
-    try:
-        yield fresh
-    finally:
-        fresh.lab("down")
+    with booted("driver-failures", "driver", "inventories/lab-driver") as lab:
+        yield lab
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ is made. The hosts are those of inventories/lab-fleet.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 import urllib.error
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateway import words
-from tests.support.site import Lab, Run
+from tests.support.site import Lab, Run, booted
 
 REPLICAS = ("gpu01", "gpu02")
 GATEWAYS = ("gw01", "gw02")
@@ -84,14 +83,10 @@ def wait(what: Callable[[], object], seconds: float = 90.0) -> None:
 
 @pytest.fixture(scope="module")
 def fleet() -> Iterator[Fleet]:
-    name = os.environ.get("METAL_LAB_NAME")
-    lab = Lab(name or "gateway", inventory="inventories/lab-fleet")
-    if name is None:
-        lab.lab("up", "--file", "lab/labs/fleet.yml")
-    try:
+    with booted("gateway", "fleet", "inventories/lab-fleet") as lab:
         address = lab.ssh("gw01", "ip -o -4 address show scope global | grep -o '[0-9.]*/24'").split("/")[0]
         found = Fleet(lab, address.rpartition(".")[0] + ".250")
-        if name is None:
+        if lab.fresh:
             served = lab.play("site.yml", "--limit", ":".join(REPLICAS))
             assert served.returncode == 0, served.output
         played = found.play()
@@ -103,9 +98,6 @@ def fleet() -> Iterator[Fleet]:
                           "systemctl daemon-reload && systemctl restart sglang@minimax-m2.5")  # fmt: skip
         wait(lambda: all("0 drained, all ready" in found.metal(one, "sync") for one in GATEWAYS))
         yield found
-    finally:
-        if name is None:
-            lab.lab("down")
 
 
 def test_a_second_run_changes_nothing(fleet: Fleet) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.site import REPOSITORY, Lab, Run
+from tests.support.site import REPOSITORY, Lab, Run, booted
 
 UNIT = "sglang@minimax-m2.5.service"
 HOSTS = ("gpu01", "gpu02", "gpu03", "gpu04")
@@ -35,19 +35,12 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if name := os.environ.get("METAL_LAB_NAME"):
-        yield Lab(name, "inventories/lab-fleet")
-        return
-    fresh = Lab("rollout", "inventories/lab-fleet")
-    fresh.lab("up", "--file", "lab/labs/fleet.yml")
-    try:
+    with booted("rollout", "fleet", "inventories/lab-fleet") as lab:
         # A rollout of hosts that have nothing yet is their first deployment; the gateways come before it.
-        for playbook in ("site.yml", "playbooks/gateway.yml"):
-            run = fresh.play(playbook, "-e", json.dumps(QUICK))
+        for playbook in ("site.yml", "playbooks/gateway.yml") if lab.fresh else ():
+            run = lab.play(playbook, "-e", json.dumps(QUICK))
             assert run.returncode == 0, run.output
-        yield fresh
-    finally:
-        fresh.lab("down")
+        yield lab
 
 
 def words(release: str, **more: Any) -> list[str]:

@@ -9,7 +9,6 @@ words, and starts in a second. What only the real engine shows is in tests/contr
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.support.site import REPOSITORY, Lab
+from tests.support.site import REPOSITORY, Lab, booted
 
 HOST, UNIT = "gpu01", "sglang@minimax-m2.5.service"
 DROP_IN = f"/etc/systemd/system/{UNIT}.d/50-faults.conf"
@@ -78,19 +77,12 @@ class Unit:
 
 @pytest.fixture(scope="module")
 def unit() -> Iterator[Unit]:
-    name = os.environ.get("METAL_LAB_NAME")
-    lab = Lab(name or "service")
-    if name is None:
-        lab.lab("up", "--file", "lab/labs/demo.yml")
-    try:
-        yield from prepared(lab, fresh=name is None)
-    finally:
-        if name is None:
-            lab.lab("down")
+    with booted("service", "demo") as lab:
+        yield from prepared(lab)
 
 
-def prepared(lab: Lab, *, fresh: bool) -> Iterator[Unit]:
-    if fresh:
+def prepared(lab: Lab) -> Iterator[Unit]:
+    if lab.fresh:
         run = lab.play("site.yml", "--limit", HOST)
         assert run.returncode == 0, run.output
     environment = lab.ssh(HOST, f"systemctl cat {UNIT} | grep -o '/opt/sglang/[^/ ]*' | head -n 1").strip()

@@ -1,19 +1,18 @@
 """Two lab hosts share a pull: the origin is read once, nobody else is let in, nothing is served afterwards.
 
-Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_SHARE`` uses a lab
+Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab
 of that name as it is; it must be of the kind of lab/labs/share.yml.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.site import Lab, Run
+from tests.support.site import Lab, Run, booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(2400)]
 
@@ -27,16 +26,8 @@ SECRET = "c0ffee" * 10 + "beef"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if name := os.environ.get("METAL_LAB_SHARE"):
-        yield Lab(name)
-        return
-    found = Lab("share")
-    found.lab("down")
-    found.lab("up")
-    try:
-        yield found
-    finally:
-        found.lab("down")
+    with booted("share", "share") as lab:
+        yield lab
 
 
 def sent(lab: Lab) -> int:

@@ -6,7 +6,6 @@ Long: it starts engines several times. `METAL_LAB_NAME` names a running lab that
 from __future__ import annotations
 
 import json
-import os
 import re
 import urllib.error
 import urllib.request
@@ -15,22 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.site import REPOSITORY, Lab
+from tests.support.site import REPOSITORY, Lab, booted
 
 UNIT = {"gpu01": "sglang@minimax-m2.5.service", "gpu02": "sglang@minimax-m3.service"}
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if name := os.environ.get("METAL_LAB_NAME"):
-        yield Lab(name)
-        return
-    fresh = Lab("integration")
-    fresh.lab("up", "--file", "lab/labs/demo.yml")
-    try:
-        yield fresh
-    finally:
-        fresh.lab("down")
+    with booted("integration", "demo") as lab:
+        yield lab
 
 
 def started(lab: Lab, host: str) -> str:

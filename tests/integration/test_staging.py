@@ -1,13 +1,12 @@
 """Two hosts are set up through the fleet's cache, a third when the uplink is gone; then one from a bundle.
 
 On the hosts of lab/labs/staging.yml, with a part of the engine's lock; what that can't show is said in
-tests/support/staging.py. Bytes are counted in the cache's own log. ``METAL_LAB_STAGING`` names a running lab.
+tests/support/staging.py. Bytes are counted in the cache's own log. ``METAL_LAB_NAME`` names a running lab.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ import pytest
 import yaml
 
 from minimax_metal.staging import traffic
-from tests.support.site import Lab, Run
+from tests.support.site import Run, booted
 from tests.support.staging import PlayedCopy, copy_with_short_locks
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(5400)]
@@ -35,15 +34,8 @@ DONE = (
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlayedCopy]:
     copy = copy_with_short_locks(tmp_path_factory.mktemp("project"))
-    if name := os.environ.get("METAL_LAB_STAGING"):
-        yield PlayedCopy(Lab(name, "inventories/lab-staging"), copy)
-        return
-    fresh = Lab("staging", "inventories/lab-staging")
-    fresh.lab("up", "--file", "lab/labs/staging.yml")
-    try:
-        yield PlayedCopy(fresh, copy)
-    finally:
-        fresh.lab("down")
+    with booted("staging", "staging", "inventories/lab-staging") as lab:
+        yield PlayedCopy(lab, copy)
 
 
 def counted(lab: PlayedCopy) -> dict[str, traffic.Traffic]:

@@ -1,13 +1,12 @@
 """The pull as a unit on a lab host: tokens, branches, live lines, a reboot in its middle, adopting.
 
-Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_WEIGHTS`` uses a lab
+Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab
 of that name as it is; it must be of the kind of lab/labs/weights.yml.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab.hub import Store
-from tests.support.site import Lab, Run
+from tests.support.site import Lab, Run, booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]
 
@@ -30,16 +29,8 @@ TOKEN = "canary-of-the-token"
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    if name := os.environ.get("METAL_LAB_WEIGHTS"):
-        yield Lab(name)
-        return
-    found = Lab("weights")
-    found.lab("down")
-    found.lab("up")
-    try:
-        yield found
-    finally:
-        found.lab("down")
+    with booted("weights", "weights") as lab:
+        yield lab
 
 
 def slow(lab: Lab, rate: int | None) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Lab:
-    """Two lab hosts under one name."""
+    """The hosts of one lab."""
 
     name: str
     inventory: str = "inventories/lab"
+    fresh: bool = False
+    """Whether the test booted it: its hosts are bare."""
 
     @property
     def state(self) -> Path:
@@ -104,6 +107,24 @@ class Lab:
             "root/.cache/",
         )
         return {name: mark for name, mark in _marks(upper) if not name.startswith(own)}
+
+
+@contextmanager
+def booted(name: str, description: str, inventory: str = Lab.inventory) -> Iterator[Lab]:
+    """Boot ``lab/labs/DESCRIPTION.yml`` under a name and take it down again, also when it does not come up.
+
+    With ``METAL_LAB_NAME`` that running lab is used, and left as it is.
+    """
+    if running := os.environ.get("METAL_LAB_NAME"):
+        yield Lab(running, inventory)
+        return
+    lab = Lab(name, inventory, fresh=True)
+    lab.lab("down")  # what an interrupted run may have left
+    try:
+        lab.lab("up", "--file", f"lab/labs/{description}.yml")
+        yield lab
+    finally:
+        lab.lab("down")
 
 
 def _marks(directory: Path) -> Iterator[tuple[str, str]]:
