@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from minimax_metal.checks import commands, suite
-from minimax_metal.checks.report import PLAIN_WIDTH, SCHEMA, Report, Result
+from minimax_metal.checks.report import SCHEMA, Report, Result
+from minimax_metal.checks.table import PLAIN_WIDTH
 from minimax_metal.errors import UserError
 from tests.support.engine import NAMES, Engine, serve
 

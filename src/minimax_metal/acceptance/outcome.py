@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
+from minimax_metal.checks.table import Row
+
 State = Literal["passed", "failed", "limited", "skipped"]
 STATES: Final[tuple[State, ...]] = get_args(State)
 
@@ -35,6 +37,12 @@ class Outcome:
     def named(self, check: str) -> Outcome:
         """The same under another name, as for the second of two instances."""
         return replace(self, check=check)
+
+    def row(self) -> Row:
+        """Its line in the table."""
+        seen = f"{self.found}; {self.remedy}" if self.state == "skipped" and self.remedy else self.found
+        lines = (("found", self.found), ("expected", self.expected), ("do", self.remedy))
+        return Row(self.check, self.state, self.seconds, seen, lines)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from minimax_metal.fleet.redact import Redactor, is_secret_name, secrets_of_directories
 
@@ -56,14 +56,14 @@ def secrets_of_host(
     return found
 
 
-class Redaction:
+class Redaction(Redactor):
     """Masks keys and tokens in texts; with ``anonymise`` serial numbers, UUIDs, addresses and names as well.
 
     The same thing gets the same number everywhere, so that two files of a bundle still tell of the same GPU.
     """
 
     def __init__(self, secrets: Iterable[str], *, anonymise: bool = False, names: Iterable[str] = ()) -> None:
-        self.redactor = Redactor(secrets)
+        super().__init__(secrets)
         self.anonymise = anonymise
         # The longest first: a short host name is part of the long one. Nobody's name is `host`.
         self.names = sorted({name for name in names if len(name) > 2}, key=len, reverse=True)
@@ -71,7 +71,7 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """Return ``text`` with nothing in it that may not leave."""
-        text = self.redactor.text(text)
+        text = super().text(text)
         if not self.anonymise:
             return text
         text = _UUID.sub(lambda found: self._number("uuid", found[0].lower(), found[1] or ""), text)
@@ -83,16 +83,6 @@ class Redaction:
         for place, name in enumerate(self.names):
             text = re.sub(rf"(?<![\w]){re.escape(name)}(?![\w])", f"host-name-{place + 1}", text)
         return text
-
-    def value(self, value: Any) -> Any:
-        """Return a value of JSON with every text in it masked."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, Mapping):
-            return {self.text(str(key)): self.value(one) for key, one in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.value(one) for one in value]
-        return value
 
     def _address(self, found: re.Match[str]) -> str:
         try:

@@ -9,11 +9,10 @@ from typing import IO, Any, Final
 
 from minimax_metal import __version__
 from minimax_metal.acceptance.outcome import STATES, Outcome, State, of_dict
+from minimax_metal.checks.table import print_table
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
-PLAIN_WIDTH: Final = 86
-"""Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,38 +74,7 @@ class Report:
 
     def print(self, output: IO[str]) -> None:
         """Print the table, then every check that did not pass in full."""
-        from rich.box import SIMPLE_HEAD, SQUARE
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        terminal = output.isatty()
-        console = Console(
-            file=output,
-            width=None if terminal else PLAIN_WIDTH,
-            no_color=not terminal,
-            force_terminal=terminal,
-            highlight=False,
-        )
-        colours = {"passed": "green", "failed": "bold red", "limited": "cyan", "skipped": "yellow"}
-        table = Table(box=SIMPLE_HEAD if terminal else SQUARE, expand=not terminal)
-        table.add_column("check", no_wrap=True)
-        table.add_column("result", no_wrap=True)
-        table.add_column("seconds", justify="right", no_wrap=True)
-        table.add_column("what was found", ratio=1, overflow="fold")
-        for one in self.outcomes:
-            seen = f"{one.found}; {one.remedy}" if one.state == "skipped" and one.remedy else one.found
-            state = Text(one.state, style=colours[one.state])
-            table.add_row(one.check, state, f"{one.seconds:.1f}", Text(seen))
-        console.print(table)
-        for kind in ("limited", "failed"):
-            for one in self.outcomes:
-                if one.state == kind:
-                    console.print(Text(f"{one.check} {kind}", style=colours[kind]))
-                    for label, text in (("found", one.found), ("expected", one.expected), ("do", one.remedy)):
-                        if text:
-                            console.print(Text(f"  {label + ':':<10}{text}"), soft_wrap=not terminal)
-        console.print(Text(self.summary), soft_wrap=not terminal)
+        print_table(output, "what was found", [one.row() for one in self.outcomes], self.summary)
 
 
 def parse(text: str, source: str) -> Report:

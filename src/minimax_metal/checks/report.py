@@ -16,11 +16,9 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from minimax_metal import __version__
+from minimax_metal.checks.table import Row, print_table
 
 SCHEMA: Final = 2
-PLAIN_WIDTH: Final = 86
-"""Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
-
 HIDDEN: Final = "[key]"
 
 Status = Literal["passed", "failed", "limited", "skipped"]
@@ -46,6 +44,16 @@ class Result:
     got: str | None = None
     look: str | None = None
     setting: str | None = None
+
+    def row(self) -> Row:
+        """Its line in the table."""
+        seen = self.detail or (f"expected {self.expected}" if self.expected else "")
+        lines: tuple[tuple[str, str | None], ...]
+        if self.status == "limited":
+            lines = (("limit", self.detail), ("has it", self.setting))
+        else:
+            lines = (("expected", self.expected), ("got", self.got), ("look", self.look))
+        return Row(self.name, self.status, self.seconds, seen, lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,50 +172,8 @@ class Report:
         temporary.replace(file)
 
     def print(self, output: IO[str]) -> None:
-        """Print the table, the figures, then every limit and every failure in full."""
-        from rich.box import SIMPLE_HEAD, SQUARE
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        terminal = output.isatty()
-        console = Console(
-            file=output,
-            width=None if terminal else PLAIN_WIDTH,
-            no_color=not terminal,
-            force_terminal=terminal,
-            highlight=False,
-            soft_wrap=False,
-        )
-        colours = {"passed": "green", "failed": "bold red", "limited": "cyan", "skipped": "yellow"}
-        table = Table(box=SIMPLE_HEAD if terminal else SQUARE, expand=not terminal)
-        table.add_column("check", no_wrap=True)
-        table.add_column("result", no_wrap=True)
-        table.add_column("seconds", justify="right", no_wrap=True)
-        table.add_column("what was seen", ratio=1, overflow="fold")
-        for result in self.results:
-            seen = result.detail or (f"expected {result.expected}" if result.expected else "")
-            table.add_row(
-                result.name,
-                Text(result.status, style=colours[result.status]),
-                f"{result.seconds:.1f}",
-                Text(seen),
-            )
-        console.print(table)
-
-        def say(result: Result, lines: Sequence[tuple[str, str | None]]) -> None:
-            console.print(Text(f"{result.name} {result.status}", style=colours[result.status]))
-            for label, text in lines:
-                if text:
-                    console.print(Text(f"  {label + ':':<10}{text}"), soft_wrap=not terminal)
-
-        for result in self.results:
-            if result.status == "limited":
-                say(result, [("limit", result.detail), ("has it", result.setting)])
-        for result in self.results:
-            if result.status == "failed":
-                say(result, [("expected", result.expected), ("got", result.got), ("look", result.look)])
-        console.print(Text(self.summary), soft_wrap=not terminal)
+        """Print the table, then every limit and every failure in full."""
+        print_table(output, "what was seen", [result.row() for result in self.results], self.summary)
 
 
 def _hide(holder: Held, secret: str) -> Held:
