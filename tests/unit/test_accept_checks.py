@@ -351,9 +351,18 @@ def test_fewer_links_than_the_catalogue_knows_fail() -> None:
     assert (outcome.state, "GPU 0: 17 links" in outcome.found) == ("failed", True)
 
 
+def test_a_gpu_whose_links_are_all_down_is_named() -> None:
+    # NVML's words instead of the links: leptonai/gpud issue 1085.
+    first, _, rest = published("nvlink-8-a100.txt").partition("GPU 1:")
+    head, *_ = first.splitlines()
+    text = f"{head}\nNVML: Unable to retrieve NVLink information as all links are inActive\nGPU 1:{rest}"
+    outcome = fabric.check_nvlink(links(text, "A100-80GB"))
+    assert (outcome.state, outcome.found) == ("failed", "GPU 0: no link up")
+
+
 def test_gpus_without_links_are_missed() -> None:
     outcome = fabric.check_nvlink(links(published("nvlink-h100.txt")))
-    assert (outcome.state, "of 1 GPUs only" in outcome.found) == ("failed", True)
+    assert (outcome.state, outcome.found) == ("failed", "GPU 1, 2, 3, 4, 5, 6, 7: no link up")
     assert fabric.check_nvlink(links("", "L20", 4)).state == "skipped"
     assert fabric.check_nvlink(links("")).state == "failed"
 

@@ -186,6 +186,16 @@ def test_topology_without_switches(make: Callable[..., Host]) -> None:
     assert make("H20", 4).smi("topo", "-m").splitlines()[1].startswith("GPU0\t X \tNV6\tNV6\tNV6\t")
 
 
+def test_links_as_published(make: Callable[..., Host]) -> None:
+    """The stand-in's answer is that of a real host, line by line, but for the GPUs' names and identities."""
+    published = (Path(__file__).parent / "data" / "accept" / "nvlink-8-a100.txt").read_text()
+    told = make("A100-80GB", 8).smi("nvlink", "-s").expandtabs()
+    identity = re.compile(r"GPU-[0-9a-f-]{36}")
+    assert identity.sub("", told).splitlines() == identity.sub("", published).splitlines()
+    assert "\t Link 17: 26.562 GB/s\n" in make("H20", 4).smi("nvlink", "--status")
+    assert "Unable to retrieve NVLink information" in make("L40S", 2).smi("nvlink", "-s")
+
+
 def test_without_the_module_nvidia_smi_fails(tmp_path: Path) -> None:
     host = Host(tmp_path, "H20", 4)
     host.install(OPEN, "libnvidia-ml1", "nvidia-driver-cuda", version="580.126.20")

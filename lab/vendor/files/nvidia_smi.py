@@ -3,8 +3,8 @@
 
 Formats were taken from published outputs of the real program, branches 580, 590 and 610 (see
 lab/vendor/README.md): the default table, -L, -q [-d ...], --query-gpu=... --format=csv[,noheader][,nounits],
---query-compute-apps, topo -m, -pm. Exit statuses follow its manual page. The GPUs never have work to do:
-utilisation, memory in use, temperature and power are those of an idle GPU, and no process is ever listed.
+--query-compute-apps, topo -m, nvlink -s, -pm. Exit statuses follow its manual page. The GPUs never have work
+to do: utilisation, memory in use, temperature and power are those of an idle GPU, and no process is ever listed.
 
 Python 3.9, standard library only.
 """
@@ -346,6 +346,19 @@ def topology(gpus: list[nvml.Gpu]) -> list[str]:
     return lines + LEGEND.splitlines()
 
 
+def link_status(selected: list[tuple[int, nvml.Gpu]]) -> list[str]:
+    """Return the lines of nvidia-smi nvlink -s: every link up, at the speed of the GPU's generation."""
+    lines = []
+    for number, gpu in selected:
+        lines.append(f"GPU {number}: {gpu.name} (UUID: {gpu.uuid})")
+        if gpu.data["nvlinks"]:
+            speed = gpu.data["nvlink_speed"]
+            lines += [f"\t Link {link}: {speed} GB/s" for link in range(gpu.data["nvlinks"])]
+        else:
+            lines.append("\t NVML: Unable to retrieve NVLink information: Not Supported")
+    return lines
+
+
 def set_persistence(selected: list[tuple[int, nvml.Gpu]], value: str) -> list[str]:
     """Do nvidia-smi -pm: return the lines it prints."""
     if value not in ("0", "1", "DISABLED", "ENABLED"):
@@ -404,8 +417,8 @@ def parse(arguments: list[str]) -> dict[str, Any]:
             options[valued[name]] = value
         elif word == "--version":
             options["version"] = True
-        elif word == "topo":
-            options["topo"] = words
+        elif word in ("topo", "nvlink"):
+            options[word] = words
             break
         else:
             raise UsageError("Invalid combination of input arguments. Please run 'nvidia-smi -h' for help.\n")
@@ -447,6 +460,12 @@ def answer(options: dict[str, Any]) -> list[str]:
                 "Invalid combination of input arguments. Please run 'nvidia-smi topo -h' for help.\n"
             )
         return topology(gpus)
+    if "nvlink" in options:
+        if options["nvlink"] not in (["-s"], ["--status"]):
+            raise UsageError(
+                "Invalid combination of input arguments. Please run 'nvidia-smi nvlink -h' for help.\n"
+            )
+        return link_status(selected)
     if "list" in options:
         return [f"GPU {number}: {gpu.name} (UUID: {gpu.uuid})" for number, gpu in selected]
     if "persistence" in options:

@@ -80,8 +80,9 @@ def check_nvlink(context: Context) -> Outcome:
     bad += [
         f"GPU {gpu.index}: {len(gpu.states)} links" for gpu in gpus if wanted and len(gpu.states) != wanted
     ]
-    if len(gpus) != context.gpus["count"] and kind != "bridge":
-        bad.append(f"NVLinks of {len(gpus)} GPUs only")
+    silent = sorted(set(range(context.gpus["count"])) - {gpu.index for gpu in gpus})
+    if silent and kind != "bridge":
+        bad.append(f"GPU {', '.join(map(str, silent))}: no link up")
     figures = {"links": {gpu.index: dict(gpu.states) for gpu in gpus}}
     if bad:
         return failed("nvlink", "; ".join(bad), expected, "check fabric, xid; then a repair", **figures)

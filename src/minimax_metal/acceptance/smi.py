@@ -130,7 +130,10 @@ _LINK = re.compile(r"\s*Link (\d+):\s*(.*?)\s*$")
 
 
 def parse_links(text: str) -> tuple[Links, ...]:
-    """Read ``nvidia-smi nvlink -s``; nothing of cards that have no NVLink."""
+    """Read ``nvidia-smi nvlink -s``.
+
+    Cards without NVLink are left out, and so are those whose links are all down: NVML tells both in words.
+    """
     found: list[tuple[int, str, dict[int, str]]] = []
     for line in text.splitlines():
         if head := _HEAD.match(line):
