@@ -4,7 +4,7 @@
 Formats were taken from published outputs of the real program, branches 580, 590 and 610 (see
 lab/vendor/README.md): the default table, -L, -q [-d ...], --query-gpu=... --format=csv[,noheader][,nounits],
 --query-compute-apps, topo -m, nvlink -s, -pm. Exit statuses follow its manual page. The GPUs never have work
-to do: utilisation, memory in use, temperature and power are those of an idle GPU, and no process is ever listed.
+to do: utilisation, memory in use, temperature, power are those of an idle GPU, and no process is ever listed.
 
 Python 3.9, standard library only.
 """
