@@ -26,16 +26,19 @@ DISPLAY = Display()
 
 
 class ActionModule(ActionBase):
-    """Arguments: request (file on the host), timeout, interval and patience (seconds)."""
+    """Arguments: request (file on the host), timeout, interval and patience (seconds).
+
+    ``pulled``: false where everything was there before.
+    """
 
     TRANSFERS_FILES = False
-    _VALID_ARGS = frozenset({"request", "timeout", "interval", "patience"})
+    _VALID_ARGS = frozenset({"request", "timeout", "interval", "patience", "pulled"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return when the weights are verified.
 
         ``line`` is what the pull said last, ``came`` how many bytes it fetched (``fetched``) and how many of
-        them other hosts sent (``peers``).
+        them other hosts sent (``peers``); nothing where everything was there, as that was another run's pull.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         host = (task_vars or {}).get("inventory_hostname", "host")
@@ -69,7 +72,8 @@ class ActionModule(ActionBase):
                 line = said[-1]
                 DISPLAY.display(f"  {host}: {line}")
             if answer["rc"] == 0:
-                return {**result, "changed": False, "line": line, "came": _came(answer.get("stdout", ""))}
+                came = _came(answer.get("stdout", "")) if self._task.args.get("pulled", True) else {}
+                return {**result, "changed": False, "line": line, "came": came}
             spoken = f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}".split("metal weights: ")
             reason = " ".join(spoken[-1].splitlines()[:1]) if len(spoken) > 1 else "no reason was given"
             if answer["rc"] != NOT_YET:
