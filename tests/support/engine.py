@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -168,6 +169,10 @@ class Engine:
     running: int = 0
     waiting: int = 0
     dead: bool = False
+    responses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """Answers begun, by path, method and status: as the engine's middleware counts them."""
+    observed: dict[str, float] = field(default_factory=dict)
+    """Other counters of ``/metrics``: aborted requests, and sums and counts of latencies."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -206,6 +211,20 @@ class Engine:
         finally:
             with self.lock:
                 self.running -= 1
+
+    def responded(self, path: str, method: str, status: int) -> None:
+        """Count an answer as it begins."""
+        with self.lock:
+            self.responses[path.partition("?")[0], method, status] += 1
+
+    def observe(self, name: str, seconds: float, times: int = 1) -> None:
+        """Count a latency, so many times the same."""
+        self.add(f"{name}_sum", seconds * times)
+        self.add(f"{name}_count", float(times))
+
+    def add(self, counter: str, value: float) -> None:
+        """Let a counter of ``/metrics`` go up."""
+        self.observed[counter] = self.observed.get(counter, 0.0) + value
 
     # What the "model" writes -----------------------------------------------------------------------------
 
@@ -410,6 +429,14 @@ class Engine:
         values = dict.fromkeys(("token_usage", "prompt_tokens_total", "generation_tokens_total"), 0)
         values = {"num_running_reqs": self.running, "num_queue_reqs": self.waiting} | values
         lines = [f'sglang:{name}{{model_name="m",tp_rank="0"}} {value}.0' for name, value in values.items()]
+        lines += [f'sglang:{name}{{model_name="m"}} {value}' for name, value in self.observed.items()]
+        with self.lock:
+            # The labels of 0.5.23 (http_request_metrics.py), in the order in which they are written out.
+            lines += [
+                f'sglang:http_responses_total{{endpoint="{path}",method="{method}",status_code="{status}"}} '
+                f"{count}.0"
+                for (path, method, status), count in self.responses.items()
+            ]
         return 200, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
 
     def refusal(self, request: dict[str, Any], authorization: str | None) -> tuple[int, str] | None:
@@ -591,6 +618,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.refuse(anthropic, *refusal)
             else:
                 self.generate(request)
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        self.engine.responded(self.path, self.command, code)
+        super().send_response(code, message)
 
     def generate(self, request: dict[str, Any]) -> None:
         engine = self.engine

@@ -16,6 +16,7 @@ import pytest
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import soak
 from minimax_metal.fleet.soak import Figures, parse, worse
+from tests.support.simulated import simulated_engine
 
 FILTERS = Path(__file__).parents[2] / "plugins/filter/metal_rollout.py"
 SCRAPE = """
@@ -23,6 +24,7 @@ SCRAPE = """
 sglang:http_responses_total{endpoint="/v1/chat/completions",method="POST",status_code="200"} 90.0
 sglang:http_responses_total{endpoint="/v1/chat/completions",method="POST",status_code="500"} 7.0
 sglang:http_responses_total{endpoint="/v1/models",method="GET",status_code="500"} 40.0
+sglang:http_responses_total{endpoint="/v1/loads",method="GET",status_code="200"} 5000.0
 sglang:http_responses_total{endpoint="/health",method="GET",status_code="503"} 40.0
 sglang:num_aborted_requests_total{model_name="m"} 3.0
 sglang:time_to_first_token_seconds_sum{model_name="m"} 45.0
@@ -82,7 +84,8 @@ class Engine(http.server.BaseHTTPRequestHandler):
     lock = threading.Lock()
 
     def do_GET(self) -> None:
-        line = 'sglang:http_responses_total{{endpoint="/v1/chat/completions",status_code="{}"}} {}\n'
+        labels = 'endpoint="/v1/chat/completions",method="POST",status_code="{}"'
+        line = f"sglang:http_responses_total{{{{{labels}}}}} {{}}\n"
         body = (line.format(200, Engine.answered) + line.format(500, Engine.failed)).encode()
         self.reply(200, body)
 
@@ -211,3 +214,21 @@ def test_a_replica_is_compared_with_its_like_in_the_last_batch_that_had_one() ->
     text = filters.metal_soak_input(json.dumps(asdict(Figures(answers=7))), large, second)
     assert soak.read_earlier(text) == (Figures(answers=7), Figures(answers=40))
     assert soak.read_earlier(filters.metal_soak_input("null", "another", second)) == (None, None)
+
+
+def test_the_simulated_engine_counts_what_a_soak_looks_at(tmp_path: Path) -> None:
+    # So that a bad release can be shown on lab hosts: 500s after the first three, and a slow pace.
+    environment = {"SIMULATED_FAULTS": "late_errors:3", "SIMULATED_TOKEN_SECONDS": "0.03"}
+    with simulated_engine(tmp_path, environment=environment) as engine:
+        empty = soak.scrape(engine.url)
+        words = ["trial", engine.url, "--model", "m", "--count", "5", "--concurrency", "1"]
+        assert soak.main(words) == 1
+        counted = soak.scrape(engine.url)
+    assert empty == Figures()
+    assert counted is not None
+    assert (counted.answers, counted.failures) == (5, 2)
+    assert counted.first_count == 3
+    assert counted.first is not None
+    assert counted.first >= 0.03
+    assert counted.between is not None
+    assert counted.between >= 0.03

@@ -109,7 +109,8 @@ def parse(text: str) -> Figures | None:
         name, labels, value = match[1], match["labels"] or "", float(match["value"])
         found = True
         if name == "sglang:http_responses_total":
-            if f'endpoint="{_ANSWERS}' in labels and 'endpoint="/v1/models' not in labels:
+            # What clients send; gateways and drains look at /v1/models and /v1/loads with GET, often.
+            if f'endpoint="{_ANSWERS}' in labels and 'method="POST"' in labels:
                 sums["answers"] = sums.get("answers", 0.0) + value
                 if 'status_code="5' in labels:
                     sums["failures"] = sums.get("failures", 0.0) + value

@@ -30,6 +30,8 @@ from sglang_simulated.options import Options, read_options
 
 QUEUE_FULL = "The request queue is full."
 """The engine's own words (0.5.23, scheduler)."""
+FIRST_LATENCY = "time_to_first_token_seconds"
+NEXT_LATENCY = "inter_token_latency_seconds"
 UNSIMULATED = frozenset(
     {
         "abort_ignored",
@@ -100,6 +102,14 @@ class Server:
                 if message["type"] == "lifespan.shutdown":
                     return
         headers = {name.decode().lower(): value.decode() for name, value in scope["headers"]}
+        to_client = send
+
+        async def send_counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.engine.responded(scope["path"], scope["method"], message["status"])
+            await to_client(message)
+
+        send = send_counted
         if scope["method"] == "GET":
             status, body, kind = self.engine.get(scope["path"], headers.get("authorization"))
             await answer(send, status, body, kind)
@@ -140,6 +150,7 @@ class Server:
                 self.log.line(identity, "refused", status=status)
         except BaseException:
             self.log.line(identity, "aborted", tokens=tokens)
+            self.engine.add("num_aborted_requests_total", 1.0)
             if not job.done() or job.exception():
                 return
             raise
@@ -158,6 +169,7 @@ class Server:
         if anthropic:
             request = from_anthropic(request, self.engine.has("messages_image_dropped"))
         self.served += 1
+        arrived = time.monotonic()
         if self.options.late_errors is not None and self.served > self.options.late_errors:
             return await refuse(send, anthropic, 500, "CUDA error: an illegal memory access was encountered")
         refusal = self.engine.refusal(request, authorization)
@@ -169,9 +181,9 @@ class Server:
             async with self.running():
                 reply = self.engine.reply(request)
                 if request.get("stream"):
-                    await self.stream(request, reply, send, counted)
+                    await self.stream(request, reply, send, counted, arrived)
                 else:
-                    await self.plain(request, reply, send, counted)
+                    await self.plain(request, reply, send, counted, arrived)
         except QueueFullError:
             return await refuse(send, anthropic, 503, QUEUE_FULL)
         return 200
@@ -194,22 +206,30 @@ class Server:
             engine.running -= 1
             self.room.release()
 
-    async def plain(self, request: Any, reply: Reply, send: Any, counted: Any) -> None:
+    async def plain(self, request: Any, reply: Reply, send: Any, counted: Any, arrived: float) -> None:
         """Answer at once, after the time its tokens take."""
         number = request["max_tokens"] if request.get("ignore_eos") else 7
+        began = time.monotonic()
         await asyncio.sleep(number * self.options.token_seconds)
+        token = (time.monotonic() - began) / number
+        self.engine.observe(FIRST_LATENCY, began + token - arrived)
+        self.engine.observe(NEXT_LATENCY, token, number - 1)
         make = self.engine.message if request.get("anthropic") else self.engine.completion
         counted(number)
         await answer(send, 200, json.dumps(make(request, reply)).encode(), "application/json")
 
-    async def stream(self, request: Any, reply: Reply, send: Any, counted: Any) -> None:
+    async def stream(self, request: Any, reply: Reply, send: Any, counted: Any, arrived: float) -> None:
         """Answer piece by piece."""
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         make = self.engine.events if request.get("anthropic") else self.engine.chunks
         pieces: Iterator[dict[str, Any]] = make(request, reply)
+        latency, before = FIRST_LATENCY, arrived
         for piece in pieces:
             await asyncio.sleep(self.options.token_seconds)
+            now = time.monotonic()
+            self.engine.observe(latency, now - before)
+            latency, before = NEXT_LATENCY, now
             counted(1)
             event = f"event: {piece['type']}\n" if "type" in piece else ""
             body = f"{event}data: {json.dumps(piece)}\n\n".encode()
