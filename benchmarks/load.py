@@ -15,6 +15,8 @@ refused     429 or 503, before anything of the answer
 failed      another status, or no answer
 =========== ======================================================================
 
+SIGTERM ends the sending; what is under way ends as it will, and the summary is of what was sent.
+
 Exit status of ``run``: 0 when nothing was truncated, failed or (without ``--may-refuse``) refused, else 1.
 Of ``reconcile``: 0 when client and servers agree on every request, else 1, with a line for each that they do
 not. It needs the log of the simulated engine (lab/engine/simulated), which a real engine does not write.
@@ -25,11 +27,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
 import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -92,7 +96,7 @@ async def ask(client: httpx.AsyncClient, request: Request, model: str) -> None:
                 await answer.aread()
                 request.fate = "refused" if answer.status_code in {429, 503} else "failed"
                 request.error = answer.text[:200]
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ValueError, LookupError) as error:  # no answer, or none that can be read
         request.error = f"{type(error).__name__}: {error}"
     request.ended = time.time()
 
@@ -129,25 +133,35 @@ async def plain(answer: httpx.Response, request: Request) -> bool:
     return bool(body["choices"][0]["finish_reason"]) and request.got >= request.asked
 
 
-async def drive(requests: Sequence[Request], arguments: argparse.Namespace) -> None:
-    """Send all of them at their moments, and append each to the log as it ends."""
+async def drive(requests: Sequence[Request], arguments: argparse.Namespace) -> list[Request]:
+    """Send them at their moments until SIGTERM comes, and append each to the log as it ends; return those
+    that were sent."""
     key = arguments.key_file.read_text(encoding="ascii").strip() if arguments.key_file else None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
     client = httpx.AsyncClient(
         base_url=arguments.url, headers=headers, timeout=arguments.timeout, limits=limits, trust_env=False
     )
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    sent: list[Request] = []
     start = time.monotonic()
     with arguments.log.open("w", encoding="utf-8") as log:
 
-        async def one(request: Request, place: int) -> None:
-            await asyncio.sleep(max(0.0, start + place / arguments.rate - time.monotonic()))
+        async def one(request: Request) -> None:
             await ask(client, request, arguments.model)
             log.write(json.dumps(asdict(request)) + "\n")
             log.flush()
 
-        async with client:
-            await asyncio.gather(*(one(request, place) for place, request in enumerate(requests)))
+        async with client, asyncio.TaskGroup() as group:
+            for place, request in enumerate(requests):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), start + place / arguments.rate - time.monotonic())
+                if stop.is_set():
+                    break
+                sent.append(request)
+                group.create_task(one(request))
+    return sent
 
 
 def summary(requests: Iterable[Request]) -> dict[str, Any]:
@@ -232,8 +246,7 @@ def main() -> int:
     requests = plan(
         arguments.requests, arguments.tokens, arguments.long_tokens, arguments.long_share, arguments.name
     )
-    asyncio.run(drive(requests, arguments))
-    said = summary(requests)
+    said = summary(asyncio.run(drive(requests, arguments)))
     print(json.dumps(said))
     return 1 if said["failed"] or said["truncated"] or (said["refused"] and not arguments.may_refuse) else 0
 

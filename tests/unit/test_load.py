@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -82,3 +84,21 @@ def test_a_run_on_a_simulated_engine_adds_up(tmp_path: Path) -> None:
         assert said["refused"] >= 1
         assert reconcile(log, [engine.log]) == []
         assert len(engine.events("whole")) == said["whole"]
+
+
+def test_a_load_that_is_ended_counts_what_it_sent(tmp_path: Path) -> None:
+    with simulated_engine(tmp_path, environment={"SIMULATED_TOKEN_SECONDS": "0.01"}) as engine:
+        log = tmp_path / "load.jsonl"
+        load = subprocess.Popen(
+            [sys.executable, ROOT / "benchmarks/load.py", "run", "--url", engine.url, "--model", "m",
+             "--rate", "50", "--requests", "100000", "--tokens", "30", "--long-tokens", "60", "--log", log],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        while len(engine.events("whole")) < 5:
+            assert load.poll() is None
+            time.sleep(0.1)
+        load.send_signal(signal.SIGTERM)
+        said = json.loads(load.communicate(timeout=60)[0])
+        assert load.returncode == 0
+        assert 5 <= said["requests"] == said["whole"] == len(log.read_text().splitlines())
+        assert reconcile(log, [engine.log]) == []
