@@ -52,13 +52,16 @@ def lab(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "lab", "--name", LAB, *words], cwd=ROOT, check=True)
 
 
+def on(host: str, *words: str) -> str:
+    """Run a command on a host, which must succeed; return what it printed."""
+    command = ["ssh", "-F", str(STATE / "ssh_config"), host, *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
 def moments(host: str, unit: str) -> tuple[float, float, float]:
     """Return when a unit was started, became active, and ended its start, on the monotonic clock."""
     names = [f"{name}TimestampMonotonic" for name in ("InactiveExit", "ActiveEnter", "ExecMainExit")]
-    command = ["ssh", "-F", str(STATE / "ssh_config"), host, "systemctl", "show", unit]
-    shown = subprocess.run(
-        [*command, f"--property={','.join(names)}"], check=True, capture_output=True, text=True
-    ).stdout
+    shown = on(host, "systemctl", "show", unit, f"--property={','.join(names)}")
     values = dict(line.split("=", 1) for line in shown.splitlines())
     began, active, ended = (int(values[name]) / 1e6 for name in names)
     return began, active, ended
@@ -87,6 +90,8 @@ def provision(host: str, rate: int) -> Times:
         )
     started, active, _ = moments(host, ENGINE)
     pulling, _, pulled = moments(host, PULL)
+    # The next host has the processor to itself.
+    on(host, "systemctl", "stop", ENGINE)
     return Times(until_start=started - began, start=active - started, pull=pulled - pulling)
 
 
