@@ -103,3 +103,33 @@ def test_a_keepalived_that_is_not_ours_is_left_alone() -> None:
 def test_nginx_is_unmasked_only_where_it_came_with_the_product() -> None:
     assert remove().unmasked == ()
     assert remove(brought_nginx=True).unmasked == ("nginx.service",)
+
+
+CACHE_HOST = (*UNITS, "minimax-metal-artefacts.service")
+
+
+def test_the_cache_of_the_fleet_stays_with_all_it_needs_unless_asked_for() -> None:
+    gone = removal(CACHE_HOST, (), (), {"caches": True, "records": True, "cache_brought_nginx": True})
+    assert "minimax-metal-artefacts.service" not in gone.units
+    kept = ("/etc/minimax-metal/artefact-cache.conf", "/var/cache/minimax-metal/artefacts")
+    assert not [path for path in gone.paths for one in kept if one == path or one.startswith(f"{path}/")]
+    assert {"/opt/minimax-metal", "/var/cache/sglang", "/var/lib/minimax-metal"} <= set(gone.paths)
+    assert sum("metal_remove_artefact_cache: true" in line for line in gone.kept) == 1
+    assert not any("nginx" in line for line in gone.kept)
+
+
+def test_the_cache_of_the_fleet_goes_when_asked_for() -> None:
+    wishes = {"artefact_cache": True, "artefact_directory": "/data/cache/", "cache_brought_nginx": True}
+    gone = removal(CACHE_HOST, (), (), wishes)
+    assert "minimax-metal-artefacts.service" in gone.units
+    assert {
+        "/etc/systemd/system/minimax-metal-artefacts.service", "/etc/minimax-metal", "/data/cache",
+        "/etc/minimax-metal/artefact-cache.conf", "/etc/minimax-metal/artefact-cache-brought-nginx",
+    } <= set(gone.paths)  # fmt: skip
+    assert "/var/cache/minimax-metal" not in gone.paths
+    assert any("package nginx" in line for line in gone.kept)
+    assert gone.unmasked == ()  # the cache switched it off, and masked nothing
+    assert (
+        "/data"
+        not in removal(CACHE_HOST, (), (), {"artefact_cache": True, "artefact_directory": "/data"}).paths
+    )

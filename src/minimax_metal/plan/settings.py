@@ -193,6 +193,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_raw_facts",
         "metal_refusals",
         "metal_remove",
+        "metal_remove_artefact_cache",
         "metal_remove_caches",
         "metal_remove_driver",
         "metal_remove_gateway",

@@ -33,7 +33,17 @@ GATEWAY = (
     "/opt/sglang-gateway",
     "/var/lib/minimax-metal/gateway",
 )
+CACHE_UNIT = "minimax-metal-artefacts.service"
+"""The cache of the fleet, which other hosts ask."""
+CACHE_BROUGHT_NGINX = "/etc/minimax-metal/artefact-cache-brought-nginx"
+CACHE = (
+    f"/etc/systemd/system/{CACHE_UNIT}",
+    "/etc/minimax-metal/artefact-cache.conf",
+    "/etc/minimax-metal/artefact-cache.json",
+    CACHE_BROUGHT_NGINX,
+)
 RECORDS = "/var/lib/minimax-metal"
+ARTEFACTS = "/var/cache/minimax-metal/artefacts"
 CACHES = ("/var/cache/sglang", "/var/cache/minimax-metal-weights", "/var/cache/minimax-metal")
 DRIVER = (
     "/etc/apt/sources.list.d/minimax-metal-nvidia.sources",
@@ -89,12 +99,13 @@ def removal(
 
     Args:
         units: unit files on the host: sglang@*, sglang.target, metal-weights@*, the driver's of ours, the
-            gateway's, and keepalived's where it has the gateway's configuration.
+            gateway's, the cache's, and keepalived's where it has the gateway's configuration.
         weights: directories ORGANISATION/NAME below the weights directory, absolute.
         packages: names of the installed packages.
         wishes: ``weights`` (names: MiniMax-M2.5 or MiniMaxAI/MiniMax-M2.5), ``caches``, ``records``,
-            ``driver``, ``gateway`` (true or false), ``engine_directory``; and whether nginx came with role
-            model_weights (``brought_nginx``).
+            ``driver``, ``gateway``, ``artefact_cache`` (true or false), ``engine_directory``,
+            ``artefact_directory``; and whether nginx came with role model_weights (``brought_nginx``) or
+            with the cache (``cache_brought_nginx``).
 
     Weights go only by name, and a name that is not there is no error: it may have gone before.
     """
@@ -103,16 +114,16 @@ def removal(
     doomed = [path for path in stored if _named(path, asked)]
     driver, gateway = bool(wishes.get("driver")), bool(wishes.get("gateway"))
     there = frozenset(units)
+    cache = bool(wishes.get("artefact_cache"))
+    cache_stays = CACHE_UNIT in there and not cache
     ours = [
         unit
-        for unit in sorted(there - {ADDRESS_UNIT, GATEWAY_UNIT})
+        for unit in sorted(there - {ADDRESS_UNIT, GATEWAY_UNIT} - ({CACHE_UNIT} if cache_stays else set()))
         if driver or not unit.startswith("nvidia-")
     ]
     paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
     # The directory of engine environments is the user's to name: nothing but a path below / is believed.
-    engines = str(wishes.get("engine_directory") or "/opt/sglang").rstrip("/")
-    if engines.count("/") >= 2:
-        paths.append(engines)
+    paths += _below_root(wishes.get("engine_directory"), "/opt/sglang")
     kept = [
         f"weights {path} (metal_remove_weights: [{_name(path)}])" for path in stored if path not in doomed
     ]
@@ -120,7 +131,11 @@ def removal(
     if gateway_stays:
         kept.append("the gateway, and the host tools that it runs with (metal_remove_gateway: true)")
     else:
-        paths += TOOLS
+        paths += [path for path in TOOLS if not (cache_stays and CACHE[1].startswith(f"{path}/"))]
+    if cache_stays:
+        kept.append("the cache of the fleet, which other hosts ask (metal_remove_artefact_cache: true)")
+    elif cache:
+        paths += [*CACHE, *_below_root(wishes.get("artefact_directory"), ARTEFACTS)]
     if gateway:
         # The address leaves before the gateway does.
         ours = [unit for unit in (ADDRESS_UNIT, GATEWAY_UNIT) if unit in there] + ours
@@ -135,11 +150,11 @@ def removal(
         if wish == "records" and gateway_stays:
             kept.append(f"{words}: the gateway's pool is with them (metal_remove_gateway: true)")
         elif wishes.get(wish):
-            paths += places
+            paths += [path for path in places if not (cache_stays and ARTEFACTS.startswith(f"{path}/"))]
         else:
             kept.append(f"{words} (metal_remove_{wish}: true)")
     nginx = bool(wishes.get("brought_nginx"))
-    if nginx:
+    if nginx or (cache and wishes.get("cache_brought_nginx")):
         kept.append("package nginx, its own instance off (apt purge nginx nginx-common)")
     return Removal(
         units=tuple(ours),
@@ -156,6 +171,12 @@ def removal(
         ),
         kept=tuple(kept),
     )
+
+
+def _below_root(directory: Any, default: str) -> list[str]:
+    """Return a directory that the user may have named; none that lies directly in the root."""
+    path = str(directory or default).rstrip("/")
+    return [path] if path.count("/") >= 2 else []
 
 
 def _of_driver(package: str) -> bool:
