@@ -16,6 +16,7 @@ ten minutes. Hosts of a lab share this machine's clock, so times of systemd and 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def moments(host: str, unit: str) -> tuple[float, float, float]:
     return began, active, ended
 
 
+def first_word(host: str, unit: str) -> float:
+    """Return when the journal first speaks of a unit, before any reboot, on the monotonic clock."""
+    entries = on(host, "journalctl", "--unit", unit, "--output=json", "--no-pager")
+    spoken = int(json.loads(entries.splitlines()[0])["__REALTIME_TIMESTAMP"]) / 1e6
+    return spoken - time.time() + time.monotonic()
+
+
 def provision(host: str, rate: int) -> Times:
     """Run site.yml on one bare host; return what it took."""
     began = time.monotonic()
@@ -89,7 +97,8 @@ def provision(host: str, rate: int) -> Times:
             f"{host}: site.yml: exit status {done.returncode}\n{done.stdout[-6000:]}{done.stderr}"
         )
     started, active, _ = moments(host, ENGINE)
-    pulling, _, pulled = moments(host, PULL)
+    _, _, pulled = moments(host, PULL)
+    pulling = first_word(host, PULL)
     # The next host has the processor to itself.
     on(host, "systemctl", "stop", ENGINE)
     return Times(until_start=started - began, start=active - started, pull=pulled - pulling)
