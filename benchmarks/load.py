@@ -74,9 +74,9 @@ def plan(number: int, tokens: int, long_tokens: int, long_share: float, run: str
     return made
 
 
-async def ask(client: httpx.AsyncClient, request: Request, model: str) -> None:
+async def ask(client: httpx.AsyncClient, request: Request, model: str, usage: bool) -> None:
     """Send one request and write down its fate."""
-    body = {
+    body: dict[str, Any] = {
         "model": model,
         "user": request.id,
         "messages": [{"role": "user", "content": PROMPT.format(identity=request.id)}],
@@ -84,6 +84,8 @@ async def ask(client: httpx.AsyncClient, request: Request, model: str) -> None:
         "ignore_eos": True,
         "stream": request.stream,
     }
+    if usage and request.stream:
+        body["stream_options"] = {"include_usage": True}
     request.sent = time.time()
     try:
         async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -105,9 +107,11 @@ async def streamed(answer: httpx.Response, request: Request) -> bool:
     """Read a stream; return whether it came whole.
 
     A gateway may join pieces (smg 1.13 does, up to twenty): what is counted is the words that came, which are
-    the tokens of the simulated engine. Another engine says fewer words than tokens.
+    the tokens of the simulated engine. Another engine says fewer words than tokens, and at the end
+    how many those were, when it is asked.
     """
     done = finished = False
+    counted: int | None = None
     async for line in answer.aiter_lines():
         if not line.startswith("data: "):
             continue
@@ -119,9 +123,11 @@ async def streamed(answer: httpx.Response, request: Request) -> bool:
         if "error" in piece:
             request.error = line[:200]
             return False
+        counted = (piece.get("usage") or {}).get("completion_tokens", counted)
         for choice in piece["choices"]:
             request.got += len(((choice.get("delta") or {}).get("content") or "").split())
             finished = finished or choice.get("finish_reason") == "length"
+    request.got = request.got if counted is None else counted
     return done and finished and request.got >= request.asked
 
 
@@ -149,7 +155,7 @@ async def drive(requests: Sequence[Request], arguments: argparse.Namespace) -> l
     with arguments.log.open("w", encoding="utf-8") as log:
 
         async def one(request: Request) -> None:
-            await ask(client, request, arguments.model)
+            await ask(client, request, arguments.model, arguments.usage)
             log.write(json.dumps(asdict(request)) + "\n")
             log.flush()
 
@@ -226,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
     run.add_argument("--log", type=Path, required=True)
     run.add_argument("--name", default=f"load-{int(time.time())}", help="begins every request's id")
+    run.add_argument("--usage", action="store_true", help="count a stream's tokens by the engine's own usage")
     run.add_argument("--may-refuse", action="store_true", help="429 and 503 are no failure of this run")
     compare = verbs.add_parser("reconcile", help="compare with the servers' logs")
     compare.add_argument("--log", type=Path, required=True)
