@@ -64,9 +64,14 @@ class DriverWork:
     kept: bool = False
     services: tuple[str, ...] = ()
 
+    @property
+    def pending(self) -> bool:
+        """Whether anything is left to be done: about packages, apt's lists or holds."""
+        return self.action != "none" or self.lists_stale or bool(self.unheld)
+
     def as_dict(self) -> dict[str, Any]:
         """Return the work as plain data."""
-        return asdict(self)
+        return asdict(self) | {"pending": self.pending}
 
 
 def upstream(version: str) -> str | None:
