@@ -10,7 +10,6 @@ from typing import Any
 
 from minimax_metal.plan.driver import driver_state, service_problem
 from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_kernel import kernel_problem
 from minimax_metal.plan.driver_work import driver_work
 
 
@@ -40,6 +39,5 @@ class FilterModule:
             "metal_driver_failure": failure_line,
             "metal_driver_now": metal_driver_now,
             "metal_driver_work": metal_driver_work,
-            "metal_kernel_problem": kernel_problem,
             "metal_service_problem": service_problem,
         }

@@ -334,6 +334,19 @@ def test_kernel_that_boots_next_needs_the_module_too() -> None:
     assert kernel_problem(host(container=True, dkms=[]), "driver") is None
 
 
+def test_driver_that_is_right_is_pending_while_the_next_kernel_has_no_module() -> None:
+    collected = host(packages=packages("580.126.20"), dkms=[DKMS_3])
+    done = work(collected, facts("580.126.20"), plan())
+    assert (done.action, done.unbuilt, done.pending) == ("none", None, False)
+    collected["kernels"]["bootable"].append("6.1.0-41-amd64")
+    moved = work(collected, facts("580.126.20"), plan())
+    assert (moved.action, moved.pending) == ("none", True)
+    assert "no module of driver 580.126.20 for kernel 6.1.0-41-amd64 (it boots next" in str(moved.unbuilt)
+    # Modules that came ready built are not asked for.
+    collected["dkms"] = []
+    assert not work(collected, facts("580.126.20"), plan()).pending
+
+
 @pytest.mark.parametrize(
     ("said", "words"),
     [

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver_kernel import kernel_problem
 from minimax_metal.plan.driver_signing import secure_boot_problem
 from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
@@ -48,6 +49,7 @@ class DriverWork:
         kept: whether the driver is that of a .run installer and stays.
         services: units that must run: the device nodes and the plan's. Of a kept driver the plan's are the
             operator's, and the device nodes are made only where its installer left nvidia-modprobe.
+        unbuilt: why the kernel that boots next has no module, in one line; None when it has one.
     """
 
     action: str
@@ -63,11 +65,12 @@ class DriverWork:
     summary: str
     kept: bool = False
     services: tuple[str, ...] = ()
+    unbuilt: str | None = None
 
     @property
     def pending(self) -> bool:
-        """Whether anything is left to be done: about packages, apt's lists or holds."""
-        return self.action != "none" or self.lists_stale or bool(self.unheld)
+        """Whether anything is left to be done: about packages, apt's lists, holds or modules."""
+        return self.action != "none" or self.lists_stale or bool(self.unheld or self.unbuilt)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the work as plain data."""
@@ -310,7 +313,13 @@ class _Decision:
             stop_units=tuple(self.collected.get("active_units") or ()),
             summary=words,
             services=self.services,
+            unbuilt=self._unbuilt(target),
         )
+
+    def _unbuilt(self, version: str | None) -> str | None:
+        # A driver whose modules came ready built knows nothing of DKMS.
+        ours = self.collected.get("dkms") or self.collected.get("dkms_logs")
+        return kernel_problem(self.collected, f"driver {version or self.branch}") if ours else None
 
     @property
     def services(self) -> tuple[str, ...]:
@@ -361,6 +370,7 @@ class _Decision:
             stop_units=(),
             summary=summary,
             services=self.services,
+            unbuilt=self._unbuilt(version),
         )
 
     def _pins(self, version: str | None) -> tuple[Pin, ...]:
