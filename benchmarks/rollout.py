@@ -29,7 +29,8 @@ rollback     playbooks/rollback.yml takes the first host back: out of service ÷
 Prints a table. Exit status 0 when nothing failed or was truncated (but what ran on a host whose cable was
 cut), client and servers agree, every other host still serves the release it had and was not restarted, and
 the first one too where it could be reached; else 1. The engine is a stand-in: nothing here says how fast a
-real one is (lab/engine/README.md).
+real one is (lab/engine/README.md). With --real it is SGLang itself with tiny weights on two hosts
+(lab/labs/pair.yml; small --rate and --requests), scenarios good and rollback, and the client's log alone.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +58,7 @@ from tests.support.links import Link, journal, upper  # noqa: E402
 from tests.support.site import Lab, Run  # noqa: E402
 
 HOSTS = ("gpu01", "gpu02", "gpu03", "gpu04")
+REAL_HOSTS = HOSTS[:2]
 UNIT = "sglang@minimax-m2.5.service"
 REQUESTS = "var/lib/sglang/requests-8000.jsonl"
 STAGES = ("drain", "stop", "sglang_service", "post_check", "undrain", "soak")
@@ -92,6 +95,8 @@ class Row:
     returncode: int
     seconds: float
     load: dict[str, Any] = field(default_factory=dict)
+    servers: int = 0
+    """How many servers' logs the client's was compared with."""
     disagreements: list[str] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
@@ -109,7 +114,9 @@ class Row:
             f"{self.scenario:<20} exit {self.returncode}  {self.seconds:>5.0f} s  "
             f"{load['requests']} requests in {load['seconds']} s: {load['whole']} whole, "
             f"{load['failed']} failed, {load['truncated']} truncated, {load['refused']} refused",
-            f"servers {'DISAGREE' if self.disagreements else 'agree'}",
+            "servers were not asked"
+            if self.servers == 0
+            else f"servers {'DISAGREE' if self.disagreements else 'agree'}",
             ", ".join(f"{host} {what}" for host, what in self.results.items()) or "no host begun",
         ]
         if self.lost:
@@ -151,15 +158,16 @@ class Load:
 
     def __init__(self, lab: Lab, name: str, arguments: argparse.Namespace, log: Path) -> None:
         self.log = log
+        usage = ["--usage"] if arguments.real else []
         address = lab.ssh("gw01", "hostname -I").split()[0]
-        long_tokens = int(arguments.drain_seconds * 1.5 / 0.02)
+        long_tokens = int(arguments.drain_seconds * 1.5 / arguments.token_seconds)
         self.process = subprocess.Popen(
             [
                 *(sys.executable, str(ROOT / "benchmarks" / "load.py"), "run"),
                 *("--url", f"http://{address}:30000", "--model", "MiniMaxAI/MiniMax-M2.5"),
                 *("--key-file", str(lab.state / "secrets" / "api_key"), "--log", str(log), "--name", name),
                 *("--requests", str(int(arguments.rate * 3600)), "--rate", str(arguments.rate)),
-                *("--tokens", "20", "--long-tokens", str(long_tokens), "--long-share", "0.02"),
+                *("--tokens", "20", "--long-tokens", str(long_tokens), "--long-share", "0.02", *usage),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -181,7 +189,7 @@ class Load:
 def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, folder: Path) -> Row:
     """Run one scenario under load and judge it."""
     kind, _, stage = name.partition("-")
-    before = {host: serves(lab, host) for host in HOSTS}
+    before = {host: serves(lab, host) for host in arguments.hosts}
     link = Link(lab, HOSTS[0], kind, stage) if stage else None
     load = Load(lab, run_name, arguments, folder / f"{name}.jsonl")
     began = time.time()
@@ -205,29 +213,32 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
     (folder / f"{name}.log").write_text(run.output, encoding="utf-8")
     if link and not link.was_cut:
         row.wrong.append(f"the stage {stage} was never seen")
-    servers = {host: folder / f"{name}-{host}.jsonl" for host in HOSTS}
+    servers = {host: folder / f"{name}-{host}.jsonl" for host in arguments.hosts if not arguments.real}
+    row.servers = len(servers)
     for _ in range(20):  # a host whose cable was cut ends what it had a little later
         for host, copy in servers.items():
             shutil.copyfile(upper(lab, host, REQUESTS), copy)
-        row.disagreements = reconcile(load.log, list(servers.values()))
+        row.disagreements = reconcile(load.log, list(servers.values())) if servers else []
         if not row.disagreements:
             break
         time.sleep(3)
-    on_first = {json.loads(line)["id"] for line in servers[HOSTS[0]].read_text().splitlines()}
+    on_first = {
+        json.loads(line)["id"] for line in (servers[HOSTS[0]].read_text().splitlines() if servers else ())
+    }
     fates = [json.loads(line) for line in load.log.read_text().splitlines()]
     row.lost = sum(one["fate"] != "whole" and one["id"] in on_first for one in fates)
-    for host in HOSTS:
+    for host in arguments.hosts:
         found = journal(lab, host)
         if datetime.fromisoformat(found.get("started", "1970-01-01T00:00:00+00:00")).timestamp() >= began - 1:
             row.results[host] = str(found.get("result") or f"open at {found.get('stage')}")
         release_now, started_now = serves(lab, host)
         row.changed |= {host} if release_now != before[host][0] else set()
         row.restarted |= {host} if started_now != before[host][1] else set()
-    judge(row, run)
+    judge(row, run, arguments.hosts)
     return row
 
 
-def judge(row: Row, run: Run) -> None:
+def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
     """Write down what a scenario should not have done."""
     bad = sum(row.load[fate] for fate in ("failed", "truncated", "refused"))
     if bad - (row.lost if row.scenario.startswith("cable-") else 0):
@@ -235,7 +246,7 @@ def judge(row: Row, run: Run) -> None:
     if row.disagreements:
         row.wrong.append(f"{len(row.disagreements)} disagreements, such as {row.disagreements[0]}")
     if row.scenario == "good":
-        if row.returncode or set(row.results.values()) != {"done"} or len(row.results) != len(HOSTS):
+        if row.returncode or set(row.results.values()) != {"done"} or len(row.results) != len(hosts):
             row.wrong.append("not every host got the release")
         return
     if row.returncode == 0:
@@ -288,25 +299,30 @@ def rollback(lab: Lab, arguments: argparse.Namespace) -> str:
 def main() -> int:
     """Run the scenarios; return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--lab", help="a running, provisioned lab of lab/labs/fleet.yml")
+    parser.add_argument("--lab", help="a running, provisioned lab of lab/labs/fleet.yml (--real: pair.yml)")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="default: all")
     parser.add_argument("--requests", type=int, default=2000, help="at least; default: %(default)s")
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second; default: %(default)s")
     parser.add_argument("--drain-seconds", type=int, default=10)
     parser.add_argument("--soak-seconds", type=int, default=10)
+    parser.add_argument("--real", action="store_true", help="the real engine, on two hosts")
     parser.add_argument("--start-seconds", type=int, default=120, help="of the engine, for the rollback")
     arguments = parser.parse_args()
-    lab = Lab(arguments.lab or "bench-rollout", "inventories/lab-fleet")
+    description = "pair" if arguments.real else "fleet"
+    arguments.hosts = REAL_HOSTS if arguments.real else HOSTS
+    arguments.token_seconds = 0.05 if arguments.real else 0.02
+    scenarios = arguments.scenario or (("good", "rollback") if arguments.real else SCENARIOS)
+    lab = Lab(arguments.lab or "bench-rollout", f"inventories/lab-{description}")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="bench-rollout-") as folder:
         keep = Path(os.environ.get("METAL_BENCH_DIRECTORY", folder))
         keep.mkdir(parents=True, exist_ok=True)
         try:
             if not arguments.lab:
-                lab.lab("up", "--file", "lab/labs/fleet.yml")
+                lab.lab("up", "--file", f"lab/labs/{description}.yml")
                 must(play(lab, "site.yml", arguments))
             retries: int | None = None
-            for number, name in enumerate(arguments.scenario or SCENARIOS):
+            for number, name in enumerate(scenarios):
                 if name == "rollback":
                     print(rollback(lab, arguments), flush=True)
                     continue
