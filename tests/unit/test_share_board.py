@@ -114,6 +114,19 @@ def test_of_two_that_take_over_the_same_piece_the_first_by_name_has_it() -> None
     assert not second.stands(claim, 0.1)
 
 
+def test_who_claimed_the_same_at_the_same_time_is_waited_for_as_long_as_its_claims_count() -> None:
+    it = board(A)
+    looks = it.looks()
+    assert sorted(looks) == [B, C]
+    for name, times in ((B, 3), (C, 2)):
+        for _ in range(times):
+            it.met(name, pulling=True)
+    assert it.heard_since(looks, 2)
+    assert not it.heard_since(looks, 3), "one of them was not looked at often enough"
+    it.lost(C)
+    assert it.heard_since(looks, 3), "whoever is gone has no claims"
+
+
 def test_a_piece_is_taken_from_who_announced_it() -> None:
     it = board()
     assert it.next_offer(0.0) is None

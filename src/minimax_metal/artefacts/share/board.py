@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -83,6 +83,8 @@ class Other:
 
     alive: bool = False
     """It answers."""
+    looks: int = 0
+    """How often it answered."""
     pulling: bool = False
     """Its pull is at work: its claims count."""
     complete: bool = False
@@ -232,6 +234,7 @@ class Board:
         """Note that a host answers; without its pull at work its claims count nothing."""
         other = self.others[peer]
         other.alive = True
+        other.looks += 1
         if not pulling:
             other.claims.clear()
         other.pulling = pulling
@@ -398,6 +401,15 @@ class Board:
             for piece in claim.pieces
             if self._claims(other, piece, now)
         )
+
+    def looks(self) -> dict[str, int]:
+        """Return how often each host whose claims count has answered."""
+        return {name: other.looks for name, other in self.others.items() if self._reads(other)}
+
+    def heard_since(self, looks: Mapping[str, int], times: int) -> bool:
+        """Return whether each of these hosts has answered some times more, or its claims do not count now."""
+        found = self.looks()
+        return all(found[name] >= before + times for name, before in looks.items() if name in found)
 
     def release(self, claim: Claim) -> None:
         """Give up what is left of a claim."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from minimax_metal.artefacts.errors import SourceError, transport_error
 from minimax_metal.artefacts.fetch import RETRIES
 from minimax_metal.artefacts.manifest import DamagedFileError
-from minimax_metal.artefacts.share.board import Claim
+from minimax_metal.artefacts.share.board import PATIENCE, Claim
 from minimax_metal.artefacts.share.pieces import PieceFile
 
 if TYPE_CHECKING:
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 REST: Final = 30.0
 """Seconds after which an origin that failed is tried again, while other hosts bring what there is."""
+
+LOOKS: Final = 3
+"""Looks at every other host after which whoever claimed the same at the same time has been heard."""
+LAG: Final = 8
+"""Times as long as it should take that is waited for a look."""
 
 
 class OriginReader:
@@ -80,17 +85,33 @@ class OriginReader:
                 it.log.post(["drop", claim.key, left[0][1], left[-1][1]])
 
     def _stands(self, claim: Claim) -> bool:
-        """Wait until everybody has heard of the claim; return whether it is ours."""
+        """Wait until everybody has heard of the claim; return whether it is ours.
+
+        On hosts with much to do a look takes longer than it should: they are counted, not only the seconds.
+        """
         it = self.attempt
-        it.halted.wait(3 * it.share.poll)
         with it.changed:
+            looks = it.board.looks()
+        until = time.monotonic() + LOOKS * LAG * it.share.poll
+        it.halted.wait(LOOKS * it.share.poll)
+        with it.changed:
+            while (
+                not it.board.heard_since(looks, LOOKS) and time.monotonic() < until and not it.halted.is_set()
+            ):
+                it.changed.wait(it.share.poll)
             return it.board.stands(claim, time.monotonic())
 
     def _read(self, claim: Claim) -> None:
         """Read a claim, over as many connections as it takes; raises :class:`SourceError`."""
         it = self.attempt
         run = _Run(it, it.stores[claim.key], claim)
-        fruitless = 0
+        try:
+            self._receive(run)
+        finally:
+            run.forget()
+
+    def _receive(self, run: _Run) -> None:
+        it, fruitless = self.attempt, 0
         while run.offset < run.end and not it.halted.is_set() and not run.superseded():
             before = run.offset
             try:
@@ -118,10 +139,23 @@ class _Run:
         self.offset = store.span(claim.first)[0]
         self.end = store.span(claim.last)[1]
         self.sha256 = hashlib.sha256()
+        self.claim, self.begun = claim, time.monotonic()
 
     def superseded(self) -> bool:
-        """Return whether another host has the piece by now: it comes faster from there."""
-        return (self.store.key, self.number) in self.attempt.board.available
+        """Return whether another host has the piece by now, or claimed it at the same time and goes first."""
+        if (self.store.key, self.number) in self.attempt.board.available:
+            return True
+        now = time.monotonic()
+        # Later than that, a claim to the same is a take-over of one that lasts too long: who is first has it.
+        if now - self.begun > PATIENCE / 2:
+            return False
+        with self.attempt.changed:
+            return not self.attempt.board.stands(self.claim, now)
+
+    def forget(self) -> None:
+        """Count the bytes of a piece that is not whole as lost: whoever reads it next begins it anew."""
+        if self.offset < self.end and self.number not in self.store.have:
+            self.attempt._lose(self.offset - self.store.span(self.number)[0])
 
     def receive(self) -> None:
         """Take what one connection brings; raise :class:`SourceError` when it ends too early."""
