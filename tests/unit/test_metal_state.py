@@ -172,7 +172,6 @@ LOOPED = {
         "sglang-precompile.service",
     ],
     "/etc/sglang/{{ item }}": ["/etc/sglang/*"],
-    "{{ __model_weights_secret | dirname }}": ["__model_weights_secret | dirname"],
     "{{ metal_plan.model.path | dirname }}": ["metal_plan.model.path | dirname"],
     "/etc/systemd/system/{{ __model_weights_unit }}": ["'/etc/systemd/system/' ~ __model_weights_unit"],
     "{{ __model_weights_tokens }}/{{ item }}": ["__model_weights_token_kinds | difference"],
@@ -185,7 +184,7 @@ ELSEWHERE = {
     # stopped is read in every run. Pieces are served only while somebody lacks some.
     "sglang_service": {"keys.yml", "take_kernels.yml", "give_kernels.yml", "drift.yml"},
     "nvidia_driver": {"start.yml", "stage.yml"},
-    "model_weights": {"tokens.yml", "share.yml", "await.yml", "resolve.yml"},
+    "model_weights": {"tokens.yml", "share.yml", "secret.yml", "start.yml", "await.yml", "resolve.yml"},
 }
 """Task files whose files are not in the role's list, since no run passes them over."""
 

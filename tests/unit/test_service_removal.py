@@ -32,6 +32,10 @@ def test_without_wishes_the_product_goes_and_data_and_driver_stay() -> None:
     assert {"/opt/sglang", "/opt/minimax-metal", "/etc/systemd/system/sglang@minimax-m2.5.service"} <= set(
         gone.paths
     )
+    assert "/etc/systemd/system/metal-weights@x.service.d" in gone.paths
+    assert "/etc/systemd/system/sglang@minimax-m2.5.service.d" not in gone.paths, (
+        "drop-ins of the user's stay"
+    )
     assert not any(path.startswith(("/srv", "/var/cache", "/var/lib/minimax-metal/")) for path in gone.paths)
     assert "/var/lib/minimax-metal" not in gone.paths
     assert gone.users == ()

@@ -298,3 +298,20 @@ def test_the_account_says_how_often_the_source_was_read() -> None:
 def test_keys_are_the_same_for_the_same_bytes_under_the_same_path() -> None:
     assert key_of("x", "a") == key_of("x", "a") != key_of("x", "b")
     assert re.fullmatch("[0-9a-f]{32}", key_of("x", "a"))
+
+
+def test_who_shares_is_read_from_the_file_that_the_request_names(tmp_path: Path) -> None:
+    who = tmp_path / "model.share"
+    raw = {
+        "path": "/srv/models/MiniMaxAI/MiniMax-M2.5/0",
+        "sources": [{"kind": "directory", "path": "/mnt/model"}],
+        "share": str(who),
+    }
+    assert Request.parse(raw).share is None, "nobody was written down"
+    who.write_text('{"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]}')
+    share = Request.parse(raw).share
+    assert share is not None
+    assert share.names == ("gpu01", "gpu02")
+    who.write_text('{"me": "gpu01", "pe')
+    with pytest.raises(UserError, match=r"cannot read .*model\.share .*run playbooks/weights\.yml again"):
+        Request.parse(raw)

@@ -12,7 +12,8 @@ A request is JSON::
      "adopt": ["/home/me/.cache/huggingface"],                  # optional, what may be there already
      "manifest": "/root/manifest.json",                         # optional, hashes where no hub can be asked
      "owner": "sglang:sglang",                                  # optional, when root pulls
-     "share": {"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]},  # optional, see share/
+     "share": {"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]},  # optional, see share/,
+                                                                # or a file with that; no file, no sharing
      "unit": "metal-weights@minimax-m2.5.service"}              # optional, what ``await`` follows
 
 A source may name a ``token_file`` (read on the host by whoever pulls), and the ``branch`` its revision was
@@ -169,7 +170,7 @@ class Request:
             unit=_text(raw, "unit"),
             adopt=tuple(Path(directory) for directory in adopt),
             manifest=None if manifest is None else Path(manifest),
-            share=Share.parse(raw.get("share")),
+            share=_share(raw.get("share")),
         )
 
     @classmethod
@@ -190,6 +191,22 @@ class Request:
                 f"the request {file} is no JSON ({error}); run playbooks/weights.yml again"
             ) from error
         return cls.parse(raw)
+
+
+def _share(raw: Any) -> Share | None:
+    """Read how a pull is shared, from the request or from the file it names.
+
+    The others come and go with every run, and matter only while something is pulled: in a file of their own
+    they leave the request as it is.
+    """
+    if not isinstance(raw, str):
+        return Share.parse(raw)
+    try:
+        return Share.parse(json.loads(Path(raw).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {raw} ({error}); run playbooks/weights.yml again") from error
 
 
 def _text(raw: Mapping[str, Any], key: str) -> str | None:

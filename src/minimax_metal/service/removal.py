@@ -122,6 +122,8 @@ def removal(
         if driver or not unit.startswith("nvidia-")
     ]
     paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
+    # Sharing gives a pull its secret by a drop-in; what lies beside an instance's unit is the user's.
+    paths += [f"/etc/systemd/system/{unit}.d" for unit in ours if unit.startswith("metal-weights@")]
     # The directory of engine environments is the user's to name: nothing but a path below / is believed.
     paths += _below_root(wishes.get("engine_directory"), "/opt/sglang")
     kept = [
