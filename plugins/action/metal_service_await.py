@@ -1,0 +1,76 @@
+"""Waits on a host for starts of the engine and shows how far each is; changes nothing.
+
+Joins the starts that are under way for a while at a time (``systemctl start`` of a unit that starts waits for
+that start, and its end stops no unit), so a lost connection costs nothing: the next look joins again.
+"""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from minimax_metal.service.starts import PROPERTIES, Start, lines_of, parse_starts
+
+TIME_IS_OVER = 124
+"""Exit status of timeout(1) when the command had not ended."""
+
+DISPLAY = Display()
+
+
+class ActionModule(ActionBase):
+    """Arguments: units; interval and patience (seconds). How long a start may take, its unit says."""
+
+    TRANSFERS_FILES = False
+    _VALID_ARGS = frozenset({"units", "interval", "patience"})
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return when no start is under way: ``ready``, and what each unit that is not says (``states``)."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        host = (task_vars or {}).get("inventory_hostname", "host")
+        if self._task.check_mode:
+            return {**result, "changed": False, "skipped": True}
+        units = [str(unit) for unit in self._task.args["units"]]
+        interval = max(1.0, float(self._task.args.get("interval", 10)))
+        patience = float(self._task.args.get("patience", 900))
+        names = shlex.join(units)
+        command = (
+            f"timeout {interval:.0f} systemctl start {names}; rc=$?; "
+            f"systemctl show --property={','.join(PROPERTIES)} {names}; exit $rc"
+        )
+        heard = time.monotonic()
+        shown: dict[str, str] = {}
+        first: dict[str, Start] = {}
+        while True:
+            try:
+                answer = self._low_level_execute_command(command)
+            except AnsibleConnectionFailure as error:
+                if time.monotonic() - heard > patience:
+                    raise AnsibleActionFail(
+                        f"no connection for {patience:.0f} s; the engine goes on there, run the play again"
+                    ) from error
+                DISPLAY.display(f"  {host}: connection lost, the engine goes on; trying again")
+                self._connection.reset()
+                time.sleep(min(interval, 10.0))
+                continue
+            heard = time.monotonic()
+            starts = parse_starts(answer.get("stdout", ""))
+            for unit, line in lines_of(starts, shown).items():
+                DISPLAY.display(f"  {host}: {line}")
+                shown[unit] = line
+            failed = [start for start in starts if start.over(first.get(start.unit))]
+            if failed or answer["rc"] != TIME_IS_OVER:
+                bad = failed or [start for start in starts if not start.state.startswith("active ")]
+                states = [start.status or f"{start.unit} {start.state}" for start in bad]
+                ready = answer["rc"] == 0 and not failed
+                if not ready and not states:
+                    states = [f"systemctl start {names} ended with {answer['rc']}"]
+                return {**result, "changed": False, "ready": ready, "states": states}
+            first = first or {start.unit: start for start in starts}

@@ -1,0 +1,66 @@
+"""What ``systemctl show`` says of instances that start: pure, for the play that waits for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+PROPERTIES: Final = ("Id", "ActiveState", "SubState", "StatusText", "NRestarts")
+_INSTANCE: Final = re.compile(r"^[^@]+@(?P<instance>.+)\.service$")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """One unit at one moment; ``status`` is what its supervisor says of itself."""
+
+    unit: str
+    state: str
+    """systemd's, as ``activating (auto-restart)``."""
+    status: str
+    restarts: int
+
+    @property
+    def name(self) -> str:
+        """The instance's name; the unit's where it has none."""
+        found = _INSTANCE.match(self.unit)
+        return found["instance"] if found else self.unit
+
+    @property
+    def progress(self) -> str:
+        """How far it is, in words that only change when it gets on: without times."""
+        return self.status.partition(";")[0].removeprefix("starting: ") or self.state
+
+    def over(self, before: Start | None) -> bool:
+        """Whether this start has failed, though systemd may try again: a wait would see only the next one."""
+        return (
+            self.state.startswith("failed")
+            or "auto-restart" in self.state
+            or (before is not None and self.restarts > before.restarts)
+        )
+
+
+def parse_starts(text: str) -> tuple[Start, ...]:
+    """Return the units of the output of ``systemctl show``, in its order; what is no unit is passed over."""
+    starts = []
+    for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
+        values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+        if "Id" not in values or "ActiveState" not in values:
+            continue
+        restarts = values.get("NRestarts", "0")
+        starts.append(
+            Start(
+                unit=values["Id"],
+                state=f"{values['ActiveState']} ({values.get('SubState', '')})",
+                status=values.get("StatusText", "").strip(),
+                restarts=int(restarts) if restarts.isdigit() else 0,
+            )
+        )
+    return tuple(starts)
+
+
+def lines_of(starts: Sequence[Start], shown: Mapping[str, str]) -> dict[str, str]:
+    """Return, by unit, what is new to say since ``shown`` was said: ``engine NAME: how far it is``."""
+    said = {start.unit: f"engine {start.name}: {start.progress}" for start in starts}
+    return {unit: line for unit, line in said.items() if shown.get(unit) != line}

@@ -1,0 +1,149 @@
+"""How far a start is, and when it has failed, from what systemd prints."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+
+from minimax_metal.service.starts import Start, lines_of, parse_starts
+
+LOADING = """\
+Id=sglang@minimax-m2.5.service
+NRestarts=0
+StatusText=starting: loading weights, 43 %; engine alive 31 s of at most 20 min, no port yet
+ActiveState=activating
+SubState=start
+"""
+READY = """\
+Id=sglang@minimax-m2.5.service
+NRestarts=0
+StatusText=ready: answered http://127.0.0.1:30000/health after 45 s
+ActiveState=active
+SubState=running
+"""
+AGAIN = """\
+Id=sglang@minimax-m2.5.service
+NRestarts=1
+StatusText=failed: the engine exited with status 1
+ActiveState=activating
+SubState=auto-restart
+"""
+TARGET = "Id=sglang.target\nActiveState=active\nSubState=active\n"
+
+
+def plugin() -> ModuleType:
+    path = Path(__file__).parents[2] / "plugins/action/metal_service_await.py"
+    specification = importlib.util.spec_from_file_location("metal_service_await", path)
+    assert specification is not None
+    assert specification.loader is not None
+    made = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(made)
+    return made
+
+
+AWAIT = plugin()
+
+
+def test_units_are_read_as_systemd_prints_them() -> None:
+    service, target = parse_starts(f"motd\n\n{LOADING}\r\n{TARGET}")
+    assert (service.name, service.progress, service.restarts) == ("minimax-m2.5", "loading weights, 43 %", 0)
+    assert (target.name, target.progress) == ("sglang.target", "active (active)")
+    assert parse_starts("timeout: command not found\n") == ()
+
+
+def test_only_what_is_new_is_said() -> None:
+    starts = parse_starts(LOADING)
+    line = {"sglang@minimax-m2.5.service": "engine minimax-m2.5: loading weights, 43 %"}
+    assert lines_of(starts, {}) == line
+    later = parse_starts(LOADING.replace("alive 31 s", "alive 33 s"))
+    assert lines_of(later, line) == {}, "time alone is no progress"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "over"),
+    [
+        (None, LOADING, False),
+        (None, READY, False),
+        (None, AGAIN, True),
+        (LOADING, LOADING.replace("NRestarts=0", "NRestarts=1"), True),
+        (LOADING, LOADING, False),
+        (None, LOADING.replace("activating", "failed"), True),
+    ],
+)
+def test_a_start_that_failed_is_over_though_systemd_tries_again(
+    before: str | None, now: str, over: bool
+) -> None:
+    earlier: Start | None = parse_starts(before)[0] if before else None
+    assert parse_starts(now)[0].over(earlier) is over
+
+
+class Waiting(AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
+    """The plug-in on a host that answers what the test says."""
+
+    def __init__(self, answers: Iterator[Any]) -> None:
+        self.answers = answers
+        self.commands: list[str] = []
+        arguments = {"units": ["sglang@minimax-m2.5.service"], "interval": 1, "patience": 0}
+        self._task = SimpleNamespace(args=arguments, check_mode=False, async_val=0)
+        self._connection = SimpleNamespace(reset=lambda: None)
+
+    def _low_level_execute_command(self, command: str) -> dict[str, Any]:
+        self.commands.append(command)
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        code, text = answer
+        return {"rc": code, "stdout": text, "stderr": ""}
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(AWAIT.ActionBase, "run", lambda *_: {})
+    monkeypatch.setattr(AWAIT, "DISPLAY", SimpleNamespace(display=lines.append))
+    monkeypatch.setattr(AWAIT.time, "sleep", lambda _seconds: None)
+    return lines
+
+
+def awaited(*answers: Any) -> dict[str, Any]:
+    found: dict[str, Any] = Waiting(iter(answers)).run(task_vars={"inventory_hostname": "gpu01"})
+    return found
+
+
+def test_a_start_is_awaited_and_shown(said: list[str]) -> None:
+    found = awaited((124, LOADING), (124, LOADING), (0, READY))
+    assert found == {"changed": False, "ready": True, "states": []}
+    assert said == [
+        "  gpu01: engine minimax-m2.5: loading weights, 43 %",
+        "  gpu01: engine minimax-m2.5: ready: answered http://127.0.0.1:30000/health after 45 s",
+    ]
+
+
+def test_a_failed_start_says_why_at_once(said: list[str]) -> None:
+    found = awaited((124, LOADING), (124, AGAIN))
+    assert found["ready"] is False
+    assert found["states"] == ["failed: the engine exited with status 1"]
+    assert said[-1] == "  gpu01: engine minimax-m2.5: failed: the engine exited with status 1"
+
+
+def test_a_unit_that_systemd_refuses_is_no_start(said: list[str]) -> None:
+    found = awaited((5, "Failed to start x.service: Unit x.service not found.\n"))
+    assert found["ready"] is False
+    assert found["states"] == ["systemctl start sglang@minimax-m2.5.service ended with 5"]
+    assert said == []
+
+
+def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]) -> None:
+    lost = AnsibleConnectionFailure("gone")
+    waiting = Waiting(iter([lost, (0, READY)]))
+    waiting._task.args["patience"] = 60
+    assert waiting.run(task_vars={"inventory_hostname": "gpu01"})["ready"] is True
+    assert "connection lost, the engine goes on" in said[0]
+    with pytest.raises(AnsibleActionFail, match="the engine goes on there, run the play again"):
+        awaited(lost)
