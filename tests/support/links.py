@@ -58,10 +58,14 @@ class Link:
             return
         rules = f"table ip {TABLE} {{}}\ndelete table ip {TABLE}\n"
         if cut:
-            rules += (
-                f"table ip {TABLE} {{ chain out {{ type filter hook output priority filter; "
-                f"ip daddr {self.address} tcp dport 22 drop; }} }}\n"
-            )
+            rules += f"""
+                table ip {TABLE} {{
+                  chain out {{
+                    type filter hook output priority filter; policy accept;
+                    ip daddr {self.address} tcp dport 22 drop
+                  }}
+                }}
+            """
         subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
     def mend(self) -> None:
