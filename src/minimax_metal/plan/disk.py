@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.facts import Disk, HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.model import DiskPlan, EnginePlan, ModelPlan
 from minimax_metal.plan.settings import Settings
@@ -11,13 +11,13 @@ ENGINE_BYTES = 12_000_000_000
 """Room an engine environment wants while it is installed: 9.5 GB measured, and the cache beside it."""
 
 
-def _room(facts: HostFacts, path: str) -> int | None:
-    """Free bytes where ``path`` will be: the measured directory that is nearest above it."""
-    best: tuple[int, int] | None = None
+def _disk(facts: HostFacts, path: str) -> Disk | None:
+    """The file system where ``path`` will be: that of the measured directory that is nearest above it."""
+    best: tuple[int, Disk] | None = None
     for place, disk in facts.disks.items():
         inside = path == place or path.startswith(place.rstrip("/") + "/")
         if inside and (best is None or len(place) > best[0]):
-            best = (len(place), disk.free_bytes)
+            best = (len(place), disk)
     return best[1] if best else None
 
 
@@ -38,19 +38,38 @@ def disk_plan(
     )
     # One part in a hundred for the file system's own needs.
     needed = max(0, model.bytes - present) * 101 // 100
-    free = _room(facts, settings.weights_directory)
-    if free is not None and free < needed:
-        _check_adoption(settings, facts, model, free, needed, found)
-    room = _room(facts, settings.engine_directory)
-    if engine and room is not None and room < ENGINE_BYTES:
-        there = facts.engine_environments is not None and engine.environment in facts.engine_environments
-        if not there:
-            found.warn(
-                "disk-engine",
-                f"{room / 1e9:.1f} GB free at {settings.engine_directory}; a new engine environment wants "
-                f"{ENGINE_BYTES / 1e9:.0f} GB",
-            )
+    weights_disk = _disk(facts, settings.weights_directory)
+    if weights_disk is not None and weights_disk.free_bytes < needed:
+        _check_adoption(settings, facts, model, weights_disk.free_bytes, needed, found)
+    _check_engine(settings, facts, engine, weights_disk, needed, found)
     return DiskPlan(needed_bytes=needed, path=settings.weights_directory)
+
+
+def _check_engine(
+    settings: Settings,
+    facts: HostFacts,
+    engine: EnginePlan | None,
+    weights_disk: Disk | None,
+    weights_bytes: int,
+    found: Findings,
+) -> None:
+    """Warn where a new engine environment may not fit, on a disk that it shares with the weights too."""
+    disk = _disk(facts, settings.engine_directory)
+    if engine is None or disk is None:
+        return
+    if facts.engine_environments is not None and engine.environment in facts.engine_environments:
+        return
+    shared = weights_disk is not None and disk.device is not None and disk.device == weights_disk.device
+    # Weights that don't fit are a matter of their own, and those that are linked may take nothing.
+    counted = shared and not settings.weights_adopt and weights_bytes <= disk.free_bytes
+    taken = weights_bytes if counted else 0
+    if disk.free_bytes - taken < ENGINE_BYTES:
+        less = f", of which the weights on the same disk want {taken / 1e9:.1f} GB" if taken else ""
+        found.warn(
+            "disk-engine",
+            f"{disk.free_bytes / 1e9:.1f} GB free at {settings.engine_directory}{less}; a new engine "
+            f"environment wants {ENGINE_BYTES / 1e9:.0f} GB",
+        )
 
 
 def _check_adoption(

@@ -55,6 +55,8 @@ class Disk:
 
     free_bytes: int
     total_bytes: int
+    device: int | None = None
+    """Number of the file system, where it was read."""
 
 
 @dataclass(frozen=True)
@@ -235,5 +237,6 @@ def _disks(raw: Any) -> dict[str, Disk]:
     for path, room in _mapping(raw).items():
         free, total = _whole(_mapping(room).get("free_bytes")), _whole(_mapping(room).get("total_bytes"))
         if free is not None:
-            disks[str(path)] = Disk(free_bytes=free, total_bytes=total if total is not None else free)
+            device = _whole(_mapping(room).get("device"))
+            disks[str(path)] = Disk(free, total if total is not None else free, device)
     return disks
