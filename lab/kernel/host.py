@@ -50,6 +50,8 @@ class KernelHost:
 
     def __post_init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.keeper: threading.Thread | None = None
+        self.stopping = threading.Event()
         self.port = _free_port()
         self.server: ThreadingHTTPServer | None = None
 
@@ -93,13 +95,19 @@ class KernelHost:
     def boot(self) -> None:
         """Start it and wait until it answers ssh.
 
+        Each reboot of the guest is a process of its own, started by a thread: OVMF was seen to hang in the
+        reset that QEMU without hardware virtualisation makes in place.
+
         Raises:
             LabError: it does not within a quarter of an hour; the end of its console is in the message.
         """
+        self.stopping.clear()
         console = self.directory / "console.log"
+        console.unlink(missing_ok=True)
         arguments = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-smp", "2",
-            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none", "-serial", f"file:{console}",
+            "qemu-system-x86_64", "-no-reboot", "-accel", "tcg,thread=multi", "-smp", "2",
+            "-m", str(MEMORY_MIB), "-display", "none", "-monitor", "none",
+            "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
             # First on the bus, so that it is the kernel's vda.
             "-drive", f"file={self.directory / 'disk.raw'},if=none,id=root,format=raw,cache=unsafe",
             "-device", "virtio-blk-pci,drive=root",
@@ -108,7 +116,14 @@ class KernelHost:
             *(self._firmware() if self.secure_boot else self._kernel()),
         ]  # fmt: skip
         self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
+        self.keeper = threading.Thread(target=self._keep, args=(self.process, arguments), daemon=True)
+        self.keeper.start()
         self.wait()
+
+    def _keep(self, process: subprocess.Popen[bytes], arguments: list[str]) -> None:
+        """Start it again whenever it ends, as a machine that resets does; a QEMU that fails is not."""
+        while process.wait() == 0 and not self.stopping.is_set():
+            process = self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
 
     def _kernel(self) -> list[str]:
         """QEMU starts the kernel."""
@@ -143,7 +158,7 @@ class KernelHost:
         """Wait until it answers ssh."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            if self.process is None or self.process.poll() is not None:
+            if self.keeper is None or not self.keeper.is_alive():
                 break
             if self.ssh("true", check=False, timeout=20).returncode == 0:
                 return
@@ -173,19 +188,18 @@ class KernelHost:
 
     def power_off(self) -> None:
         """Shut it down as its power button would; `boot` starts it again with the same disk."""
+        self.stopping.set()
         self.ssh("systemctl poweroff", check=False)
-        if self.process is not None:
-            self.process.wait(900)
+        if self.keeper is not None:
+            self.keeper.join(900)
 
     def off(self) -> None:
         """End it; nothing but its directory is left."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        self.stopping.set()
+        patience = time.monotonic() + 20
+        while self.process is not None and self.keeper is not None and self.keeper.is_alive():
+            self.process.terminate() if time.monotonic() < patience else self.process.kill()
+            self.keeper.join(1)
         if self.server is not None:
             self.server.shutdown()
             self.server.server_close()
