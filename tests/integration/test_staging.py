@@ -125,6 +125,11 @@ def test_a_host_is_provisioned_from_a_bundle_and_nothing_else(lab: PlayedCopy, t
         # All that the inventory says of other places gives way to the one variable.
         cleared = dict.fromkeys(("metal_cache_url", "metal_vendor_repository_url"), None)
         given |= cleared | {"metal_weights_source": "bundle"}
+        # The vendor of the new lab has another key; the bundle has the one that it was exported with.
+        given |= {
+            "nvidia_driver_repository_key": key.partition("=")[0],
+            "nvidia_driver_repository_key_fingerprint": fingerprint,
+        }
         run_tags = f"{TAGS},model_weights"
         found = lab.play("--limit", "gpu01", "--tags", run_tags, "--extra-vars", json.dumps(given))
         assert found.returncode == 0, found.output[-6000:]
