@@ -167,6 +167,8 @@ class Lab:
         progress.line("preparing", f"side by side; logs: {self.paths.preparations}")
         resolv_conf, name_servers = environment.resolver()
         guests = self._guests(description, net)
+        off = sum(guest.keeper() is None for guest in guests.values())
+        machine.check_inotify(off, machine.inotify_in_use(), int(machine.INOTIFY_LIMIT.read_text()))
         nodes = {name: guest.node for name, guest in guests.items()}
         with progress.step("network") as outcome:
             net.up()

@@ -26,6 +26,9 @@ PACKAGES: Final = Path(__file__).parents[1] / "system-packages.txt"
 FIXED_NUMBERS: Final = {"demo": 0, "molecule": 1}
 FIRST_FREE_NUMBER: Final = 2
 LAST_NUMBER: Final = 254
+INOTIFY_OF_A_HOST: Final = 7
+"""Instances of a booted Debian host: five of systemd, logind and D-Bus at rest (counted), two for a login."""
+INOTIFY_LIMIT: Final = Path("/proc/sys/fs/inotify/max_user_instances")
 IP_FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 NETNS: Final = Path("/run/netns")
 
@@ -59,6 +62,32 @@ def check() -> str:
             f"'apt-get install --no-install-recommends {' '.join(missing)}', or use make, which does"
         )
     return release
+
+
+def inotify_in_use(processes: str = "[0-9]*") -> int:
+    """Return how many inotify instances the processes of this machine hold, or those that match a pattern."""
+    count = 0
+    for directory in Path("/proc").glob(f"{processes}/fd"):
+        with contextlib.suppress(OSError):
+            count += sum(str(link.readlink()) == "anon_inode:inotify" for link in directory.iterdir())
+    return count
+
+
+def check_inotify(hosts: int, in_use: int, limit: int) -> None:
+    """Raise :class:`LabError` when so many more hosts can't boot: their systemd would be refused its watches.
+
+    Args:
+        hosts: hosts that are to be switched on.
+        in_use: inotify instances that processes of root hold now.
+        limit: how many a user may hold (``fs.inotify.max_user_instances``).
+    """
+    needed = in_use + hosts * INOTIFY_OF_A_HOST
+    if hosts and needed > limit:
+        raise LabError(
+            f"found fs.inotify.max_user_instances {limit} and {in_use} in use, expected room for {hosts} "
+            f"more hosts ({INOTIFY_OF_A_HOST} each): "
+            f"sysctl -w fs.inotify.max_user_instances={max(512, 2 * needed)}"
+        )
 
 
 @contextlib.contextmanager
