@@ -99,6 +99,18 @@ def test_driver_that_is_right_is_left_and_held() -> None:
     assert set(done.unheld) == {MODULES, TOOLS, "libcuda1"}
 
 
+def test_driver_that_is_right_needs_the_headers_of_its_kernel_and_no_metapackage() -> None:
+    there = packages("580.126.20")
+    there.pop("linux-headers-amd64", None)
+    assert work(host(packages=there), facts("580.126.20"), plan()).action == "none"
+    kernels = {"running": KERNEL, "modules": [KERNEL], "bootable": [KERNEL], "headers": []}
+    without = work(host(packages=there, kernels=kernels), facts("580.126.20"), plan())
+    assert (without.action, without.packages[:2]) == (
+        "repair",
+        ("linux-headers-amd64", f"linux-headers-{KERNEL}"),
+    )
+
+
 def test_driver_of_other_packages_is_accepted() -> None:
     other = {
         "nvidia-headless-580-server": {"state": "ii", "version": "580.126.20-0ubuntu1", "source": "nvidia"}

@@ -155,13 +155,17 @@ class _Decision:
 
     @property
     def packages_right(self) -> bool:
-        """Whether all packages are there, whole, of one right version."""
+        """Whether all packages are there, whole, of one right version.
+
+        Of headers those of the running kernel count: a driver that was there before us is no worse without
+        the distribution's metapackage, which may bring another kernel.
+        """
         present = self.present
         return (
             present is not None
             and self.right(present)
             and all(name in self.installed for name in self.same)
-            and all(name in self.states for name in (*self.wanted, *self.headers) if name not in self.same)
+            and all(name in self.states for name in self.wanted if name not in self.same)
             and set(self.installed.values()) == {present}
             and all(self.states[name][1:2] == "i" for name in self.installed)
             and self._headers_problem(installed=True) is None
