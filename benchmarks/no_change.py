@@ -1,6 +1,7 @@
 """How often a run that changes nothing talks to a host, and what that costs beside the bare questions.
 
     python benchmarks/no_change.py INVENTORY [INVENTORY ...] [--hosts 1,8]
+    python benchmarks/no_change.py INVENTORY [INVENTORY ...] --names 60
 
 Runs ``metal site`` on hosts that are as the inventory says, and counts from its records what was asked of
 each: **tasks** that ran on the host, and **questions**, which counts every item of a loop and the second
@@ -12,9 +13,9 @@ are made of. Exit status 1 when a run was not without changes: its figures would
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from many_names import REPOSITORY, environment, inventory_of, program
+
+LONGEST_SECONDS = 7200
 LOCAL = {
     "add_host", "assert", "debug", "fail", "group_by", "import_playbook", "import_role", "import_tasks",
     "include_role", "include_tasks", "include_vars", "meta", "pause", "set_fact", "set_stats",
@@ -60,22 +63,48 @@ def asked(run: Path) -> dict[str, tuple[int, int, Counter[str]]]:
     return {host: (tasks[host], questions[host], stages[host]) for host in tasks}
 
 
-def program(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
+def descendants(pid: int) -> list[int]:
+    """A process and all that came from it."""
+    found = [pid]
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in path.read_text().split():
+                found += descendants(int(child))
+    return found
 
 
-def timed(command: list[str], environment: dict[str, str]) -> tuple[float, float, float]:
-    """Seconds a command took, seconds of processor of all its processes, and its largest one in MiB."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False, timeout=7200
-    )
-    seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode != 0:
-        print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
-        raise SystemExit(f"no_change: {' '.join(command[:3])} ended with {done.returncode}")
-    used = (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime)
-    return seconds, used, after.ru_maxrss / 1024
+def memory_of(pid: int) -> float:
+    """MiB that a process and its descendants hold, what they share counted once (PSS)."""
+    total = 0
+    for one in descendants(pid):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{one}/smaps_rollup").read_text()
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    return total / 1024
+
+
+def timed(command: list[str]) -> tuple[float, float, float]:
+    """Seconds a command took, seconds of processor of all its processes, and the most MiB they held."""
+    before, began, most = os.times(), time.monotonic(), 0.0
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment() | {"CI": "true"}, stdout=output, stderr=output
+        )
+        try:
+            while process.poll() is None and time.monotonic() - began < LONGEST_SECONDS:
+                most = max(most, memory_of(process.pid))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        seconds, after = time.monotonic() - began, os.times()
+        if process.returncode != 0:
+            output.seek(0)
+            print(output.read()[-4000:], file=sys.stderr)
+            raise SystemExit(f"no_change: {' '.join(command[:3])} ended with {process.returncode}")
+    return seconds, sum(after[2:4]) - sum(before[2:4]), most
 
 
 def bare(questions: int, directory: Path) -> Path:
@@ -93,57 +122,78 @@ def bare(questions: int, directory: Path) -> Path:
     return path
 
 
-def measure(inventories: list[str], hosts: list[str], directory: Path) -> tuple[float, float]:
-    """Run both sides on some hosts; return the seconds of a run, and its ratio to bare questions."""
-    environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "CI": "true"}
-    where = [word for one in inventories for word in ("-i", one)] + ["--limit", ",".join(hosts)]
-    runs = directory / f"runs-{len(hosts)}"
-    seconds, used, largest = timed([program("metal"), "site", "--runs", str(runs), *where], environment)
+def run_once(where: list[str], directory: Path, name: str, *more: str) -> tuple[Path, float, float, float]:
+    """Run ``metal site`` where nothing changes; its records, then what :func:`timed` says."""
+    runs = directory / f"runs-{name}"
+    seconds, used, most = timed([program("metal"), "site", "--runs", str(runs), *where, *more])
     (run,) = (path for path in runs.iterdir() if path.is_dir())
-    if any(one["kind"] == "changed" for one in records(run)):
-        changed = sorted({one["task"] for one in records(run) if one["kind"] == "changed"})
+    changed = sorted({one["task"] for one in records(run) if one["kind"] == "changed"})
+    if changed:
         raise SystemExit(
             f"no_change: found changes ({'; '.join(changed)}), expected none; run the playbook once before"
         )
+    return run, seconds, used, most
+
+
+def measure(where: list[str], hosts: list[str], directory: Path) -> float:
+    """Run both sides on some hosts; return the seconds of a run."""
+    where = [*where, "--limit", ",".join(hosts)]
+    run, seconds, used, most = run_once(where, directory, str(len(hosts)))
     counts = asked(run)
-    most = max(counts, key=lambda host: counts[host][1])
-    tasks, questions, stages = counts[most]
+    busiest = max(counts, key=lambda host: counts[host][1])
+    tasks, questions, stages = counts[busiest]
     checks = sum(
         one["seconds"]
         for one in json.loads((run / "report.json").read_text())["checks"]
-        if one["host"] == most
+        if one["host"] == busiest
     )
-    plain, _, _ = timed([program("ansible-playbook"), str(bare(questions, directory)), *where], environment)
+    plain, _, _ = timed([program("ansible-playbook"), str(bare(questions, directory)), *where])
     who = f"{len(hosts)} host{'s' if len(hosts) > 1 else ''}"
     print(f"{who}: {tasks} remote tasks, {questions} questions a host")
     print("  by stage: " + ", ".join(f"{stage} {number}" for stage, number in stages.most_common()))
     print(f"  run {seconds:.1f} s, of which the post-check's own requests {checks:.1f} s; bare {plain:.1f} s")
     print(f"  run without the checks / bare: {(seconds - checks) / plain:.2f}")
-    print(f"  controller: {used / len(hosts):.1f} s of processor a host, largest process {largest:.0f} MiB")
-    return seconds - checks, (seconds - checks) / plain
+    print(f"  controller: {used / len(hosts):.1f} s of processor a host, {most:.0f} MiB at most")
+    return seconds - checks
+
+
+def measure_names(inventories: list[str], names: int, directory: Path) -> None:
+    """Run on few hosts under many names, without what is a host's own work: checks and records."""
+    where = ["-i", str(inventory_of(inventories, names, directory))]
+    _, seconds, used, most = run_once(where, directory, "names", "--skip-tags", "post_check,release_record")
+    print(f"{names} names: run {seconds:.1f} s, without checks and records")
+    print(
+        f"  controller: {used / names:.1f} s of processor and {most / names:.1f} MiB a host, {most:.0f} MiB at most"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count and time a run that changes nothing.")
     parser.add_argument("inventory", nargs="*", help="inventories of hosts that are as they say")
     parser.add_argument("--hosts", default="1,8", help="numbers of hosts to run with (%(default)s)")
+    parser.add_argument("--names", type=int, help="instead: run the same hosts under so many names")
     arguments = parser.parse_args()
     if not arguments.inventory:
         print("no_change: no inventory was given: python benchmarks/no_change.py INVENTORY ...")
         return 0
     where = [word for one in arguments.inventory for word in ("-i", one)]
-    done = subprocess.run(
-        [program("ansible"), "gpu_hosts", *where, "--list-hosts"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = [line.strip() for line in done.stdout.splitlines()[1:]]
-    seconds: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as directory:
-        for number in sorted({min(int(one), len(names)) for one in arguments.hosts.split(",")}):
-            seconds[number], _ = measure(arguments.inventory, names[:number], Path(directory))
+        if arguments.names:
+            measure_names(arguments.inventory, arguments.names, Path(directory))
+            return 0
+        done = subprocess.run(
+            [program("ansible"), "gpu_hosts", *where, "--list-hosts"],
+            cwd=REPOSITORY,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        names = [line.strip() for line in done.stdout.splitlines()[1:]]
+        seconds = {
+            number: measure(where, names[:number], Path(directory))
+            for number in sorted({min(int(one), len(names)) for one in arguments.hosts.split(",")})
+        }
     few, many = min(seconds), max(seconds)
     if many > few:
         print(f"{many} hosts / {few} host: {seconds[many] / seconds[few]:.2f}")

@@ -146,6 +146,7 @@ def test_a_wish_is_the_plan_the_role_and_its_variables(tmp_path: Path) -> None:
     # How much room a disk has that day is no wish, nor is what people read.
     (role / "README.md").write_text("text")
     assert digest_of_inputs(PLAN | {"disk": {"free_bytes": 2}}, role, {"x": 1}) == first
+    assert digest_of_inputs(PLAN | {"host": "gpu-1"}, role, {"x": 1}) == first
     assert digest_of_inputs(PLAN | {"engine": {"release": "0.5.24"}}, role, {"x": 1}) != first
     assert digest_of_inputs(PLAN, role, {"x": 2}) != first
     (tmp_path / "templates/unit.j2").write_text("unit")

@@ -28,7 +28,8 @@ def digest_of_inputs(plan: Mapping[str, Any], role: Path, variables: Mapping[str
     """Return one digest of what a role decides by.
 
     Args:
-        plan: the host's plan; what was only found that day (free disk, warnings) does not count.
+        plan: the host's plan; what was only found that day (free disk, warnings) does not count, nor does
+            what the host is called.
         role: the role's directory. Its files count, and so do the project's templates.
         variables: the values of the role's own variables, defaults among them.
     """
@@ -40,8 +41,9 @@ def digest_of_inputs(plan: Mapping[str, Any], role: Path, variables: Mapping[str
             if path.is_file() and path.suffix != ".md":
                 state = path.stat()
                 stamps.append((str(path), state.st_mtime_ns, state.st_size))
+    wish = {key: value for key, value in decided(plan).items() if key != "host"}
     text = json.dumps(
-        [decided(plan), dict(variables), digest_of_files(places, tuple(stamps))],
+        [wish, dict(variables), digest_of_files(places, tuple(stamps))],
         sort_keys=True,
         default=str,
         separators=(",", ":"),
