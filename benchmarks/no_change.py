@@ -162,9 +162,8 @@ def measure_names(inventories: list[str], names: int, directory: Path) -> None:
     where = ["-i", str(inventory_of(inventories, names, directory))]
     _, seconds, used, most = run_once(where, directory, "names", "--skip-tags", "post_check,release_record")
     print(f"{names} names: run {seconds:.1f} s, without checks and records")
-    print(
-        f"  controller: {used / names:.1f} s of processor and {most / names:.1f} MiB a host, {most:.0f} MiB at most"
-    )
+    each = f"{used / names:.1f} s of processor and {most / names:.1f} MiB a host"
+    print(f"  controller: {each}, {most:.0f} MiB at most")
 
 
 def main() -> int:
