@@ -100,7 +100,7 @@ class Row:
     disagreements: list[str] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-    """Hosts that serve another release than before."""
+    """Hosts that serve, or have recorded, another release than was recorded before."""
     restarted: set[str] = field(default_factory=set)
     """Hosts whose engine was started anew."""
     lost: int = 0
@@ -126,11 +126,18 @@ class Row:
         return "; ".join(parts)
 
 
-def serves(lab: Lab, host: str) -> tuple[str, str]:
-    """The release that a host's unit names, and when its engine was started."""
-    unit = upper(lab, host, f"etc/systemd/system/{UNIT}").read_text(encoding="utf-8")
-    release = next((word for word in unit.split() if "SIMULATED_RELEASE=" in word), "")
-    return release, lab.ssh(host, f"systemctl show -P ExecMainStartTimestampMonotonic {UNIT}").strip()
+def serves(lab: Lab, host: str) -> tuple[str, str, str]:
+    """The release that a host has recorded, the one that its unit names, and when its engine was started."""
+    record = json.loads(
+        upper(lab, host, "var/lib/minimax-metal/releases/current").read_text(encoding="utf-8")
+    )
+    recorded = record["plan"]["service"]["environment"].get("SIMULATED_RELEASE", "")
+    words = (
+        upper(lab, host, f"etc/systemd/system/{UNIT}").read_text(encoding="utf-8").replace('"', "").split()
+    )
+    names = [word.rpartition("SIMULATED_RELEASE=")[2] for word in words if "SIMULATED_RELEASE=" in word]
+    started = lab.ssh(host, f"systemctl show -P ExecMainStartTimestampMonotonic {UNIT}").strip()
+    return recorded, names[0] if names else "", started
 
 
 def play(
@@ -231,9 +238,9 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
         found = journal(lab, host)
         if datetime.fromisoformat(found.get("started", "1970-01-01T00:00:00+00:00")).timestamp() >= began - 1:
             row.results[host] = str(found.get("result") or f"open at {found.get('stage')}")
-        release_now, started_now = serves(lab, host)
-        row.changed |= {host} if release_now != before[host][0] else set()
-        row.restarted |= {host} if started_now != before[host][1] else set()
+        recorded, named, started = serves(lab, host)
+        row.changed |= {host} if {recorded, named} != {before[host][0]} else set()
+        row.restarted |= {host} if started != before[host][2] else set()
     judge(row, run, arguments.hosts)
     return row
 
