@@ -99,16 +99,16 @@ def test_driver_that_is_right_is_left_and_held() -> None:
     assert set(done.unheld) == {MODULES, TOOLS, "libcuda1"}
 
 
-def test_driver_that_is_right_needs_the_headers_of_its_kernel_and_no_metapackage() -> None:
+def test_driver_that_is_right_needs_headers_only_for_a_module_that_is_not_built() -> None:
     there = packages("580.126.20")
-    there.pop("linux-headers-amd64", None)
+    del there["linux-headers-amd64"]
     assert work(host(packages=there), facts("580.126.20"), plan()).action == "none"
     kernels = {"running": KERNEL, "modules": [KERNEL], "bootable": [KERNEL], "headers": []}
-    without = work(host(packages=there, kernels=kernels), facts("580.126.20"), plan())
-    assert (without.action, without.packages[:2]) == (
-        "repair",
-        ("linux-headers-amd64", f"linux-headers-{KERNEL}"),
-    )
+    built = host(packages=there, kernels=kernels, dkms=[DKMS_3])
+    assert work(built, facts("580.126.20"), plan()).action == "none"
+    unbuilt = work(host(packages=there, kernels=kernels), facts(), plan())
+    assert unbuilt.action == "repair"
+    assert unbuilt.packages[:2] == ("linux-headers-amd64", f"linux-headers-{KERNEL}")
 
 
 def test_driver_of_other_packages_is_accepted() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver import built_for, driver_state
 from minimax_metal.plan.driver_kernel import kernel_problem
 from minimax_metal.plan.driver_signing import secure_boot_problem
 from minimax_metal.plan.facts import HostFacts, parse_facts
@@ -157,8 +157,8 @@ class _Decision:
     def packages_right(self) -> bool:
         """Whether all packages are there, whole, of one right version.
 
-        Of headers those of the running kernel count: a driver that was there before us is no worse without
-        the distribution's metapackage, which may bring another kernel.
+        Of headers those of the running kernel count, where DKMS still needs them: a driver that runs is no
+        worse without them or the distribution's metapackage, which may bring another kernel.
         """
         present = self.present
         return (
@@ -168,7 +168,7 @@ class _Decision:
             and all(name in self.states for name in self.wanted if name not in self.same)
             and set(self.installed.values()) == {present}
             and all(self.states[name][1:2] == "i" for name in self.installed)
-            and self._headers_problem(installed=True) is None
+            and (built_for(self.collected, self.kernel) or self._headers_problem(installed=True) is None)
         )
 
     @property
