@@ -114,6 +114,19 @@ def test_of_two_that_take_over_the_same_piece_the_first_by_name_has_it() -> None
     assert not second.stands(claim, 0.1)
 
 
+def test_whose_turn_a_piece_is_has_it_whoever_takes_it_over() -> None:
+    claim = Claim("key1", 4, 4, 0, True)
+    taker, owner = board(A), board(B)
+    taker.claimed(B, claim, 0.0)
+    owner.claimed(A, claim, 0.0)
+    assert owner.stands(claim, 0.1)
+    assert not taker.stands(claim, 0.1)
+    owner.can_read(A, False)
+    assert owner.stands(claim, 0.1)
+    taker.can_read(B, False)
+    assert taker.stands(claim, 0.1), "who can't read has no turn, and its claims count nothing"
+
+
 def test_who_claimed_the_same_at_the_same_time_is_waited_for_as_long_as_its_claims_count() -> None:
     it = board(A)
     looks = it.looks()

@@ -394,9 +394,18 @@ class Board:
         return self.index[(piece[0], 0) if self._in_one_go(piece[0]) else piece]
 
     def stands(self, claim: Claim, now: float) -> bool:
-        """Return whether a claim that was taken over holds: of several hosts the first by name has it."""
+        """Return whether a claim that was taken over holds.
+
+        Of several hosts the one whose turn it was has it, else the first by name.
+        """
+        readers = self.readers()
+
+        def order(name: str, piece: Piece) -> tuple[bool, int]:
+            own = bool(readers) and readers[self._turn(piece) % len(readers)] == name
+            return not own, self.rank[name]
+
         return not any(
-            self.rank[name] < self.rank[self.me]
+            order(name, piece) < order(self.me, piece)
             for name, other in self.others.items()
             for piece in claim.pieces
             if self._claims(other, piece, now)

@@ -146,8 +146,8 @@ class _Run:
         if (self.store.key, self.number) in self.attempt.board.available:
             return True
         now = time.monotonic()
-        # Later than that, a claim to the same is a take-over of one that lasts too long: who is first has it.
-        if now - self.begun > PATIENCE / 2:
+        # Whose turn it is goes first. Later, a claim to the same takes over one that lasts too long.
+        if not self.claim.taken_over or now - self.begun > PATIENCE / 2:
             return False
         with self.attempt.changed:
             return not self.attempt.board.stands(self.claim, now)
