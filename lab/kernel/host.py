@@ -99,7 +99,7 @@ class KernelHost:
         reset that QEMU without hardware virtualisation makes in place.
 
         Raises:
-            LabError: it does not within a quarter of an hour; the end of its console is in the message.
+            LabError: it does not within half an hour; the end of its console is in the message.
         """
         self.stopping.clear()
         console = self.directory / "console.log"
@@ -154,7 +154,7 @@ class KernelHost:
             check=True, capture_output=True,
         )  # fmt: skip
 
-    def wait(self, seconds: float = 900) -> None:
+    def wait(self, seconds: float = 1800) -> None:
         """Wait until it answers ssh."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -170,7 +170,7 @@ class KernelHost:
         """The identity of the boot that runs, empty when the host does not answer."""
         return self.ssh("cat /proc/sys/kernel/random/boot_id", check=False, timeout=20).stdout.strip()
 
-    def reboot(self, seconds: float = 600) -> None:
+    def reboot(self, seconds: float = 1800) -> None:
         """Boot it anew and wait for that boot: what goes down still answers for a while.
 
         Raises:
