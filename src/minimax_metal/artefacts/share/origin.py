@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 REST: Final = 30.0
 """Seconds after which an origin that failed is tried again, while other hosts bring what there is."""
 
+IDLE: Final = 1.0
+"""Seconds after which a thread that has nothing to do looks by itself, unheard of any news."""
 LOOKS: Final = 3
 """Looks at every other host after which whoever claimed the same at the same time has been heard."""
 LAG: Final = 8
@@ -66,7 +68,9 @@ class OriginReader:
             with it.changed:
                 claim = it.board.next_claim(time.monotonic())
                 if claim is None:
-                    it.changed.wait(0.1)
+                    # News wakes it; a host that does not read the origin now need not look by itself.
+                    if not it.halted.is_set():
+                        it.changed.wait(0.1 if it.board.streams() else IDLE)
                     continue
             it.log.post(["claim", claim.key, claim.first, claim.last, claim.generation])
             try:

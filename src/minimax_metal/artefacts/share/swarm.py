@@ -22,7 +22,7 @@ from minimax_metal.artefacts.manifest import DamagedFileError, Entry
 from minimax_metal.artefacts.share.board import Board, File, Offer, Piece
 from minimax_metal.artefacts.share.listen import Listener
 from minimax_metal.artefacts.share.log import PULSE, Log, Reader, parse_listing, write_listing
-from minimax_metal.artefacts.share.origin import OriginReader
+from minimax_metal.artefacts.share.origin import IDLE, OriginReader
 from minimax_metal.artefacts.share.peers import AbsentError, BusyError, Line, PeerError
 from minimax_metal.artefacts.share.pieces import PieceFile, key_of
 from minimax_metal.artefacts.share.settings import Share
@@ -243,6 +243,8 @@ class SharedAttempt(Attempt):
                 # Where others had it, they may have it again: worth another start of the unit.
                 self.fail(SourceError(str(error), permanent=error.permanent and not self.helped))
         self.halted.set()
+        with self.changed:
+            self.changed.notify_all()
         for thread in threads:
             thread.join(timeout=2.0)
         if self.failure is not None:
@@ -359,7 +361,8 @@ class SharedAttempt(Attempt):
             with self.changed:
                 offer = self.board.next_offer(time.monotonic())
                 if offer is None:
-                    self.changed.wait(0.1)
+                    if not self.halted.is_set():
+                        self.changed.wait(0.1 if self.board.available else IDLE)
                     continue
             line = lines.get(offer.peer)
             if line is None:
