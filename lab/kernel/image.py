@@ -22,7 +22,7 @@ MODEL, COUNT = "H20", 4
 BOOT_LOADER = ("shim-signed", "shim-helpers-amd64-signed", "grub-efi-amd64-signed")
 """Debian packages whose signed programs start the kernel under secure boot; the host has none installed."""
 DISK = "6G"
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 KERNEL_ARGUMENTS = "console=ttyS0 root=/dev/vda rw net.ifnames=0"
 
 _PCI_MOUNT = """[Unit]
@@ -109,7 +109,11 @@ def _fill(root: Path, sources: str) -> None:
     pci = root / "usr/share/lab-pci"
     write_pci_tree(pci, MODEL, COUNT)
     gpus = sorted(
-        path.name for path in pci.iterdir() if (path / "class").read_text().startswith(("0x0302", "0x0300"))
+        path.name
+        for path in pci.iterdir()
+        # The board's own VGA is of class 0x0300 too.
+        if (path / "vendor").read_text().strip() == "0x10de"
+        and (path / "class").read_text().startswith(("0x0302", "0x0300"))
     )
     unit = "sys-bus-pci-devices.mount"
     files = {
