@@ -371,6 +371,7 @@ def test_driver_that_is_right_is_pending_while_the_next_kernel_has_no_module() -
             "E: Failed to fetch http://m/x.deb  Could not connect to m:80 (10.0.0.1), connection timed out",
             "answer",
         ),
+        ("Failed to update apt cache after 5 retries: ", "package lists that could not be fetched"),
         (
             "Request failed: <urlopen error [Errno 111] Connection refused>",
             "a package repository that does not answer",

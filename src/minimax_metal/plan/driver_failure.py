@@ -57,6 +57,13 @@ _CAUSES: Sequence[tuple[str, str, str, str]] = (
         "only packages of one driver",
         "look at apt-get -s install of the packages on the host, and remove what conflicts",
     ),
+    (
+        # Ansible's words where apt gave no reason.
+        r"Failed to update apt cache",
+        "package lists that could not be fetched",
+        "an answer from every source of apt",
+        "run apt-get update on the host, mend or remove the source it names, then run the playbook again",
+    ),
 )
 
 
