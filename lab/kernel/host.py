@@ -68,7 +68,11 @@ class KernelHost:
         vendor = self.directory / "vendor"
         built = repository.build(vendor, self.directory / "keys", modules=True)
         handler = partial(_Quiet, directory=str(vendor))
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        # A disk that is gone on with holds the repository's address.
+        kept = self.directory / "vendor-port"
+        port = int(kept.read_text()) if kept.exists() else 0
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        kept.write_text(str(self.server.server_port))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.fingerprint = built.key_fingerprint
         self.vendor_url = f"http://{GATEWAY}:{self.server.server_port}/{built.url_path}"
