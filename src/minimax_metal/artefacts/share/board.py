@@ -341,6 +341,11 @@ class Board:
             return 0
         return min(self.workers, max(1, -(-STREAMS // len(readers))))
 
+    def turn(self, piece: Piece) -> str | None:
+        """Return the host whose turn a piece is, if anybody reads."""
+        readers = self.readers()
+        return readers[self._turn(piece) % len(readers)] if readers else None
+
     def next_claim(self, now: float) -> Claim | None:
         """Return what to read from the origin next, noted as on its way; None when it is others' turn."""
         readers = self.readers()
@@ -398,11 +403,9 @@ class Board:
 
         Of several hosts the one whose turn it was has it, else the first by name.
         """
-        readers = self.readers()
 
         def order(name: str, piece: Piece) -> tuple[bool, int]:
-            own = bool(readers) and readers[self._turn(piece) % len(readers)] == name
-            return not own, self.rank[name]
+            return self.turn(piece) != name, self.rank[name]
 
         return not any(
             order(name, piece) < order(self.me, piece)
