@@ -33,6 +33,7 @@ def test_without_wishes_the_product_goes_and_data_and_driver_stay() -> None:
         gone.paths
     )
     assert "/etc/systemd/system/metal-weights@x.service.d" in gone.paths
+    assert "/etc/apt/apt.conf.d/99minimax-metal-direct" in gone.paths
     assert "/etc/systemd/system/sglang@minimax-m2.5.service.d" not in gone.paths, (
         "drop-ins of the user's stay"
     )

@@ -20,6 +20,8 @@ PRODUCT = (
     "/etc/sysctl.d/90-minimax-metal.conf",
     "/etc/tmpfiles.d/minimax-metal.conf",
     "/etc/minimax-metal/weights-brought-nginx",
+    # Of role package_sources; what it put right in the distribution's own sources stays as it is.
+    "/etc/apt/apt.conf.d/99minimax-metal-direct",
 )
 TOOLS = ("/etc/minimax-metal", "/opt/minimax-metal", "/usr/local/bin/metal")
 """What a gateway on the same host cannot run without."""
