@@ -176,7 +176,10 @@ def test_check_mode_says_what_would_be_done_and_does_nothing(lab: Lab) -> None:
     assert run.returncode == 0, run.output
     assert "driver 580.159.04 will be replaced by 610.57.04" in run.output
     assert "What is done about the driver is said" in run.changed["gpu01"]
-    assert {name: lab.written(name) for name in HOSTS} == before
+    after = {name: lab.written(name) for name in HOSTS}
+    # By name: of two long listings that differ nobody sees which file it was.
+    wrote = {name: sorted(dict(after[name].items() ^ before[name].items())) for name in HOSTS}
+    assert wrote == {"gpu01": [], "gpu02": []}
 
 
 @pytest.mark.usefixtures("engines")
