@@ -97,3 +97,14 @@ def test_every_service_and_every_template_is_used() -> None:
     text = "".join(path.read_text() for path in TEXTS if path.suffix == ".yml")
     for template in (REPOSITORY / "templates").iterdir():
         assert f"src: {template.name}" in text, template.name
+
+
+JOINED_BEFORE_TEST = re.compile(r"""~\s*(?:'[^']*'|"[^"]*"|\w+)\s+is\s""")
+"""In Jinja a test belongs to what stands directly before it: ``a ~ 'b' is exists`` asks about ``'b'``."""
+
+
+@pytest.mark.parametrize(
+    "path", sorted(REPOSITORY.glob("roles/*/*/*.yml")), ids=lambda path: "/".join(path.parts[-3:])
+)
+def test_a_joined_path_is_tested_as_a_whole(path: Path) -> None:
+    assert JOINED_BEFORE_TEST.findall(path.read_text()) == []
