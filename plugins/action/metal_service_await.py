@@ -10,19 +10,15 @@ that start, and its end stops no unit), so a lost connection costs nothing: the 
 from __future__ import annotations
 
 import shlex
-import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
 
+from minimax_metal.fleet.patient import PatientConnection
 from minimax_metal.service.starts import PROPERTIES, Start, lines_of, parse_starts
 
 TIME_IS_OVER = 124
 """Exit status of timeout(1) when the command had not ended."""
-
-DISPLAY = Display()
 
 
 class ActionModule(ActionBase):
@@ -34,7 +30,6 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return when no start is under way: ``ready``, and what each unit that is not says (``states``)."""
         result: dict[str, Any] = super().run(tmp, task_vars)
-        host = (task_vars or {}).get("inventory_hostname", "host")
         if self._task.check_mode:
             return {**result, "changed": False, "skipped": True}
         units = [str(unit) for unit in self._task.args["units"]]
@@ -45,25 +40,17 @@ class ActionModule(ActionBase):
             f"timeout {interval:.0f} systemctl start {names}; rc=$?; "
             f"systemctl show --property={','.join(PROPERTIES)} {names}; exit $rc"
         )
-        heard = time.monotonic()
+        name = (task_vars or {}).get("inventory_hostname", "host")
+        host = PatientConnection(self, name, "the engine", patience)
         shown: dict[str, str] = {}
         first: dict[str, Start] = {}
         while True:
-            try:
-                answer = self._low_level_execute_command(command)
-            except AnsibleConnectionFailure as error:
-                if time.monotonic() - heard > patience:
-                    raise AnsibleActionFail(
-                        f"no connection for {patience:.0f} s; the engine goes on there, run the play again"
-                    ) from error
-                DISPLAY.display(f"  {host}: connection lost, the engine goes on; trying again")
-                self._connection.reset()
-                time.sleep(min(interval, 10.0))
+            answer = host.ask(command, interval)
+            if answer is None:
                 continue
-            heard = time.monotonic()
             starts = parse_starts(answer.get("stdout", ""))
             for unit, line in lines_of(starts, shown).items():
-                DISPLAY.display(f"  {host}: {line}")
+                host.say(line)
                 shown[unit] = line
             failed = [start for start in starts if start.over(first.get(start.unit))]
             if failed or answer["rc"] != TIME_IS_OVER:

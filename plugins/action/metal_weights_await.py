@@ -14,15 +14,14 @@ import shlex
 import time
 from typing import Any
 
-from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
-from ansible.utils.display import Display
+
+from minimax_metal.fleet.patient import PatientConnection
 
 METAL = "/usr/local/bin/metal"
 NOT_YET = 6
 """Exit status of ``metal weights await`` when the time was over and the pull goes on."""
-
-DISPLAY = Display()
 
 
 class ActionModule(ActionBase):
@@ -41,36 +40,27 @@ class ActionModule(ActionBase):
         them other hosts sent (``peers``); nothing where everything was there, as that was another run's pull.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
-        host = (task_vars or {}).get("inventory_hostname", "host")
         if self._task.check_mode:
             return {**result, "changed": False, "skipped": True, "line": "not awaited in check mode"}
         request = str(self._task.args["request"])
         timeout = float(self._task.args.get("timeout", 86400))
         interval = float(self._task.args.get("interval", 30))
         patience = float(self._task.args.get("patience", 900))
-        begun = lost = time.monotonic()
+        name = (task_vars or {}).get("inventory_hostname", "host")
+        host = PatientConnection(self, name, "the pull", patience)
+        begun = time.monotonic()
         line = ""
         while True:
-            now = time.monotonic()
-            step = max(1.0, min(interval, timeout - (now - begun)))
+            step = max(1.0, min(interval, timeout - (time.monotonic() - begun)))
             command = f"{METAL} weights await --json --request {shlex.quote(request)} --timeout {step:.0f}"
-            try:
-                answer = self._low_level_execute_command(command)
-                lost = time.monotonic()
-            except AnsibleConnectionFailure as error:
-                if now - lost > patience:
-                    raise AnsibleActionFail(
-                        f"no connection for {patience:.0f} s; the pull goes on there, run the play again"
-                    ) from error
-                DISPLAY.display(f"  {host}: connection lost, the pull goes on; trying again")
-                self._connection.reset()
-                time.sleep(min(interval, 10.0))
+            answer = host.ask(command, interval)
+            if answer is None:
                 continue
             # A terminal mixes standard error in; what the pull says begins with its name.
             said = [text for text in answer.get("stdout", "").splitlines() if text.startswith("weights ")]
             if said and said[-1] != line:
                 line = said[-1]
-                DISPLAY.display(f"  {host}: {line}")
+                host.say(line)
             if answer["rc"] == 0:
                 came = _came(answer.get("stdout", "")) if self._task.args.get("pulled", True) else {}
                 return {**result, "changed": False, "line": line, "came": came}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import io
 import json
 import threading
@@ -16,9 +15,9 @@ import pytest
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import soak
 from minimax_metal.fleet.soak import Figures, parse, worse
+from tests.support.plugins import load_plugin
 from tests.support.simulated import simulated_engine
 
-FILTERS = Path(__file__).parents[2] / "plugins/filter/metal_rollout.py"
 SCRAPE = """
 # TYPE sglang:http_responses_total counter
 sglang:http_responses_total{endpoint="/v1/chat/completions",method="POST",status_code="200"} 90.0
@@ -195,11 +194,7 @@ def test_another_input_is_refused() -> None:
 
 
 def test_a_replica_is_compared_with_its_like_in_the_last_batch_that_had_one() -> None:
-    specification = importlib.util.spec_from_file_location("metal_rollout", FILTERS)
-    assert specification is not None
-    assert specification.loader is not None
-    filters = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(filters)
+    filters = load_plugin("filter/metal_rollout")
     large, small = (
         filters.metal_soak_kind({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}})
         for count in (8, 4)

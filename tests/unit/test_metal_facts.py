@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -13,22 +12,12 @@ import pytest
 from plan_helpers import raw_host
 
 from minimax_metal.plan import Settings, parse_facts, plan
-
-MODULES = Path(__file__).parents[2] / "plugins/modules"
-
-
-def load(name: str) -> ModuleType:
-    specification = importlib.util.spec_from_file_location(name, MODULES / f"{name}.py")
-    assert specification is not None
-    assert specification.loader is not None
-    loaded = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(loaded)
-    return loaded
+from tests.support.plugins import load_plugin
 
 
 @pytest.fixture(scope="module")
 def module() -> ModuleType:
-    return load("metal_facts")
+    return load_plugin("modules/metal_facts")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +129,7 @@ def test_repository_that_another_file_names_is_found(tmp_path: Path) -> None:
     (tmp_path / "sources.list").write_text(f"# deb {url} /\ndeb {url}-other /\n")
     (listed / "minimax-metal-nvidia.sources").write_text(f"Types: deb\nURIs: {url}/\nSuites: /\n")
     (listed / "off.sources").write_text(f"Enabled: no\nTypes: deb\nURIs: {url}/\nSuites: /\n")
-    find = load("metal_driver_facts").other_sources
+    find = load_plugin("modules/metal_driver_facts").other_sources
     assert find(url, tmp_path) == []
     (listed / "cuda.list").write_text(f"deb [signed-by=/usr/share/keyrings/cuda.gpg] {url}/ /\n")
     (listed / "two.sources").write_text(

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
 from minimax_metal.fleet.inputs import digest_of_inputs
+from tests.support.plugins import load_plugin
 
 REPOSITORY = Path(__file__).parents[2]
 USERS = [
@@ -22,18 +21,7 @@ USERS = [
 ]
 
 
-def module() -> ModuleType:
-    specification = importlib.util.spec_from_file_location(
-        "metal_state", REPOSITORY / "plugins/modules/metal_state.py"
-    )
-    assert specification is not None
-    assert specification.loader is not None
-    made = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(made)
-    return made
-
-
-STATE = module()
+STATE = load_plugin("modules/metal_state")
 
 
 class Host:

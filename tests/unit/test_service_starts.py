@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
+from minimax_metal.fleet import patient
 from minimax_metal.service.starts import Start, lines_of, parse_starts
+from tests.support.plugins import load_plugin
 
 LOADING = """\
 Id=sglang@minimax-m2.5.service
@@ -37,17 +37,7 @@ SubState=auto-restart
 TARGET = "Id=sglang.target\nActiveState=active\nSubState=active\n"
 
 
-def plugin() -> ModuleType:
-    path = Path(__file__).parents[2] / "plugins/action/metal_service_await.py"
-    specification = importlib.util.spec_from_file_location("metal_service_await", path)
-    assert specification is not None
-    assert specification.loader is not None
-    made = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(made)
-    return made
-
-
-AWAIT = plugin()
+AWAIT = load_plugin("action/metal_service_await")
 
 
 def test_units_are_read_as_systemd_prints_them() -> None:
@@ -106,8 +96,8 @@ class Waiting(AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(AWAIT.ActionBase, "run", lambda *_: {})
-    monkeypatch.setattr(AWAIT, "DISPLAY", SimpleNamespace(display=lines.append))
-    monkeypatch.setattr(AWAIT.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(patient, "_DISPLAY", SimpleNamespace(display=lines.append))
+    monkeypatch.setattr(patient.time, "sleep", lambda _seconds: None)
     return lines
 
 

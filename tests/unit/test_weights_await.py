@@ -1,0 +1,83 @@
+"""The play's wait for a pull: what it shows, what it reports, and what a lost connection costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
+
+from minimax_metal.fleet import patient
+from tests.support.plugins import load_plugin
+
+AWAIT = load_plugin("action/metal_weights_await")
+GOES_ON = "weights MiniMax-M2.5: 43 % of 230 GB, 1.1 GB/s\n"
+THERE = 'weights MiniMax-M2.5: verified\n{"fetched": 7, "peers": 5}\n'
+
+
+class Waiting(AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
+    """The plug-in on a host that answers what the test says."""
+
+    def __init__(self, answers: Iterator[Any], **arguments: Any) -> None:
+        self.answers = answers
+        self._task = SimpleNamespace(
+            args={"request": "/etc/a request.json", "interval": 1, "patience": 0} | arguments,
+            check_mode=False,
+            async_val=0,
+        )
+        self._connection = SimpleNamespace(reset=lambda: None)
+        self.commands: list[str] = []
+
+    def _low_level_execute_command(self, command: str) -> dict[str, Any]:
+        self.commands.append(command)
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        code, text = answer
+        return {"rc": code, "stdout": text, "stderr": ""}
+
+
+@pytest.fixture(autouse=True)
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(AWAIT.ActionBase, "run", lambda *_: {})
+    monkeypatch.setattr(patient, "_DISPLAY", SimpleNamespace(display=lines.append))
+    monkeypatch.setattr(patient.time, "sleep", lambda _seconds: None)
+    return lines
+
+
+def awaited(*answers: Any, **arguments: Any) -> dict[str, Any]:
+    waiting = Waiting(iter(answers), **arguments)
+    found: dict[str, Any] = waiting.run(task_vars={"inventory_hostname": "gpu01"})
+    assert all("'/etc/a request.json'" in command for command in waiting.commands)
+    return found
+
+
+def test_a_pull_is_awaited_and_counted(said: list[str]) -> None:
+    found = awaited((6, GOES_ON), (6, GOES_ON), (0, THERE))
+    assert found["came"] == {"fetched": 7, "peers": 5}
+    assert said == [f"  gpu01: {GOES_ON.strip()}", "  gpu01: weights MiniMax-M2.5: verified"]
+
+
+def test_what_was_there_before_is_not_counted_again() -> None:
+    assert awaited((0, THERE), pulled=False)["came"] == {}
+
+
+def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]) -> None:
+    lost = AnsibleConnectionFailure("gone")
+    assert awaited(lost, (0, THERE), patience=60)["line"] == "weights MiniMax-M2.5: verified"
+    assert said[0] == "  gpu01: connection lost, the pull goes on; trying again"
+    with pytest.raises(AnsibleActionFail, match="the pull goes on there, run the play again"):
+        awaited(lost)
+
+
+def test_a_pull_that_failed_says_why() -> None:
+    with pytest.raises(AnsibleActionFail, match=r"^No room: 3 GB are free, 230 GB are needed$"):
+        awaited((1, "metal weights: No room: 3 GB are free, 230 GB are needed\nmore\n"))
+
+
+def test_time_ends_the_wait_and_not_the_pull() -> None:
+    with pytest.raises(AnsibleActionFail, match="not verified within 0 s, the pull goes on; last: weights"):
+        awaited((6, GOES_ON), timeout=0)
