@@ -115,6 +115,8 @@ class Starter:
         self.runs: list[Run] = []
         self.engine = directory / "engine.py"
         self.engine.write_text(textwrap.dedent(ENGINE))
+        self.temporary = directory / "temporary"
+        self.temporary.mkdir()
 
     def __call__(
         self,
@@ -143,7 +145,8 @@ class Starter:
                 + ["--stop-timeout", str(stop), "--status-interval", "0.5", "--free-timeout", "0.5"]
                 + ["--state", str(self.directory / "state"), *options, "--"]
                 + (command or [sys.executable, str(self.engine), mode, str(port)]),
-                env={**os.environ, "NOTIFY_SOCKET": str(address)} | (environment or {}),
+                env={**os.environ, "NOTIFY_SOCKET": str(address), "TMPDIR": str(self.temporary)}
+                | (environment or {}),
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -166,6 +169,7 @@ def starter(tmp_path: Path) -> Iterator[Starter]:
             run.process.terminate()
             run.process.wait(timeout=PATIENCE)
         run.channel.close()
+    assert not list(made.temporary.iterdir()), "a supervisor left its directory of a run by hand"
 
 
 def gone(pid: int | None) -> bool:

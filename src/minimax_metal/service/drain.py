@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -21,14 +22,23 @@ PLUGIN: Final = Path(__file__).resolve().parents[1] / "engine_plugin"
 class Drain:
     """One stop of one engine."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, own: bool = False) -> None:
+        """Name the file in a directory; ``own``: made for this and taken away with it."""
         self.file = directory / "drain"
+        self._own = own
 
     @classmethod
     def of_environment(cls, environment: dict[str, str]) -> Drain:
         """In the unit's runtime directory, or in a directory of its own outside systemd."""
         named = environment.get("RUNTIME_DIRECTORY", "").split(":")[0]
-        return cls(Path(named) if named else Path(tempfile.mkdtemp(prefix="metal-supervise-")))
+        if named:
+            return cls(Path(named))
+        return cls(Path(tempfile.mkdtemp(prefix="metal-supervise-")), own=True)
+
+    def close(self) -> None:
+        """Take away a directory that was made for this; systemd takes away its own."""
+        if self._own:
+            shutil.rmtree(self.file.parent, ignore_errors=True)
 
     def environment(self, engine: dict[str, str], secrets: Path | None) -> dict[str, str]:
         """The engine's environment with the plug-in in it."""

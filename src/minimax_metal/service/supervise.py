@@ -157,6 +157,12 @@ class Supervisor:
     def run(self) -> int:
         """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
         try:
+            return self._run()
+        finally:
+            self.drain.close()
+
+    def _run(self) -> int:
+        try:
             self.secrets = Secrets.of_directory(self.settings.secrets)
         except OSError as error:
             return self.fail(
