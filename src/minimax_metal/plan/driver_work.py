@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import built_for, driver_state
 from minimax_metal.plan.driver_kernel import kernel_problem
+from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, DriverPackages, Pin, branch_of
 from minimax_metal.plan.driver_signing import secure_boot_problem
 from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
 
-_VERSION = re.compile(r"^(?:\d+:)?(\d{3}\.\d+(?:\.\d+)?)(?:-|$|[+~])")
-"""A driver's version in a package's: three digits of branch. Pins (580-5) and tools (2025.10) are none."""
-PREFERENCES = "src:*nvidia*:any src:cuda-drivers:any src:cuda-compat:any"
-"""What NVIDIA's own pinning packages cover (driver installation guide, version locking)."""
-BESIDE = "nvidia-fabricmanager* libnvidia-nscq* libnvsdm* nvidia-imex*"
-"""What must be of the driver's version and what the pinning packages don't name."""
 NODES_UNIT = "nvidia-device-nodes.service"
 """The unit that makes the device nodes at boot, with nvidia-modprobe (templates/)."""
-
-
-@dataclass(frozen=True)
-class Pin:
-    """One entry of apt's preferences: which packages, and their version as apt's pattern."""
-
-    packages: str
-    version: str
 
 
 @dataclass(frozen=True)
@@ -77,17 +63,6 @@ class DriverWork:
         return asdict(self) | {"pending": self.pending}
 
 
-def upstream(version: str) -> str | None:
-    """The driver's version in a Debian version: 580.126.20 of 3:580.126.20-1; None for anything else."""
-    found = _VERSION.match(version)
-    return found.group(1) if found else None
-
-
-def branch_of(version: str) -> str:
-    """The branch of a driver's version: 580 of 580.126.20."""
-    return version.split(".")[0]
-
-
 def driver_work(
     collected: Mapping[str, Any],
     raw_facts: Mapping[str, Any],
@@ -122,30 +97,9 @@ class _Decision:
         self.run_file = str(wishes.get("run_file") or "refuse")
         self.trust = wishes.get("secure_boot") == "trust"
         self.state = driver_state(raw_facts, plan, collected)
-        self.versions: Mapping[str, list[str]] = collected.get("versions") or {}
-        names = [str(package).split("=")[0] for package in self.driver["packages"]]
-        self.headers = [name for name in names if name.startswith("linux-headers")]
-        self.wanted = [name for name in names if name not in self.headers]
-        # Fabric manager, libraries and modules are of one version; a tool like nvlsm has its own.
-        self.same = [name for name in self.wanted if name.startswith(("nvidia-", "libnv"))]
-        packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
-        self.installed = {
-            name: version
-            for name, package in packages.items()
-            if package["state"][1:2] not in ("n", "c", "") and (version := upstream(package["version"]))
-        }
-        self.states = {name: package["state"] for name, package in packages.items()}
+        self.packages = DriverPackages(collected, self.driver["packages"])
 
     # -- what is there -----------------------------------------------------------------------------------
-
-    @property
-    def present(self) -> str | None:
-        """Version of the installed driver packages."""
-        found = {self.installed[name] for name in self.same if name in self.installed}
-        found = found or set(self.installed.values())
-        if not found:
-            return None
-        return found.pop() if len(found) == 1 else "mixed"
 
     def right(self, version: str) -> bool:
         """Whether a version is one that the plan and the role want."""
@@ -160,14 +114,11 @@ class _Decision:
         Of headers those of the running kernel count, where DKMS still needs them: a driver that runs is no
         worse without them or the distribution's metapackage, which may bring another kernel.
         """
-        present = self.present
+        present = self.packages.present
         return (
             present is not None
             and self.right(present)
-            and all(name in self.installed for name in self.same)
-            and all(name in self.states for name in self.wanted if name not in self.same)
-            and set(self.installed.values()) == {present}
-            and all(self.states[name][1:2] == "i" for name in self.installed)
+            and self.packages.whole(present)
             and (built_for(self.collected, self.kernel) or self._headers_problem(installed=True) is None)
         )
 
@@ -175,49 +126,32 @@ class _Decision:
     def accepted(self) -> bool:
         """Whether another repository's packages, or a kept .run file, drive the GPUs as the plan wants."""
         loaded = self.facts.loaded_driver
-        if loaded is None or self.state.reboot or any(name in self.installed for name in self.wanted):
+        installed = self.packages.installed
+        if loaded is None or self.state.reboot or any(name in installed for name in self.packages.wanted):
             return False
-        managers = {self.installed[name] for name in self.installed if "fabricmanager" in name}
-        fabric = not self.driver["fabric_manager"] or managers == {loaded} or not self.installed
+        fabric = not self.driver["fabric_manager"] or self.packages.managers == {loaded} or not installed
         return self.right(loaded) and self.state.gpus == self.plan["gpus"]["count"] and fabric
 
     @property
     def by_run_file(self) -> bool:
         """Whether the driver was put there by a .run installer: no package owns it."""
         runs = self.facts.loaded_driver is not None and self.facts.smi_present
-        return not self.installed and bool(runs or self.collected.get("uninstaller"))
+        return not self.packages.installed and bool(runs or self.collected.get("uninstaller"))
 
     # -- what is to be had -------------------------------------------------------------------------------
 
-    def offered(self, name: str) -> set[str]:
-        """Versions of a package in apt's lists, as the driver's versions."""
-        return {found for version in self.versions.get(name, ()) if (found := upstream(version))}
-
     def _target(self) -> str | None:
-        common = set.intersection(*(self.offered(name) for name in self.same)) if self.same else set()
-        good = sorted((version for version in common if self.right(version)), key=version_key)
-        for version in (self.facts.loaded_driver, self.present):
+        good = sorted(filter(self.right, self.packages.common), key=version_key)
+        for version in (self.facts.loaded_driver, self.packages.present):
             # What runs already needs no reboot, and what is installed no download.
             if version in good:
                 return version
         return good[-1] if good else None
 
-    def _spec(self, name: str, target: str) -> str:
-        for version in self.versions.get(name, ()):
-            if upstream(version) == target:
-                return f"{name}={version}"
-        return name
-
     def _apt_packages(self, target: str) -> tuple[str, ...]:
         running = f"linux-headers-{self.kernel}"
-        headers = [*self.headers, *([running] if self.builds and running in self.versions else [])]
-        # What was installed beside the plan's packages moves with them, or a newer one would stay.
-        companions = [
-            name
-            for name, version in sorted(self.installed.items())
-            if name not in self.wanted and version != target and target in self.offered(name)
-        ]
-        return (*headers, *(self._spec(name, target) for name in [*self.wanted, *companions]))
+        headers = [running] if self.builds and running in self.packages.versions else []
+        return (*self.packages.headers, *headers, *self.packages.specs(target))
 
     # -- problems ----------------------------------------------------------------------------------------
 
@@ -240,7 +174,7 @@ class _Decision:
         name = f"linux-headers-{self.kernel}"
         if not self.builds or self.kernel in (kernels.get("headers") or ()):
             return None
-        if name in self.versions and not installed:
+        if name in self.packages.versions and not installed:
             return None
         return (
             f"found no package {name} in apt's lists, expected the headers of the running kernel for DKMS; "
@@ -254,20 +188,21 @@ class _Decision:
                 f"branch; set metal_driver_branch to {branch_of(self.wish)} as well"
             )
         want = f"version {self.wish}" if self.wish else f"branch {self.branch}, {self.minimum} or newer"
-        for name in self.same:
-            if not self.versions.get(name):
+        for name in self.packages.same:
+            if not self.packages.versions.get(name):
                 return (
                     f"found no package {name} in apt's lists, expected one of {want}; check that "
                     "nvidia_driver_repository_url holds it for this distribution"
                 )
-        for name in self.same:
-            if not any(self.right(version) for version in self.offered(name)):
-                there = ", ".join(sorted(self.offered(name), key=version_key)) or "none"
+        for name in self.packages.same:
+            if not any(self.right(version) for version in self.packages.offered(name)):
+                there = ", ".join(sorted(self.packages.offered(name), key=version_key)) or "none"
                 return (
                     f"found {name} {there} in apt's lists, expected {want}; set metal_driver_branch (or "
                     "nvidia_driver_version) to one of these, or use a mirror that holds it"
                 )
-        each = "; ".join(f"{name} {', '.join(sorted(self.offered(name)))}" for name in self.same)
+        offered = {name: sorted(self.packages.offered(name)) for name in self.packages.same}
+        each = "; ".join(f"{name} {', '.join(versions)}" for name, versions in offered.items())
         return (
             f"found no version of {want} that all packages share ({each}), expected driver and fabric "
             "manager of one version; bring the mirror up to date, or set nvidia_driver_version"
@@ -284,7 +219,8 @@ class _Decision:
                 f"driver {self.facts.loaded_driver} is accepted as it is", self.facts.loaded_driver
             )
         if self.packages_right:
-            return self._done(f"driver {self.present} is installed as the plan wants", self.present)
+            present = self.packages.present
+            return self._done(f"driver {present} is installed as the plan wants", present)
         target = self._target()
         action = self._action()
         problem, stale = self._secure_boot_problem(), False
@@ -297,7 +233,7 @@ class _Decision:
                 f"found driver {self.facts.loaded_driver} of a .run installer without nvidia-uninstall, "
                 "expected its own uninstaller; run that .run file with --uninstall on the host"
             )
-        was = self.present or self.facts.loaded_driver
+        was = self.packages.present or self.facts.loaded_driver
         words = {
             "install": f"driver {target or self.branch} will be installed",
             "change": f"driver {was} will be replaced by {target or self.branch}",
@@ -308,11 +244,11 @@ class _Decision:
             action=action,
             problem=problem,
             lists_stale=stale,
-            present=self.present,
+            present=self.packages.present,
             target=target,
             packages=self._apt_packages(target) if target else (),
             pins=self._pins(target),
-            held=tuple(self.same),
+            held=tuple(self.packages.same),
             unheld=(),
             stop_units=tuple(self.collected.get("active_units") or ()),
             summary=words,
@@ -331,7 +267,7 @@ class _Decision:
         return (NODES_UNIT, *self.driver.get("services", ()))
 
     def _action(self) -> str:
-        present = self.present
+        present = self.packages.present
         if self.by_run_file:
             return "replace"
         if present is None:
@@ -360,17 +296,16 @@ class _Decision:
         return self._done("nothing is done", None, problem)
 
     def _done(self, summary: str, version: str | None, problem: str | None = None) -> DriverWork:
-        held = tuple(sorted(self.installed))
         return DriverWork(
             action="none",
             problem=problem,
             lists_stale=False,
-            present=self.present,
+            present=self.packages.present,
             target=version,
             packages=(),
             pins=self._pins(version),
-            held=held,
-            unheld=tuple(name for name in held if not self.states[name].startswith("h")),
+            held=tuple(sorted(self.packages.installed)),
+            unheld=self.packages.unheld,
             stop_units=(),
             summary=summary,
             services=self.services,
@@ -385,9 +320,6 @@ class _Decision:
         pinned = self.driver.get("pinning_package")
         if self.wish:
             pins.append(Pin(PREFERENCES, f"{version}-*"))
-        elif not pinned or not (self.versions.get(pinned) or self._has(pinned)):
+        elif not pinned or not (self.packages.versions.get(pinned) or self.packages.has(pinned)):
             pins.append(Pin(PREFERENCES, f"{self.branch}.*"))
         return tuple(pins)
-
-    def _has(self, name: str) -> bool:
-        return self.states.get(name, "")[1:2] == "i"

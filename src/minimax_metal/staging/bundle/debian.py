@@ -17,7 +17,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from minimax_metal.errors import UserError
-from minimax_metal.plan.driver_work import BESIDE, PREFERENCES, upstream
+from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, upstream
 from minimax_metal.plan.versions import version_key
 from minimax_metal.staging.bundle.download import Item, get
 from minimax_metal.staging.bundle.wanted import Packages

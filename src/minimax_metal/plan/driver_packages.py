@@ -1,0 +1,124 @@
+"""The packages of a driver: those of the plan, those on the host and those to be had. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_VERSION = re.compile(r"^(?:\d+:)?(\d{3}\.\d+(?:\.\d+)?)(?:-|$|[+~])")
+"""A driver's version in a package's: three digits of branch. Pins (580-5) and tools (2025.10) are none."""
+PREFERENCES = "src:*nvidia*:any src:cuda-drivers:any src:cuda-compat:any"
+"""What NVIDIA's own pinning packages cover (driver installation guide, version locking)."""
+BESIDE = "nvidia-fabricmanager* libnvidia-nscq* libnvsdm* nvidia-imex*"
+"""What must be of the driver's version and what the pinning packages don't name."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of apt's preferences: which packages, and their version as apt's pattern."""
+
+    packages: str
+    version: str
+
+
+def upstream(version: str) -> str | None:
+    """The driver's version in a Debian version: 580.126.20 of 3:580.126.20-1; None for anything else."""
+    found = _VERSION.match(version)
+    return found.group(1) if found else None
+
+
+def branch_of(version: str) -> str:
+    """The branch of a driver's version: 580 of 580.126.20."""
+    return version.split(".")[0]
+
+
+class DriverPackages:
+    """What of a driver is named by the plan, installed on the host and offered by apt's lists.
+
+    Attributes:
+        versions: Debian versions in apt's lists, by name.
+        headers: metapackages of kernel headers that the plan names; wanted: all others of the plan.
+        same: those of the wanted that are of the driver's own version.
+        installed: the driver's version of each package of it on the host, by name.
+        states: dpkg's two letters, by name.
+    """
+
+    def __init__(self, collected: Mapping[str, Any], names: Sequence[Any]) -> None:
+        """Sort what was collected.
+
+        Args:
+            collected: what the module metal_driver_facts collected.
+            names: the plan's packages, each with "=version" or without.
+        """
+        self.versions: Mapping[str, list[str]] = collected.get("versions") or {}
+        names = [str(package).split("=")[0] for package in names]
+        self.headers = [name for name in names if name.startswith("linux-headers")]
+        self.wanted = [name for name in names if name not in self.headers]
+        # Fabric manager, libraries and modules are of one version; a tool like nvlsm has its own.
+        self.same = [name for name in self.wanted if name.startswith(("nvidia-", "libnv"))]
+        packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
+        self.installed = {
+            name: version
+            for name, package in packages.items()
+            if package["state"][1:2] not in ("n", "c", "") and (version := upstream(package["version"]))
+        }
+        self.states = {name: package["state"] for name, package in packages.items()}
+
+    @property
+    def present(self) -> str | None:
+        """Version of the installed driver packages: None when there are none, "mixed" when they differ."""
+        found = {self.installed[name] for name in self.same if name in self.installed}
+        found = found or set(self.installed.values())
+        if not found:
+            return None
+        return found.pop() if len(found) == 1 else "mixed"
+
+    def whole(self, version: str) -> bool:
+        """Whether all of the plan are there, and each package of a driver is configured and of a version."""
+        return (
+            all(name in self.installed for name in self.same)
+            and all(name in self.states for name in self.wanted if name not in self.same)
+            and set(self.installed.values()) == {version}
+            and all(self.has(name) for name in self.installed)
+        )
+
+    @property
+    def managers(self) -> set[str]:
+        """Versions of the installed fabric managers."""
+        return {version for name, version in self.installed.items() if "fabricmanager" in name}
+
+    @property
+    def unheld(self) -> tuple[str, ...]:
+        """Installed packages that are not on hold."""
+        return tuple(name for name in sorted(self.installed) if not self.states[name].startswith("h"))
+
+    def offered(self, name: str) -> set[str]:
+        """Versions of a package in apt's lists, as the driver's versions."""
+        return {found for version in self.versions.get(name, ()) if (found := upstream(version))}
+
+    @property
+    def common(self) -> set[str]:
+        """Versions at which apt's lists have all packages that must be of one."""
+        return set.intersection(*map(self.offered, self.same)) if self.same else set()
+
+    def specs(self, target: str) -> tuple[str, ...]:
+        """What apt is asked for to have a version, headers aside."""
+        # What was installed beside the plan's packages moves with them, or a newer one would stay.
+        companions = [
+            name
+            for name, version in sorted(self.installed.items())
+            if name not in self.wanted and version != target and target in self.offered(name)
+        ]
+        return tuple(self._spec(name, target) for name in [*self.wanted, *companions])
+
+    def _spec(self, name: str, target: str) -> str:
+        for version in self.versions.get(name, ()):
+            if upstream(version) == target:
+                return f"{name}={version}"
+        return name
+
+    def has(self, name: str) -> bool:
+        """Whether a package is wholly installed."""
+        return self.states.get(name, "")[1:2] == "i"
