@@ -50,12 +50,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.load import reconcile  # noqa: E402  # the repository's own, not installed
-from tests.support.links import Link, journal, upper  # noqa: E402
-from tests.support.site import Lab, Run  # noqa: E402
+from benchmarks.load import reconcile
+from tests.support.links import Link, journal, upper
+from tests.support.site import Lab, Run
+
+ROOT = Path(__file__).resolve().parents[1]
 
 HOSTS = ("gpu01", "gpu02", "gpu03", "gpu04")
 REAL_HOSTS = HOSTS[:2]

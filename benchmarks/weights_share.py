@@ -38,14 +38,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.drawing.share_plot import Sample, plot  # noqa: E402  the repository is no package
-from lab.hosts import shaping  # noqa: E402
-from lab.hub import Store  # noqa: E402
-from minimax_metal.artefacts.share.peers import signature  # noqa: E402
-from tests.support.fleet import Member, write_request  # noqa: E402
+from benchmarks.drawing.share_plot import Sample, plot
+from lab.hosts import shaping
+from lab.hub import Store
+from minimax_metal.artefacts.share.peers import signature
+from tests.support.fleet import Member, write_request
+
+ROOT = Path(__file__).resolve().parents[1]
 
 REPOSITORY = "MiniMaxAI/MiniMax-M2.5"
 NETWORK = "198.19"

@@ -17,9 +17,9 @@ import time
 from typing import Any
 
 # Where the lab's libnvidia-ml1 puts the library; NVIDIA_STANDIN_ROOT moves the root directory (tests).
-sys.path[:0] = [os.environ.get("NVIDIA_STANDIN_ROOT", "") + "/usr/share/nvidia-standin/nvml"]
+sys.path.insert(0, os.environ.get("NVIDIA_STANDIN_ROOT", "") + "/usr/share/nvidia-standin/nvml")
 
-import nvml_standin as nvml  # noqa: E402  # the line above says where it is
+import nvml_standin as nvml
 
 COMPUTE_APP_FIELDS = {
     "timestamp": ("timestamp", ""),

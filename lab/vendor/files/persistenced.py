@@ -16,11 +16,13 @@ import sys
 import syslog
 from pathlib import Path
 
+# Where its package puts what it shares with the others; NVIDIA_STANDIN_ROOT moves the root directory (tests).
+sys.path.insert(0, os.environ.get("NVIDIA_STANDIN_ROOT", "") + "/usr/share/nvidia-standin/persistenced")
+
+from standin_daemon import daemonise
+
 ROOT = Path(os.environ.get("NVIDIA_STANDIN_ROOT", "/"))
 SHARE = ROOT / "usr/share/nvidia-standin/persistenced"
-sys.path[:0] = [str(SHARE)]
-
-from standin_daemon import daemonise  # noqa: E402  # the line above says where it is
 
 
 def driver_answers() -> bool:
