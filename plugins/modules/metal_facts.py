@@ -54,10 +54,12 @@ facts:
   type: dict
 """
 
+import fcntl
 import os
 import platform
 import socket
 import stat
+import struct
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -241,6 +243,23 @@ def nvidia_packages(module):
     return packages
 
 
+def dpkg_interrupted(directory="/var/lib/dpkg"):
+    """Return whether dpkg was cut off: what it wrote down of its work is there, and nobody is at work on it.
+
+    apt looks for the same files (checkUpdates of apt-pkg/deb/debsystem.cc) and refuses all work with one.
+    """
+    try:
+        left = any(path.name.isdigit() for path in Path(directory, "updates").iterdir())
+        if not left:
+            return False
+        with Path(directory, "lock").open("rb") as lock:
+            asked = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            (kind,) = struct.unpack_from("h", fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+    except OSError:
+        return False
+    return kind == fcntl.F_UNLCK
+
+
 def main():
     """Collect and return."""
     module = AnsibleModule(
@@ -273,6 +292,7 @@ def main():
         ],
         "secure_boot": secure_boot(),
         "packages": nvidia_packages(module),
+        "dpkg_interrupted": dpkg_interrupted(),
         "listening_ports": sorted(set(sockets.values())),
         "port_owners": port_owners(sockets),
         "gpu_users": gpu_users(module),

@@ -73,8 +73,18 @@ def test_check_mode_on_a_finished_host_writes_nothing(lab: Lab) -> None:
     assert {host: lab.written(host) for host in UNIT} == before
 
 
+# A package whose script kills dpkg the first time, as a lost power does.
+CUT_OFF = r"""
+mkdir -p /run/cut-off/DEBIAN && cd /run/cut-off/DEBIAN
+printf 'Package: cut-off\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: cut off\n' > control
+printf '#!/bin/sh\ntest -e /run/cut || { touch /run/cut; kill -9 $PPID; }\n' > postinst && chmod 755 postinst
+dpkg-deb --build /run/cut-off /run/cut-off.deb > /run/cut-off.log; ! dpkg --install /run/cut-off.deb >> /run/cut-off.log
+apt-get --yes install apt 2>&1 | grep -q 'dpkg was interrupted'
+"""
+
 # What is damaged on which host, the role that repairs it, and exactly the tasks that must report a change.
 DRIFT = [
+    ("gpu01", CUT_OFF, "host_tools", {"An installation of packages that was cut off is ended"}),
     ("gpu01", "rm /usr/local/bin/metal", "host_tools", {"The metal command is on the path"}),
     ("gpu01", "ln -sfn /nowhere /opt/minimax-metal/current", "host_tools", {"The environment is the one in use"}),
     ("gpu01", "rm -r $(realpath /opt/minimax-metal/current)/lib/python3*/site-packages/rich*", "host_tools",
@@ -115,7 +125,9 @@ DRIFT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("host", "damage", "role", "tasks"), DRIFT, ids=[case[1] for case in DRIFT])
+@pytest.mark.parametrize(
+    ("host", "damage", "role", "tasks"), DRIFT, ids=[case[1].strip()[:60] for case in DRIFT]
+)
 def test_drift_is_repaired_by_exactly_the_task_that_manages_it(
     lab: Lab, host: str, damage: str, role: str, tasks: set[str]
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,3 +138,24 @@ def test_repository_that_another_file_names_is_found(tmp_path: Path) -> None:
         f"Types: deb\nURIs: https://deb.example.org\n\nURIs: {url}\nTypes: deb\n"
     )
     assert find(f"{url}/", tmp_path) == [str(listed / "cuda.list"), str(listed / "two.sources")]
+
+
+def test_dpkg_that_was_cut_off_is_told_from_dpkg_at_work(module: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "updates").mkdir()
+    (tmp_path / "lock").touch()
+    (tmp_path / "updates/tmp.i").touch()
+    assert module.dpkg_interrupted(tmp_path) is False
+    (tmp_path / "updates/0001").touch()
+    assert module.dpkg_interrupted(tmp_path) is True
+    holder = (
+        "import fcntl, sys; lock = open(sys.argv[1], 'w'); fcntl.lockf(lock, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(tmp_path / "lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        assert module.dpkg_interrupted(tmp_path) is False
+        process.communicate(b"")
+    assert module.dpkg_interrupted(tmp_path / "nowhere") is False
