@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minimax_metal.service.removal import Removal, removal
+from minimax_metal.service.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, Removal, removal
 
 UNITS = (
     "sglang@minimax-m2.5.service",
@@ -138,3 +138,16 @@ def test_the_cache_of_the_fleet_goes_when_asked_for() -> None:
         "/data"
         not in removal(CACHE_HOST, (), (), {"artefact_cache": True, "artefact_directory": "/data"}).paths
     )
+
+
+def test_drop_ins_of_the_users_stay_beside_those_of_the_product() -> None:
+    alone = remove(driver=True, drop_ins=[ENGINE_DROP_IN, DRIVER_DROP_IN])
+    directories = {drop_in.rpartition("/")[0] for drop_in in (ENGINE_DROP_IN, DRIVER_DROP_IN)}
+    assert directories < set(alone.paths)
+    beside = DRIVER_DROP_IN.replace("10-minimax-metal", "50-mine")
+    shared = remove(driver=True, drop_ins=[ENGINE_DROP_IN, DRIVER_DROP_IN, beside])
+    assert {DRIVER_DROP_IN, ENGINE_DROP_IN.rpartition("/")[0]} < set(shared.paths)
+    assert DRIVER_DROP_IN.rpartition("/")[0] not in shared.paths
+    assert f"{beside}, which is yours" in shared.kept
+    without_driver = remove(drop_ins=[DRIVER_DROP_IN])
+    assert not any("persistenced" in path for path in without_driver.paths)

@@ -9,7 +9,6 @@ from typing import Any
 
 PRODUCT = (
     "/etc/systemd/system/sglang.target",
-    "/etc/systemd/system/sglang@.service.d",
     "/etc/sglang",
     "/var/lib/sglang",
     "/var/lib/minimax-metal-weights",
@@ -56,8 +55,10 @@ DRIVER = (
     "/etc/modprobe.d/minimax-metal-nouveau.conf",
     "/etc/modules-load.d/minimax-metal-nvidia.conf",
     "/etc/systemd/system/nvidia-device-nodes.service",
-    "/etc/systemd/system/nvidia-persistenced.service.d/10-minimax-metal.conf",
 )
+ENGINE_DROP_IN = "/etc/systemd/system/sglang@.service.d/10-nvidia-device-nodes.conf"
+DRIVER_DROP_IN = "/etc/systemd/system/nvidia-persistenced.service.d/10-minimax-metal.conf"
+"""Others' drop-ins may lie beside these."""
 _DRIVER_PACKAGE = re.compile(
     r"(lib)?nvidia-.*|libcuda(1|debugger1)|libnvcuvid1|libnvsdm|firmware-nvidia-.*|cuda-drivers.*|nvlsm"
 )
@@ -106,8 +107,9 @@ def removal(
         packages: names of the installed packages.
         wishes: ``weights`` (names: MiniMax-M2.5 or MiniMaxAI/MiniMax-M2.5), ``caches``, ``records``,
             ``driver``, ``gateway``, ``artefact_cache`` (true or false), ``engine_directory``,
-            ``artefact_directory``; and whether nginx came with role model_weights (``brought_nginx``) or
-            with the cache (``cache_brought_nginx``).
+            ``artefact_directory``; whether nginx came with role model_weights (``brought_nginx``) or
+            with the cache (``cache_brought_nginx``); and ``drop_ins``, the files in the directories of
+            ENGINE_DROP_IN and DRIVER_DROP_IN.
 
     Weights go only by name, and a name that is not there is no error: it may have gone before.
     """
@@ -157,6 +159,12 @@ def removal(
             paths += [path for path in places if not (cache_stays and ARTEFACTS.startswith(f"{path}/"))]
         else:
             kept.append(f"{words} (metal_remove_{wish}: true)")
+    found = [str(path) for path in wishes.get("drop_ins") or ()]
+    for drop_in in (ENGINE_DROP_IN, *((DRIVER_DROP_IN,) if driver else ())):
+        directory = drop_in.rpartition("/")[0]
+        others = sorted(path for path in found if path.startswith(f"{directory}/") and path != drop_in)
+        paths.append(drop_in if others else directory)
+        kept += [f"{path}, which is yours" for path in others]
     nginx = bool(wishes.get("brought_nginx"))
     if nginx or (cache and wishes.get("cache_brought_nginx")):
         kept.append("package nginx, its own instance off (apt purge nginx nginx-common)")
