@@ -105,6 +105,10 @@ class Lab:
             "var/lib/systemd/",
             "etc/resolv.conf",
             "root/.cache/",
+            # apt's digest of its lists and of what is installed: any reader of root's makes it anew when one
+            # of them is newer, Ansible's apt module in check mode too.
+            "var/cache/apt/pkgcache.bin",
+            "var/cache/apt/srcpkgcache.bin",
         )
         return {name: mark for name, mark in _marks(upper) if not name.startswith(own)}
 

@@ -52,7 +52,7 @@ def engines(lab: Lab) -> Iterator[None]:
         )
     yield
     for name in HOSTS:
-        lab.ssh(name, "systemctl stop sglang@test; rm /etc/systemd/system/sglang@test.service")
+        lab.ssh(name, "systemctl stop sglang@test; rm --force /etc/systemd/system/sglang@test.service")
 
 
 def play(lab: Lab, *arguments: str, **variables: Any) -> Run:
