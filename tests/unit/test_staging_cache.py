@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import socket
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -210,6 +212,20 @@ def test_links_of_a_page_lead_through_the_cache_and_a_file_is_read_once(proxy: R
     assert number == 1
     assert size == len(content)
     assert size < origin < size * 1.01  # with the headers of four answers
+
+
+def test_strangers_get_nothing_whatever_they_ask_for(proxy: Running) -> None:
+    wheel(proxy)
+    place = urlsplit(proxy.url)
+    for path in ("/health", "/pypi/simple/big/", "/nvidia/debian12/x86_64/Packages"):
+        stranger = http.client.HTTPConnection(
+            "127.0.0.1", place.port or 0, 10, source_address=("127.0.0.2", 0)
+        )
+        stranger.request("GET", path)
+        assert stranger.getresponse().status == 403, path
+        stranger.close()
+    assert requests.get(f"{proxy.url}/health", timeout=10).text == "ok\n"
+    assert proxy.index.forms == []
 
 
 def test_each_form_of_a_page_is_kept_for_itself(proxy: Running) -> None:
