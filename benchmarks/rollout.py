@@ -22,7 +22,8 @@ errors       as late, and no trial is made: the soak finds it; gateway retries a
 revert       the third host's does not start, with metal_rollout_on_failure: revert
 ssh-STAGE    a good one, and the first host's ssh is cut when its journal says STAGE: drain, stop,
              sglang_service, post_check, undrain, soak
-cable-STAGE  the same with its whole cable: what is under way on the host then is lost with it
+cable-STAGE  the same with its whole cable: what is under way on the host then is lost with it; for soak, when
+             clients are on it again, gateway retries as shipped: nothing else has them not sent to it
 rollback     playbooks/rollback.yml takes the first host back: out of service ÷ the engine's own start
 ============ ==========================================================================================
 
@@ -79,6 +80,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 LINKS = tuple(f"{link}-{stage}" for link in ("ssh", "cable") for stage in STAGES)
 SCENARIOS = ("good", *FAULTS, *LINKS, "rollback")
 SHIPPED_RETRIES = 3
+RETRIED = ("errors", "cable-soak")
+"""Where clients are on a host when it goes wrong: what a gateway is for then is part of the answer."""
 # A link that is cut is noticed by ssh after this long, not after the two minutes of ansible.cfg.
 ANSIBLE = {
     "ANSIBLE_SSH_RETRIES": "0",
@@ -335,7 +338,7 @@ def main() -> int:
                 if name == "rollback":
                     print(rollback(lab, arguments), flush=True)
                     continue
-                wanted = SHIPPED_RETRIES if name == "errors" else 0
+                wanted = SHIPPED_RETRIES if name in RETRIED else 0
                 if retries != wanted:
                     must(
                         play(lab, "playbooks/gateway.yml", arguments, more={"sglang_gateway_retries": wanted})
