@@ -13,6 +13,9 @@ from lab.hosts.processes import run, succeeds
 SERVICES: Final = "services"
 FIRST_HOST: Final = 11
 INTERFACE: Final = "eth0"
+LOG_QUEUE: Final = "net.unix.max_dgram_qlen=512"
+"""What systemd sets on a host with a kernel of its own (bump_unix_max_dgram_qlen, src/core/main.c), not in a
+container: with the kernel's 10 a burst of lines to /dev/log, such as nginx's, is lost."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Network:
                 run(["ip", "netns", "delete", node.namespace], check=False)
                 (NETNS / node.namespace).unlink(missing_ok=True)
             run(["ip", "netns", "add", node.namespace])
+            run(["ip", "netns", "exec", node.namespace, "sysctl", "--quiet", "--write", LOG_QUEUE])
             made = True
         inside = ["ip", "-n", node.namespace]
         cable = interface_exists(node.link)
