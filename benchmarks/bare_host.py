@@ -85,6 +85,8 @@ def provision(host: str, rate: int) -> Times:
             *("--inventory", "inventories/lab", "--inventory", str(STATE / "inventory" / "hosts.yml")),
             *("--limit", host),
             *("--extra-vars", f"model_weights_rate_bytes_per_second={rate} model_weights_share=false"),
+            # As the demo's first host; its second has another model, from another hub.
+            *("--extra-vars", "@inventories/lab/host_vars/gpu01.yml"),
         ],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
@@ -115,8 +117,8 @@ def main() -> int:
         overlay = yaml.safe_load((STATE / "catalog-overlay.yml").read_text())
         model = overlay["models"]["MiniMax-M2.5"]
         size = model["formats"][model["default_format"]]["bytes"]
-        held = provision("gpu01", max(1, size // options.pull_seconds))
         free = provision("gpu02", 0)
+        held = provision("gpu01", max(1, size // options.pull_seconds))
     finally:
         lab("down")
     longer = max(held.pull, free.until_start)
