@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from minimax_metal.fleet import patient
 from minimax_metal.service.starts import Start, lines_of, parse_starts
+from tests.support.actions import Answering, lines_said
 from tests.support.plugins import load_plugin
 
 LOADING = """\
@@ -73,36 +71,18 @@ def test_a_start_that_failed_is_over_though_systemd_tries_again(
     assert parse_starts(now)[0].over(earlier) is over
 
 
-class Waiting(AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
-    """The plug-in on a host that answers what the test says."""
-
-    def __init__(self, answers: Iterator[Any]) -> None:
-        self.answers = answers
-        self.commands: list[str] = []
-        arguments = {"units": ["sglang@minimax-m2.5.service"], "interval": 1, "patience": 0}
-        self._task = SimpleNamespace(args=arguments, check_mode=False, async_val=0)
-        self._connection = SimpleNamespace(reset=lambda: None)
-
-    def _low_level_execute_command(self, command: str) -> dict[str, Any]:
-        self.commands.append(command)
-        answer = next(self.answers)
-        if isinstance(answer, Exception):
-            raise answer
-        code, text = answer
-        return {"rc": code, "stdout": text, "stderr": ""}
+class Waiting(Answering, AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
+    """The wait for a start."""
 
 
 @pytest.fixture
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    lines: list[str] = []
-    monkeypatch.setattr(AWAIT.ActionBase, "run", lambda *_: {})
-    monkeypatch.setattr(patient, "_DISPLAY", SimpleNamespace(display=lines.append))
-    monkeypatch.setattr(patient.time, "sleep", lambda _seconds: None)
-    return lines
+    return lines_said(monkeypatch, AWAIT)
 
 
-def awaited(*answers: Any) -> dict[str, Any]:
-    found: dict[str, Any] = Waiting(iter(answers)).run(task_vars={"inventory_hostname": "gpu01"})
+def awaited(*answers: Any, patience: int = 0) -> dict[str, Any]:
+    waiting = Waiting(answers, units=["sglang@minimax-m2.5.service"], interval=1, patience=patience)
+    found: dict[str, Any] = waiting.run(task_vars={"inventory_hostname": "gpu01"})
     return found
 
 
@@ -131,9 +111,7 @@ def test_a_unit_that_systemd_refuses_is_no_start(said: list[str]) -> None:
 
 def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]) -> None:
     lost = AnsibleConnectionFailure("gone")
-    waiting = Waiting(iter([lost, (0, READY)]))
-    waiting._task.args["patience"] = 60
-    assert waiting.run(task_vars={"inventory_hostname": "gpu01"})["ready"] is True
+    assert awaited(lost, (0, READY), patience=60)["ready"] is True
     assert "connection lost, the engine goes on" in said[0]
     with pytest.raises(AnsibleActionFail, match="the engine goes on there, run the play again"):
         awaited(lost)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from minimax_metal.fleet import patient
+from tests.support.actions import Answering, lines_said
 from tests.support.plugins import load_plugin
 
 AWAIT = load_plugin("action/metal_weights_await")
@@ -17,39 +15,18 @@ GOES_ON = "weights MiniMax-M2.5: 43 % of 230 GB, 1.1 GB/s\n"
 THERE = 'weights MiniMax-M2.5: verified\n{"fetched": 7, "peers": 5}\n'
 
 
-class Waiting(AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
-    """The plug-in on a host that answers what the test says."""
-
-    def __init__(self, answers: Iterator[Any], **arguments: Any) -> None:
-        self.answers = answers
-        self._task = SimpleNamespace(
-            args={"request": "/etc/a request.json", "interval": 1, "patience": 0} | arguments,
-            check_mode=False,
-            async_val=0,
-        )
-        self._connection = SimpleNamespace(reset=lambda: None)
-        self.commands: list[str] = []
-
-    def _low_level_execute_command(self, command: str) -> dict[str, Any]:
-        self.commands.append(command)
-        answer = next(self.answers)
-        if isinstance(answer, Exception):
-            raise answer
-        code, text = answer
-        return {"rc": code, "stdout": text, "stderr": ""}
+class Waiting(Answering, AWAIT.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
+    """The wait for a pull."""
 
 
 @pytest.fixture(autouse=True)
 def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    lines: list[str] = []
-    monkeypatch.setattr(AWAIT.ActionBase, "run", lambda *_: {})
-    monkeypatch.setattr(patient, "_DISPLAY", SimpleNamespace(display=lines.append))
-    monkeypatch.setattr(patient.time, "sleep", lambda _seconds: None)
-    return lines
+    return lines_said(monkeypatch, AWAIT)
 
 
 def awaited(*answers: Any, **arguments: Any) -> dict[str, Any]:
-    waiting = Waiting(iter(answers), **arguments)
+    given = {"request": "/etc/a request.json", "interval": 1, "patience": 0} | arguments
+    waiting = Waiting(answers, **given)
     found: dict[str, Any] = waiting.run(task_vars={"inventory_hostname": "gpu01"})
     assert all("'/etc/a request.json'" in command for command in waiting.commands)
     return found
