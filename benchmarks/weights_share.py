@@ -95,6 +95,27 @@ class Place:
 
 
 @contextlib.contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """Let the machine know so many neighbours at once.
+
+    Linux keeps one table of them (1,024 by default) for all network namespaces together: 64 hosts that know
+    one another need 4,096, and hosts that have no room for an address do not reach it. Hosts of their own
+    have a table each.
+    """
+    table = Path("/proc/sys/net/ipv4/neigh/default")
+    before = {name: (table / name).read_text() for name in ("gc_thresh3", "gc_thresh2")}
+    wanted = 2 * (count + 1) ** 2
+    try:
+        for name in before:
+            if int(before[name]) < wanted:
+                (table / name).write_text(f"{wanted}\n")
+        yield
+    finally:
+        for name, value in reversed(before.items()):
+            (table / name).write_text(value)
+
+
+@contextlib.contextmanager
 def network(count: int) -> Iterator[list[Place]]:
     """Make the bridge, the hub's place and the hosts'."""
     places = [Place(number) for number in range(count + 1)]
@@ -409,7 +430,7 @@ def workbench(count: int, shards: int, size: int, piece: int, poll: float) -> It
     with tempfile.TemporaryDirectory(prefix="metal-share-", dir="/dev/shm") as name:
         folder = Path(name)
         total = publish(folder, shards, size)
-        with network(count) as places:
+        with neighbours(count), network(count) as places:
             bench = Bench(folder, places, total, piece, poll)
             bench.files = digest(folder / "published")
             yield bench
