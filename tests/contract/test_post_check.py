@@ -25,6 +25,7 @@ from lab.engine.environment import cache_root
 from lab.models.description import MODELS
 from lab.models.training_run import trained
 from tests.support.engine import GUIDES_MISTAKE
+from tests.support.real_engine import with_own_memory
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -38,7 +39,8 @@ CANARY = "canary-4f1d9a7c"
 
 
 def metal(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-m", "minimax_metal.cli", *arguments], text=True, **options)
+    command = with_own_memory([sys.executable, "-m", "minimax_metal.cli", *arguments])
+    return subprocess.Popen(command, text=True, **options)
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from lab.engine.environment import cache_root
 from lab.models.description import MODELS
 from lab.models.training_run import trained
 from minimax_metal.service.output import PHASES
+from tests.support.real_engine import with_own_memory
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -79,7 +80,7 @@ class Served:
         self.messages: list[str] = []
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
-                [*command, "--", *engine],
+                with_own_memory([*command, "--", *engine]),
                 env={**inherited, "HF_HUB_OFFLINE": "1", "NOTIFY_SOCKET": str(folder / "notify")},
                 stdout=out,
                 stderr=subprocess.STDOUT,

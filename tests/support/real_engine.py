@@ -59,6 +59,17 @@ class Engine:
             return json.load(answer)
 
 
+def with_own_memory(argv: list[str]) -> list[str]:
+    """Return a command whose shared memory is its own, and goes with it.
+
+    An engine that is killed leaves segments in /dev/shm. Where this is not root's, it gets the machine's.
+    """
+    if os.geteuid() != 0:
+        return argv
+    own = 'mount -t tmpfs engine /dev/shm && exec "$@"'
+    return ["unshare", "--mount", "sh", "-c", own, "sh", *argv]
+
+
 @contextmanager
 def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterator[Engine]:
     """Serve the tiny model ``name`` with the guide's flags; yields when it generates, ends it afterwards."""
@@ -78,7 +89,7 @@ def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterato
     began = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(
-            argv,
+            with_own_memory(argv),
             env={**inherited, "HF_HUB_OFFLINE": "1"},
             stdout=out,
             stderr=subprocess.STDOUT,
