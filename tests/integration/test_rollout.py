@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.links import journal
 from tests.support.site import REPOSITORY, Lab, Run, booted
 
 UNIT = "sglang@minimax-m2.5.service"
@@ -200,15 +201,31 @@ def test_the_run_after_a_killed_controller_ends_in_a_consistent_fleet(lab: Lab) 
     assert whole.returncode == 0, whole.output
     length = time.monotonic() - began
     moments = random.Random(SEED)  # noqa: S311 - moments, not secrets
-    for number in range(1, KILLS + 1):
+    kills = 0
+    for number in range(1, 2 * KILLS + 1):
         after = moments.uniform(0.05, 0.95) * length
         release = f"kill-{number}"
         was_killed = killed(lab, release, after)
+        if was_killed:
+            kills += 1
+        else:
+            length = after  # this machine has less to do than when a whole rollout was timed
         moment = f"after {after:.1f} of {length:.1f} s"
-        print(f"kill {number} of {KILLS} (seed {SEED}): {moment}, {was_killed=}", flush=True)
+        time.sleep(3)  # what a host was told to do last goes on for a moment
+        left = {host: found for host in HOSTS if (found := journal(lab, host)) and not found.get("ended")}
+        where = (
+            ", ".join(f"{host} at {found.get('stage')}" for host, found in left.items()) or "no host at work"
+        )
+        print(f"kill {kills} of {KILLS} (seed {SEED}): {moment}, {was_killed=}, {where}", flush=True)
         if number % 5 == 0:
             # Back instead of forward: hosts of the killed run return, the others are on that release already.
             release = f"kill-{number - 1}"
         run = roll(lab, release, metal_lock_break=True)
         assert run.returncode == 0, run.output
+        said = " ".join(run.output.split())
+        for host, found in left.items():
+            assert f"{host}: rollout {found['run']}, begun {found['started']}, stopped at stage" in said, said
         consistent(lab, {release})
+        if kills == KILLS:
+            return
+    pytest.fail(f"{kills} of {2 * KILLS} rollouts still ran when they were to be killed, expected {KILLS}")
