@@ -494,7 +494,7 @@ def main() -> int:
     parser.add_argument("--many", type=int, default=64)
     parser.add_argument("--many-kb", type=int, default=640, help="of each of the 126 shards")
     parser.add_argument(
-        "--many-mbit", type=int, default=6, help="uplink for 'many': all hosts share two cores"
+        "--many-mbit", type=int, default=4, help="uplink for 'many', so slow that one machine's cores keep up"
     )
     parser.add_argument("--lan-mb", type=int, default=1000)
     parser.add_argument("--plot", type=Path, help="write who had how much when in the middle run of 'shared'")
