@@ -177,8 +177,13 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if program == "ansible-inventory":
             return subprocess.CompletedProcess(words, 0, json.dumps(listing), "")
         tree = Path(words[words.index("--tree") + 1])
+        module = words[words.index("-m") + 1]
+        if module == "debug":  # one host is asked for all
+            together = {host: answer["msg"] for host, answer in answers["debug"].items()}
+            (tree / words[0]).write_text(json.dumps({"msg": together}))
+            return subprocess.CompletedProcess(words, 0, "", "")
         for host in words[0].split(","):
-            (tree / host).write_text(json.dumps(answers[words[words.index("-m") + 1]][host]))
+            (tree / host).write_text(json.dumps(answers[module][host]))
         return subprocess.CompletedProcess(words, 4, "", "")
 
     monkeypatch.setattr(inventory, "_run", run)
@@ -212,6 +217,19 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
     assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
     cached = {path.name for path in inventory.cache_directory([fleet]).iterdir()}
     assert cached == {"gpu01.json", "gpu02.json"}
+
+
+@pytest.mark.parametrize("third", ["nowhere", "{{ named_nowhere }}"])
+def test_ansible_fills_in_the_templates_of_each_host(tmp_path: Path, third: str) -> None:
+    group = {"metal_model": "{{ mine }}", "metal_address": "198.18.0.{{ inventory_hostname[3:] | int }}"}
+    hosts = {"gpu01": {"mine": "MiniMax-M2.5"}, "gpu02": {"mine": "MiniMax-M3"}, "gpu03": {"mine": third}}
+    (tmp_path / "hosts.json").write_text(json.dumps({"gpu_hosts": {"hosts": hosts, "vars": group}}))
+    found = inventory.read_variables([tmp_path / "hosts.json"], limit=None)
+    assert found["gpu01"] == {"metal_model": "MiniMax-M2.5", "metal_address": "198.18.0.1"}
+    assert found["gpu02"] == {"metal_model": "MiniMax-M3", "metal_address": "198.18.0.2"}
+    # What can't be filled in for one host leaves the others alone.
+    written = third if third == "nowhere" else "{{ mine }}"
+    assert found["gpu03"]["metal_model"] == written
 
 
 def test_a_fleet_is_a_table_with_every_reason_below(fleet: Path, capsys: pytest.CaptureFixture[str]) -> None:
