@@ -220,11 +220,20 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
 
 
 @pytest.mark.parametrize("third", ["nowhere", "{{ named_nowhere }}"])
-def test_ansible_fills_in_the_templates_of_each_host(tmp_path: Path, third: str) -> None:
+def test_ansible_fills_in_the_templates_of_each_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third: str
+) -> None:
+    programs: list[str] = []
+    run = inventory._run
+    monkeypatch.setattr(inventory, "_run", lambda *words: [programs.append(words[0]), run(*words)][1])
     group = {"metal_model": "{{ mine }}", "metal_address": "198.18.0.{{ inventory_hostname[3:] | int }}"}
     hosts = {"gpu01": {"mine": "MiniMax-M2.5"}, "gpu02": {"mine": "MiniMax-M3"}, "gpu03": {"mine": third}}
     (tmp_path / "hosts.json").write_text(json.dumps({"gpu_hosts": {"hosts": hosts, "vars": group}}))
     found = inventory.read_variables([tmp_path / "hosts.json"], limit=None)
+    # All hosts at once; each by itself only where one of them can't be filled in.
+    assert programs == ["ansible-inventory", "ansible", "ansible"][: 2 if third == "nowhere" else 3]
+    second = inventory.read_variables([tmp_path / "hosts.json"], limit="gpu02")
+    assert second == {"gpu02": found["gpu02"]}
     assert found["gpu01"] == {"metal_model": "MiniMax-M2.5", "metal_address": "198.18.0.1"}
     assert found["gpu02"] == {"metal_model": "MiniMax-M3", "metal_address": "198.18.0.2"}
     # What can't be filled in for one host leaves the others alone.

@@ -25,12 +25,6 @@ _VARIABLES = (
     "{{ dict(query('ansible.builtin.varnames', '^metal_')"
     " | zip(query('ansible.builtin.vars', *query('ansible.builtin.varnames', '^metal_')))) }}"
 )
-_VARIABLES_OF_ALL = (
-    f"{{{{ dict(groups.{GROUP} | zip(groups.{GROUP} | map('extract', hostvars) | map('dict2items')"
-    " | map('selectattr', 'key', 'match', 'metal_') | map('items2dict'))) }}"
-)
-"""The same of every host, worked out in one process: a process for each takes ten times as long."""
-
 _WEIGHTS = "{{ metal_weights_directory | default('/srv/models') }}"
 _ENGINES = "{{ metal_engine_directory | default('/opt/sglang') }}"
 _FACTS = {
@@ -175,9 +169,16 @@ def _settings(
 
 def _filled_in(inventories: Sequence[Path], hosts: Sequence[str]) -> dict[str, Any]:
     """The ``metal_*`` variables of each host whose templates can be filled in."""
-    for answer in _tree(inventories, hosts[:1], "debug", "msg=" + _VARIABLES_OF_ALL, become=False).values():
+    names = json.dumps(list(hosts))
+    together = (
+        f"{{{{ dict({names} | zip({names} | map('extract', hostvars) | map('dict2items')"
+        " | map('selectattr', 'key', 'match', 'metal_') | map('items2dict'))) }}"
+    )
+    # In the one process that speaks for the first host: a process for each takes many times as long.
+    answers = _tree(inventories, hosts[:1], "debug", json.dumps({"msg": together}), become=False)
+    for answer in answers.values():
         if isinstance(answer.get("msg"), dict):
-            return {name: found for name, found in answer["msg"].items() if name in hosts}
+            return dict(answer["msg"])
     # A template of one host that can't be filled in says nothing of the others.
     answers = _tree(inventories, hosts, "debug", "msg=" + _VARIABLES, become=False)
     return {name: answer.get("msg") for name, answer in answers.items()}
