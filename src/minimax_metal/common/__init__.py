@@ -1,0 +1,1 @@
+"""Helpers that know nothing about MiniMax (files, programs, privileges, text); standard library only."""

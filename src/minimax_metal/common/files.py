@@ -1,0 +1,156 @@
+"""Files that are whole or not there, and names below a directory that somebody else may write to.
+
+A program that runs as root must not follow a name inside a directory of a less trusted user: whoever owns the
+directory can make any component of the name a link to a file of root's. Either do the work as that user
+(:mod:`minimax_metal.common.privileges`), or open what lies there with :func:`open_beneath`, which refuses
+links in every component, and go on with the descriptor.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class TooLargeError(OSError):
+    """A file is larger than what may be read of it."""
+
+
+def write_atomic(
+    path: Path, content: bytes | str, mode: int = 0o644, owner: tuple[int, int] | None = None
+) -> None:
+    """Write a file so that a reader finds the old content or the new one, also after a crash.
+
+    The directory must belong to whoever writes: names in it are trusted. A link at ``path`` is replaced, not
+    followed.
+
+    Args:
+        path: the file; its directory exists.
+        content: text is written as UTF-8.
+        mode: permissions, whatever the umask is; set before the first byte is written.
+        owner: uid and gid.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            with os.fdopen(descriptor, "wb", closefd=False) as stream:
+                if owner is not None:
+                    os.fchown(descriptor, *owner)
+                os.fchmod(descriptor, mode)
+                stream.write(data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory last over a loss of power."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):  # some file systems (NFS, FUSE) can't
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return a regular file's bytes; a pipe or a device is refused without waiting for it.
+
+    Raises:
+        TooLargeError: it has more than ``limit`` bytes.
+        OSError: it is not a regular file, or can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    return _read_and_close(descriptor, str(path), limit)
+
+
+def _read_and_close(descriptor: int, name: str, limit: int) -> bytes:
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise TooLargeError(errno.EFBIG, f"more than {limit} bytes", name)
+    return content
+
+
+def _components(relative: str | PurePosixPath) -> tuple[str, ...]:
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(path):
+        raise OSError(errno.EINVAL, "not a name below the directory", str(path))
+    return path.parts
+
+
+@contextmanager
+def directory_beneath(
+    root: Path | int, relative: str | PurePosixPath = "", *, create: int | None = None
+) -> Iterator[int]:
+    """Open a directory below ``root`` without following a link in any component; yield its descriptor.
+
+    Args:
+        root: a directory (its own last component may not be a link either), or an open descriptor of one.
+        relative: components below it; none for the root itself.
+        create: mode for directories that are missing; by default they are an error.
+
+    Raises:
+        OSError: ``ELOOP`` or ``ENOTDIR`` where a component is a link or not a directory.
+    """
+    parts = _components(relative) if str(relative) not in {"", "."} else ()
+    current = os.dup(root) if isinstance(root, int) else os.open(root, _DIRECTORY)
+    try:
+        for part in parts:
+            if create is not None:
+                with suppress(FileExistsError):
+                    os.mkdir(part, create, dir_fd=current)
+            following = os.open(part, _DIRECTORY, dir_fd=current)
+            os.close(current)
+            current = following
+        yield current
+    finally:
+        os.close(current)
+
+
+def open_beneath(
+    root: Path | int, relative: str | PurePosixPath, flags: int = os.O_RDONLY, mode: int = 0o644
+) -> int:
+    """Open a file below ``root`` without following a link in any component; return its descriptor.
+
+    A pipe does not block the open (``O_NONBLOCK``); the caller looks at the kind of file with ``os.fstat``.
+
+    Raises:
+        OSError: ``ELOOP`` where a component is a link.
+    """
+    path = PurePosixPath(*_components(relative))
+    with directory_beneath(root, path.parent) as directory:
+        return os.open(
+            path.name,
+            flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC,
+            mode,
+            dir_fd=directory,
+        )
+
+
+def read_beneath(root: Path | int, relative: str | PurePosixPath, limit: int) -> bytes:
+    """Return the bytes of a regular file below ``root``, no component of whose name is a link.
+
+    Raises:
+        TooLargeError: it has more than ``limit`` bytes.
+        OSError: a component is a link, or it is not a regular file.
+    """
+    return _read_and_close(open_beneath(root, relative), str(relative), limit)

@@ -1,0 +1,36 @@
+"""Text that comes from elsewhere (a host, a hub, an engine, a client), made fit to show: pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+LINE: Final = 2_000
+"""Characters of one foreign line that are worth reading: the engine's ``server_args=`` line has 19,000."""
+ELLIPSIS: Final = "…"
+
+# C0 without tab and newline, DEL, C1, line and paragraph separators, and marks that turn the direction of
+# writing: a terminal acts on the first ones, a reader is deceived by the last ones.
+_CONTROLS: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
+_ESCAPES: Final = re.compile(
+    "\x1b(?:\\[[0-?]{0,64}[ -/]{0,8}[@-~]|\\][^\x07\x1b]{0,2000}(?:\x07|\x1b\\\\)|[@-_])"
+)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without terminal escapes and control characters; tabs and newlines stay."""
+    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+
+
+def one_line(text: str, limit: int = LINE) -> str:
+    """Return ``text`` as one printable line of at most ``limit`` characters, cut at its end."""
+    # Cut before the cleaning, generously: what cleans must not have to read a gigabyte.
+    line = " ".join(printable(text[: 8 * limit]).split())
+    return line if len(line) <= limit else line[: limit - 1] + ELLIPSIS
+
+
+def has_controls(text: str) -> bool:
+    """Return whether ``text`` holds a control character; newline and tab are some."""
+    return bool(_CONTROLS.search(text)) or "\n" in text or "\t" in text
