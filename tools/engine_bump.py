@@ -25,6 +25,9 @@ from minimax_metal.errors import UserError
 from minimax_metal.plan.argv import DEFAULT_FLAGS, VARIABLES
 from minimax_metal.plan.versions import version_key
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools.locks import ask, wheels_only
+
 ROOT = Path(__file__).resolve().parents[1]
 CATALOG = ROOT / "src" / "minimax_metal" / "catalog"
 PYTHONS = ("3.12", "3.11", "3.13", "3.10")
@@ -193,23 +196,28 @@ def _run(*command: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def overrides(release: str, python: str, locks: Path = CATALOG / "locks") -> Path | None:
+def overrides(release: str, python: str, directory: Path = CATALOG / "locks") -> Path | None:
     """What is left out of a lock for one Python: the release's own file, else the newest other release's."""
-    own = locks / f"sglang-{release}-py{python}.overrides"
-    others = sorted(locks.glob(f"sglang-*-py{python}.overrides"), key=lambda p: version_key(p.name[7:]))
+    own = directory / f"sglang-{release}-py{python}.overrides"
+    others = sorted(directory.glob(f"sglang-*-py{python}.overrides"), key=lambda p: version_key(p.name[7:]))
     return own if own.exists() else next(reversed(others), None)
 
 
 def lock(release: str, python: str) -> str:
     """A lock with hashes for one Python, from wheels alone, in a form that names no registry.
 
-    The options are those of ``locks/README.md``.
+    The options are those of ``locks/README.md``; the hashes of source archives, which uv writes too, are
+    taken out again.
     """
     options = ["--quiet", "--only-binary", ":all:", "--generate-hashes", "--no-header"]
     options += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_34"]
     if left_out := overrides(release, python):
         options += ["--override", str(left_out)]
-    return _run(_uv(), "pip", "compile", *options, "-", stdin=f"sglang=={release}\n")
+    text = _run(_uv(), "pip", "compile", *options, "-", stdin=f"sglang=={release}\n")
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / f"sglang-{release}-py{python}.txt"
+        path.write_text(text, encoding="utf-8")
+        return wheels_only(text, ask(path, python))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -226,26 +234,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as directory:
             print(f"reading the wheel of sglang {arguments.release}")
-            place = ["--target", directory, "--no-deps", "--python-version", "3.12", "--quiet"]
-            _run(_uv(), "pip", "install", *place, f"sglang=={arguments.release}")
+            place = ["--target", directory, "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
+            _run(_uv(), "pip", "install", "--quiet", *place, f"sglang=={arguments.release}")
             wheel = read_wheel(Path(directory))
         pythons = allowed(PYTHONS, wheel.requires_python)
         wanted = [one for one in pythons if int(one.split(".")[1]) >= int(LEAST_PYTHON.split(".")[1])]
-        locks: dict[str, str] = {}
+        made: dict[str, str] = {}
         for python in arguments.python or wanted:
             print(f"locking it for Python {python}")
-            locks[python] = lock(arguments.release, python)
-        cuda = cuda_of_lock(next(iter(locks.values())))
+            made[python] = lock(arguments.release, python)
+        cuda = cuda_of_lock(next(iter(made.values())))
     except UserError as error:
         print(f"engine-bump: {error}", file=sys.stderr)
         return 1
-    for python, text in locks.items():
+    for python, text in made.items():
         name = f"sglang-{arguments.release}-py{python}"
         (CATALOG / "locks" / f"{name}.txt").write_text(text, encoding="utf-8")
         if left_out := overrides(arguments.release, python):
             (CATALOG / "locks" / f"{name}.overrides").write_bytes(left_out.read_bytes())
     engines = CATALOG / "engines.yml"
-    text = add_entry(engines.read_text(encoding="utf-8"), wheel, pythons, cuda, list(locks))
+    text = add_entry(engines.read_text(encoding="utf-8"), wheel, pythons, cuda, list(made))
     if arguments.default:
         text = re.sub(r"(?m)^default_engine: .*$", f"default_engine: {arguments.release}", text)
     engines.write_text(text, encoding="utf-8")

@@ -84,7 +84,8 @@ def _fill(home: Path) -> None:
     scratch = home.with_name(f".{home.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     _uv("venv", "--relocatable", "--python", sys.executable, str(scratch))
-    _uv("pip", "sync", "--require-hashes", "--python", str(scratch / "bin" / "python"), str(lock_file()))
+    python = str(scratch / "bin" / "python")
+    _uv("pip", "sync", "--only-binary", ":all:", "--require-hashes", "--python", python, str(lock_file()))
     scratch.rename(home)
 
 

@@ -46,7 +46,7 @@ def smg_python() -> Path:
             python = str(scratch / "bin/python")
             for words in (
                 ["venv", "--relocatable", "--python", sys.executable, str(scratch)],
-                ["pip", "sync", "--require-hashes", "--python", python, str(lock)],
+                ["pip", "sync", "--only-binary=:all:", "--require-hashes", "--python", python, str(lock)],
             ):
                 subprocess.run([find_uv_bin(), *words], check=True, capture_output=True)
             scratch.rename(home)
