@@ -1,0 +1,213 @@
+"""What a cell, a row or a refusal of ``nvidia-smi`` means: pure.
+
+A cell that holds no value is one of two things. Either this board, driver or permission has no such value
+(``[N/A]``), or NVML could not get an answer out of the GPU: then nvidia-smi prints NVML's words for the error
+in brackets (``[Unknown Error]``), or ``ERR!``, in every cell that it asked the GPU for. Such a GPU is sick,
+although nvidia-smi itself ends with 0.
+
+Sources: ``nvmlErrorString`` in nvml.h and pynvml.py (nvidia-ml-py 13); dcgm-exporter#604 (a lost GPU),
+nvidia_gpu_exporter#393 (``ERR!``), gpud PR#1133 (``[Unknown Error]``, ``[GPU requires reset]``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+MIB: Final = 1 << 20
+FREE_MIB: Final = 2048
+"""A GPU with less than this in use is free, whether or not a process is listed: driver, display and NVIDIA's
+daemons take some hundred MiB, an engine tens of thousands (choice of this project)."""
+
+_NO_VALUE: Final = frozenset(
+    {"", "-", "n/a", "none", "not supported", "not available", "no data", "not found", "function not found"}
+    | {"insufficient permissions", "requested functionality has been deprecated", "not applicable"}
+)
+
+_SICK: Final[tuple[tuple[str, str], ...]] = (
+    ("is lost", "the driver has lost it"),
+    ("fallen off the bus", "the driver has lost it"),
+    ("requires reset", "it waits for a reset"),
+    ("requires restart", "it waits for a reset"),
+    ("reset required", "it waits for a reset"),
+    ("err!", "it does not answer the driver"),
+    ("unknown error", "it does not answer the driver"),
+    ("timeout", "it does not answer the driver"),
+    ("interrupt request issue", "its interrupts don't arrive"),
+    ("corrupted inforom", "its infoROM is corrupted"),
+    ("external power", "a power cable is missing"),
+    ("blocked", "the operating system blocks it (IOMMU, lockdown)"),
+    ("uninitialized", "the driver did not initialize it"),
+    ("driver not loaded", "no driver is loaded for it"),
+    ("version mismatch", "the driver's module and libraries differ"),
+    ("insufficient memory", "the driver ran out of memory"),
+    ("in use by another client", "another client holds it"),
+)
+"""NVML's words for an error, lower case, with what they mean for the GPU."""
+_BARE: Final = frozenset({"err!", "unknown error", "gpu is lost", "gpu requires reset", "reset required"})
+"""Cells that say so without brackets."""
+
+
+def _plain(cell: str) -> str:
+    return cell.strip().strip("[]").strip().lower()
+
+
+def no_value(cell: str) -> bool:
+    """Return whether this board has no such value (``[N/A]``); it says nothing about the GPU's health."""
+    return _plain(cell) in _NO_VALUE
+
+
+def sickness(cell: str) -> str | None:
+    """Return what a cell tells of a GPU that does not answer; none for a value and for ``[N/A]``."""
+    words = _plain(cell)
+    bracketed = cell.strip().startswith("[") and words not in _NO_VALUE
+    if not bracketed and words not in _BARE:
+        return None
+    return next((meaning for sign, meaning in _SICK if sign in words), "it does not answer the driver")
+
+
+def row_sickness(cells: list[str] | tuple[str, ...]) -> str | None:
+    """Return ``[Unknown Error]: it does not answer the driver`` for a row with such a cell, else none."""
+    for cell in cells:
+        if meaning := sickness(cell):
+            return f"{cell.strip()}: {meaning}"
+    return None
+
+
+def mib(cell: str) -> int | None:
+    """Return a number of MiB (``411``, ``411 MiB``); none where the cell holds no number (it is not 0)."""
+    found = re.fullmatch(r"(\d{1,9})(?: MiB)?", cell.strip())
+    return int(found[1]) if found else None
+
+
+def rows(text: str) -> list[list[str]]:
+    """Return the cells of ``--format=csv,noheader``; nvidia-smi quotes nothing."""
+    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why nvidia-smi gave no table."""
+
+    code: str
+    """``gpu-lost``, ``gpu-reset``, ``gpu-silent``, ``mismatch``, ``no-driver``, ``no-gpu``, ``access``,
+    ``field`` (this nvidia-smi does not know the asked field) or ``unknown``."""
+    meaning: str
+    remedy: str
+    gpu: str | None = None
+    """Which GPU, as nvidia-smi names it: ``GPU5 (0000:BA:00.0)``."""
+    operator: bool = True
+    """Whether the host has to be drained; else an upgrade, a package or a setting is at fault."""
+
+
+_HANDLE: Final = re.compile(
+    r"Unable to determine the device handle for (?:gpu|GPU) ?(?:(\d{1,3}): ?)?"
+    r"([0-9a-fA-F]{3,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]):? ?([^\n]{0,200})"
+)
+
+
+_RESET: Final = (
+    "drain the host, reset that GPU (nvidia-smi --gpu-reset) or reboot; if it comes back, have it repaired"
+)
+
+
+def refusal(text: str) -> Refusal | None:
+    """Return what nvidia-smi's words mean where it gave no table; none where they are not known.
+
+    Known words also appear with exit status 0, above a table of the other GPUs.
+    """
+    if handle := _HANDLE.search(text):
+        name = f"GPU{handle[1]}" if handle[1] else "GPU"
+        which = f"{name} ({handle[2]})"
+        words = handle[3].strip().lower()
+        if "requires re" in words:
+            return Refusal("gpu-reset", f"{which} waits for a reset", _RESET, which)
+        return Refusal("gpu-lost", f"{which} is lost: {handle[3].strip() or 'no handle'}", _RESET, which)
+    for sign, found in _REFUSALS:
+        if sign in text:
+            return found
+    return None
+
+
+_REFUSALS: Final[tuple[tuple[str, Refusal], ...]] = (
+    (
+        "Driver/library version mismatch",
+        Refusal(
+            "mismatch",
+            "the loaded driver and its libraries differ in version",
+            "an upgrade without a reboot: reboot the host",
+        ),
+    ),
+    (
+        "couldn't communicate with the NVIDIA driver",
+        Refusal(
+            "no-driver",
+            "the NVIDIA driver is not loaded",
+            "modprobe nvidia; dmesg says why it does not load; dkms status says whether it is built",
+        ),
+    ),
+    (
+        "Driver Not Loaded",
+        Refusal("no-driver", "the NVIDIA driver is not loaded", "modprobe nvidia; dmesg says why not"),
+    ),
+    (
+        "No devices were found",
+        Refusal(
+            "no-gpu",
+            "the driver is loaded and no GPU came up",
+            "dmesg | grep NVRM says why (RmInitAdapter, BAR, off the bus); reboot, else repair",
+        ),
+    ),
+    ("GPU is lost", Refusal("gpu-lost", "a GPU is lost", _RESET)),
+    ("GPU requires reset", Refusal("gpu-reset", "a GPU waits for a reset", _RESET)),
+    (
+        "is not a valid field to query",
+        Refusal("field", "this nvidia-smi does not know a field", "use a newer driver", operator=False),
+    ),
+    (
+        "Insufficient Permissions",
+        Refusal(
+            "access",
+            "this user may not ask the GPUs",
+            "look at the permissions of /dev/nvidia*",
+            operator=False,
+        ),
+    ),
+    (
+        "Failed to initialize NVML",
+        Refusal(
+            "gpu-silent",
+            "the driver does not answer",
+            "look at dmesg | grep NVRM; in a container, its devices may be gone; else reboot the host",
+        ),
+    ),
+)
+
+DAEMONS: Final[dict[str, str]] = {
+    "nvidia-cuda-mps-server": "NVIDIA's MPS server",
+    "nvidia-cuda-mps-control": "NVIDIA's MPS daemon",
+    "nv-hostengine": "DCGM",
+    "dcgm-exporter": "DCGM's exporter",
+    "dcgmi": "DCGM",
+    "nvvs": "DCGM's diagnosis",
+    "dcgmproftester": "DCGM's profiling test",
+    "nvidia-persistenced": "NVIDIA's persistence daemon",
+    "nvidia-imex": "NVIDIA's IMEX daemon",
+    "nv-fabricmanager": "NVIDIA's fabric manager",
+    "Xorg": "the X server",
+    "Xwayland": "the X server",
+    "gnome-shell": "the desktop",
+}
+"""Programs that keep a little memory of a GPU for a reason of their own, with what people call them."""
+
+
+def daemon(program: str) -> str | None:
+    """Return what a known daemon is called; none for any other program."""
+    name = program.strip().split(" ")[0].rstrip("/").rpartition("/")[2]
+    return next((called for known, called in DAEMONS.items() if name.startswith(known)), None)
+
+
+def mig_enabled(cell: str) -> bool:
+    """Return whether a cell of ``mig.mode.current`` says that MIG is on."""
+    return _plain(cell) == "enabled"
