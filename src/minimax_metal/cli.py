@@ -38,6 +38,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.fleet.gateway:main",
         "this host's gateway: list, sync, drain and undrain its workers",
     ),
+    "kernel-lines": (
+        "minimax_metal.service.kernel_lines:main",
+        "keep the kernel's lines about GPUs where the engine's supervisor reads them",
+    ),
     "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
     "lock": ("minimax_metal.fleet.lock:main", "who changes the fleet, seen from this host"),
     "plan": (

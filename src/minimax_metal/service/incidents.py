@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.service import kernel_lines as kernel_log
+
 KEPT: Final = 20
 SCHEMA: Final = 1
 PROGRAM_SECONDS: Final = 20.0
@@ -60,20 +62,11 @@ def _answer(*command: str) -> str | None:
 
 
 def kernel_lines(since: float) -> list[str]:
-    """The NVIDIA driver's lines in the kernel's log since a time (seconds since 1970).
+    """The kernel's lines about GPUs and lack of memory since a time (seconds since 1970), without controls.
 
-    Empty where the journal may not be read: the unit is in group systemd-journal for this.
+    Empty where unit ``metal-kernel-lines.service`` does not run: this process may not read the journal.
     """
-    text = _answer(
-        "journalctl",
-        "--dmesg",
-        "--output=cat",
-        "--no-pager",
-        "--quiet",
-        f"--since=@{int(since)}",
-        "--grep=NVRM",
-    )
-    return (text or "").splitlines()
+    return kernel_log.read(since)
 
 
 def write_report(directory: Path, incident: Incident, now: float | None = None) -> Path:
