@@ -10,6 +10,7 @@ from typing import Any
 
 from minimax_metal.plan.driver import driver_state, service_problem
 from minimax_metal.plan.driver_failure import failure_line
+from minimax_metal.plan.driver_sources import has_key, is_key, primary_fingerprints, source_pins
 from minimax_metal.plan.driver_work import driver_work
 
 
@@ -39,5 +40,9 @@ class FilterModule:
             "metal_driver_failure": failure_line,
             "metal_driver_now": metal_driver_now,
             "metal_driver_work": metal_driver_work,
+            "metal_has_key": has_key,
+            "metal_is_key": is_key,
+            "metal_key_fingerprints": primary_fingerprints,
             "metal_service_problem": service_problem,
+            "metal_source_pins": source_pins,
         }

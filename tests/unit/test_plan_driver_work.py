@@ -469,3 +469,26 @@ def test_service_that_does_not_run_is_explained(changes: Any, said: str, words: 
     line = service_problem(host(**changes), facts("580.126.20"), plan(switches=True), said)
     assert words in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"nvidia-fs/2.26.6, {KERNEL}, x86_64: installed",
+        f"nvidia/580.126.20, {KERNEL}, x86_64: built",
+        f"nvidia/580.126.20, {KERNEL}, x86_64: not installed",
+        f"nvidia/580.126.20, {KERNEL}-cloud, x86_64: installed",
+    ],
+)
+def test_other_modules_of_nvidia_and_other_states_are_no_driver(line: str) -> None:
+    assert kernel_problem(host(dkms=[line], dkms_logs={}), "driver 580") is not None
+
+
+@pytest.mark.parametrize(
+    "name", ["nvidia", "nvidia-current", "nvidia-current-open", "nvidia-srv", "nvidia-open"]
+)
+def test_every_name_of_a_driver_in_dkms_is_known(name: str) -> None:
+    line = (
+        f"{name}/580.126.20, {KERNEL}, x86_64: installed (WARNING! Diff between built and installed module!)"
+    )
+    assert kernel_problem(host(dkms=[line], dkms_logs={}), "driver 580") is None

@@ -129,6 +129,13 @@ def _advice(facts: HostFacts, collected: Mapping[str, Any], nouveau: bool) -> st
     return "look at journalctl -k -b | grep -i -e nvrm -e nvidia, and at nvidia-smi, on the host"
 
 
+def is_driver(name: str) -> bool:
+    """Whether DKMS's name of some modules is that of a driver; nvidia-fs, for example, is not one."""
+    return (
+        re.fullmatch(r"nvidia(-(current|open|srv|server|tesla|legacy|grid|\d{3})[\w.-]*)?", name) is not None
+    )
+
+
 def built_for(collected: Mapping[str, Any], kernel: str) -> bool:
     """Whether DKMS has NVIDIA's modules installed for a kernel, by the lines of ``dkms status``.
 
@@ -138,7 +145,7 @@ def built_for(collected: Mapping[str, Any], kernel: str) -> bool:
     for line in collected.get("dkms") or ():
         name, _, state = str(line).partition(":")
         parts = [part.strip() for part in re.split(r"[,/]", name)]
-        if parts and parts[0].startswith("nvidia") and kernel in parts and "installed" in state:
+        if is_driver(parts[0]) and kernel in parts[1:] and re.match(r"\s*installed\b", state):
             return True
     return False
 

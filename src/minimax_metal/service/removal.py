@@ -52,6 +52,7 @@ DRIVER = (
     "/etc/apt/apt.conf.d/80minimax-metal-nvidia",
     "/etc/apt/apt.conf.d/52minimax-metal-nvidia",
     "/etc/apt/preferences.d/minimax-metal-nvidia.pref",
+    "/etc/apt/preferences.d/zz-minimax-metal-nvidia-source.pref",
     "/etc/modprobe.d/minimax-metal-nouveau.conf",
     "/etc/modules-load.d/minimax-metal-nvidia.conf",
     "/etc/systemd/system/nvidia-device-nodes.service",

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ from urllib.parse import unquote
 
 from minimax_metal.errors import UserError
 from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, upstream
+from minimax_metal.plan.driver_sources import (
+    TARGETS,
+    has_key,
+    is_key,
+    plain_fingerprint,
+    preferences,
+    primary_fingerprints,
+    source_pins,
+)
 from minimax_metal.plan.versions import version_key
 from minimax_metal.staging.bundle.download import Item, get
 from minimax_metal.staging.bundle.wanted import Packages
@@ -80,9 +90,9 @@ def collect(
     key_file, key_fingerprint = (fingerprint or f"{wanted.vendor_key}={wanted.vendor_fingerprint}").split(
         "=", 1
     )
-    key = get(f"{vendor}/{slug}/{key_file}", "the key of NVIDIA's repository")
+    place = f"{vendor}/{slug}/{key_file}"
+    key = only_key(get(place, "the key of NVIDIA's repository"), key_fingerprint, place)
     (root / "vendor.asc").write_bytes(key)
-    _check_key(root / "vendor.asc", key_fingerprint, f"{vendor}/{slug}/{key_file}")
     placed[f"nvidia/{slug}/{key_file}"] = key
     repositories = [
         *_distribution(wanted, archives),
@@ -90,6 +100,7 @@ def collect(
     ]
     apt = _Apt(root, ARCHITECTURES[wanted.architecture])
     apt.update(repositories, COMPONENTS[wanted.distribution])
+    apt.keep_apart(f"{vendor}/{slug}")
     items = [item for one in repositories for item in _lists(one, wanted, apt, placed)]
     for uri, size, digest in apt.closure(wanted):
         place_of = next((one for one in repositories if uri.startswith(one.url.rstrip("/") + "/")), None)
@@ -98,6 +109,10 @@ def collect(
                 f"found {uri} in apt's answer, expected a URL of {', '.join(r.url for r in repositories)}"
             )
         name = unquote(uri.removeprefix(place_of.url.rstrip("/") + "/")).removeprefix("./")
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(
+                f"found {uri} in apt's answer, expected a name inside {place_of.url}; don't use it"
+            )
         items.append(Item(uri, f"{place_of.path}/{name}", size, digest))
     return items, placed
 
@@ -115,21 +130,53 @@ def _distribution(wanted: Packages, archives: Archives) -> list[Repository]:
     ]
 
 
-def _check_key(path: Path, fingerprint: str, url: str) -> None:
-    done = subprocess.run(
-        ["gpg", "--batch", "--no-options", "--no-keyring", "--with-colons", "--show-keys", str(path)],
-        check=False,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "GNUPGHOME": str(path.parent)},
-    )
-    found = re.findall(r"^fpr:+([0-9A-F]{40}):", done.stdout, re.MULTILINE)
-    if fingerprint.replace(" ", "").upper() not in found:
-        raise UserError(
-            f"found a key with the fingerprint {', '.join(found) or 'none'} at {url}, expected "
-            f"{fingerprint}; check the "
-            "mirror, or give --vendor-key FILE=FINGERPRINT if it signs with a key of its own"
-        )
+def only_key(content: bytes, fingerprint: str, url: str) -> bytes:
+    """The key with a fingerprint, taken out of a file that may hold others too.
+
+    Args:
+        content: the file, armoured or not.
+        fingerprint: of the primary key, whole.
+        url: where the file is from, for the message.
+
+    Raises:
+        UserError: the key is not in it, or can't be taken out.
+    """
+    with tempfile.TemporaryDirectory(prefix="metal-key-") as home:
+        listing = _gpg(home, content, "--no-keyring", "--with-colons", "--show-keys")
+        if not has_key(listing.decode(errors="replace"), fingerprint):
+            found = primary_fingerprints(listing.decode(errors="replace"))
+            raise UserError(
+                f"found a key with the fingerprint {', '.join(found) or 'none'} at {url}, expected "
+                f"{fingerprint}; check the mirror, or give --vendor-key FILE=FINGERPRINT if it signs with a "
+                "key of its own"
+            )
+        _gpg(home, content, "--import")
+        wanted = f"0x{plain_fingerprint(fingerprint)}"
+        alone = _gpg(home, b"", "--armor", "--export-options", "export-minimal", "--export", wanted)
+        again = _gpg(home, alone, "--no-keyring", "--with-colons", "--show-keys")
+        if not is_key(again.decode(errors="replace"), fingerprint):
+            raise UserError(
+                f"found that the key {fingerprint} can't be taken out of {url}, expected it alone; check the "
+                "mirror"
+            )
+    return alone
+
+
+def _gpg(home: str, content: bytes, *words: str) -> bytes:
+    command = [
+        "gpg",
+        "--batch",
+        "--no-options",
+        "--no-autostart",
+        "--trust-model=always",
+        f"--homedir={home}",
+    ]
+    try:
+        return subprocess.run(
+            [*command, *words], check=False, capture_output=True, input=content, timeout=60
+        ).stdout
+    except FileNotFoundError:
+        raise UserError("found no gpg, expected it to read the key of the repository; install gpg") from None
 
 
 def _lists(one: Repository, wanted: Packages, apt: _Apt, placed: dict[str, bytes]) -> list[Item]:
@@ -237,6 +284,14 @@ class _Apt:
                 "the mirrors, the keyring and this machine's clock"
             )
 
+    def keep_apart(self, vendor: str) -> None:
+        """Let apt take nothing but the vendor's own packages from the vendor's repository."""
+        done = self.run("apt-get", "indextargets", "--format", TARGETS, "Created-By: Packages")
+        found = source_pins(done.stdout.splitlines(), vendor)
+        if found["problem"]:
+            raise UserError(found["problem"])
+        (self.root / "preferences").write_text(preferences(found["pins"]), encoding="utf-8")
+
     def release(self, url: str) -> bytes | None:
         """The signed index that apt verified and kept, None where the archive has none."""
         bare = re.sub(r"^\w+://", "", url)
@@ -282,7 +337,9 @@ class _Apt:
                 f"Package: {packages}\nPin: version {version}\nPin-Priority: 1001\n"
                 for packages, version in pins
             )
-            (self.root / "preferences").write_text(text, encoding="utf-8")
+            # First: of two entries for one package apt takes the one before.
+            apart = (self.root / "preferences").read_text(encoding="utf-8")
+            (self.root / "preferences").write_text(f"{text}\n{apart}", encoding="utf-8")
             names += [f"{name}={of_branch[name][target]}" for name in wanted.driver]
         if wanted.pinning and versions.get(wanted.pinning):
             names.append(wanted.pinning)
