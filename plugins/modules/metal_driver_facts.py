@@ -47,11 +47,15 @@ facts:
 """
 
 import base64
+import os
 import platform
 import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
+# The package's own file, src/minimax_metal/common/program.py, by a link.
+from ansible.module_utils.metal_program import run
 
 PATTERNS = (
     "*nvidia*",
@@ -68,6 +72,7 @@ HEADERS = "linux-headers-"
 MOK_LIST = Path("/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd810dd8b23")
 MOK_KEYS = (Path("/var/lib/dkms/mok.pub"), Path("/var/lib/shim-signed/mok/MOK.der"))
 LOG_LINES = 20
+SECONDS = 60
 OUR_SOURCE = "minimax-metal-nvidia.sources"
 STOPPED_UNITS = "/var/lib/minimax-metal/driver-stopped-units"
 
@@ -81,14 +86,16 @@ def read_text(path):
 
 
 def output_of(module, *command):
-    """Return [exit status, output] of a program, or None where there is no such program."""
+    """Return [exit status, output] of a program, or None where there is no such program.
+
+    One that does not answer within SECONDS has status 124, and its output ends with saying so.
+    """
     program = module.get_bin_path(command[0], opt_dirs=["/usr/sbin", "/sbin"])
     if program is None:
         return None
-    returncode, stdout, stderr = module.run_command(
-        [program, *command[1:]], handle_exceptions=True, environ_update={"LC_ALL": "C.UTF-8"}
-    )
-    return [returncode, stdout + stderr]
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+    answer = run([program, *command[1:]], seconds=SECONDS, environment=environment)
+    return [answer.status, answer.out + answer.err]
 
 
 def installed_packages(module):
@@ -175,7 +182,10 @@ def own_keys():
             continue
         if b"-----BEGIN" in key:
             lines = [line for line in key.splitlines() if line and not line.startswith(b"-----")]
-            key = base64.b64decode(b"".join(lines))
+            try:
+                key = base64.b64decode(b"".join(lines))
+            except ValueError:
+                key = b""  # a damaged file: the firmware does not know it
         keys[str(path)] = bool(key) and key in enrolled
     return keys
 

@@ -15,6 +15,7 @@ description:
     who holds ports and GPU memory.
   - It only collects. Parsing and deciding happen on the controller, in the filter C(metal_plan).
   - It writes nothing and is the same in check mode.
+  - Programs and file systems that don't answer in time are named in C(unanswered). The module itself ends.
 options:
   paths:
     description: Directories whose file systems are measured. A directory that is not there yet is measured
@@ -36,6 +37,10 @@ options:
     description: Directory that holds engine environments, which are listed.
     type: path
     default: /opt/sglang
+  seconds:
+    description: Time limit for each program, and for each kind of directory that is read.
+    type: int
+    default: 30
 author:
   - The minimax-metal authors
 """
@@ -57,14 +62,23 @@ facts:
 import fcntl
 import os
 import platform
+import shutil
 import socket
-import stat
 import struct
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+# The first two are the package's own files, src/minimax_metal/common/{apart,program}.py, by a link.
+from ansible.module_utils.metal_apart import within
+from ansible.module_utils.metal_program import run
+from ansible.module_utils.metal_storage import adoptable, disks, engine_environments, stored_weights
+
 NVIDIA_SMI_FIELDS = "index,name,uuid,memory.total,driver_version,compute_cap"
+COMPUTE_APP_FIELDS = "gpu_uuid,pid,process_name,used_memory"
+ASKED = ("paths", "weights_directory", "adopt_directories", "engine_directory")
+PATH = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NVIDIA = "0x10de"
 PCI_ATTRIBUTES = ("vendor", "device", "class", "subsystem_vendor", "subsystem_device")
 
 
@@ -97,55 +111,6 @@ def memory_total_bytes():
         if line.startswith("MemTotal:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def disk(path):
-    """Return total and free bytes of the file system that holds a path or its nearest existing parent."""
-    place = Path(path)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    status = os.statvfs(place)
-    return {
-        "path": str(place),
-        "total_bytes": status.f_blocks * status.f_frsize,
-        "free_bytes": status.f_bavail * status.f_frsize,
-        "device": place.stat().st_dev,
-    }
-
-
-def stored_weights(directory):
-    """Return the bytes stored under each ORGANISATION/NAME/REVISION, unfinished pulls among them."""
-    sizes = {}
-    for revision in sorted(Path(directory).glob("*/*/*")):
-        if revision.is_dir():
-            total = 0
-            for parent, _directories, files in os.walk(revision):
-                total += sum(Path(parent, name).lstat().st_size for name in files)
-            sizes[str(revision)] = total
-    return sizes
-
-
-def adoptable(directories, weights_directory):
-    """Return, by directory, the bytes of the files that a link can put below the weights directory.
-
-    That takes the same file system, and a file that all may read and only its owner may write. One that has
-    several names counts once.
-    """
-    device = disk(weights_directory)["device"]
-    sizes = {}
-    for directory in directories:
-        seen = {}
-        for parent, _directories, files in os.walk(directory):
-            for name in files:
-                try:
-                    status = Path(parent, name).lstat()
-                except OSError:
-                    continue  # it went away meanwhile
-                shared = status.st_mode & stat.S_IROTH and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-                if stat.S_ISREG(status.st_mode) and status.st_dev == device and shared:
-                    seen[status.st_ino] = status.st_size
-        sizes[directory] = sum(seen.values())
-    return sizes
 
 
 def secure_boot():
@@ -194,16 +159,27 @@ def port_owners(sockets, proc="/proc"):
     return owners
 
 
-def gpu_users(module):
-    """Return who holds memory of a GPU, each process once, as nvidia-smi lists compute processes."""
-    program = module.get_bin_path("nvidia-smi")
-    if program is None:
-        return []
-    returncode, stdout, _stderr = module.run_command(
-        [program, "--query-compute-apps=pid", "--format=csv,noheader"], handle_exceptions=True
-    )
-    pids = {line.strip() for line in stdout.splitlines()} if returncode == 0 else set()
-    return [occupant(pid) for pid in sorted(pids, key=lambda pid: (len(pid), pid)) if pid.isdigit()]
+def ask(program, arguments, seconds):
+    """Return what a program answers, in English."""
+    environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
+    return run([program, *arguments], seconds=seconds, environment=environment)
+
+
+def gpu_users(text):
+    """Return who holds memory of a GPU, as nvidia-smi lists compute processes: GPU, process, memory.
+
+    Its columns are gpu_uuid, pid, process_name, used_memory; a process name may hold commas.
+    """
+    users = []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) < 4 or not cells[1].isdigit():
+            continue
+        user = occupant(cells[1])
+        if user["program"] == f"process {cells[1]}":
+            user["program"] = ",".join(cells[2:-1]).rpartition("/")[2] or user["program"]
+        users.append({**user, "pid": int(cells[1]), "gpu_uuid": cells[0], "memory": cells[-1]})
+    return users
 
 
 def nvidia_installer():
@@ -214,29 +190,52 @@ def nvidia_installer():
     return None
 
 
-def nvidia_smi(module):
-    """Return what nvidia-smi answers about every GPU, or that there is no such program."""
-    program = module.get_bin_path("nvidia-smi")
+def nvidia_smi(seconds, gpus):
+    """Return what nvidia-smi answers about every GPU and who uses it, or that there is no such program.
+
+    ``gpus`` is how many the PCI bus has. Every further question is asked only when the one before was
+    answered: on a host with a lost GPU each of them may hang.
+    """
+    program = shutil.which("nvidia-smi", path=PATH)
     if program is None:
-        return {"present": False}
-    returncode, stdout, stderr = module.run_command(
-        [program, "--query-gpu=" + NVIDIA_SMI_FIELDS, "--format=csv,noheader"], handle_exceptions=True
-    )
-    return {"present": True, "returncode": returncode, "stdout": stdout, "stderr": stderr}
+        return {"present": False}, []
+    answer = ask(program, ["--query-gpu=" + NVIDIA_SMI_FIELDS, "--format=csv,noheader"], seconds)
+    found = {
+        "present": True,
+        "returncode": answer.status,
+        "stdout": answer.out,
+        "stderr": answer.err,
+        "timed_out": answer.timed_out,
+    }
+    if answer.timed_out:
+        return found, []
+    questions = {"mig": "mig.mode.current", "recovery": "gpu_recovery_action"}
+    if len(answer.out.splitlines()) != gpus:
+        questions["bus_ids"] = "pci.bus_id"  # which one is missing
+    for name, field in questions.items():
+        # Older drivers don't know the recovery and answer 2.
+        more = ask(program, [f"--query-gpu=index,{field}", "--format=csv,noheader"], seconds)
+        found[name] = more.out if more.status == 0 else ""
+        if more.timed_out:
+            return {**found, "timed_out": True}, []
+    apps = ask(program, ["--query-compute-apps=" + COMPUTE_APP_FIELDS, "--format=csv,noheader"], seconds)
+    found["timed_out"] = apps.timed_out
+    return found, gpu_users(apps.out) if apps.status == 0 else []
 
 
-def nvidia_packages(module):
-    """Return the installed packages of NVIDIA's driver and toolkit, name to version."""
-    program = module.get_bin_path("dpkg-query")
+def nvidia_packages(seconds):
+    """Return the installed packages of NVIDIA's driver and toolkit, name to version; None: no answer."""
+    program = shutil.which("dpkg-query", path=PATH)
     if program is None:
         return {}
-    returncode, stdout, _stderr = module.run_command(
-        [program, "-W", "-f", "${db:Status-Abbrev}\t${Package}\t${Version}\n", "*nvidia*", "cuda-*"]
-    )
+    arguments = ["-W", "-f", "${db:Status-Abbrev}\t${Package}\t${Version}\n", "*nvidia*", "cuda-*"]
+    answer = ask(program, arguments, seconds)
+    if answer.timed_out:
+        return None
     packages = {}
     # dpkg-query answers 1 when one of the patterns matches nothing; what it printed is right all the same.
-    if returncode in (0, 1):
-        for line in stdout.splitlines():
+    if answer.status in (0, 1):
+        for line in answer.out.splitlines():
             status, name, version = [*line.split("\t"), "", ""][:3]
             if status.startswith("ii") or status.startswith("hi"):
                 packages[name] = version
@@ -268,10 +267,29 @@ def main():
             "weights_directory": {"type": "path", "default": "/srv/models"},
             "adopt_directories": {"type": "list", "elements": "str", "default": []},
             "engine_directory": {"type": "path", "default": "/opt/sglang"},
+            "seconds": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )
+    wanted = module.params
+    seconds = wanted["seconds"]
+    unanswered = {}
+
+    def measured(name, function, *arguments):
+        value, problem = within(seconds, function, *arguments)
+        if problem:
+            unanswered[name] = problem
+        return value
+
     sockets = listening_sockets()
+    devices = pci_devices()
+    gpus = sum(one["vendor"] == NVIDIA and one["class"].startswith(("0x0300", "0x0302")) for one in devices)
+    smi, users = nvidia_smi(seconds, gpus)
+    if smi.get("timed_out"):
+        unanswered["nvidia-smi"] = f"no answer within {seconds} s"
+    packages = nvidia_packages(seconds)
+    if packages is None:
+        unanswered["dpkg-query"] = f"no answer within {seconds} s"
     facts = {
         "reachable": True,
         "hostname": socket.gethostname(),
@@ -279,26 +297,29 @@ def main():
         "kernel": platform.release(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "pci_devices": pci_devices(),
-        "nvidia_smi": nvidia_smi(module),
+        "pci_devices": devices,
+        "nvidia_smi": smi,
         "driver_version_file": read_text("/proc/driver/nvidia/version"),
         "memory_total_bytes": memory_total_bytes(),
         "cpu_count": os.cpu_count() or 1,
-        "disks": {path: disk(path) for path in module.params["paths"]},
-        "stored_weights": stored_weights(module.params["weights_directory"]),
-        "adoptable": adoptable(module.params["adopt_directories"], module.params["weights_directory"]),
-        "engine_environments": [
-            str(path.parent.parent) for path in Path(module.params["engine_directory"]).glob("*/bin/python")
-        ],
+        "disks": measured("disks", disks, wanted["paths"]),
+        "stored_weights": measured("weights_directory", stored_weights, wanted["weights_directory"]),
+        "adoptable": measured(
+            "adopt_directories", adoptable, wanted["adopt_directories"], wanted["weights_directory"]
+        ),
+        "engine_environments": measured("engine_directory", engine_environments, wanted["engine_directory"]),
         "secure_boot": secure_boot(),
-        "packages": nvidia_packages(module),
+        "packages": packages or {},
         "dpkg_interrupted": dpkg_interrupted(),
         "listening_ports": sorted(set(sockets.values())),
         "port_owners": port_owners(sockets),
-        "gpu_users": gpu_users(module),
+        "gpu_users": users,
         "nvidia_installer": nvidia_installer(),
         "boot_id": (read_text("/proc/sys/kernel/random/boot_id") or "").strip(),
         "user_is_root": os.geteuid() == 0,
+        "unanswered": unanswered,
+        # What was measured: cached facts answer a question only if it was asked.
+        "asked": {name: wanted[name] for name in ASKED},
     }
     module.exit_json(changed=False, facts=facts)
 

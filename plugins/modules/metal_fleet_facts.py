@@ -44,12 +44,14 @@ facts:
 
 import hashlib
 import json
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+
+# The package's own file, src/minimax_metal/common/program.py, by a link.
+from ansible.module_utils.metal_program import run
 
 PROPERTIES = (
     "Id",
@@ -90,17 +92,9 @@ def record(content: dict[str, Any] | None) -> dict[str, Any] | None:
 
 def units() -> dict[str, dict[str, Any]]:
     """Return the units of the engine that are files or run, by name."""
-    try:
-        done = subprocess.run(
-            ["systemctl", "show", "--all", f"--property={','.join(PROPERTIES)}", "sglang@*.service"],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-    except OSError:
-        return {}
+    answer = run(["systemctl", "show", "--all", f"--property={','.join(PROPERTIES)}", "sglang@*.service"])
     found = {}
-    for block in done.stdout.split("\n\n"):
+    for block in answer.out.split("\n\n"):
         values = dict(line.partition("=")[::2] for line in block.splitlines() if "=" in line)
         if not values.get("Id"):
             continue

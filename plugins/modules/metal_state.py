@@ -94,7 +94,11 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+# The package's own file, src/minimax_metal/common/program.py, by a link.
+from ansible.module_utils.metal_program import run
+
 SCHEMA = 1
+SECONDS = 60
 
 
 def digest(path):
@@ -107,11 +111,21 @@ def digest(path):
 
 
 def file_state(path):
-    """Return kind, owner, mode and content of what is at a path, in one text; None where nothing is."""
+    """Return kind, owner, mode and content of what is at a path, in one text; None where nothing is.
+
+    A file that goes away while it is read is nothing; one that can't be read says why.
+    """
     try:
-        found = os.lstat(path)
+        return describe(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def describe(path):
+    """Return the text of file_state. Raises OSError."""
+    found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
         return "link " + str(Path(path).readlink())
     owner = f"{found.st_uid}:{found.st_gid} {stat.S_IMODE(found.st_mode):04o}"
@@ -126,8 +140,18 @@ def matches(pattern):
 
 
 def environment_state(path):
-    """Return a digest of the packages and programs of a Python environment; None where there is none."""
-    root = Path(path)
+    """Return a digest of the packages and programs of a Python environment; None where there is none.
+
+    One that changes while it is read says so: it is not as a role left it.
+    """
+    try:
+        return environment_digest(Path(path))
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def environment_digest(root):
+    """Return the text of environment_state. Raises OSError."""
     if not (root / "pyvenv.cfg").is_file():
         return None
     names = []
@@ -140,7 +164,18 @@ def environment_state(path):
     names.append(digest(root / "pyvenv.cfg"))
     # An interpreter that is gone leaves its link.
     names.append(str((root / "bin" / "python").exists()))
-    return hashlib.sha256("\n".join(names).encode()).hexdigest()
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+
+
+def answer_of(module, program, *arguments):
+    """Return what a program prints; one that does not answer in time ends the module with saying so."""
+    answer = run([program, *arguments], seconds=SECONDS, environment={**os.environ, "LC_ALL": "C.UTF-8"})
+    if answer.timed_out:
+        module.fail_json(
+            msg=f"{Path(program).name} did not answer within {SECONDS} s; expected an answer within seconds; "
+            "look at the host (ps, dmesg), then run again"
+        )
+    return answer.out
 
 
 def package_states(module, names):
@@ -151,9 +186,8 @@ def package_states(module, names):
     program = module.get_bin_path("dpkg-query")
     if program is None:
         return states
-    _code, stdout, _stderr = module.run_command(
-        [program, "-W", "-f", "${Package}\t${db:Status-Abbrev}\t${Version}\n", *sorted(names)]
-    )
+    form = "${Package}\t${db:Status-Abbrev}\t${Version}\n"
+    stdout = answer_of(module, program, "-W", "-f", form, *sorted(names))
     for line in stdout.splitlines():
         name, state, version = [*line.split("\t"), "", ""][:3]
         if name in states:
@@ -168,9 +202,8 @@ def unit_states(module, names):
     program = module.get_bin_path("systemctl")
     if program is None:
         return dict.fromkeys(names)
-    _code, stdout, _stderr = module.run_command(
-        [program, "show", "--property=Id,UnitFileState,ActiveState,NeedDaemonReload", *sorted(names)]
-    )
+    wanted = "--property=Id,UnitFileState,ActiveState,NeedDaemonReload"
+    stdout = answer_of(module, program, "show", wanted, *sorted(names))
     states = dict.fromkeys(names)
     for block in stdout.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)

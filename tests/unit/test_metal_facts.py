@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,8 +17,11 @@ from typing import Any
 import pytest
 from plan_helpers import raw_host
 
+from minimax_metal.common.apart import within
 from minimax_metal.plan import Settings, parse_facts, plan
 from tests.support.plugins import load_plugin
+
+STORAGE = load_plugin("module_utils/metal_storage")
 
 
 @pytest.fixture(scope="module")
@@ -61,19 +68,6 @@ def test_a_process_that_ended_meanwhile_is_no_error(module: ModuleType, tmp_path
     assert module.occupant("4711", tmp_path) == {"program": "process 4711", "unit": None}
 
 
-class Smi:
-    """Stands in for AnsibleModule: answers as nvidia-smi does."""
-
-    def __init__(self, returncode: int, stdout: str) -> None:
-        self.answer = (returncode, stdout, "")
-
-    def get_bin_path(self, _name: str) -> str:
-        return "/usr/bin/nvidia-smi"
-
-    def run_command(self, _arguments: list[str], **_options: Any) -> tuple[int, str, str]:
-        return self.answer
-
-
 def test_what_links_can_adopt_is_measured(module: ModuleType, tmp_path: Path) -> None:
     cache = tmp_path / "cache" / "blobs"
     cache.mkdir(parents=True)
@@ -87,12 +81,133 @@ def test_what_links_can_adopt_is_measured(module: ModuleType, tmp_path: Path) ->
     assert sizes == {named[0]: 1000, "/nowhere": 0, "/proc/sys/kernel": 0}
 
 
-def test_who_holds_gpu_memory_is_named_once(module: ModuleType) -> None:
-    # One line per GPU that a process uses.
-    users = module.gpu_users(Smi(0, f"{os.getpid()}\n{os.getpid()}\n"))
-    assert [user["program"] for user in users] == [Path("/proc/self/comm").read_text().strip()]
-    assert module.gpu_users(Smi(0, "")) == []
-    assert module.gpu_users(Smi(9, "NVIDIA-SMI has failed because it couldn't communicate\n")) == []
+def test_who_holds_gpu_memory_is_named_with_how_much(module: ModuleType) -> None:
+    own = Path("/proc/self/comm").read_text().strip()
+    text = f"GPU-0, {os.getpid()}, /usr/bin/a, b, 30 MiB\nGPU-1, 4194999, /opt/vllm/python3, [N/A]\nNo, x\n\n"
+    users = module.gpu_users(text)
+    assert [(one["gpu_uuid"], one["program"], one["memory"]) for one in users] == [
+        ("GPU-0", own, "30 MiB"),
+        ("GPU-1", "python3", "[N/A]"),
+    ]
+    assert module.gpu_users("") == []
+    assert module.gpu_users("[Not Supported]\n") == []
+
+
+def stand_in(tmp_path: Path, script: str) -> str:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{script}')
+    program.chmod(0o755)
+    return f"{tmp_path}:/usr/bin:/bin"
+
+
+def test_an_nvidia_smi_that_hangs_is_asked_once_and_named(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It hung without a limit before, and one such host stopped the whole fleet. A child keeps the pipes open.
+    monkeypatch.setattr(module, "PATH", stand_in(tmp_path, "sleep 60 & sleep 60\n"))
+    began = time.monotonic()
+    answer, users = module.nvidia_smi(0.5, 8)
+    assert time.monotonic() - began < 10
+    assert (answer["present"], answer["timed_out"], answer["returncode"], users) == (True, True, 124, [])
+    assert "did not answer within" in answer["stderr"]
+    assert len((tmp_path / "asked").read_text().splitlines()) == 1
+    facts = parse_facts(raw_host("H20", 4, driver="580.65.06") | {"nvidia_smi": answer})
+    assert facts.smi_code == "hangs"
+
+
+def test_nvidia_smi_is_asked_for_mig_and_for_what_is_missing(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = """case "$1" in
+*mig.mode.current*) printf '0, Enabled\\n' ;;
+*gpu_recovery_action*) echo 'Field "gpu_recovery_action" is not a valid field to query.'; exit 2 ;;
+*pci.bus_id*) printf '0, 00000000:04:00.0\\n' ;;
+*compute-apps*) printf 'GPU-0, 1, init, 5 MiB\\n' ;;
+*) printf '0, NVIDIA H20, GPU-0, 97871 MiB, 580.65.06, 9.0\\n' ;;
+esac
+"""
+    monkeypatch.setattr(module, "PATH", stand_in(tmp_path, script))
+    answer, users = module.nvidia_smi(20, 4)
+    assert answer["mig"] == "0, Enabled\n"
+    assert answer["recovery"] == ""
+    assert answer["bus_ids"] == "0, 00000000:04:00.0\n"
+    assert [one["memory"] for one in users] == ["5 MiB"]
+    assert "bus_ids" not in module.nvidia_smi(20, 1)[0]
+
+
+def test_weights_are_measured_while_a_pull_renames_its_files(tmp_path: Path) -> None:
+    # FileNotFoundError before, and the module failed with a traceback.
+    revision = tmp_path / "MiniMaxAI" / "MiniMax-M2.5" / "abc.partial"
+    revision.mkdir(parents=True)
+    (revision / "kept").write_bytes(bytes(100))
+    stop = threading.Event()
+
+    def pull() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            part = revision / f"shard-{number % 50}.part"
+            part.write_bytes(bytes(10))
+            part.rename(revision / f"shard-{number % 50}")
+            (revision / f"shard-{(number + 25) % 50}").unlink(missing_ok=True)
+
+    thread = threading.Thread(target=pull)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert STORAGE.stored_weights(str(tmp_path))[str(revision)] >= 100
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_directories_that_vanish_while_they_are_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/b/c", "a/d/e", "f"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/b/c/file").write_bytes(bytes(7))
+    (tmp_path / "a/d/e/file").write_bytes(bytes(7))
+    known = STORAGE.names_in
+
+    def vanishing(directory: Path) -> list[str]:
+        names = known(directory)
+        if Path(directory) == tmp_path / "a":
+            shutil.rmtree(tmp_path / "a/d")
+        return list(names)
+
+    monkeypatch.setattr(STORAGE, "names_in", vanishing)
+    assert STORAGE.stored_weights(str(tmp_path)) == {str(tmp_path / "a/b/c"): 7}
+    assert STORAGE.disk(str(tmp_path / "a/d/e"))["path"] == str(tmp_path / "a")
+    assert STORAGE.disk(str(tmp_path / "a/b/c/file/below"))["free_bytes"] > 0
+
+
+def hang() -> None:
+    time.sleep(60)
+
+
+def test_a_directory_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert within(0.3, hang) == (None, "no answer within 0.3 s")
+    assert time.monotonic() - began < 5
+    assert within(20, sorted, [2, 1]) == ([1, 2], None)
+    assert within(20, int, "x") == (None, "ValueError: invalid literal for int() with base 10: 'x'")
+    assert within(20, sys.exit) == (None, "it ended without an answer")
+    # Ansible waits until everybody has closed the module's output; who was left behind has.
+    program = "import sys, time; from minimax_metal.common.apart import within; within(0.3, time.sleep, 30)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    began = time.monotonic()
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=environment)
+    assert time.monotonic() - began < 15
+
+
+def test_what_modules_bring_to_a_host_runs_on_its_python() -> None:
+    # Ubuntu 22.04 has 3.10; what is shipped are links, so that there is one file of each.
+    utils = Path(__file__).parents[2] / "plugins" / "module_utils"
+    for path in (*utils.glob("*.py"), *utils.parent.glob("modules/*.py")):
+        ast.parse(path.read_text(), feature_version=(3, 10))
+    for name in ("apart", "program"):
+        assert (utils / f"metal_{name}.py").resolve().parts[-3:] == ("minimax_metal", "common", f"{name}.py")
 
 
 def decide(**more: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,19 @@ class Host:
 
     def __init__(self, **answers: str) -> None:
         self.answers = answers
+        self.place = Path(tempfile.mkdtemp())
 
     def get_bin_path(self, name: str) -> str | None:
-        return name if name in self.answers else None
+        if name not in self.answers:
+            return None
+        (self.place / "answer").write_text(self.answers[name])
+        program = self.place / name
+        program.write_text(f"#!/bin/sh\ncat {self.place}/answer\n")
+        program.chmod(0o755)
+        return str(program)
 
-    def run_command(self, command: list[str]) -> tuple[int, str, str]:
-        return 0, self.answers[command[0]], ""
+    def fail_json(self, msg: str) -> None:
+        raise SystemExit(msg)
 
 
 @pytest.fixture
@@ -212,3 +220,38 @@ def test_a_role_lists_every_file_that_it_writes(role: str) -> None:
                 for one in task["loop"] if place == "{{ item }}" else [place]:
                     for name in LOOPED.get(one, [re.sub(r"^\{\{ ([^{}]+) \}\}$", r"\1", one)]):
                         assert name in listed, f"{role}/{path.name}: {one}"
+
+
+def test_a_program_that_hangs_fails_its_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(**{"dpkg-query": ""})
+    program = host.get_bin_path("dpkg-query")
+    assert program
+    Path(program).write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(host, "get_bin_path", lambda _name: program)
+    monkeypatch.setattr(STATE, "SECONDS", 0.5)
+    with pytest.raises(SystemExit, match=r"dpkg-query did not answer within 0\.5 s"):
+        STATE.package_states(host, ["nvidia-driver"])
+
+
+def test_files_that_go_away_while_they_are_read_are_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shard"
+    path.write_text("x")
+
+    def gone(_path: str) -> str:
+        path.unlink()
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(STATE, "digest", gone)
+    assert STATE.file_state(str(path)) is None
+
+
+def test_an_environment_that_can_not_be_read_is_not_as_it_was_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(_root: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(STATE, "environment_digest", unreadable)
+    assert STATE.environment_state(str(tmp_path)) == "unreadable: Permission denied"

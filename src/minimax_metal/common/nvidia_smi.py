@@ -102,14 +102,22 @@ class Refusal:
 
 
 _HANDLE: Final = re.compile(
-    r"Unable to determine the device handle for (?:gpu|GPU) ?(?:(\d{1,3}): ?)?"
-    r"([0-9a-fA-F]{3,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F]):? ?([^\n]{0,200})"
+    r"Unable to determine the device handle for (?:gpu|GPU) ?"
+    # GPU5: 0000:BA:00.0, GPU5, GPU 0000:BA:00.0 and GPU0000:BA:00.0: the number of the last one is no index.
+    r"(?:(\d{1,3})(?![0-9a-fA-F]*:[0-9a-fA-F]{2}[:.])(?:: ?)?)?"
+    r"([0-9a-fA-F]{3,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F])?:? ?([^\n]{0,200})"
 )
-
-
 _RESET: Final = (
     "drain the host, reset that GPU (nvidia-smi --gpu-reset) or reboot; if it comes back, have it repaired"
 )
+
+
+def handle(line: str) -> tuple[int | None, str | None, str] | None:
+    """Return index, PCI address and reason of a GPU that a line calls lost; none for other lines."""
+    found = _HANDLE.search(line)
+    if found is None:
+        return None
+    return (int(found[1]) if found[1] else None), found[2], found[3].strip()
 
 
 def refusal(text: str) -> Refusal | None:
@@ -117,13 +125,13 @@ def refusal(text: str) -> Refusal | None:
 
     Known words also appear with exit status 0, above a table of the other GPUs.
     """
-    if handle := _HANDLE.search(text):
-        name = f"GPU{handle[1]}" if handle[1] else "GPU"
-        which = f"{name} ({handle[2]})"
-        words = handle[3].strip().lower()
+    if lost := _HANDLE.search(text):
+        name = f"GPU{lost[1]}" if lost[1] else "GPU"
+        which = f"{name} ({lost[2]})" if lost[2] else name
+        words = lost[3].strip().lower()
         if "requires re" in words:
             return Refusal("gpu-reset", f"{which} waits for a reset", _RESET, which)
-        return Refusal("gpu-lost", f"{which} is lost: {handle[3].strip() or 'no handle'}", _RESET, which)
+        return Refusal("gpu-lost", f"{which} is lost: {lost[3].strip() or 'no handle'}", _RESET, which)
     for sign, found in _REFUSALS:
         if sign in text:
             return found

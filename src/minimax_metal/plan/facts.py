@@ -5,8 +5,9 @@ Raw keys beyond the module's first version are optional: ``stored_weights`` ({di
 directories under the weights directory, so that weights already there need no room twice), ``adoptable``
 ({directory: bytes} that can be linked from directories to adopt), and
 ``engine_environments`` (a list of the directories of engine environments), ``port_owners`` ({port:
-{program, unit}}) and ``gpu_users`` ([{program, unit}], from nvidia-smi's compute processes). A host that
-could not be read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
+{program, unit}}), ``gpu_users`` ([{program, unit, gpu_uuid, memory}], nvidia-smi's compute processes) and
+``unanswered`` ({what: why} of programs and directories that did not answer in time). A host that could not be
+read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
 """
 
 from __future__ import annotations
@@ -17,20 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from minimax_metal.common.nvidia_smi import MIB, mib
+from minimax_metal.common.text import one_line
+from minimax_metal.plan.gpu_facts import LostGpu, SmiGpu, lines, read_smi, version
+
+__all__ = ("UNREACHABLE", "Disk", "HostFacts", "LostGpu", "Occupant", "SmiGpu", "parse_facts")
+
 NVIDIA = "0x10de"
-_MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class SmiGpu:
-    """One GPU as nvidia-smi prints it."""
-
-    index: int
-    name: str
-    uuid: str
-    memory_bytes: int | None
-    driver: str
-    compute_capability: str | None
+_MOST = 10_000
+"""Entries that are read of a list or a mapping that a host sent; the rest is dropped."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +35,10 @@ class Occupant:
 
     program: str
     unit: str | None
+    gpu: str = ""
+    """UUID of the GPU whose memory it holds."""
+    memory_bytes: int | None = None
+    """How much of it; none where nvidia-smi has no number."""
 
     @property
     def ours(self) -> bool:
@@ -57,6 +57,8 @@ class Disk:
     total_bytes: int
     device: int | None = None
     """Number of the file system, where it was read."""
+    error: str | None = None
+    """Why it could not be measured."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,22 @@ class HostFacts:
     python: str | None = None
     pci_gpus: tuple[str, ...] = ()
     """PCI device ids of NVIDIA display devices, in address order."""
+    pci_addresses: tuple[str, ...] = ()
+    """Their addresses, as sysfs writes them."""
     nvswitches: int = 0
     smi_present: bool = False
     smi_gpus: tuple[SmiGpu, ...] = ()
     smi_error: str | None = None
+    smi_code: str | None = None
+    """The kind of that failure; ``hangs`` for an nvidia-smi that did not answer in time."""
+    smi_remedy: str = ""
+    smi_addresses: tuple[str, ...] = ()
+    """PCI addresses of the GPUs that answer, where they were asked for."""
+    lost_gpus: tuple[LostGpu, ...] = ()
+    mig_gpus: tuple[int, ...] = ()
+    """Indices of GPUs with MIG on."""
+    unanswered: Mapping[str, str] = field(default_factory=dict)
+    """Programs and directories that did not answer in time, with what was seen."""
     loaded_driver: str | None = None
     nvidia_installer: str | None = None
     """Path of the uninstaller that a .run file of NVIDIA's left."""
@@ -102,16 +116,18 @@ UNREACHABLE = HostFacts(reachable=False)
 
 
 def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
-    """Facts from the raw dictionary of the facts module; none or ``reachable: false`` is unreachable."""
+    """Facts from the raw dictionary of the facts module; none or ``reachable: false`` is unreachable.
+
+    A host may be broken or hostile: its answer has any shape and size, and is bounded here.
+    """
     if not isinstance(raw, Mapping) or not raw.get("reachable", True):
         return UNREACHABLE
-    release = _os_release(_text(raw.get("os_release")) or "")
+    release = _os_release(raw.get("os_release"))
     devices = [item for item in _list(raw.get("pci_devices")) if isinstance(item, Mapping)]
     devices.sort(key=lambda item: str(item.get("address", "")))
     nvidia = [item for item in devices if str(item.get("vendor", "")).lower() == NVIDIA]
-    smi = raw.get("nvidia_smi")
-    smi = smi if isinstance(smi, Mapping) else {}
-    smi_gpus, smi_error = _smi(smi)
+    gpus = [item for item in nvidia if str(item.get("class", "")).lower().startswith(("0x0300", "0x0302"))]
+    smi = read_smi(raw.get("nvidia_smi"))
     probe = _text(raw.get("probe")) or ""
     return HostFacts(
         reachable=True,
@@ -122,40 +138,42 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         architecture=_text(raw.get("machine")),
         kernel=_text(raw.get("kernel")),
         python=_text(raw.get("python")) or ("3" if "python3=/" in probe else None),
-        pci_gpus=tuple(
-            str(item.get("device", "")).lower()
-            for item in nvidia
-            if str(item.get("class", "")).lower().startswith(("0x0300", "0x0302"))
-        ),
+        pci_gpus=tuple(one_line(str(item.get("device", "")), 20).lower() for item in gpus),
+        pci_addresses=tuple(one_line(str(item.get("address", "")), 20).lower() for item in gpus),
         nvswitches=sum(str(item.get("class", "")).lower().startswith("0x0680") for item in nvidia),
-        smi_present=bool(smi.get("present")),
-        smi_gpus=smi_gpus,
-        smi_error=smi_error,
+        smi_present=smi.present,
+        smi_gpus=smi.gpus,
+        smi_error=smi.error,
+        smi_code=smi.code,
+        smi_remedy=smi.remedy,
+        smi_addresses=smi.addresses,
+        lost_gpus=smi.lost,
+        mig_gpus=smi.mig,
+        unanswered={
+            one_line(str(what), 60): one_line(str(why), 200)
+            for what, why in list(_mapping(raw.get("unanswered")).items())[:20]
+        },
         nvidia_installer=_text(raw.get("nvidia_installer")),
-        loaded_driver=_driver_version(_text(raw.get("driver_version_file"))),
+        loaded_driver=_driver_version(raw.get("driver_version_file")),
         memory_total_bytes=_whole(raw.get("memory_total_bytes")) or None,
-        cpu_count=_whole(raw.get("cpu_count")),
+        cpu_count=_whole(raw.get("cpu_count"), 1 << 16) or None,
         disks=_disks(raw.get("disks")),
         secure_boot=raw.get("secure_boot") if isinstance(raw.get("secure_boot"), bool) else None,
-        packages={str(k): str(v) for k, v in _mapping(raw.get("packages")).items()},
+        packages={str(k): one_line(str(v), 200) for k, v in _items(raw.get("packages"))},
         listening_ports=frozenset(
-            port for item in _list(raw.get("listening_ports")) if (port := _whole(item)) is not None
+            port for item in _list(raw.get("listening_ports")) if (port := _whole(item, 65535)) is not None
         ),
         stored_weights=_sizes(raw.get("stored_weights")),
         adoptable=_sizes(raw.get("adoptable")),
         port_owners={
-            port: Occupant(str(owner.get("program") or "a program"), _text(owner.get("unit")))
-            for number, owner in _mapping(raw.get("port_owners")).items()
-            if (port := _whole(number)) is not None and isinstance(owner, Mapping)
+            port: _occupant(owner)
+            for number, owner in _items(raw.get("port_owners"))
+            if (port := _whole(number, 65535)) is not None and isinstance(owner, Mapping)
         },
-        gpu_users=tuple(
-            Occupant(str(user.get("program") or "a program"), _text(user.get("unit")))
-            for user in _list(raw.get("gpu_users"))
-            if isinstance(user, Mapping)
-        ),
+        gpu_users=tuple(_occupant(user) for user in _list(raw.get("gpu_users")) if isinstance(user, Mapping)),
         engine_environments=(
-            frozenset(str(item) for item in _list(raw["engine_environments"]))
-            if "engine_environments" in raw
+            frozenset(str(item) for item in raw["engine_environments"][:_MOST])
+            if isinstance(raw.get("engine_environments"), list)
             else None
         ),
         is_root=raw.get("user_is_root") if isinstance(raw.get("user_is_root"), bool) else None,
@@ -164,79 +182,78 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
 
 
 def _text(value: Any) -> str | None:
-    return str(value) if value not in (None, "") else None
-
-
-def _whole(value: Any) -> int | None:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
+    if not isinstance(value, (str, int, float)) or value == "":
         return None
+    return one_line(str(value), 4_000)
+
+
+def _whole(value: Any, most: int = 1 << 62) -> int | None:
+    """A whole number from 0 to ``most``; none for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = int(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if 0 <= number <= most else None
 
 
 def _sizes(value: Any) -> dict[str, int] | None:
     if not isinstance(value, Mapping):
         return None
-    return {str(key): size for key, item in value.items() if (size := _whole(item)) is not None}
+    return {str(key): size for key, item in _items(value) if (size := _whole(item)) is not None}
+
+
+def _occupant(raw: Mapping[str, Any]) -> Occupant:
+    memory = mib(str(raw.get("memory") or ""))
+    return Occupant(
+        program=one_line(str(raw.get("program") or "a program"), 200),
+        unit=_text(raw.get("unit")),
+        gpu=one_line(str(raw.get("gpu_uuid") or ""), 60),
+        memory_bytes=None if memory is None else memory * MIB,
+    )
 
 
 def _list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else []
+    return list(value[:_MOST]) if isinstance(value, (list, tuple)) else []
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def _os_release(text: str) -> dict[str, str]:
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    return list(_mapping(value).items())[:_MOST]
+
+
+def _os_release(text: Any) -> dict[str, str]:
     values: dict[str, str] = {}
-    for line in text.splitlines():
+    for line in lines(text):
         key, mark, value = line.strip().partition("=")
         if mark and not key.startswith("#"):
             try:
-                values[key] = "".join(shlex.split(value)[:1])
+                values[key] = one_line("".join(shlex.split(value)[:1]), 200)
             except ValueError:
-                values[key] = value.strip("\"'")
+                values[key] = one_line(value.strip("\"'"), 200)
     return values
 
 
-def _driver_version(text: str | None) -> str | None:
+def _driver_version(text: Any) -> str | None:
     # "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build ..."
-    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text or "")
-    return found.group(1) if found else None
-
-
-def _smi(raw: Mapping[str, Any]) -> tuple[tuple[SmiGpu, ...], str | None]:
-    if not raw.get("present"):
-        return (), None
-    if raw.get("returncode"):
-        words = " ".join((str(raw.get("stderr") or "") + " " + str(raw.get("stdout") or "")).split())
-        return (), words or f"nvidia-smi ended with {raw.get('returncode')}"
-    gpus: list[SmiGpu] = []
-    for line in str(raw.get("stdout") or "").splitlines():
-        cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < 6 or (index := _whole(cells[0])) is None:
-            continue
-        memory = re.match(r"(\d+)", cells[3])
-        capability = cells[5] if re.fullmatch(r"\d+\.\d+", cells[5]) else None
-        gpus.append(
-            SmiGpu(
-                index=index,
-                name=cells[1],
-                uuid=cells[2],
-                memory_bytes=int(memory.group(1)) * _MIB if memory else None,
-                driver=cells[4],
-                compute_capability=capability,
-            )
-        )
-    return tuple(sorted(gpus, key=lambda gpu: gpu.index)), None
+    for line in lines(text):
+        if "NVRM version:" in line:
+            return next((found for word in line.split() if (found := version(word))), None)
+    return None
 
 
 def _disks(raw: Any) -> dict[str, Disk]:
     disks: dict[str, Disk] = {}
-    for path, room in _mapping(raw).items():
+    for path, room in _items(raw):
         free, total = _whole(_mapping(room).get("free_bytes")), _whole(_mapping(room).get("total_bytes"))
+        error = _text(_mapping(room).get("error"))
         if free is not None:
             device = _whole(_mapping(room).get("device"))
             disks[str(path)] = Disk(free, total if total is not None else free, device)
+        elif error is not None:
+            disks[str(path)] = Disk(0, 0, None, error)
     return disks

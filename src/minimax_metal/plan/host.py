@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from minimax_metal.catalog import Catalog, Gpu, Platform
 from minimax_metal.plan.facts import HostFacts
-from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.gpu_state import (
+    check_answers,
+    check_lost,
+    check_memory,
+    check_mig,
+    check_sick,
+    refuse_unknown_gpu,
+)
 from minimax_metal.plan.model import GpusPlan, InterconnectPlan, PlatformPlan
 from minimax_metal.plan.settings import Settings
 
@@ -62,8 +70,6 @@ def check_host(facts: HostFacts, found: Findings) -> bool:
             "secure-boot",
             "secure boot is on: the driver's modules load only with a key enrolled in the firmware",
         )
-    if facts.smi_error:
-        found.warn("nvidia-smi", f"nvidia-smi is there but failed: {facts.smi_error}")
     return True
 
 
@@ -78,14 +84,7 @@ def check_occupants(facts: HostFacts, ports: range, found: Findings) -> None:
                 "a free port",
                 "stop that program, or set metal_port to another port",
             )
-    strangers = sorted({str(user) for user in facts.gpu_users if not user.ours})
-    if strangers:
-        found.refuse(
-            "gpu-busy",
-            f"GPU memory held by {', '.join(strangers)}",
-            "GPUs that nobody else uses",
-            "stop those programs",
-        )
+    check_memory(facts, found)
 
 
 def find_platform(facts: HostFacts, catalog: Catalog, found: Findings) -> Platform | None:
@@ -158,27 +157,36 @@ def _by_pci(device: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
 
 def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
     """The GPUs of the host, if they are of one model the catalogue knows."""
-    smi, pci = facts.smi_gpus, facts.pci_gpus
-    if not smi and not pci:
+    check_answers(facts, found)
+    pci = facts.pci_gpus
+    if facts.what_if and not pci:
         found.refuse(
-            "gpu-none", "no NVIDIA GPU", "4 or 8 GPUs of one model", "check the host's PCI devices (lspci)"
+            "gpu-count", "0 GPUs (--count 0)", "4 or 8 GPUs, as the guides launch", "give --count 4 or 8"
         )
         return None
+    if not facts.smi_gpus and not pci:
+        if facts.loaded_driver is None or not facts.smi_error:
+            found.refuse(
+                "gpu-none",
+                "no NVIDIA GPU",
+                "4 or 8 GPUs of one model",
+                "check the host's PCI devices (lspci)",
+            )
+        return None
+    check_lost(facts, found)
+    check_sick(facts, catalog.gpus.values(), found)
+    check_mig(facts, found)
+    # What a sick GPU says of itself is not its name: the others stand for it.
+    smi = tuple(one for one in facts.smi_gpus if one.sick is None)
     if smi:
         names = sorted({one.name for one in smi})
         kinds = [_by_smi(name, catalog.gpus) for name in names]
-        count = len(smi)
-        if pci and len(pci) != count:
-            found.refuse(
-                "gpu-missing",
-                f"{count} GPUs in nvidia-smi, {len(pci)} on the PCI bus",
-                "the same number in both",
-                "look for a failed GPU in dmesg (Xid) and reboot or repair the host",
-            )
-    else:
+    elif pci:
         names = sorted(set(pci))
         kinds = [_by_pci(device, catalog.gpus) for device in names]
-        count = len(pci)
+    else:
+        return None
+    count = len(facts.smi_gpus) or len(pci)
     labels = sorted({kind.name if kind else name for kind, name in zip(kinds, names, strict=True)})
     if len(labels) > 1:
         found.refuse(
@@ -201,8 +209,7 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
     capability = next((one.compute_capability for one in smi if one.compute_capability), None)
     capability = capability or (gpu.compute_capability if gpu else "")
     if gpu is None:
-        words = f"{near(name.removeprefix('NVIDIA '), catalog.gpus)} (or add it with metal_catalog_overlay)"
-        lifted = found.refuse("gpu-unknown", f"GPU {name}", "a GPU from the catalogue", words)
+        lifted = refuse_unknown_gpu(name, facts, catalog, found)
         if not (lifted and memory and capability):
             return None
     return Board(
@@ -211,7 +218,7 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
         count=count,
         memory_bytes=memory,
         capability=capability,
-        indices=tuple(one.index for one in smi) if smi else tuple(range(count)),
+        indices=tuple(one.index for one in facts.smi_gpus) if len(smi) == count else tuple(range(count)),
         nvswitch=(
             _has_nvswitch(facts, gpu, count) if settings.fabric_manager is None else settings.fabric_manager
         ),

@@ -184,6 +184,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_collected",
         "metal_facts",
         "metal_gateway_plan",
+        "metal_host_timeout_seconds",
         "metal_keep_releases",
         "metal_loaded",
         "metal_lock_break",
