@@ -116,5 +116,5 @@ def test_the_command_says_what_it_did(
         "every kernel was there",
         "3",
     ]
-    with pytest.raises(UserError, match="no user"):
+    with pytest.raises(UserError, match="found no user"):
         main(["unpack", archive, other, "--owner", "nobody-of-that-name"])

@@ -9,6 +9,10 @@ changed or deleted:
 * else a hard link, on the same file system, when nobody but its owner can write to the file and everybody can
   read it, so that neither owner nor mode have to change (these would change for the user, too);
 * else a copy.
+
+As root, what is there is read as whoever owns its directory, and what comes of it is written as the owner
+of the model's directory: no link in either leads further than that user's own rights. Only a hard link to
+another user's file is root's to make, by descriptors.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from minimax_metal.artefacts.fetch import Journal
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, Manifest, sync, verify
 from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.sources import Listing, open_source
+from minimax_metal.common.privileges import files_as, untrusted_owner
 from minimax_metal.errors import UserError
 
 FICLONE: Final = 0x40049409
@@ -76,6 +81,14 @@ def places(directory: Path, repositories: Iterator[str] | list[str], revision: s
     return [path for path in dict.fromkeys(found) if path.is_dir()]
 
 
+def _readable(directory: Path) -> bool:
+    try:
+        with os.scandir(directory):
+            return True
+    except OSError:
+        return False
+
+
 def _snapshots(root: Path, revision: str | None) -> list[Path]:
     try:
         found = sorted(path for path in (root / "snapshots").iterdir() if path.is_dir())
@@ -90,13 +103,23 @@ def _blobs(places: list[Path]) -> list[Path]:
     return [path for path in dict.fromkeys(found) if path.is_dir()]
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """As root, reach what lies at ``path`` in this thread as the user whose directory it is in."""
+    with files_as(0, 0):
+        owner = untrusted_owner(path) or (0, 0)
+        with files_as(*owner):
+            yield
+
+
 def candidates(entry: Entry, places: list[Path], blobs: list[Path]) -> Iterator[Path]:
     """Yield files that may be ``entry``, by name or hash, of the right size; each file once."""
     seen = set()
     named = [folder / name for name in (entry.sha256, entry.git_oid) if name for folder in blobs]
     for path in [*named, *(place / entry.path for place in places)]:
         with contextlib.suppress(OSError):
-            status = path.stat()
+            with reading(path):
+                status = path.stat()
             identity = (status.st_dev, status.st_ino)
             if stat.S_ISREG(status.st_mode) and status.st_size == entry.size and identity not in seen:
                 seen.add(identity)
@@ -108,7 +131,8 @@ def place(found: Path, target: Path, mode: str | None = None) -> str:
 
     ``mode``: allow this way only (for tests).
     """
-    source = os.open(found, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with reading(found):
+        source = os.open(found, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         status = os.fstat(source)
         if not stat.S_ISREG(status.st_mode):
@@ -119,10 +143,8 @@ def place(found: Path, target: Path, mode: str | None = None) -> str:
                 return REFLINK
         if mode in {None, LINK} and may_link(status):
             with contextlib.suppress(OSError):
-                os.link(found.resolve(), target)
-                if target.stat().st_ino == status.st_ino:
-                    return LINK
-                target.unlink()  # the name means another file by now
+                _link(source, target)
+                return LINK
         with open(source, "rb", closefd=False) as reader, target.open("xb") as writer:
             try:
                 shutil.copyfileobj(reader, writer, 1 << 20)
@@ -132,6 +154,20 @@ def place(found: Path, target: Path, mode: str | None = None) -> str:
         return COPY
     finally:
         os.close(source)
+
+
+def _link(source: int, target: Path) -> None:
+    """Give an open file another name; where it is another user's, only root may."""
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Root makes a name only where this thread's user could: a link that was planted leads nowhere else.
+        probe = f"{target.name}.probe"
+        os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder))
+        os.unlink(probe, dir_fd=folder)
+        with files_as(0, 0):
+            os.link(f"/proc/self/fd/{source}", target.name, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(folder)
 
 
 def _clone(source: int, target: Path) -> None:
@@ -193,16 +229,18 @@ def adopt(
         return adopted
     repositories = [source.repository for source in request.sources if source.repository]
     found: list[Path] = []
+    blobs: list[Path] = []
     for directory in directories:
-        here = places(directory, repositories, listing.revision)
-        if not os.access(directory, os.R_OK | os.X_OK):
+        with reading(directory):
+            here = places(directory, repositories, listing.revision)
+            blobs += _blobs(here)
+            readable = _readable(directory)
+        if not readable:
             say(f"adopting nothing from {directory}: it does not exist or cannot be read")
         found += here
-    blobs = _blobs(found)
     staging = request.staging
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     journal = Journal.open(staging)
-    owner = request.path.parent.stat()
 
     def one(entry: Entry) -> None:
         target = staging / entry.path
@@ -222,7 +260,6 @@ def adopt(
                 verified = verify(scratch.parent, _at(entry, scratch.name))
                 if way != LINK:
                     scratch.chmod(0o644)
-                    _give(scratch, owner)
                 sync(scratch)
                 scratch.replace(target)
                 journal.add(staging, _at(verified, entry.path))
@@ -240,10 +277,6 @@ def adopt(
 
     with ThreadPoolExecutor(workers or workers_by_default(), thread_name_prefix="adopt") as pool:
         list(pool.map(one, sorted(listing.files, key=lambda entry: -entry.size)))
-    for folder in [staging, *(path for path in staging.rglob("*") if path.is_dir())]:
-        _give(folder, owner)
-    for file in (staging / FOLDER).rglob("*"):
-        _give(file, owner)
     return adopted
 
 
@@ -253,10 +286,6 @@ def _at(entry: Entry, path: str) -> Entry:
 
 def _cheap(candidate: Path, staging: Path) -> bool:
     """Return whether a file may come without new blocks: it lies on the same file system."""
-    return candidate.stat().st_dev == staging.stat().st_dev
-
-
-def _give(path: Path, owner: os.stat_result) -> None:
-    """Give a path of ours to the owner of the model's directory, when this runs as root for another user."""
-    if os.geteuid() == 0 and owner.st_uid != path.lstat().st_uid:
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    with reading(candidate):
+        device = candidate.stat().st_dev
+    return device == staging.stat().st_dev

@@ -44,6 +44,7 @@ from minimax_metal.artefacts.pull import (
     spell_bytes,
 )
 from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
+from minimax_metal.common.privileges import acting_as_owner_of, files_as, untrusted_owner
 
 EXIT_FAILED: Final = 1
 EXIT_INCOMPLETE: Final = 3
@@ -153,14 +154,11 @@ def become_owner(request: Request) -> None:
     """
     if os.geteuid() != 0 or request.owner is not None:
         return
-    try:
-        status = request.path.parent.stat()
-    except OSError:
-        return
-    if status.st_uid != 0:
+    owner = untrusted_owner(request.path.parent)
+    if owner is not None:
         os.setgroups([])
-        os.setgid(status.st_gid)
-        os.setuid(status.st_uid)
+        os.setgid(owner[1])
+        os.setuid(owner[0])
 
 
 def _pull(request: Request, arguments: argparse.Namespace) -> int:
@@ -204,6 +202,7 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
 
 
 def _await(request: Request, arguments: argparse.Namespace) -> int:
+    become_owner(request)
     try:
         follow.wait(
             request,
@@ -225,6 +224,7 @@ def _await(request: Request, arguments: argparse.Namespace) -> int:
 
 
 def _check(request: Request, _arguments: argparse.Namespace) -> int:
+    become_owner(request)
     manifest = Manifest.read(request.path)
     if manifest is None:
         print(f"{request.path}: not there, or not verified by metal")
@@ -242,8 +242,13 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
 
 
 def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
+    # Root's rights are for reading only: the model's directory is its owner's.
+    owner = untrusted_owner(request.path.parent) or (os.geteuid(), os.getegid())
+    if os.geteuid() == 0:
+        os.setgroups([])
     try:
-        adopt_only(request, Options(), Reporter(request))
+        with files_as(*owner):
+            adopt_only(request, Options(), Reporter(request))
     except PullError as error:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
@@ -289,17 +294,19 @@ def _resolve(request: Request, arguments: argparse.Namespace) -> int:
 def _verify(arguments: argparse.Namespace) -> int:
     bad = False
     for path in arguments.path:
-        manifest = Manifest.read(path)
+        with acting_as_owner_of(path):
+            manifest = Manifest.read(path)
         if manifest is None:
             print(f"{path}: not there, or not verified by metal", file=sys.stderr)
             bad = True
             continue
-        found = reread(
-            path,
-            manifest,
-            arguments.workers,
-            lambda done, total: print(f"{100 * done / max(1, total):.1f} % read", file=sys.stderr),
-        )
+        with acting_as_owner_of(path):
+            found = reread(
+                path,
+                manifest,
+                arguments.workers,
+                lambda done, total: print(f"{100 * done / max(1, total):.1f} % read", file=sys.stderr),
+            )
         for line in found.damaged:
             print(line)
         for line in found.strangers:

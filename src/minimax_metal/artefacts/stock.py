@@ -20,6 +20,7 @@ from typing import Final
 
 from minimax_metal.artefacts.manifest import FILE, FOLDER, Manifest, sync
 from minimax_metal.artefacts.pull import staged_bytes
+from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.errors import UserError
 
 ROOT: Final = Path("/srv/models")
@@ -126,13 +127,14 @@ def stored(root: Path, system: System) -> list[Stored]:
     users = system.users()
     found = []
     for directory in _directories(root):
-        manifest = None if directory.name.endswith(".partial") else Manifest.read(directory)
         names = users.get(directory.resolve(), [])
-        if _locked(directory):
-            names = [*names, "a pull at work (stop its unit metal-weights@…)"]
-        file = directory / FOLDER / FILE
-        time = file.stat().st_mtime if manifest else directory.stat().st_mtime
-        found.append(Stored(directory, manifest, staged_bytes(directory), tuple(names), time))
+        with acting_as_owner_of(directory.parent), contextlib.suppress(FileNotFoundError):
+            manifest = None if directory.name.endswith(".partial") else Manifest.read(directory)
+            if _locked(directory):
+                names = [*names, "a pull at work (stop its unit metal-weights@…)"]
+            file = directory / FOLDER / FILE
+            time = file.stat().st_mtime if manifest else directory.stat().st_mtime
+            found.append(Stored(directory, manifest, staged_bytes(directory), tuple(names), time))
     return found
 
 
@@ -183,18 +185,21 @@ def remove(directory: Path, system: System, root: Path) -> int:
         users.append("a pull at work (stop its unit metal-weights@…)")
     if users:
         raise UserError(f"{directory} is used by {'; by '.join(users)}")
-    size = staged_bytes(directory)
-    going = directory.with_name(f".{directory.name}.removed")
-    shutil.rmtree(going, ignore_errors=True)
-    directory.rename(going)
-    sync(directory.parent)
-    shutil.rmtree(going)
-    for leftover in (_lock_of(directory), directory.with_name(f".{directory.name}.state.json")):
-        leftover.unlink(missing_ok=True)
     parent = directory.parent
+    with acting_as_owner_of(parent):
+        size = staged_bytes(directory)
+        going = directory.with_name(f".{directory.name}.removed")
+        shutil.rmtree(going, ignore_errors=True)
+        directory.rename(going)
+        sync(parent)
+        shutil.rmtree(going)
+        for leftover in (_lock_of(directory), directory.with_name(f".{directory.name}.state.json")):
+            leftover.unlink(missing_ok=True)
     while root in parent.parents:
         try:
-            parent.rmdir()
+            # An empty directory that is its owner's own goes by the rights of who owns the one around it.
+            with acting_as_owner_of(parent.parent):
+                parent.rmdir()
         except OSError:
             break
         parent = parent.parent

@@ -59,6 +59,22 @@ def write_atomic(
     sync_directory(path.parent)
 
 
+def link_atomic(path: Path, target: str) -> None:
+    """Make ``path`` a link to ``target``; a reader finds the old link or the new one, also after a crash.
+
+    The directory must belong to whoever writes, as for :func:`write_atomic`.
+    """
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
+    part.symlink_to(target)
+    try:
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink()
+        raise
+    sync_directory(path.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory last over a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -154,3 +170,82 @@ def read_beneath(root: Path | int, relative: str | PurePosixPath, limit: int) ->
         OSError: a component is a link, or it is not a regular file.
     """
     return _read_and_close(open_beneath(root, relative), str(relative), limit)
+
+
+@contextmanager
+def new_file(directory: int, name: str, mode: int = 0o644, suffix: str = ".part") -> Iterator[int]:
+    """Yield the descriptor of a new file that gets ``name`` at the end, unless that name is taken by then.
+
+    Args:
+        directory: an open descriptor; no link is followed in it.
+        name: of the file, without a slash.
+        mode: permissions, whatever the umask is.
+        suffix: how the name ends that it has meanwhile, and keeps when this process is killed.
+
+    Raises:
+        FileExistsError: the name is taken; what has it stays as it is.
+    """
+    _components(name)
+    part = f".{name[:200]}.{secrets.token_hex(8)}{suffix}"
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(part, flags, 0o600, dir_fd=directory)
+    try:
+        yield descriptor
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+        # A link, and no rename: it fails where there is something already.
+        os.link(part, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.close(descriptor)
+        with suppress(OSError):
+            os.unlink(part, dir_fd=directory)
+
+
+def give_tree(root: Path | int, before: frozenset[int], owner: tuple[int, int]) -> int:
+    """Give a directory, and what is below it, to another owner; return how much was given.
+
+    Only what belongs to ``before`` is: a name that was made to mean somebody else's file changes nothing. No
+    link is followed, none is given, and nothing is given by its name.
+
+    Args:
+        root: a directory, or an open descriptor of one.
+        before: uids whose files are given.
+        owner: uid and gid of the new owner.
+
+    Raises:
+        OSError: ``root`` is a link or not a directory.
+    """
+    with directory_beneath(root) as directory:
+        return _give_tree(directory, before, owner)
+
+
+def _give_tree(directory: int, before: frozenset[int], owner: tuple[int, int]) -> int:
+    given = 0
+    for name in os.listdir(directory):
+        try:
+            entry = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        try:
+            mode = os.fstat(entry).st_mode
+            if stat.S_ISDIR(mode):
+                inner = os.open(".", _DIRECTORY, dir_fd=entry)
+                try:
+                    given += _give_tree(inner, before, owner)
+                finally:
+                    os.close(inner)
+            elif not stat.S_ISLNK(mode):
+                given += _give(entry, before, owner)
+        finally:
+            os.close(entry)
+    # Itself last: until then nobody else can write to it.
+    return given + _give(directory, before, owner)
+
+
+def _give(descriptor: int, before: frozenset[int], owner: tuple[int, int]) -> int:
+    status = os.fstat(descriptor)
+    if status.st_uid not in before or (status.st_uid, status.st_gid) == owner:
+        return 0
+    # fchown(2) takes no O_PATH descriptor; this name means the file that is open, whatever has its name now.
+    os.chown(f"/proc/self/fd/{descriptor}", *owner)
+    return 1

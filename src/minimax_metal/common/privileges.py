@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import pwd
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+_LINKS: Final = 40
+"""Links in one path at most, as in the kernel (MAXSYMLINKS)."""
 
 
 def drop_to(user: str) -> None:
@@ -43,3 +52,131 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
         os.seteuid(0)
         os.setegid(os.getgid())
         os.setgroups(groups)
+
+
+@contextmanager
+def acting_as_owner_of(path: Path) -> Iterator[None]:
+    """As root, do the work below ``path`` as whoever could plant links there; see :func:`untrusted_owner`."""
+    owner = untrusted_owner(path) if os.geteuid() == 0 else None
+    if owner is None:
+        yield
+        return
+    with acting_as(*owner):
+        yield
+
+
+def untrusted_owner(path: Path) -> tuple[int, int] | None:
+    """Return uid and gid of the first directory on the way to ``path``, itself included, that is not root's.
+
+    None where every name on the way is root's (or this user's) to give: nobody else can turn one into a link.
+    Components that do not exist count as nobody's.
+    """
+    for _, status in _directories(path):
+        if status.st_uid not in {0, os.geteuid()}:
+            return status.st_uid, status.st_gid
+    return None
+
+
+def trusted_directory(path: Path, *, create: int | None = None) -> Path:
+    """Return ``path`` without links when only root (or this user) can change a name on the way to it.
+
+    Args:
+        path: a directory.
+        create: mode for directories that are missing; by default they are an error.
+
+    Raises:
+        PermissionError: somebody else owns a directory on the way, or may write to one; it names both.
+        OSError: it is missing, or can't be made.
+    """
+    mine = {0, os.geteuid()}
+    end = Path("/")
+    for directory, status in _directories(path, create):
+        others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != 0)
+        # Everybody may write to a link, which means nothing; in /tmp nobody can rename what is another's.
+        open_to_others = others and not status.st_mode & stat.S_ISVTX and not stat.S_ISLNK(status.st_mode)
+        if status.st_uid not in mine or open_to_others:
+            who = "somebody else" if status.st_uid in mine else _name_of(status.st_uid)
+            raise PermissionError(
+                errno.EPERM, f"{who} can write to {directory}, which only root should", str(path)
+            )
+        end = directory
+    if path.resolve(strict=True) != end:
+        raise NotADirectoryError(errno.ENOTDIR, "not a directory", str(path))
+    return end
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, os.stat_result]]:
+    """Yield each directory on the way to a path, from ``/`` on, links followed one at a time.
+
+    A caller that goes on only while each is trusted can believe the next one.
+    """
+    current = Path("/")
+    yield current, current.lstat()
+    pending = list(reversed(path.absolute().parts[1:]))
+    links = 0
+    while pending:
+        part = pending.pop()
+        if part in {"", "."}:
+            continue
+        following = current.parent if part == ".." else current / part
+        try:
+            if create is not None:
+                with suppress(FileExistsError):
+                    following.mkdir(create)
+            status = following.lstat()
+        except FileNotFoundError:
+            if create is not None:
+                raise
+            return
+        if stat.S_ISLNK(status.st_mode):
+            links += 1
+            if links > _LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+            # In a directory such as /tmp a link may be anybody's.
+            yield following, status
+            target = following.readlink()
+            if target.is_absolute():
+                current = Path("/")
+            pending += [one for one in reversed(target.parts) if one != "/"]
+            continue
+        if not stat.S_ISDIR(status.st_mode):
+            return
+        current = following
+        yield current, status
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def files_as(uid: int, gid: int) -> Iterator[None]:
+    """Reach files as ``uid`` and ``gid`` in this thread alone, without root's rights over them.
+
+    For root's own programs with several threads, each of which enters this for itself; in any other process
+    it changes nothing. A thread whose fsuid is not 0 has none of root's rights over files (capabilities(7)).
+
+    Raises:
+        PermissionError: the kernel did not change the thread's ids.
+    """
+    if os.geteuid() != 0:
+        yield
+        return
+    libc = _libc()
+    # Both return the id before; whether they worked only another call tells (setfsuid(2)).
+    before_gid, before_uid = libc.setfsgid(gid), libc.setfsuid(uid)
+    try:
+        if libc.setfsuid(-1) != uid or libc.setfsgid(-1) != gid:
+            raise PermissionError(errno.EPERM, f"this thread can't reach files as user {uid}")
+        yield
+    finally:
+        libc.setfsuid(before_uid)
+        libc.setfsgid(before_gid)

@@ -4,7 +4,8 @@
 force. A record never changes once written, so a rollback is the application of an older record's plan and the
 writing of a new record. The digest is that of the plan alone (canonical JSON, SHA-256), not of the time.
 ``weights`` says which files were served: the manifest in the model's directory, and its SHA-256. Other files
-under the same plan are another release.
+under the same plan are another release. ``kernels`` says which host built the compiled kernels, where this
+one took another's.
 
 Standard output is one word for Ansible's ``changed_when``: ``recorded``, ``unchanged``, with ``--check`` also
 ``would record``. Exit status: 0; 2 when the plan cannot be read or the directory not written.
@@ -16,11 +17,9 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import re
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +27,16 @@ from typing import Any, Final
 
 from minimax_metal import __version__
 from minimax_metal.artefacts.manifest import FILE, FOLDER
+from minimax_metal.common.files import link_atomic, read_bounded, write_atomic
+from minimax_metal.common.privileges import acting_as_owner_of, trusted_directory
 from minimax_metal.errors import UserError
+from minimax_metal.service.kernels import NOTES, origin
 
 SCHEMA: Final = 1
 DIRECTORY: Final = Path("/var/lib/minimax-metal/releases")
 CURRENT: Final = "current"
+MANIFEST_BYTES: Final = 64 << 20
+"""A manifest at most: one of 100,000 files has about 20 MB."""
 _NAME = re.compile(r"(?P<number>\d{4,})-(?P<digest>[0-9a-f]{12})\.json")
 
 Redaction = Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -70,10 +74,19 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
         return None
     manifest = Path(directory, FOLDER, FILE)
     try:
-        with manifest.open("rb") as file:
-            return {"manifest": str(manifest), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        # The directory is the pull's: what lies there is read as its owner.
+        with acting_as_owner_of(manifest.parent):
+            content = read_bounded(manifest, MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    return {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def kernels_of(plan: Mapping[str, Any], notes: Path = NOTES) -> dict[str, Any] | None:
+    """Return which host built the compiled kernels that this one took over; None where it built its own."""
+    key = (plan.get("kernel_cache") or {}).get("key")
+    found = origin(str(key), notes) if key else None
+    return {name: found.get(name) for name in ("built_by", "sha256", "time")} if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,15 +143,14 @@ class Records:
             "time": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
             "metal": __version__,
             "weights": weights_of(plan),
+            "kernels": kernels_of(plan),
             "plan": kept,
         }
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with _replacing(self.directory / CURRENT) as temporary:
-            temporary.unlink()
-            temporary.symlink_to(path.name)
-        _sync(self.directory)
+        # Numbers, times and digests of releases are for everybody; only root writes here.
+        folder = trusted_directory(self.directory, create=0o755)
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_atomic(folder / path.name, text)
+        link_atomic(folder / CURRENT, path.name)
         return Release(number, digest, path)
 
 
@@ -150,31 +162,6 @@ def recorded_weights(release: Release) -> dict[str, str] | None:
         return None
     weights = content.get("weights") if isinstance(content, dict) else None
     return weights if isinstance(weights, dict) else None
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` that takes its place when the block ends without an error."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        if not temporary.is_symlink():
-            temporary.chmod(0o644)
-            _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_plan(source: str) -> dict[str, Any]:
