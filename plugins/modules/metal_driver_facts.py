@@ -73,6 +73,8 @@ MOK_LIST = Path("/sys/firmware/efi/efivars/MokListRT-605dab50-e046-4300-abb6-3dd
 MOK_KEYS = (Path("/var/lib/dkms/mok.pub"), Path("/var/lib/shim-signed/mok/MOK.der"))
 LOG_LINES = 20
 SECONDS = 60
+LOG_BYTES = 16 << 20
+TELLING = re.compile(r"\berror\b|\*\*\*|not found|No such file|check failed|GPL-only", re.IGNORECASE)
 OUR_SOURCE = "minimax-metal-nvidia.sources"
 STOPPED_UNITS = "/var/lib/minimax-metal/driver-stopped-units"
 
@@ -160,12 +162,43 @@ def kernels():
 
 
 def dkms_logs():
-    """Return the end of the log of every build of NVIDIA's modules that has not become a module."""
+    """Return, of the log of every build of NVIDIA's modules that failed, the first complaints and the end."""
     logs = {}
-    for log in Path("/var/lib/dkms").glob("nvidia*/*/build/make.log"):
-        lines = (read_text(log) or "").splitlines()
-        logs[str(log)] = lines[-LOG_LINES:]
+    for log in sorted(Path("/var/lib/dkms").glob("nvidia*/*/build/make.log")):
+        try:
+            with log.open(encoding="utf-8", errors="replace") as stream:
+                lines = [line[:500] for line in stream.read(LOG_BYTES).splitlines()]
+        except OSError:
+            continue
+        telling = [line for line in lines[:-LOG_LINES] if TELLING.search(line)]
+        logs[str(log)] = telling[:LOG_LINES] + lines[-LOG_LINES:]
     return logs
+
+
+def kernel_headers(release):
+    """Return the packages that may hold the headers of a kernel, and of the newest of its kind."""
+    flavour = re.search(r"-([a-z][a-z0-9-]*)$", release)
+    own = [stem + release for stem in (HEADERS, "proxmox-headers-", "pve-headers-")]
+    return [*own, "proxmox-default-headers", "pve-headers"] + ([HEADERS + flavour[1]] if flavour else [])
+
+
+def module_users():
+    """Return who holds NVIDIA's modules: other modules, and processes that have their devices open."""
+    holders = {}
+    for module in Path("/sys/module").glob("nvidia*"):
+        names = sorted(path.name for path in module.glob("holders/*"))
+        if names:
+            holders[module.name] = names
+    processes = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            opened = [str(path.readlink()) for path in (process / "fd").iterdir()]
+            if any(name.startswith("/dev/nvidia") for name in opened):
+                name = (process / "comm").read_text(errors="replace").strip()
+                processes.append({"pid": int(process.name), "name": name})
+        except OSError:  # it ended meanwhile
+            continue
+    return {"holders": holders, "processes": sorted(processes, key=lambda one: one["pid"])[:50]}
 
 
 def own_keys():
@@ -202,7 +235,7 @@ def main():
     )
     installed = installed_packages(module)
     found = kernels()
-    names = {*module.params["packages"], *installed, HEADERS + found["running"]}
+    names = {*module.params["packages"], *installed, *kernel_headers(found["running"])}
     container = output_of(module, "systemd-detect-virt", "--container")
     active = output_of(
         module,
@@ -222,6 +255,7 @@ def main():
         "container": bool(container and container[0] == 0),
         "dkms": (output_of(module, "dkms", "status") or [0, ""])[1].splitlines(),
         "dkms_logs": dkms_logs(),
+        "module_users": module_users(),
         "nouveau": Path("/sys/module/nouveau").exists(),
         "uninstaller": uninstaller,
         "modprobe": module.get_bin_path("nvidia-modprobe"),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import built_for, driver_state
-from minimax_metal.plan.driver_kernel import kernel_problem
+from minimax_metal.plan.driver_kernel import headers_of, headers_problem, kernel_problem
 from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, DriverPackages, Pin, branch_of
 from minimax_metal.plan.driver_signing import secure_boot_problem
 from minimax_metal.plan.facts import HostFacts, parse_facts
@@ -149,9 +149,29 @@ class _Decision:
         return good[-1] if good else None
 
     def _apt_packages(self, target: str) -> tuple[str, ...]:
-        running = f"linux-headers-{self.kernel}"
-        headers = [running] if self.builds and running in self.packages.versions else []
-        return (*self.packages.headers, *headers, *self.packages.specs(target))
+        running = self._headers_package
+        headers = [running] if self.builds and running else []
+        return (*self._newest_headers, *headers, *self.packages.specs(target))
+
+    @property
+    def _headers_package(self) -> str | None:
+        """The package with the headers of the running kernel that apt's lists hold."""
+        names = (
+            headers_of(self.kernel).package,
+            f"linux-headers-{self.kernel}",
+            f"pve-headers-{self.kernel}",
+        )
+        return next((name for name in names if name in self.packages.versions), None)
+
+    @property
+    def _newest_headers(self) -> list[str]:
+        """The metapackage that brings the headers of each later kernel: of the kind that runs here."""
+        of_kind = [name for name in headers_of(self.kernel).newest if "headers" in name]
+        held = [name for name in of_kind if self.packages.versions.get(name)]
+        if held:
+            return held
+        # Debian's headers are of no use to Proxmox's kernel.
+        return [] if self.kernel.endswith("-pve") else self.packages.headers
 
     # -- problems ----------------------------------------------------------------------------------------
 
@@ -171,15 +191,11 @@ class _Decision:
     def _headers_problem(self, installed: bool = False) -> str | None:
         """Why DKMS can't build for the running kernel; ``installed``: headers to be had don't count."""
         kernels = self.collected.get("kernels") or {}
-        name = f"linux-headers-{self.kernel}"
         if not self.builds or self.kernel in (kernels.get("headers") or ()):
             return None
-        if name in self.packages.versions and not installed:
+        if self._headers_package and not installed:
             return None
-        return (
-            f"found no package {name} in apt's lists, expected the headers of the running kernel for DKMS; "
-            "install the distribution's present kernel, reboot into it and run the playbook again"
-        )
+        return headers_problem(self.kernel)
 
     def _missing_problem(self) -> str:
         if self.wish and branch_of(self.wish) != self.branch:

@@ -1,0 +1,124 @@
+"""Causes of a failed installation that lie in the host: locks, disks, its clock, a module in use. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from minimax_metal.plan.apt_words import plain, shortened, url_near
+from minimax_metal.plan.driver_failure_case import AGAIN, Failure, where
+
+
+def interrupted(failure: Failure) -> str | None:
+    """dpkg was cut off in an earlier installation."""
+    if not failure.first(r"dpkg was interrupted, you must manually run|dpkg --configure -a"):
+        return None
+    return (
+        "found dpkg interrupted in an earlier installation, expected it to have ended; run dpkg "
+        f"--configure -a on the host, then {AGAIN}"
+    )
+
+
+def locked(failure: Failure) -> str | None:
+    """Another process has the lock of apt or dpkg: who."""
+    found = failure.first(
+        r"Could not get lock|Unable to acquire the dpkg|Unable to lock|is another process using it|"
+        r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked"
+    )
+    if not found:
+        return None
+    held = re.search(r"held by process (\d+)(?: \(([^)]+)\))?", failure.text)
+    lock = re.search(r"(/var/[\w/.-]*lock[\w-]*)", failure.text)
+    path = lock[1] if lock else "/var/lib/dpkg/lock-frontend"
+    who = f"by process {held[1]}" + (f" ({held[2]})" if held[2] else "") if held else "by another process"
+    if held and "unattended" in (held[2] or ""):
+        advice = "wait for unattended upgrades to end (systemctl stop unattended-upgrades does so in order)"
+    elif held:
+        advice = f"wait for it to end (ps -fp {held[1]} on the host)"
+    else:
+        advice = f"see who it is (fuser -v {path} on the host) and wait for it to end"
+    return (
+        f"found apt locked: {path} is held {who}, expected apt free within the time Ansible waits; "
+        f"{advice}, then {AGAIN}"
+    )
+
+
+def full(failure: Failure) -> str | None:
+    """A disk is full: which."""
+    found = failure.first(r"No space left on device|enough free space in|Disk quota exceeded")
+    if not found:
+        return None
+    boot = re.search(r"mkinitramfs|initrd\.img|/boot/|compressed\s*block", failure.text)
+    named = re.search(r"enough free space in ([\w/.-]+)", failure.text)
+    place = "/boot" if boot else named[1].rstrip(".") if named else "which one df -h shows"
+    advice = (
+        "apt-get autoremove --purge takes old kernels away" if boot else "apt-get clean, then free some space"
+    )
+    return (
+        f"found a full disk, {place} ({shortened(plain(failure.lines[found[0]]), 200)}), expected 2 GB free "
+        f"on / and /var and 200 MB on /boot; {advice} on the host, then {AGAIN}"
+    )
+
+
+def clock(failure: Failure) -> str | None:
+    """The clock of the host is wrong, or lists are older than they may be."""
+    early = failure.first(
+        r"(?:is )?not valid yet|not yet (?:valid|activated)|certificate is not yet valid|created in the "
+        r"future"
+    )
+    if early:
+        number, _ = early
+        ahead = re.search(r"invalid for another ([\dhdmins ]+?)\)", failure.lines[number])
+        by = f" by {ahead[1].strip()} at least" if ahead else ""
+        about = url_near(failure.lines, number) or "what is signed"
+        return (
+            f"found {about} dated after this host's clock, which is slow{by}, expected a clock that is "
+            f"right; set it (timedatectl set-ntp true; timedatectl shows whether it is synchronised), then "
+            f"{AGAIN}"
+        )
+    late = failure.first(r"is expired \(invalid since|Release file .{0,300}expired")
+    if not late:
+        return None
+    number, _ = late
+    since = re.search(r"invalid since ([\dhdmins ]+?)\)", failure.lines[number])
+    about = url_near(failure.lines, number) or "a source of apt"
+    whose, place = where(failure, [about])
+    return (
+        f"found the lists of {about} expired{f' {since[1].strip()} ago' if since else ''} ({whose}), "
+        f"expected lists that are still valid; check that the host's clock is not fast (timedatectl); if it "
+        f"is right that mirror or cache is out of date: change {place}"
+    )
+
+
+def held_module(failure: Failure) -> str | None:
+    """A kernel module can't be replaced: which one, and who holds it."""
+    found = failure.first(
+        r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?|could not remove (?:module )?'?([\w-]+?)'?: |"
+        r"rmmod: ERROR: .{0,80}'([\w-]+)'"
+    )
+    if not found:
+        return None
+    # Several may be named: the one that others stand on says least of who holds it.
+    every = re.findall(r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?", failure.text)
+    module = found[1][1] or found[1][3] or found[1][4]
+    by: list[str] = []
+    for name, users in every:
+        by += [word for word in re.split(r"[ ,]+", users) if word] if name == module or not by else []
+    users = failure.collected.get("module_users") or {}
+    holders = list(dict.fromkeys([*by, *((users.get("holders") or {}).get(module) or ())]))
+    processes = [f"{one.get('name')} (process {one.get('pid')})" for one in users.get("processes") or ()]
+    who = []
+    if holders:
+        who.append(f"by the module{'s' if len(holders) > 1 else ''} {', '.join(holders)}")
+    if processes:
+        who.append(
+            "by "
+            + ", ".join(processes[:6])
+            + (f" and {len(processes) - 6} more" if len(processes) > 6 else "")
+        )
+    said = " and ".join(who) or "by a process that has /dev/nvidia* open (fuser -v /dev/nvidia* shows it)"
+    return (
+        f"found kernel module {module} in use {said}, expected it free to be replaced; stop what holds it "
+        f"(engines, "
+        "nvidia-persistenced, nvidia-fabricmanager, DCGM and other monitoring, a desktop), or reboot the "
+        f"host into the installed driver, then {AGAIN}"
+    )

@@ -1,0 +1,178 @@
+"""Causes of a failed installation that lie in packages: files, headers, builds, dependencies. Pure."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+
+from minimax_metal.plan.apt_words import end_of, package_of, plain, shortened
+from minimax_metal.plan.driver_failure_case import AGAIN, Failure
+from minimax_metal.plan.driver_kernel import (
+    KERNEL,
+    build_failure,
+    headers_problem,
+    kernel_problem,
+    unbuilt_line,
+)
+from minimax_metal.plan.driver_sources import NAMES
+
+
+def overwrite(failure: Failure) -> str | None:
+    """Two packages have one file: which two."""
+    text = " ".join(failure.text.split())
+    archive = re.search(r"error processing archive (\S+?\.deb)", text)
+    owned = re.search(
+        r"trying to overwrite (?:shared )?'([^']+)' ?, which is also in package (\S+)(?: ([\w.+:~-]+))?", text
+    )
+    shared = re.search(
+        r"trying to overwrite shared '([^']+)' ?, which is different from other instances of package (\S+)",
+        text,
+    )
+    if not owned and not shared:
+        return None
+    new = package_of(archive[1]) if archive else "a package"
+    if shared and not owned:
+        return (
+            f"found {new} and another architecture of {shared[2]} at two versions (they differ in "
+            f"{shared[1]}), expected one; remove the other architecture's packages (dpkg -l | grep ':i386') "
+            f"on the host, then {AGAIN}"
+        )
+    assert owned is not None  # noqa: S101  one of the two
+    other = f"{owned[2]} {owned[3] or ''}".strip()
+    return (
+        f"found that {new} and {other} both have {owned[1]}, expected packages of one source; {owned[2]} is "
+        f"of another vendor's driver: on the host apt-get purge {owned[2]} and what else came with it, "
+        f"apt-get -f install, then {AGAIN}"
+    )
+
+
+def headers(failure: Failure) -> str | None:
+    """No package of a kernel's headers: which kernel, and where they come from."""
+    missing = failure.first(
+        rf"(?:locate package|by (?:glob|regex)|No package matching|[Pp]ackage|no package) "
+        rf"'?((?:linux|pve|proxmox)"
+        rf"-headers-({KERNEL}))"
+    )
+    if missing and re.search(
+        r"Unable to locate|Couldn't find|No package matching|no installation candidate|is not available|no "
+        r"package",
+        failure.lines[missing[0]],
+    ):
+        running = str((failure.collected.get("kernels") or {}).get("running") or "")
+        kernel = missing[1][2].rstrip(".'")
+        return headers_problem(kernel, running in {"", kernel})
+    return None
+
+
+def dkms(failure: Failure) -> str | None:
+    """Modules were not built: the end of the log."""
+    built = failure.first(rf"Bad return status for module build on kernel: ?({KERNEL})?")
+    lacking = failure.first(
+        rf"[Kk]ernel headers for (?:kernel )?({KERNEL}) (?:cannot|can't|could not) be found"
+    )
+    skipped = failure.first(rf"[Mm]odule build for (?:kernel )?({KERNEL}) was skipped")
+    excluded = failure.first(r"BUILD_EXCLUSIVE directive which does not match")
+    other = failure.first(
+        r"(?i)\bdkms\b.{0,200}\b(?:fail(?:ed|s)?|error|exited)\b|error exit status (?:10|6|11)\b"
+    )
+    if not (built or lacking or skipped or excluded or other):
+        return None
+    kernels = failure.collected.get("kernels") or {}
+    named = next((hit[1][1] for hit in (built, lacking, skipped) if hit and hit[1][1]), None)
+    running = str(kernels.get("running") or "")
+    if (lacking or skipped) and not built and named:
+        return headers_problem(named.rstrip("."), running in {"", named})
+    if problem := failure.collected and kernel_problem(failure.collected, failure.module):
+        return str(problem)
+    if built and named:
+        if failure.collected.get("dkms_logs"):
+            return unbuilt_line(failure.collected, failure.module, named)
+        end, remedy = build_failure(failure.lines, named)
+        log = re.search(r"(/var/lib/dkms/\S+/make\.log)", failure.text)
+        where = log[1] if log else "/var/lib/dkms/nvidia/*/build/make.log"
+        return (
+            f"found no module of {failure.module or 'the driver'} for kernel {named}: DKMS failed ({end}), "
+            f"expected one; {remedy}: read the end of {where} on the host, then run dkms autoinstall and "
+            f"the playbook again"
+        )
+    return None
+
+
+def unmet(failure: Failure) -> str | None:
+    """Dependencies that can't be met."""
+    pattern = (
+        r"unmet dependencies|held broken packages|pkgProblemResolver|Unsatisfied dependencies|"
+        r"but it is not (?:going|installable)"
+    )
+    if not failure.first(pattern):
+        return None
+    named = [
+        plain(line)
+        for line in failure.lines
+        if re.search(r"\b(Depends|PreDepends|Conflicts|Breaks|Recommends):", line)
+    ]
+    said = shortened("; ".join(named[:3]) or end_of(failure.lines, 300), 400)
+    return (
+        f"found packages of another source that stand in the way ({said}), expected only packages of one "
+        f"driver; look at apt-get -s install of the packages on the host, and remove or unhold what "
+        f"conflicts, then {AGAIN}"
+    )
+
+
+def missing(failure: Failure) -> str | None:
+    """A package that no source has."""
+    pattern = (
+        r"No package matching '([^']+)'|Unable to locate package (\S+)|Package '?([\w.+:-]+)'? (?:is not "
+        r"available|has no "
+        r"installation candidate)|Version '[^']*' for '([^']+)' was not found|find any package by "
+        r"(?:glob|regex) '([^']+)'|"
+        r"no available installation candidate for (\S+)"
+    )
+    found = failure.first(pattern)
+    if not found:
+        return None
+    name = next(one for one in found[1].groups() if one).split("=")[0].rstrip(".,")
+    said = shortened(plain(failure.lines[found[0]]), 250)
+    if any(fnmatchcase(name, one) for one in NAMES):
+        return (
+            f"found a package that the repository does not hold ({said}), expected {name} at {failure.url}; "
+            f"check that the mirror is complete for this distribution"
+        )
+    return (
+        f"found no package {name} in the distribution's sources ({said}), expected it; check the files "
+        f"below /etc/apt on the host (components, release) and run apt-get update there, then {AGAIN}"
+    )
+
+
+def script(failure: Failure) -> str | None:
+    """A package's own script failed."""
+    found = failure.first(
+        r"installed (\S+) package (\S+) script subprocess returned error exit status (\d+)|"
+        r"subprocess installed (\S+) script returned error exit status (\d+)"
+    )
+    if not found:
+        return None
+    match = found[1]
+    processed = re.search(r"error processing package (\S+)", failure.text)
+    package = match[1] or (processed[1] if processed else "a package")
+    before = [
+        plain(line) for line in failure.lines[: found[0]] if not re.search(r"error processing package", line)
+    ]
+    said = shortened("; ".join(before[-2:]), 300)
+    return (
+        f"found that {package} can't be configured: its {match[2] or match[4]} script ended with "
+        f"{match[3] or match[5]}{f' ({said})' if said else ''}, expected 0; run dpkg --configure {package} "
+        f"on the host, which says why, fix it and {AGAIN}"
+    )
+
+
+def lists(failure: Failure) -> str | None:
+    """Lists could not be fetched, and nobody said why."""
+    if not failure.first(r"Failed to update apt cache"):
+        return None
+    return (
+        f"found package lists that could not be fetched ({end_of(failure.lines, 250)}), expected an answer "
+        f"from every "
+        "source of apt; run apt-get update on the host, fix or remove the source it names, then run the "
+        "playbook again"
+    )
