@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.plan.adapter import plan_from_variables, refusal_lines
+from minimax_metal.plan.adapter import plan_from_variables, refusal_lines, role_options
 from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.text import plan_lines
 from minimax_metal.service.unit import command_lines, quote_assignment
@@ -18,10 +18,23 @@ ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 def metal_plan(
-    raw_facts: Mapping[str, Any] | None, host: str, variables: Mapping[str, Any], names: Sequence[str] = ()
+    raw_facts: Mapping[str, Any] | None,
+    host: str,
+    variables: Mapping[str, Any],
+    names: Sequence[str] = (),
+    role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return the plan of one host: its facts (None: unreachable), its metal_* variables, the names of all."""
-    return plan_from_variables(host, variables, raw_facts, names, ROLES)
+    """Return the plan of one host.
+
+    It comes from the host's facts (None: unreachable), its metal_* variables, the names of all variables, and
+    the values of those that roles read.
+    """
+    return plan_from_variables(host, variables, raw_facts, names, ROLES, role_values)
+
+
+def metal_role_prefixes(_nothing: object = None) -> list[str]:
+    """Return how the names of roles' variables begin."""
+    return [f"{role}_" for role in role_options(ROLES)]
 
 
 def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -46,6 +59,7 @@ class FilterModule:
         return {
             "metal_plan": metal_plan,
             "metal_plan_lines": plan_lines,
+            "metal_role_prefixes": metal_role_prefixes,
             "metal_refusals": metal_refusals,
             "metal_driver_state": metal_driver_state,
             "metal_unit_quote": quote_assignment,

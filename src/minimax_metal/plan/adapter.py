@@ -13,11 +13,12 @@ import yaml
 
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
 from minimax_metal.errors import UserError
-from minimax_metal.plan.core import plan, refused_plan
+from minimax_metal.plan.core import plan, refused_plan, setting_refusals
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.gateway import Options, gateway_plan
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
-from minimax_metal.plan.settings import Settings, SettingsError, find_unknown
+from minimax_metal.plan.setting_values import role_problems
+from minimax_metal.plan.settings import Settings, find_unknown
 
 
 def plan_from_variables(
@@ -26,14 +27,15 @@ def plan_from_variables(
     raw_facts: Mapping[str, Any] | None,
     names: Iterable[str] = (),
     roles: Path | None = None,
+    role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
 
     ``names`` are the names of all variables of the host; those that begin like a role's under the directory
-    ``roles`` must be in that role's argument specification. Raises nothing: files of the user's that can't be
-    read are a reason against the host as any other.
+    ``roles`` must be in that role's argument specification. ``role_values`` are values of such variables.
+    Raises nothing: files of the user's that can't be read are a reason against the host as any other.
     """
-    return plan_host(host, variables, raw_facts, names, roles).as_dict()
+    return plan_host(host, variables, raw_facts, names, roles, role_values).as_dict()
 
 
 def plan_host(
@@ -42,18 +44,38 @@ def plan_host(
     raw_facts: Mapping[str, Any] | None,
     names: Iterable[str] = (),
     roles: Path | None = None,
+    role_values: Mapping[str, Any] | None = None,
 ) -> Plan:
     """As ``plan_from_variables``, but the plan itself."""
+    values, problems = _hashed_values(variables)
+    settings, wrong = Settings.read(host, values)
+    problems += wrong
     try:
-        settings = Settings.from_variables(host, with_hashes(variables))
         catalog = catalog_for(settings)
-    except SettingsError as error:
-        return refused_plan(host, error.refusals)
     except UserError as error:
-        return refused_plan(host, [Refusal("file", str(error), "files that can be read", "put it right")])
+        problems += (_unreadable(error),)
+        catalog = packaged_catalog()
     if roles is not None:
         settings = replace(settings, unknown_role_variables=find_unknown(names, role_options(roles)))
+    problems += tuple(role_problems(role_values or {}))
+    if problems:
+        # The facts are judged by settings that stand; what settings alone tell is said at once.
+        # Without a file, which may be an overlay with the model, nothing is known of models.
+        readable = all(one.code != "file" for one in problems)
+        return refused_plan(host, [*problems, *setting_refusals(settings, catalog if readable else None)])
     return plan(settings, parse_facts(raw_facts), catalog)
+
+
+def _hashed_values(variables: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Refusal, ...]]:
+    try:
+        return with_hashes(variables), ()
+    except UserError as error:
+        values = {key: one for key, one in variables.items() if key != "metal_engine_extra_packages"}
+        return values, (_unreadable(error),)
+
+
+def _unreadable(error: UserError) -> Refusal:
+    return Refusal("file", str(error), "files that can be read", "fix the path or the file")
 
 
 def roles_directory() -> Path | None:

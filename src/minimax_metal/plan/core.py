@@ -45,6 +45,7 @@ from minimax_metal.plan.stack import (
 from minimax_metal.plan.weights import find_model, model_plan, weights_plan
 
 PROFILES = ("default", "guide")
+DAY = 86_400
 
 
 def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -> Plan:
@@ -142,6 +143,20 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     )
 
 
+def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusal]:
+    """What is wrong with settings by themselves, to be said beside variables that can't be read at all.
+
+    Without a catalogue the model is not judged.
+    """
+    found = Findings(accept=frozenset(settings.accept_refusals))
+    for unknown in settings.unknown_role_variables:
+        found.add(refuse_unknown(unknown))
+    _check_ranges(settings, found)
+    if catalog is not None:
+        find_model(settings, catalog, found)
+    return found.refusals
+
+
 def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
     """The plan of a host about which nothing could be decided, for these reasons."""
     return Plan(
@@ -186,17 +201,17 @@ def _check_ranges(settings: Settings, found: Findings) -> None:
             "more than 0 and less than 1",
             "leave it out, or set what the guide sets: 0.85",
         )
-    for code, name, value in (
-        ("parallelism", "metal_tp_size", settings.tp_size),
-        ("parallelism", "metal_ep_size", settings.ep_size),
-        ("limit", "metal_max_running_requests", settings.max_running_requests),
-        ("limit", "metal_max_queued_requests", settings.max_queued_requests),
-        ("limit", "metal_tokens_per_request", settings.tokens_per_request),
-        ("timeout", "metal_start_timeout_seconds", settings.start_timeout_seconds),
-        ("timeout", "metal_stop_timeout_seconds", settings.stop_timeout_seconds),
+    for code, name, value, most in (
+        ("parallelism", "metal_tp_size", settings.tp_size, 1024),
+        ("parallelism", "metal_ep_size", settings.ep_size, 1024),
+        ("limit", "metal_max_running_requests", settings.max_running_requests, 1_000_000),
+        ("limit", "metal_max_queued_requests", settings.max_queued_requests, 1_000_000),
+        ("limit", "metal_tokens_per_request", settings.tokens_per_request, 100_000_000),
+        ("timeout", "metal_start_timeout_seconds", settings.start_timeout_seconds, 7 * DAY),
+        ("timeout", "metal_stop_timeout_seconds", settings.stop_timeout_seconds, DAY),
     ):
-        if value is not None and value < 1:
-            found.refuse(code, f"{name} {value}", "1 or more", f"leave {name} out")
+        if value is not None and not 1 <= value <= most:
+            found.refuse(code, f"{name} {value}", f"1 to {most}", f"leave {name} out")
     threads = settings.loader_threads
     if threads is not None and not 0 <= threads <= 64:
         found.refuse("limit", f"metal_loader_threads {threads}", "0 to 64", "leave metal_loader_threads out")

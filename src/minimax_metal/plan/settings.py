@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
-from minimax_metal.errors import UserError
+from minimax_metal.common.text import one_line
 from minimax_metal.plan.model import ExtraPackage, Refusal
+from minimax_metal.plan.setting_values import READERS
+from minimax_metal.plan.setting_values import SettingsError as SettingsError
 
 PREFIX = "metal_"
-
-
-class SettingsError(UserError):
-    """``metal_*`` variables that do not exist or have the wrong type: all of them, in one line."""
-
-    def __init__(self, *refusals: Refusal) -> None:
-        super().__init__("; ".join(f"found {r.found}, expected {r.needed}; {r.remedy}" for r in refusals))
-        self.refusals = refusals
 
 
 @dataclass(frozen=True)
@@ -213,6 +207,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_rollout_stop_file",
         "metal_rollout_trial_requests",
         "metal_secrets_directory",
+        "metal_secure_logging",
         "metal_serve_serial",
     }
 )
@@ -313,26 +308,33 @@ class Settings:
         Raises ``SettingsError`` for ``metal_*`` names nobody knows (with the nearest right one) and for
         values of the wrong type. A variable set to null is as if it were not set.
         """
+        settings, problems = cls.read(host, variables)
+        if problems:
+            raise SettingsError(*problems)
+        return settings
+
+    @classmethod
+    def read(cls, host: str, variables: Mapping[str, Any]) -> tuple[Settings, tuple[Refusal, ...]]:
+        """As :meth:`from_variables`, with what is wrong beside the settings that the other values make."""
         known = {setting.name: setting for setting in SETTINGS}
         values: dict[str, Any] = {}
         problems: list[Refusal] = []
-        for name in sorted(str(key) for key in variables):
+        for name, value in sorted(((str(key), value) for key, value in variables.items()), key=itemgetter(0)):
             if not name.startswith(PREFIX) or name in PLAYBOOK_VARIABLES:
                 continue
             if name not in known:
+                called = one_line(name, 200)
                 problems.append(
-                    Refusal("variable-unknown", f"variable {name}", "one of metal_*", _nearest(name, known))
+                    Refusal(
+                        "variable-unknown", f"variable {called}", "one of metal_*", _nearest(called, known)
+                    )
                 )
-                continue
-            value = variables[name]
-            if value is not None:
+            elif value is not None:
                 try:
-                    values[known[name].attribute] = _READERS[known[name].kind](name, value)
+                    values[known[name].attribute] = READERS[known[name].kind](name, value)
                 except SettingsError as error:
                     problems += error.refusals
-        if problems:
-            raise SettingsError(*problems)
-        return cls(host=host, given=frozenset(values), **values)
+        return cls(host=host, given=frozenset(values), **values), tuple(problems)
 
 
 def find_unknown(names: Iterable[str], roles: Mapping[str, Sequence[str]]) -> tuple[UnknownVariable, ...]:
@@ -361,99 +363,3 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean {near[0]}?"
     return f"known are {', '.join(names)}" if names else "there is none: take it out"
-
-
-def _wrong(name: str, value: Any, expected: str) -> SettingsError:
-    return SettingsError(Refusal("variable-type", f"{name}: {value!r}", expected, "put the variable right"))
-
-
-def _text(name: str, value: Any) -> str:
-    if isinstance(value, (Mapping, list, tuple, bool)):
-        raise _wrong(name, value, "a text")
-    return str(value).strip()
-
-
-def _path(name: str, value: Any) -> str:
-    text = _text(name, value)
-    if not text.startswith("/") or text == "/":
-        raise _wrong(name, value, "an absolute path below /")
-    return text.rstrip("/")
-
-
-def _int(name: str, value: Any) -> int:
-    try:
-        if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-            raise ValueError
-        return int(value)
-    except (TypeError, ValueError):
-        raise _wrong(name, value, "a whole number") from None
-
-
-def _float(name: str, value: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (TypeError, ValueError):
-        raise _wrong(name, value, "a number") from None
-
-
-def _bool(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-    found = words.get(str(value).strip().lower())
-    if found is None:
-        raise _wrong(name, value, "true or false")
-    return found
-
-
-def _list(name: str, value: Any) -> tuple[str, ...]:
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)):
-        raise _wrong(name, value, "a text or a list of texts")
-    return tuple(_text(name, item) for item in items)
-
-
-def _words(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        try:
-            return tuple(shlex.split(value))
-        except ValueError:
-            raise _wrong(name, value, "a list of words, or one line with its quotes closed") from None
-    return _list(name, value)
-
-
-def _mapping(name: str, value: Any) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise _wrong(name, value, "a mapping of names to texts")
-    return {str(key): _text(name, item) for key, item in value.items()}
-
-
-def _packages(name: str, value: Any) -> tuple[ExtraPackage, ...]:
-    items = [value] if isinstance(value, (str, Mapping)) else value
-    if not isinstance(items, (list, tuple)):
-        raise _wrong(name, value, "a list of wheel paths")
-    packages = []
-    for item in items:
-        if isinstance(item, ExtraPackage):
-            packages.append(item)
-        elif isinstance(item, Mapping) and set(item) == {"path", "sha256"}:
-            packages.append(ExtraPackage(path=str(item["path"]), sha256=str(item["sha256"])))
-        else:
-            # The adapter hashes files before it comes here; the plan itself never opens one.
-            raise _wrong(name, item, "a wheel's path with its sha256")
-    return tuple(packages)
-
-
-_READERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "text": _text,
-    "path": _path,
-    "int": _int,
-    "float": _float,
-    "bool": _bool,
-    "list": _list,
-    "words": _words,
-    "mapping": _mapping,
-    "packages": _packages,
-}
