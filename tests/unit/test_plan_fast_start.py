@@ -39,7 +39,14 @@ def test_deep_gemm_is_compiled_ahead_for_what_uses_it() -> None:
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert not {"--config", "--enable-metrics"} & set(words)
     assert precompile.marker.startswith("/var/cache/sglang/0.5.23-h200-580/precompiled-")
-    assert precompile.environment == result.services[0].environment
+    # The engine's own environment, but in a cache and as a user of its own: it can't write to the engine's.
+    assert precompile.cache == "/var/cache/sglang-precompile/0.5.23-h200-580"
+    assert precompile.user == "sglang-precompile" != result.services[0].user
+    engine = result.services[0].environment
+    assert {name for name in engine if engine[name] != precompile.environment[name]} == {
+        "HOME", "SGLANG_CACHE_DIR", "SGLANG_DG_CACHE_DIR", "XDG_CACHE_HOME"
+    }  # fmt: skip
+    assert precompile.environment["SGLANG_DG_CACHE_DIR"] == f"{precompile.cache}/deep_gemm"
 
 
 def test_another_command_is_compiled_for_again_and_the_same_one_is_not() -> None:

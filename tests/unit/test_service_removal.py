@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minimax_metal.service.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, Removal, removal
+from minimax_metal.service.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, USERS, Removal, removal
 
 UNITS = (
     "sglang@minimax-m2.5.service",
@@ -63,8 +63,8 @@ def test_driver_and_cuda_go_only_when_asked_and_nothing_else_with_them() -> None
 
 def test_user_goes_when_nothing_of_theirs_stays() -> None:
     assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"]).users == ()
-    assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"], caches=True).users == ("sglang",)
-    assert removal((), (), (), {"caches": True}).users == ("sglang",)
+    assert remove(weights=["MiniMax-M2.5", "MiniMax-M3"], caches=True).users == USERS
+    assert removal((), (), (), {"caches": True}).users == USERS
 
 
 def test_directory_at_the_root_is_never_deleted() -> None:

@@ -111,9 +111,26 @@ def test_the_compiler_runs_once_and_before_the_endpoint(tmp_path: Path) -> None:
     name = "sglang-precompile.service"
     text = render(tmp_path / name, f"{name}.j2", plan, __sglang_service_sandbox=sandbox())
     assert values(text, "ConditionPathExists") == ["!" + plan["precompile"]["marker"]]
-    assert values(text, "ExecStartPost") == ["/usr/bin/touch " + plan["precompile"]["marker"]]
+    copied = (
+        f"+/usr/local/bin/metal kernels copy {plan['precompile']['cache']} {plan['kernel_cache']['path']}"
+    )
+    marker = plan["precompile"]["marker"].rpartition("/")[2]
+    assert values(text, "ExecStartPost") == [
+        f"/usr/bin/touch {plan['precompile']['cache']}/{marker}",
+        f"{copied} \\",
+    ]
     assert values(text, "Before") == [UNIT]
     assert "--host 127.0.0.1" in text
+
+
+def test_a_release_of_an_earlier_version_is_compiled_by_the_same_user(tmp_path: Path) -> None:
+    """A rollback applies a recorded plan, which knows neither the compiler's user nor its cache."""
+    plan, name = planned(), "sglang-precompile.service"
+    new = render(tmp_path / name, f"{name}.j2", plan, __sglang_service_sandbox=sandbox())
+    old = {key: value for key, value in plan["precompile"].items() if key not in {"user", "group", "cache"}}
+    old["environment"] = plan["services"][0]["environment"]
+    plan = plan | {"precompile": old}
+    assert render(tmp_path / name, f"{name}.j2", plan, __sglang_service_sandbox=sandbox()) == new
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -1,4 +1,4 @@
-"""``metal weights pull|await|check|adopt|share-config|resolve|verify|list|remove|prune``.
+"""``metal weights pull|await|check|adopt|share-config|resolve|verify|own|list|remove|prune``.
 
 Exit status:
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pwd
 import signal
 import sys
 import time
@@ -45,6 +46,7 @@ from minimax_metal.artefacts.pull import (
 )
 from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
 from minimax_metal.common.privileges import acting_as_owner_of, files_as, untrusted_owner
+from minimax_metal.errors import UserError
 
 EXIT_FAILED: Final = 1
 EXIT_INCOMPLETE: Final = 3
@@ -135,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
     lister.add_argument("--json", action="store_true", help="as JSON")
     remover = store("remove", _remove, "remove a model directory; refuses what a unit or a kept release uses")
     remover.add_argument("path", type=Path, help="the model directory")
+    owning = store("own", _own, "make a model's directory the pull's, and those above it root's")
+    owning.add_argument("path", type=Path, help="the directory that holds the model's revisions")
+    owning.add_argument("--user", required=True, help="of the pull")
+    owning.add_argument(
+        "--before", action="append", default=[], metavar="USER", help="who owned it in earlier versions"
+    )
     pruner = store("prune", _prune, "remove what nothing uses")
     pruner.add_argument(
         "--keep", type=int, default=0, metavar="N", help="unused revisions kept of each model (%(default)s)"
@@ -354,6 +362,26 @@ def _list(arguments: argparse.Namespace) -> int:
 def _remove(arguments: argparse.Namespace) -> int:
     size = stock.remove(arguments.path, stock.System(), arguments.root)
     print(f"removed {arguments.path}, {spell_bytes(size)}")
+    return 0
+
+
+def _own(arguments: argparse.Namespace) -> int:
+    from minimax_metal.artefacts.ownership import settle
+
+    known = {one.pw_name: one for one in pwd.getpwall()}
+    owner = known.get(arguments.user)
+    if owner is None:
+        raise UserError(f"found no user {arguments.user}, expected one of this host; run site.yml")
+    before = frozenset(known[name].pw_uid for name in arguments.before if name in known)
+    try:
+        given = settle(arguments.path, arguments.root, (owner.pw_uid, owner.pw_gid), before)
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(
+            f"found {arguments.path}: {words}; expected directories below {arguments.root} that are root's "
+            f"or {arguments.user}'s, and no links; fix the owner, or set metal_weights_directory"
+        ) from error
+    print(f"given {given} to {arguments.user} and root" if given else "nothing to give")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import pwd
@@ -11,7 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from ctypes import CDLL
 
 _LINKS: Final = 40
 """Links in one path at most, as in the kernel (MAXSYMLINKS)."""
@@ -153,7 +155,10 @@ def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, 
 
 
 @cache
-def _libc() -> ctypes.CDLL:
+def _libc() -> CDLL:
+    # Not at the top: it maps memory that can be written and run, which a unit's sandbox may refuse.
+    import ctypes
+
     return ctypes.CDLL(None, use_errno=True)
 
 

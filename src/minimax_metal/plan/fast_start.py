@@ -24,6 +24,9 @@ from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
 CACHE = "/var/cache/sglang"
+PRECOMPILE_CACHE = "/var/cache/sglang-precompile"
+"""The compiler's own, by a user of its own; what it compiled is copied to the engine's."""
+PRECOMPILE_USER = "sglang-precompile"
 PRECOMPILE_UNIT = "sglang-precompile.service"
 PRECOMPILE_SECONDS = 3600
 """The engine's own limit (compile_deep_gemm.py, CompileArgs.timeout); 10 to 20 minutes are reported."""
@@ -110,13 +113,20 @@ def precompile_plan(
     if not wanted or checkpoint.format not in DEEP_GEMM_FORMATS or not services:
         return None
     service = services[0]
+    own = f"{PRECOMPILE_CACHE}/{cache.key}"
     words = _compile_arguments(service.argv)
     program = (f"{engine.environment}/bin/python", "-m", "sglang.compile_deep_gemm")
     digest = hashlib.sha256("\0".join(words).encode()).hexdigest()[:12]
     return PrecompilePlan(
         unit=PRECOMPILE_UNIT,
         argv=(*program, *words, "--timeout", str(PRECOMPILE_SECONDS)),
-        environment=service.environment,
+        environment={
+            name: value.replace(cache.path, own) if value.startswith(cache.path) else value
+            for name, value in service.environment.items()
+        },
+        user=PRECOMPILE_USER,
+        group=PRECOMPILE_USER,
+        cache=own,
         marker=f"{cache.path}/precompiled-{digest}",
         timeout_seconds=PRECOMPILE_SECONDS + 600,
     )

@@ -311,8 +311,12 @@ class PrecompilePlan:
     unit: str
     argv: tuple[str, ...]
     environment: Mapping[str, str]
+    user: str
+    group: str
+    cache: str
+    """Directory that it compiles into; the engine's kernel cache gets a copy."""
     marker: str
-    """File in the kernel cache that says it is done for this command."""
+    """File in the engine's kernel cache that says it is done for this command."""
     timeout_seconds: int
 
 

@@ -45,7 +45,14 @@ CACHE = (
 )
 RECORDS = "/var/lib/minimax-metal"
 ARTEFACTS = "/var/cache/minimax-metal/artefacts"
-CACHES = ("/var/cache/sglang", "/var/cache/minimax-metal-weights", "/var/cache/minimax-metal")
+CACHES = (
+    "/var/cache/sglang",
+    "/var/cache/sglang-precompile",
+    "/var/cache/minimax-metal-weights",
+    "/var/cache/minimax-metal",
+)
+USERS = ("sglang", "sglang-weights", "sglang-share", "sglang-precompile")
+"""Of the services, each with a group of the same name; they stay while files of theirs do."""
 DRIVER = (
     "/etc/apt/sources.list.d/minimax-metal-nvidia.sources",
     "/etc/apt/keyrings/minimax-metal-nvidia.asc",
@@ -77,7 +84,7 @@ class Removal:
         paths: files and directories that are deleted.
         packages: packages that are purged.
         unmasked: units that role model_weights masked; they may be started again, and stay off.
-        users: users that go, with the group of the same name; the engine's stays while files of its do.
+        users: users that go, with the group of the same name; they stay while files of theirs do.
         kept: one line for each thing that stays, with the variable that would remove it.
     """
 
@@ -177,7 +184,7 @@ def removal(
         users=tuple(
             name
             for name, goes in (
-                ("sglang", len(doomed) == len(stored) and bool(wishes.get("caches"))),
+                *((user, len(doomed) == len(stored) and bool(wishes.get("caches"))) for user in USERS),
                 ("sglang-gateway", gateway),
             )
             if goes
