@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.plan.adapter import plan_from_variables, refusal_lines, role_options
+from minimax_metal.plan.adapter import (
+    plan_from_variables,
+    raw_facts_of,
+    refusal_lines,
+    role_options,
+    unread_plan,
+)
 from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.text import plan_lines
 from minimax_metal.service.unit import command_lines, quote_assignment
@@ -59,9 +65,11 @@ class FilterModule:
         return {
             "metal_plan": metal_plan,
             "metal_plan_lines": plan_lines,
+            "metal_raw_facts": raw_facts_of,
             "metal_role_prefixes": metal_role_prefixes,
             "metal_refusals": metal_refusals,
             "metal_driver_state": metal_driver_state,
+            "metal_unread_plan": unread_plan,
             "metal_unit_quote": quote_assignment,
             "metal_unit_command": command_lines,
         }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minimax_metal.catalog import load_catalog
 from minimax_metal.plan import Settings, parse_facts, plan
+from minimax_metal.plan.adapter import raw_facts_of, unread_plan
 from minimax_metal.plan.fit import spread_problems
 from tests.unit.plan_helpers import codes, decide, facts, flag, raw_host, warned
 
@@ -617,3 +619,39 @@ def test_a_plan_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         decide("H20", 4, model="M2.5").host = "x"  # type: ignore[misc]  # the point of the test
     assert facts().reachable
+
+
+def test_a_host_that_answers_with_a_failure_is_refused_by_its_cause() -> None:
+    """ansible/awx#2319, ansible/ansible#31694: sudo that asks is no wrong address."""
+    failed = {"failed": True, "msg": "Missing sudo password"}
+    probe = {"stdout": "python3=/usr/bin/python3 sudo=/usr/bin/sudo uid=1000\n"}
+    raw = raw_facts_of(probe, failed, "192.0.2.1", "ops")
+    (refusal,) = host_plan(raw, model="M2.5").refusals
+    assert refusal.code == "sudo-password"
+    assert "ops ALL=" in refusal.remedy
+    gone = raw_facts_of(
+        {"unreachable": True, "msg": "ssh: connect to host h port 22: No route to host"}, {}, "h"
+    )
+    assert codes(host_plan(gone, model="M2.5")) == {"unreachable"}
+    # A login that is answered by a sentence, as cloud images do for root.
+    told = raw_facts_of(
+        {
+            "rc": 142,
+            "failed": True,
+            "stdout": 'Please login as the user "debian" rather than the user "root".',
+        },
+        {},
+    )
+    assert codes(host_plan(told, model="M2.5")) == {"ssh-login"}
+    assert raw_facts_of(probe, {"facts": {"reachable": True}}) == {"reachable": True}
+    assert raw_facts_of(probe, {"skipped": True})["probe"].startswith("python3=")
+
+
+def test_variables_that_can_not_be_decrypted_refuse_the_host(tmp_path: Path) -> None:
+    (tmp_path / "group_vars").mkdir()
+    (tmp_path / "group_vars" / "vault.yml").write_text("$ANSIBLE_VAULT;1.1;AES256\n3338\n")
+    said = "Attempt to use undecryptable variable: Attempting to decrypt but no vault secrets found."
+    plan = unread_plan({"msg": said}, "gpu01", [str(tmp_path)])
+    assert not plan["fits"]
+    assert "group_vars/vault.yml" in plan["refusals"][0]["found"]
+    assert "ANSIBLE_VAULT_PASSWORD_FILE" in plan["refusals"][0]["remedy"]

@@ -16,6 +16,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from minimax_metal.fleet.events import Run
+from minimax_metal.plan.connection import AWAY
 
 
 class Exit(IntEnum):
@@ -53,7 +54,8 @@ def exit_status(returned: int, run: Run, *, stopped: bool) -> Exit:
     refused = failed and not changed and all(failure.stage == "preflight" for failure in failed)
     if refused:
         lines = [line for failure in failed for line in failure.lines]
-        return Exit.UNREACHABLE if all(": unreachable: " in line for line in lines) else Exit.REFUSED
+        away = all(any(f": {code}: " in line for code in AWAY) for line in lines)
+        return Exit.UNREACHABLE if away else Exit.REFUSED
     if returned == ANSIBLE_UNREACHABLE or (not failed and any(one.unreachable for one in run.hosts.values())):
         return Exit.UNREACHABLE
     return Exit.FAILED

@@ -13,12 +13,15 @@ import yaml
 
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
 from minimax_metal.errors import UserError
+from minimax_metal.plan.connection import trouble_of
 from minimax_metal.plan.core import plan, refused_plan, setting_refusals
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.gateway import Options, gateway_plan
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
+from minimax_metal.plan.project import find_project
 from minimax_metal.plan.setting_values import role_problems
 from minimax_metal.plan.settings import Settings, find_unknown
+from minimax_metal.plan.vault import encrypted_files
 
 
 def plan_from_variables(
@@ -78,10 +81,46 @@ def _unreadable(error: UserError) -> Refusal:
     return Refusal("file", str(error), "files that can be read", "fix the path or the file")
 
 
+def raw_facts_of(
+    probe: Mapping[str, Any], collected: Mapping[str, Any], host: str = "", user: str = ""
+) -> dict[str, Any]:
+    """The raw facts of a host, from the results of the two tasks that read it.
+
+    Args:
+        probe: of a shell's look at Python, sudo and the uid.
+        collected: of the facts module; skipped where the probe did not find what it needs.
+        host: what is typed to reach it.
+        user: who logs in; empty where nobody said.
+    """
+    if isinstance(collected.get("facts"), Mapping):
+        return dict(collected["facts"])
+    shell = str(probe.get("stdout") or "")
+    away = {"reachable": False, "host": host, "user": user}
+    # Of a probe that failed, the task after it was not asked: what was registered last is the failure.
+    failed = collected if collected.get("failed") else probe
+    if probe.get("unreachable") or "python3=" not in shell:
+        return {**away, "answer": {**probe, **failed}}
+    if collected.get("skipped"):
+        return {"reachable": True, "probe": shell}
+    return {**away, "answer": dict(collected)}
+
+
+def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str] = ()) -> dict[str, Any]:
+    """The plan of a host whose variables Ansible could not read, as it said in ``answer``.
+
+    ``inventories`` are looked at for the files that hold encrypted variables, where that is the cause.
+    """
+    refusal = trouble_of(answer, host).refusal()
+    files = encrypted_files(inventories) if refusal.code == "vault-password" else []
+    if files:
+        refusal = replace(refusal, found=f"{refusal.found}, in {', '.join(files)}")
+    return refused_plan(host, [refusal]).as_dict()
+
+
 def roles_directory() -> Path | None:
-    """The project's roles, beside the package's sources; none where only the package is installed."""
-    roles = Path(__file__).resolve().parents[3] / "roles"
-    return roles if roles.is_dir() else None
+    """The project's roles; none where only the hosts' part of the package is installed."""
+    root = find_project()
+    return root / "roles" if root else None
 
 
 def gateway_from_variables(

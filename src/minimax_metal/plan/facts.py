@@ -7,7 +7,8 @@ directories under the weights directory, so that weights already there need no r
 ``engine_environments`` (a list of the directories of engine environments), ``port_owners`` ({port:
 {program, unit}}), ``gpu_users`` ([{program, unit, gpu_uuid, memory}], nvidia-smi's compute processes) and
 ``unanswered`` ({what: why} of programs and directories that did not answer in time). A host that could not be
-read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``.
+read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``; one that could not be
+read at all brings ``answer``, Ansible's result, with ``host`` and ``user`` as they are typed.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 from minimax_metal.common.nvidia_smi import MIB, mib
 from minimax_metal.common.text import one_line
+from minimax_metal.plan.connection import Trouble, trouble_of
 from minimax_metal.plan.gpu_facts import LostGpu, SmiGpu, lines, read_smi, version
 
 __all__ = ("UNREACHABLE", "Disk", "HostFacts", "LostGpu", "Occupant", "SmiGpu", "parse_facts")
@@ -110,6 +112,8 @@ class HostFacts:
     is_root: bool | None = None
     sudo: bool | None = None
     """Whether there is a way to root; known only where the host could not be read further."""
+    trouble: Trouble | None = None
+    """Why it could not be read, where Ansible, SSH or sudo said so."""
 
 
 UNREACHABLE = HostFacts(reachable=False)
@@ -118,8 +122,13 @@ UNREACHABLE = HostFacts(reachable=False)
 def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
     """Facts from the raw dictionary of the facts module; none or ``reachable: false`` is unreachable.
 
-    A host may be broken or hostile: its answer has any shape and size, and is bounded here.
+    A host may be broken or hostile: its answer has any shape and size, and is bounded here. A host that could
+    not be read has what Ansible answered instead, as ``answer``.
     """
+    if isinstance(raw, Mapping) and isinstance(raw.get("answer"), Mapping):
+        answer = raw["answer"]
+        names = (_text(raw.get("host")) or "", _text(raw.get("user")) or "")
+        return HostFacts(reachable=False, trouble=trouble_of(answer, *names))
     if not isinstance(raw, Mapping) or not raw.get("reachable", True):
         return UNREACHABLE
     release = _os_release(raw.get("os_release"))

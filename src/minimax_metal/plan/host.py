@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Catalog, Gpu, Platform
+from minimax_metal.plan.connection import trouble_in
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.gpu_state import (
@@ -46,12 +47,8 @@ class Board:
 def check_host(facts: HostFacts, found: Findings) -> bool:
     """Whether the host could be read at all; says what stands in the way."""
     if not facts.reachable:
-        found.refuse(
-            "unreachable",
-            "no answer over SSH",
-            "a host that Ansible can reach",
-            "check its address, the SSH key and that Python 3 and sudo are there",
-        )
+        trouble = facts.trouble or trouble_in("", unreachable=True)
+        found.refuse(trouble.code, trouble.found, trouble.needed, trouble.remedy)
         return False
     if facts.what_if:
         return True

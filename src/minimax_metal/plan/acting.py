@@ -1,0 +1,65 @@
+"""Nothing done is not success: whether a run has hosts to act on, and tags that match something. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
+
+BUILT_IN: Final = frozenset({"all", "ungrouped"})
+SPECIAL_TAGS: Final = frozenset({"all", "always", "never", "tagged", "untagged"})
+
+
+def no_hosts(
+    wanted: Sequence[str],
+    groups: Mapping[str, Collection[str]],
+    within: Collection[str] | None = None,
+    *,
+    limit: str = "",
+    inventories: Sequence[str] = (),
+) -> str:
+    """Return why a run has nothing to act on, in one line; empty where it has.
+
+    Args:
+        wanted: names of groups; one host in one of them is enough.
+        groups: hosts of every group of the inventory.
+        within: hosts that ``--limit`` leaves; None without a limit.
+        limit: what was typed behind ``--limit``.
+        inventories: as typed behind ``-i``.
+    """
+    where = ", ".join(inventories) or "the inventory"
+    name = " or ".join(wanted)
+    there = [host for group in wanted for host in groups.get(group, ())]
+    left = [host for host in there if within is None or host in within]
+    if left:
+        return ""
+    known = sorted(group for group, hosts in groups.items() if group not in BUILT_IN and hosts)
+    named = f"its groups with hosts: {', '.join(known)}" if known else "it has no group with hosts"
+    if there:
+        hosts = ", ".join(sorted(there)[:8]) + (", …" if len(there) > 8 else "")
+        return (
+            f"found no host of group {name} within --limit {limit}, expected at least one of {hosts}; "
+            "fix --limit: nothing was done"
+        )
+    near = difflib.get_close_matches(wanted[0], known, n=1, cutoff=0.6)
+    empty = [group for group in wanted if group in groups]
+    what = f"group {' and '.join(empty)} without a host" if empty else f"no group {name}"
+    hint = f"did you mean {near[0]} to be {wanted[0]}? " if near else ""
+    return (
+        f"found {what} in {where} ({named}), expected at least one host in it; {hint}"
+        "add hosts to the group, or name another inventory with -i: nothing was done"
+    )
+
+
+def unknown_tags(wanted: Iterable[str], known: Collection[str], *, option: str = "--tags") -> str:
+    """Return which tags match nothing, with the nearest that exist; empty where each matches something."""
+    missing = sorted({tag for tag in wanted if tag not in known and tag not in SPECIAL_TAGS})
+    if not missing:
+        return ""
+    near = {tag: difflib.get_close_matches(tag, sorted(known), n=1, cutoff=0.5) for tag in missing}
+    hints = [f"did you mean {found[0]} for {tag}?" for tag, found in near.items() if found]
+    return (
+        f"found {option} {', '.join(missing)}, which no task has; "
+        f"expected some of {', '.join(sorted(known))}; "
+        f"{' '.join([*hints, 'fix the tag'])}: nothing was done"
+    )

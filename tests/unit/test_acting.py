@@ -1,0 +1,112 @@
+"""Nothing done is not success: no hosts, an empty group, a limit that leaves none, tags that no task has."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from minimax_metal.plan.acting import no_hosts, unknown_tags
+from minimax_metal.plan.ansible_programs import program
+from minimax_metal.plan.tags import tags_of
+
+REPOSITORY = Path(__file__).parents[2]
+PLAYBOOKS = sorted((REPOSITORY / "playbooks").glob("*.yml"))
+
+
+def test_a_missing_group_is_named_with_those_that_exist() -> None:
+    groups = {"all": ["a"], "ungrouped": [], "gpu_host": ["gpu01"], "gateway_hosts": ["gw01"], "empty": []}
+    said = no_hosts(["gpu_hosts"], groups, inventories=["my-fleet"])
+    assert "no group gpu_hosts in my-fleet" in said
+    assert "gateway_hosts, gpu_host)" in said
+    assert "did you mean gpu_host" in said
+    assert "empty" not in said
+    assert "without a host" in no_hosts(["gpu_hosts"], {"gpu_hosts": []})
+
+
+def test_a_limit_that_leaves_none_is_named_with_the_hosts_there_are() -> None:
+    groups = {"gpu_hosts": [f"gpu{number:02}" for number in range(1, 20)]}
+    said = no_hosts(["gpu_hosts"], groups, [], limit="gw01")
+    assert "--limit gw01" in said
+    assert "gpu08, …" in said
+    assert no_hosts(["gpu_hosts"], groups, ["gpu07"], limit="gpu07") == ""
+    assert no_hosts(["gpu_hosts", "cache_hosts"], {"cache_hosts": ["c"]}) == ""
+
+
+def test_a_tag_that_no_task_has_is_named_with_the_nearest() -> None:
+    known = {"sglang_service", "post_check"}
+    said = unknown_tags(["sglang_servise", "always", "post_check"], known)
+    assert "did you mean sglang_service for sglang_servise?" in said
+    assert "post_check, sglang_service" in said
+    assert unknown_tags(["post_check", "all", "untagged"], known) == ""
+
+
+def test_tags_are_read_through_imports_and_roles() -> None:
+    roles = REPOSITORY / "roles"
+    site = tags_of(REPOSITORY / "site.yml", roles)
+    assert {"always", "model_weights", "post_check", "sglang_gateway", "artefact_cache"} <= site
+    assert "drain" not in site
+    rollout = tags_of(REPOSITORY / "playbooks" / "rollout.yml", roles)
+    assert {"rollout", "drain", "stop", "undrain", "soak", "rollback", "release_record"} <= rollout
+
+
+def play(*words: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [program("ansible-playbook"), *words],
+        cwd=REPOSITORY,
+        env=os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("inventory", ["nope", "others"])
+def test_every_playbook_refuses_an_inventory_without_its_hosts(tmp_path: Path, inventory: str) -> None:
+    """With plain ansible-playbook; before, all of them ended with 0."""
+    path = tmp_path / inventory
+    if inventory == "others":
+        path.write_text("[gpu_hosts]\n[web_hosts]\nw1 ansible_connection=local\n")
+    names = [str(REPOSITORY / "site.yml"), *map(str, PLAYBOOKS)]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda name: play(name, "-i", str(path)), names))
+    for name, (status, said) in zip(names, answers, strict=True):
+        assert status != 0, name
+        assert "nothing was done" in said, name
+        assert ("web_hosts" in said) == (inventory == "others"), name
+
+
+def test_a_limit_and_a_tag_are_refused_by_ansible_playbook(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.yml"
+    path.write_text(
+        "gpu_hosts: {hosts: {gpu01: {ansible_connection: local}}}\n"
+        "gateway_hosts: {hosts: {gw01: {ansible_connection: local}}}\n"
+    )
+    status, said = play("site.yml", "-i", str(path), "--limit", "gw*")
+    assert status != 0
+    assert "no host of group gpu_hosts within --limit gw*" in said
+    status, said = play("site.yml", "-i", str(path), "--tags", "post_chek")
+    assert status != 0
+    assert "did you mean post_check for post_chek?" in said
+    # What only reads the playbook is left alone.
+    status, said = play("site.yml", "-i", "nope", "--syntax-check")
+    assert status == 0, said
+
+
+def test_a_gateway_is_optional_in_the_site_and_is_all_of_its_own_playbook(tmp_path: Path) -> None:
+    path = tmp_path / "hosts.yml"
+    path.write_text("gpu_hosts: {hosts: {gpu01: {ansible_connection: local}}}\n")
+    wrapper = tmp_path / "part.yml"
+    gateway = REPOSITORY / "playbooks" / "gateway.yml"
+    wrapper.write_text(
+        f"- ansible.builtin.import_playbook: {gateway}\n  vars:\n    __metal_needed: [gpu_hosts]\n"
+    )
+    assert play(str(wrapper), "-i", str(path))[0] == 0
+    status, said = play(str(gateway), "-i", str(path))
+    assert status != 0
+    assert "no group gateway_hosts" in said
