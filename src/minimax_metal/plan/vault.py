@@ -98,10 +98,8 @@ def masked(value: Any, secrets: Sequence[str]) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(masked(one, secrets) for one in value)
     if is_dataclass(value) and not isinstance(value, type):
-        changes = {
-            field.name: masked(getattr(value, field.name), secrets) for field in fields(value) if field.init
-        }
-        return replace(value, **changes)
+        names = [field.name for field in fields(value) if field.init]
+        return replace(value, **{name: masked(getattr(value, name), secrets) for name in names})
     return value
 
 
