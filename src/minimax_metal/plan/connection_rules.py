@@ -276,7 +276,7 @@ _NETWORK: Final = (
 )  # fmt: skip
 
 _INVENTORY: Final = (
-    _rule("host-timeout", r"expected time frame \((?P<seconds>\d{1,6})\)|did not answer within (?P<seconds2>\d{1,6}) s",
+    _rule("host-timeout", r"expected time frame \((?P<seconds>\d{1,6})\)|did not answer within (?P<seconds2>\d{1,6}) s|Timed out after (?P<seconds3>\d{1,6}) second",
           "a host that did not answer in {seconds} s and was left out", "an answer in time",
           "log in there and see what hangs (dmesg, ps axo stat,cmd: state D); metal_host_timeout_seconds gives it longer"),
     _rule("sudo-failed", r"^sudo(?:-rs)?: (?P<why>[^\n]{1,200})",
