@@ -402,7 +402,7 @@ def lan(bench: Bench, mbit: int | None, rounds: int) -> tuple[float, float]:
                 raise SystemExit("the request shares nothing")
             headers = {
                 "X-Share-Expires": str(expires),
-                "X-Share-Signature": signature(share.secret(), expires, path, second.address),
+                "X-Share-Signature": signature(share.secrets()[0], expires, path, second.address),
             }
             command = [*second.prefix, "curl", "-sS", "--fail", "-o", str(taker.folder / "curl.out")]
             command += [word for name_of, value in headers.items() for word in ("-H", f"{name_of}: {value}")]

@@ -230,7 +230,7 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         assert found[0].pull.wait(timeout=200) == 0
         share = found[0].request.share
         assert share is not None
-        secret, port = share.secret(), share.port
+        secret, port = share.secrets()[0], share.port
         now = int(time.time())
 
         def status(path: str, headers: dict[str, str]) -> int:
@@ -250,12 +250,12 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         assert status("/etc/passwd", signed("/etc/passwd", now + 60)) == 404
         assert status("/manifest", signed("/manifest", now + 60)) == 200
 
-        line = Line(Peer("gpu00", ADDRESS, port), secret, skew=-100_000.0)
+        line = Line(Peer("gpu00", ADDRESS, port), [secret], skew=-100_000.0)
         assert b'"schema"' in line.get("/manifest").content, "a clock that is wrong is allowed for"
         with pytest.raises(AbsentError):
             line.get("/log")
         with pytest.raises(DeniedError, match="gpu00 does not take this host for one of its fleet"):
-            Line(Peer("gpu00", ADDRESS, port), "e" * 64).get("/manifest")
+            Line(Peer("gpu00", ADDRESS, port), ["e" * 64]).get("/manifest")
 
         # A host with another secret is alone, and says why.
         other = tmp_path / "other"

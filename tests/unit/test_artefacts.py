@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import commands, errors, follow, pull
+from minimax_metal.artefacts import commands, errors, follow, progress, publish, pull, watch
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.fetch import Attempt, Journal
 from minimax_metal.artefacts.follow import AwaitError, UnitState
@@ -211,7 +211,7 @@ def test_a_verified_file_is_not_read_again(tmp_path: Path, model: Path) -> None:
 def test_order_of_the_system_calls(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = request_for(tmp_path, model)
     calls: list[tuple[str, str]] = []
-    real_sync, real_rename = pull.sync, Path.rename
+    real_sync, real_rename = publish.sync, Path.rename
 
     def sync(path: Path) -> None:
         calls.append(("sync", str(path)))
@@ -221,7 +221,7 @@ def test_order_of_the_system_calls(tmp_path: Path, model: Path, monkeypatch: pyt
         calls.append(("rename", str(target)))
         return real_rename(path, target)
 
-    monkeypatch.setattr(pull, "sync", sync)
+    monkeypatch.setattr(publish, "sync", sync)
     monkeypatch.setattr(Path, "rename", rename)
     run_pull(request)
     at = calls.index(("rename", str(request.path)))
@@ -247,7 +247,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     class Usage:
         free = size
 
-    monkeypatch.setattr(pull.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: Usage)
 
 
 def test_a_disk_too_small_is_refused_before_the_source_is_asked(
@@ -261,11 +261,11 @@ def test_a_disk_too_small_is_refused_before_the_source_is_asked(
 def test_a_disk_too_small_by_what_the_source_lists(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free(monkeypatch, pull.SPARE_BYTES + 100_000)
+    free(monkeypatch, progress.SPARE_BYTES + 100_000)
     request = request_for(tmp_path, model)
     with pytest.raises(NoSpaceError, match="free, the model needs another"):
         run_pull(request)
-    free(monkeypatch, pull.SPARE_BYTES + 10**9)
+    free(monkeypatch, progress.SPARE_BYTES + 10**9)
     run_pull(request)
     assert tree(request.path) == CONTENT
 
@@ -623,19 +623,19 @@ def test_the_root_of_an_error_is_said() -> None:
 
 
 def test_progress_line(tmp_path: Path) -> None:
-    watch = pull.Watch(request_for(tmp_path, tmp_path), Source("directory", path=tmp_path), QUICK, None)  # type: ignore[arg-type]  # says nothing here
-    watch.total, watch.files = 1000, 3
-    watch.have = 412
-    assert watch.describe() == "41.2 % (412 B of 1.0 kB)"
-    watch.have = 400
-    watch.samples.extend([(0.0, 0), (1.0, 400)])
-    assert watch.describe() == "40.0 % (400 B of 1.0 kB)", "a second says little about a rate"
-    watch.samples.append((2.0, 400))
-    assert watch.describe() == "40.0 % (400 B of 1.0 kB), 200 B/s, 3 s left"
-    watch.have = 1200
-    assert watch.describe() == "100 % of 1.0 kB, verifying 3 files"
-    watch.total, watch.have = 10**12, 10**12 - 1
-    assert watch.describe().startswith("99.9 %"), "100 % is said when it is true"
+    it = watch.Watch(request_for(tmp_path, tmp_path), Source("directory", path=tmp_path), QUICK, None)  # type: ignore[arg-type]  # says nothing here
+    it.total, it.files = 1000, 3
+    it.have = 412
+    assert it.describe() == "41.2 % (412 B of 1.0 kB)"
+    it.have = 400
+    it.samples.extend([(0.0, 0), (1.0, 400)])
+    assert it.describe() == "40.0 % (400 B of 1.0 kB)", "a second says little about a rate"
+    it.samples.append((2.0, 400))
+    assert it.describe() == "40.0 % (400 B of 1.0 kB), 200 B/s, 3 s left"
+    it.have = 1200
+    assert it.describe() == "100 % of 1.0 kB, verifying 3 files"
+    it.total, it.have = 10**12, 10**12 - 1
+    assert it.describe().startswith("99.9 %"), "100 % is said when it is true"
 
 
 @pytest.mark.parametrize(

@@ -363,9 +363,8 @@ def test_the_kernel_is_asked_in_the_right_order(hub: Hub, tmp_path: Path) -> Non
         # Flushed under its name, or under the one it came in by.
         assert {f"{staging}/{path}", moved.get(f"{staging}/{path}")} & flushed, path
     assert {staging, f"{staging}/figures", f"{staging}/{FOLDER}"} <= flushed
-    assert f"{staging}/{FOLDER}/.manifest.json.new" in flushed, (
-        "the manifest's bytes are there before its name"
-    )
+    scratch = moved[f"{staging}/{FOLDER}/manifest.json"]
+    assert scratch in flushed, "the manifest's bytes are there before its name"
     assert ("sync", str(request.path.parent), "") in events[published:]
     # Nothing else is renamed to the final name, before or after.
     assert [new for kind, _, new in events if kind == "rename"].count(str(request.path)) == 1

@@ -154,7 +154,7 @@ def test_a_piece_is_taken_from_who_announced_it() -> None:
 def test_a_busy_host_is_asked_again_later() -> None:
     it = board()
     it.announced(B, ("key0", 3), "abc", 0, B, 0.0)
-    it.busy(B, 2.0)
+    it.busy(Offer(("key0", 3), B, "abc", B), 2.0, 0.0)
     assert it.next_offer(1.0) is None
     assert it.next_offer(3.0) is not None
 

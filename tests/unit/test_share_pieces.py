@@ -14,7 +14,7 @@ import pytest
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
 from minimax_metal.artefacts.part import Part
 from minimax_metal.artefacts.request import Request
-from minimax_metal.artefacts.share import members, server
+from minimax_metal.artefacts.share import keys, members, server
 from minimax_metal.artefacts.share.log import Log, Reader, parse_listing, write_listing
 from minimax_metal.artefacts.share.peers import signature
 from minimax_metal.artefacts.share.pieces import PieceFile, count, key_of
@@ -136,7 +136,7 @@ def test_what_a_pull_without_sharing_left_is_taken_up(tmp_path: Path) -> None:
 
 
 def test_a_log_is_read_as_it_grows(tmp_path: Path) -> None:
-    log, reader = Log(tmp_path, "gpu01", PART), Reader()
+    log, reader = Log(tmp_path, "gpu01", PART, [SECRET]), Reader("gpu01", [SECRET])
     log.post(["claim", "k", 0, 0, 0])
     content = log.path.read_bytes()
     first = reader.feed(content, 0)
@@ -152,20 +152,21 @@ def test_a_log_is_read_as_it_grows(tmp_path: Path) -> None:
     assert reader.feed(content[reader.offset - 1 :], reader.offset - 1) == []
 
 
-def test_another_log_in_the_same_place_is_noticed() -> None:
-    reader = Reader()
-    reader.feed(b'\n{"boot":"a"}\n["file","k"]\n', 0)
+def test_another_log_in_the_same_place_is_noticed(tmp_path: Path) -> None:
+    reader = Reader("gpu01", [SECRET])
+    log = Log(tmp_path, "gpu01", PART, [SECRET])
+    reader.feed(log.path.read_bytes(), 0)
     assert reader.feed(b'x"]\n', reader.offset - 1) is None
     assert reader.offset == 0
 
 
 def test_a_line_that_a_crash_cut_off_spoils_no_other(tmp_path: Path) -> None:
-    log = Log(tmp_path, "gpu01", PART)
+    log = Log(tmp_path, "gpu01", PART, [SECRET])
     with log.path.open("ab") as file:
         file.write(b'["have","k"')
-    again = Log(tmp_path, "gpu01", PART)
+    again = Log(tmp_path, "gpu01", PART, [SECRET])
     again.post(["file", "k"])
-    lines = Reader().feed(log.path.read_bytes(), 0)
+    lines = Reader("gpu01", [SECRET]).feed(log.path.read_bytes(), 0)
     assert lines is not None
     assert [line for line in lines if isinstance(line, list)] == [["file", "k"]]
     assert len([line for line in lines if isinstance(line, dict)]) == 2
@@ -177,10 +178,9 @@ def test_a_listing_goes_to_other_hosts_and_back(tmp_path: Path) -> None:
         (Entry("b", 3, git_oid="1" * 40), "1" * 40),
         (Entry("c", 4), None),
     ]
-    write_listing(tmp_path, files, "main")
-    found, revision = parse_listing(
-        json.loads((tmp_path / FOLDER / "share" / "listing.json").read_text(encoding="utf-8"))
-    )
+    write_listing(tmp_path, files, "main", "gpu01", [SECRET])
+    sealed = (tmp_path / FOLDER / "share" / "listing").read_bytes()
+    found, revision = parse_listing(json.loads(keys.unseal([SECRET], "listing", "gpu01", sealed)))
     assert found == files
     assert revision == "main"
     with pytest.raises(UserError, match="outside the model directory"):
@@ -221,7 +221,7 @@ def test_a_path_that_would_mean_something_to_nginx_is_refused(tmp_path: Path) ->
     assert share is not None
     strange = Request(Path("/srv/$uri/r"), "n", request.sources, share=share)
     with pytest.raises(UserError, match="model_weights_share"):
-        server.configuration(strange, share, SECRET, tmp_path, [])
+        server.configuration(strange, share, [SECRET], tmp_path, [])
 
 
 def test_the_secret_is_in_no_representation(tmp_path: Path) -> None:
@@ -260,15 +260,15 @@ def test_a_missing_or_wrong_secret_is_one_line(tmp_path: Path, monkeypatch: pyte
     share = Share.parse({"me": "a", "peers": [{"name": "b", "address": "x"}], "piece_bytes": str(PIECE)})
     assert share is not None
     with pytest.raises(UserError, match="start the pull by its unit"):
-        share.secret()
+        share.secrets()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", os.fspath(tmp_path))
     with pytest.raises(UserError, match="cannot read the fleet's secret"):
-        share.secret()
+        share.secrets()
     (tmp_path / "share").write_text("short\n")
     with pytest.raises(UserError, match="holds no secret"):
-        share.secret()
+        share.secrets()
     (tmp_path / "share").write_text(SECRET + "\n")
-    assert share.secret() == SECRET
+    assert share.secrets() == (SECRET,)
 
 
 def test_the_hosts_of_a_run_with_the_same_model_are_peers() -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import shutil
 import stat
@@ -34,7 +33,7 @@ from typing import Final
 from minimax_metal.artefacts.check import workers_by_default
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.fetch import Journal
-from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, Manifest, sync, verify
+from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, sync, verify
 from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.sources import Listing, open_source
 from minimax_metal.common.privileges import files_as, untrusted_owner
@@ -189,18 +188,14 @@ def may_link(status: os.stat_result) -> bool:
 def listing_of(request: Request) -> tuple[Listing | None, str]:
     """Return what has to be there, as the first source that answers states it, and where that is from.
 
-    The manifest file that the request names comes first; without either, a line that says why.
+    The request's proof, or the manifest file that it names, comes first. Without an answer: the reasons.
 
     Raises:
         UserError: the manifest file cannot be read.
     """
-    if request.manifest is not None:
-        try:
-            raw = json.loads(request.manifest.read_text(encoding="utf-8"))
-            manifest = Manifest.parse(raw)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"cannot read the manifest {request.manifest}: {error}") from error
-        return Listing(manifest.files, manifest.revision), str(request.manifest)
+    stated = request.stated()
+    if stated is not None:
+        return Listing(stated.files, stated.revision), str(stated)
     reasons = []
     for source in request.sources:
         try:

@@ -40,7 +40,7 @@ from minimax_metal.artefacts.pull import (
     RefusedError,
     Reporter,
     adopt_only,
-    other_revision,
+    differs,
     pull,
     spell_bytes,
 )
@@ -237,8 +237,8 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
     if manifest is None:
         print(f"{request.path}: not there, or not verified by metal")
         return EXIT_INCOMPLETE
-    if other_revision(request, manifest):
-        print(f"{request.path}: holds revision {manifest.revision}, another one is asked for")
+    if (why := differs(request, manifest)) is not None:
+        print(f"{request.path}: {why}")
         return EXIT_INCOMPLETE
     absent = missing(request.path, manifest)
     for line in absent:

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TextIO
 
+from minimax_metal.artefacts.bound import Bound
 from minimax_metal.artefacts.errors import SourceError, one_line, transport_error
 from minimax_metal.artefacts.manifest import (
     FOLDER,
@@ -37,6 +38,7 @@ from minimax_metal.artefacts.manifest import (
     verify,
 )
 from minimax_metal.artefacts.part import Part
+from minimax_metal.artefacts.proof import Proof
 from minimax_metal.artefacts.request import Source
 from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.artefacts.sources import Listing, Origin, open_source
@@ -196,7 +198,8 @@ class Attempt:
                 f"the source lacks {len(absent)} file(s) that its index names, e.g. {absent[0]}",
                 permanent=True,
             )
-        Manifest(name, listing.revision, source, tuple(done.values())).write(self.staging)
+        record = self.origin.record() if isinstance(self.origin, Bound) else {}
+        Manifest(name, listing.revision, source, tuple(done.values()), record).write(self.staging)
         return listing.revision
 
     def _listing(self) -> Listing:
@@ -417,7 +420,13 @@ def main() -> int:
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     source = Source.parse(job["source"])
     try:
-        origin = open_source(source, float(job.get("stall", 60.0)))
+        proof = None if job.get("proof") is None else Proof.parse(job["proof"])
+        origin = Bound(
+            open_source(source, float(job.get("stall", 60.0))),
+            source,
+            proof,
+            accept_unhashed=bool(job.get("accept_unhashed")),
+        )
     except UserError as error:
         events.write(
             json.dumps({"event": "failed", "reason": one_line(error), "permanent": True, "space": False})
@@ -433,6 +442,7 @@ def main() -> int:
     }
     share = Share.parse(job.get("share"))
     attempt = Attempt(origin, staging, events, **knobs)
+    origin.note = lambda text: attempt.say("note", text=text)
     if share is not None:
         try:
             attempt = shared(origin, staging, events, share, float(job.get("stall", 60.0)), knobs)
@@ -442,7 +452,7 @@ def main() -> int:
 
 
 def shared(
-    origin: Origin, staging: Path, events: TextIO, share: Share, stall: float, knobs: Mapping[str, Any]
+    origin: Bound, staging: Path, events: TextIO, share: Share, stall: float, knobs: Mapping[str, Any]
 ) -> Attempt:
     """Return an attempt that other hosts take part in.
 
@@ -452,7 +462,7 @@ def shared(
     # Not at the top: it is built on this module.
     from minimax_metal.artefacts.share.swarm import SharedAttempt
 
-    return SharedAttempt(origin, staging, events, share=share, secret=share.secret(), stall=stall, **knobs)
+    return SharedAttempt(origin, staging, events, share=share, secrets=share.secrets(), stall=stall, **knobs)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The manifest of a model directory: what has to be there, and the proof that it is.
 
-Kept inside the directory as ``.minimax-metal/manifest.json``. Sizes are in bytes. ``sha256`` comes from the
-hub's own metadata where it states one (``stated`` true); otherwise it was computed here after the file had
-passed what the hub does state: its size and, on Hugging Face, the git object id of small files.
+Kept inside the directory as ``.minimax-metal/manifest.json``. Sizes are in bytes. ``sha256`` is what the
+bytes on this host have. ``stated`` says that the statement which the pull was held to (:mod:`.proof`) names
+that hash itself; ``git_oid`` is the git object id that it names for a small file instead. ``proof`` says who
+made that statement, and who asked for it when.
 """
 
 from __future__ import annotations
@@ -10,18 +11,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from minimax_metal.common.files import read_bounded, write_atomic
+from minimax_metal.common.text import has_controls, one_line
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
 FOLDER: Final = ".minimax-metal"
 FILE: Final = "manifest.json"
 INDEX: Final = "model.safetensors.index.json"
+MOST_BYTES: Final = 64 << 20
+"""Of a manifest or a listing: a model of 10,000 files has one of 2 MB."""
+MOST_FILES: Final = 100_000
+MOST_SIZE: Final = 1 << 46
+"""Bytes of one file, 70 TB. A larger number is a mistake or an attack, and nothing is computed with it."""
 _BLOCK: Final = 1 << 20
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+_GIT: Final = re.compile("[0-9a-f]{40}")
 
 
 class DamagedFileError(Exception):
@@ -51,8 +62,22 @@ class Entry:
             or "\0" in self.path
         ):
             raise UserError(
-                f"the source lists a file {self.path!r} outside the model directory; do not trust it"
+                f"the source lists a file {one_line(self.path, 200)!r} outside the model directory; do not "
+                "trust it"
             )
+        if has_controls(self.path) or len(self.path) > 1000:
+            raise UserError(
+                f"the source lists a file with control characters or more than 1000 characters in its name, "
+                f"{one_line(self.path, 100)!r}; do not trust it"
+            )
+        if not 0 <= self.size <= MOST_SIZE:
+            raise UserError(f"the source says that {self.path} has {self.size} bytes; do not trust it")
+        for found, form in ((self.sha256, _SHA256), (self.git_oid, _GIT)):
+            if found is not None and form.fullmatch(found) is None:
+                raise UserError(
+                    f"the source states {one_line(found, 80)!r} as a hash of {self.path}; expected "
+                    "lower-case hexadecimal digits"
+                )
         if parts.parts[0] == FOLDER:
             raise UserError(f"the source lists {self.path!r}, a name this project keeps for itself")
 
@@ -65,6 +90,8 @@ class Manifest:
     revision: str | None
     source: Mapping[str, Any]
     files: tuple[Entry, ...]
+    proof: Mapping[str, Any] = field(default_factory=dict)
+    """Who states what the files are (:attr:`.proof.Proof.about`); {} in manifests of older versions."""
 
     @property
     def bytes(self) -> int:
@@ -79,8 +106,10 @@ class Manifest:
             "revision": self.revision,
             "source": dict(self.source),
             "bytes": self.bytes,
+            "proof": dict(self.proof),
             "files": [
                 {"path": entry.path, "size": entry.size, "sha256": entry.sha256, "stated": entry.stated}
+                | ({"git_oid": entry.git_oid} if entry.git_oid else {})
                 for entry in sorted(self.files, key=lambda entry: entry.path)
             ],
         }
@@ -89,8 +118,8 @@ class Manifest:
     def read(cls, directory: Path) -> Manifest | None:
         """Return the manifest kept in a model directory; None when there is none that can be read."""
         try:
-            return cls.parse(json.loads((directory / FOLDER / FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, UserError):
+            return cls.parse(json.loads(read_bounded(directory / FOLDER / FILE, MOST_BYTES)))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
             return None
 
     @classmethod
@@ -101,23 +130,47 @@ class Manifest:
             KeyError, TypeError, ValueError: it is no manifest.
             UserError: it names a file outside the directory.
         """
-        files = tuple(
-            Entry(file["path"], int(file["size"]), file["sha256"], bool(file["stated"]))
-            for file in raw["files"]
+        source, proof = raw["source"], raw.get("proof") or {}
+        if not isinstance(source, Mapping) or not isinstance(proof, Mapping):
+            raise TypeError("source and proof are not objects")
+        return cls(
+            name=raw["name"],
+            revision=raw["revision"],
+            source=source,
+            files=entries(raw["files"]),
+            proof=proof,
         )
-        return cls(name=raw["name"], revision=raw["revision"], source=raw["source"], files=files)
 
     def write(self, directory: Path) -> Path:
         """Keep the manifest in a model directory, on the disk before this returns."""
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
         target = folder / FILE
-        temporary = folder / f".{FILE}.new"
-        temporary.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
-        sync(temporary)
-        temporary.replace(target)
-        sync(folder)
+        write_atomic(target, json.dumps(self.as_dict(), indent=1) + "\n")
         return target
+
+
+def entries(raw: Any) -> tuple[Entry, ...]:
+    """Read the files of a manifest or a listing.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not a list of files, or too long a one.
+        UserError: it names a file outside the directory, or twice.
+    """
+    if not isinstance(raw, list) or len(raw) > MOST_FILES:
+        raise ValueError(f"not a list of {MOST_FILES} files at most")
+    found: dict[str, Entry] = {}
+    for file in raw:
+        path, size = file["path"], file["size"]
+        hashes = [file.get("sha256"), file.get("git_oid")]
+        if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError("a file without a path or a size")
+        if not all(one is None or isinstance(one, str) for one in hashes):
+            raise TypeError("a hash that is not text")
+        if path in found:
+            raise UserError(f"the source lists {one_line(path, 200)!r} twice; do not trust it")
+        found[path] = Entry(path, size, hashes[0], bool(file.get("stated")), hashes[1])
+    return tuple(found.values())
 
 
 def missing(directory: Path, manifest: Manifest) -> list[str]:
@@ -145,8 +198,10 @@ def missing_from_index(directory: Path, paths: Iterable[str]) -> list[str]:
     if not (directory / INDEX).exists():
         return []
     try:
-        shards = set(json.loads((directory / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        shards = set(json.loads(read_bounded(directory / INDEX, MOST_BYTES))["weight_map"].values())
+        if not all(isinstance(shard, str) for shard in shards):
+            raise TypeError("a shard that is not text")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{INDEX} is no index of weights ({type(error).__name__})") from error
     return sorted(shards - set(paths))
 
@@ -185,6 +240,14 @@ def verify(directory: Path, entry: Entry, hashed: Callable[[int], None] = lambda
             f"{entry.path} has git id {git.hexdigest()[:12]}…, expected {str(entry.git_oid)[:12]}…"
         )
     return replace(entry, sha256=found)
+
+
+def git_id(path: Path) -> str:
+    """Return the object id that git gives a file: SHA-1 over a header with its length, then its bytes."""
+    digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _blocks(path: Path) -> Iterator[memoryview]:

@@ -10,7 +10,9 @@ A request is JSON::
                  {"kind": "directory", "path": "/mnt/nfs/MiniMax-M2.5"},
                  {"kind": "http", "endpoint": "http://gpu01:8080/MiniMax-M2.5"}],
      "adopt": ["/home/me/.cache/huggingface"],                  # optional, what may be there already
-     "manifest": "/root/manifest.json",                         # optional, hashes where no hub can be asked
+     "proof": {"by": "hub", …, "files": […]},                   # optional, what the files are, see proof.py
+     "accept": ["weights-unhashed"],                            # optional, what the user takes unproved
+     "manifest": "/root/manifest.json",                         # optional, in the place of a proof: a file
      "owner": "sglang:sglang",                                  # optional, when root pulls
      "share": {"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]},  # optional, see share/,
                                                                 # or a file with that; no file, no sharing
@@ -26,10 +28,15 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.artefacts.manifest import MOST_BYTES
+from minimax_metal.artefacts.proof import ACCEPT_UNHASHED, Proof, named
 from minimax_metal.artefacts.share.settings import Share
+from minimax_metal.common.files import read_bounded
+from minimax_metal.common.text import has_controls
 from minimax_metal.errors import UserError
 
 HUGGINGFACE: Final = "huggingface"
@@ -37,6 +44,7 @@ HF_MIRROR: Final = "hf-mirror"
 MODELSCOPE: Final = "modelscope"
 DIRECTORY: Final = "directory"
 HTTP: Final = "http"
+HUBS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE)
 KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY, HTTP)
 
 
@@ -120,6 +128,32 @@ class Request:
     adopt: tuple[Path, ...] = ()
     manifest: Path | None = None
     share: Share | None = None
+    proof: Proof | None = None
+    """What the files have to be, whatever a source or another host says."""
+    accept: tuple[str, ...] = ()
+
+    @property
+    def accept_unhashed(self) -> bool:
+        """Whether files that nobody states a hash of are taken."""
+        return ACCEPT_UNHASHED in self.accept
+
+    def stated(self) -> Proof | None:
+        """Return what the files have to be: the proof, or the manifest file that the request names.
+
+        Raises:
+            UserError: the manifest file can't be read.
+        """
+        if self.proof is not None or self.manifest is None:
+            return self.proof
+        try:
+            raw = json.loads(read_bounded(self.manifest, MOST_BYTES))
+            changed = datetime.fromtimestamp(self.manifest.stat().st_mtime, UTC)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"cannot read the manifest {self.manifest}: {error}; write it again") from error
+        time = changed.strftime("%Y-%m-%dT%H:%M:%SZ")
+        return named(
+            raw, str(self.manifest), time, repository=None, revision=self.revision, resolver="this host"
+        )
 
     @property
     def staging(self) -> Path:
@@ -160,6 +194,12 @@ class Request:
         if not isinstance(adopt, list) or not all(isinstance(a, str) and a.startswith("/") for a in adopt):
             raise UserError(f"request adopt {adopt!r} is no list of directories; expected absolute paths")
         revision, manifest = _text(raw, "revision"), _text(raw, "manifest")
+        proof = raw.get("proof") or None
+        accept = raw.get("accept") or []
+        if not isinstance(accept, list) or not all(isinstance(code, str) for code in accept):
+            raise UserError(
+                f"request accept {accept!r} is not a list of codes; expected {ACCEPT_UNHASHED} in it"
+            )
         return cls(
             path=Path(path),
             name=_text(raw, "name") or "/".join(Path(path).parts[-3:-1]),
@@ -171,6 +211,8 @@ class Request:
             adopt=tuple(Path(directory) for directory in adopt),
             manifest=None if manifest is None else Path(manifest),
             share=_share(raw.get("share")),
+            proof=None if proof is None else Proof.parse(proof),
+            accept=tuple(accept),
         )
 
     @classmethod
@@ -181,12 +223,17 @@ class Request:
             UserError: it cannot be read, is no JSON or no request.
         """
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
+            # Bounded, but not a regular file by necessity: a play hands it over on standard input.
+            with file.open("rb") as stream:
+                content = stream.read(MOST_BYTES + 1)
+            if len(content) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES} bytes")
+            raw = json.loads(content)
         except OSError as error:
             raise UserError(
                 f"cannot read the request {file}: {error.strerror}; playbooks/weights.yml writes it"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(
                 f"the request {file} is no JSON ({error}); run playbooks/weights.yml again"
             ) from error
@@ -202,10 +249,10 @@ def _share(raw: Any) -> Share | None:
     if not isinstance(raw, str):
         return Share.parse(raw)
     try:
-        return Share.parse(json.loads(Path(raw).read_text(encoding="utf-8")))
+        return Share.parse(json.loads(read_bounded(Path(raw), MOST_BYTES)))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {raw} ({error}); run playbooks/weights.yml again") from error
 
 
@@ -214,8 +261,8 @@ def _text(raw: Mapping[str, Any], key: str) -> str | None:
     value = raw.get(key)
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
-        raise UserError(f"request field {key!r} is {value!r}; expected text")
+    if not isinstance(value, str) or has_controls(value):
+        raise UserError(f"request field {key!r} is {value!r}; expected text without control characters")
     return value
 
 

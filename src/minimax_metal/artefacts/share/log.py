@@ -1,29 +1,40 @@
-"""What a host tells the others, as a file that its nginx serves: lines of JSON, only ever appended to.
+"""What a host tells the others, as a file that its nginx serves: sealed lines, only ever appended to.
+
+A line is its seals (:mod:`.keys`), a space, and JSON. A seal covers the host's name and everything since the
+last start, so that nobody without the fleet's secret can make a line, drop one or move it.
 
 A start of the pull is a line ``{"boot", "me", "piece"}``; what was said before it by the same host is then
 void. The lines after it are lists: ``["claim", key, first, last, generation]``, ``["drop", key, first,
 last]``, ``["have", key, number, sha256, generation, reader]``, ``["file", key]`` (whole and verified),
 ``["origin", true or false]`` (whether this host can read it), ``["distrust", host]`` (it sends other bytes
-than it announces), ``["end"]``. The file's modification time is the host's pulse: it is set every second, and
-held against the ``Date`` of the same answer, so no two clocks are compared.
+than it announces), ``["beat", time]`` every second, held against the ``Date`` of the same answer, so no two
+clocks are compared; ``["end"]``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal.artefacts.manifest import FOLDER, Entry
+from minimax_metal.artefacts.manifest import FILE, FOLDER, MOST_BYTES, Entry, entries
+from minimax_metal.artefacts.share import keys
+from minimax_metal.common.files import read_bounded, write_atomic
 
 PLACE: Final = f"{FOLDER}/share"
 LOG: Final = "log"
-LISTING: Final = "listing.json"
+LISTING: Final = "listing"
+ANNOUNCED: Final = "announced"
+"""The manifest of a verified model, sealed for the other hosts; beside the manifest, or where nginx runs."""
+MOST_LINE: Final = 2000
+"""Bytes of a line; the longest that a host writes has about 300."""
 PULSE: Final = 1.0
 """Seconds between two beats."""
 FAINT: Final = 6.0
@@ -31,25 +42,34 @@ FAINT: Final = 6.0
 
 
 class Log:
-    """This host's log, in its staging directory."""
+    """This host's log, in its staging directory.
 
-    def __init__(self, staging: Path, me: str, piece: int) -> None:
+    Args:
+        staging: the staging directory.
+        me: this host's name.
+        piece: bytes of a piece.
+        fleet: the fleet's secrets.
+    """
+
+    def __init__(self, staging: Path, me: str, piece: int, fleet: Sequence[str]) -> None:
         folder = staging / PLACE
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / LOG
+        self.me, self.fleet, self.link = me, tuple(fleet), b""
         self.lock = threading.Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(self.path, flags, 0o644)
         # A line that a crash cut off must not swallow the next; an empty line says nothing.
-        self._write(b"\n")
-        self._add([{"boot": secrets.token_hex(8), "me": me, "piece": piece}])
+        self._add([{"boot": secrets.token_hex(16), "me": me, "piece": piece}], b"\n")
+        self.beat()
 
-    def _write(self, content: bytes) -> None:
+    def _add(self, lines: Iterable[Any], content: bytes = b"") -> None:
         with self.lock:
+            for line in lines:
+                body = json.dumps(line, separators=(",", ":")).encode()
+                self.link = chained(self.link, body)
+                content += keys.seals(self.fleet, "log", self.me, self.link).encode() + b" " + body + b"\n"
             os.write(self._file, content)
-
-    def _add(self, lines: Iterable[Any]) -> None:
-        self._write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode())
 
     def post(self, *lines: list[Any]) -> None:
         """Append lines."""
@@ -58,7 +78,7 @@ class Log:
 
     def beat(self) -> None:
         """Show that the pull is at work."""
-        os.utime(self._file)
+        self.post(["beat", round(time.time(), 1)])
 
     def close(self) -> None:
         """Say that the pull has ended, for now."""
@@ -66,11 +86,28 @@ class Log:
         os.close(self._file)
 
 
+def chained(link: bytes, body: bytes) -> bytes:
+    """Return what stands for all lines up to this one."""
+    return hashlib.sha256(link + body).digest()
+
+
 @dataclass
 class Reader:
-    """How far a peer's log was read; ``offset`` is where the next line begins."""
+    """How far a peer's log was read; ``offset`` is where the next line begins.
 
+    Args:
+        peer: the host whose log it is.
+        fleet: the fleet's secrets.
+    """
+
+    peer: str
+    fleet: Sequence[str] = field(repr=False)
     offset: int = 0
+    beat: float | None = None
+    """The peer's time of its last beat."""
+    strange: bool = False
+    """Whether the last part that was read ended with lines that are not sealed by that host."""
+    _link: bytes | None = None
 
     def feed(self, content: bytes, begin: int) -> list[Any] | None:
         """Return the lines that a part of the log brings; None when it is not the log that was read so far.
@@ -81,26 +118,57 @@ class Reader:
         """
         if self.offset:
             if begin != self.offset - 1 or content[:1] != b"\n":
-                self.offset = 0
+                self.forget()
                 return None
             content = content[1:]
         end = content.rfind(b"\n") + 1
         lines = []
         for text in content[:end].splitlines():
-            if not text:
-                continue
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue  # cut off by a crash
-            if isinstance(line, list | dict):
+            line = self._line(text) if text else None
+            if isinstance(line, list) and line[:1] == ["beat"]:
+                if len(line) == 2 and isinstance(line[1], int | float):
+                    self.beat = float(line[1])
+            elif line is not None:
                 lines.append(line)
         self.offset += end
         return lines
 
+    def forget(self) -> None:
+        """Begin at the beginning."""
+        self.offset, self.beat, self.strange, self._link = 0, None, False, None
 
-def write_listing(staging: Path, files: Iterable[tuple[Entry, str | None]], revision: str | None) -> None:
-    """Say what the files of the model are, for hosts that can't ask the origin themselves."""
+    def _line(self, text: bytes) -> list[Any] | dict[str, Any] | None:
+        """Return a line that is sealed; None for another, as a crash cuts one off.
+
+        After such a line nothing counts until the next start.
+        """
+        if len(text) > MOST_LINE:
+            self._link, self.strange = None, True
+            return None
+        found, _, body = text.partition(b" ")
+        starts = body.startswith(b'{"boot":')
+        link = chained(b"" if starts or self._link is None else self._link, body)
+        ours = (starts or self._link is not None) and keys.fits(
+            self.fleet, found.decode("ascii", "replace"), "log", self.peer, link
+        )
+        self._link, self.strange = (link, False) if ours else (None, True)
+        if not ours:
+            return None
+        try:
+            line = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        return line if isinstance(line, list | dict) else None
+
+
+def write_listing(
+    staging: Path,
+    files: Iterable[tuple[Entry, str | None]],
+    revision: str | None,
+    me: str,
+    fleet: Sequence[str],
+) -> None:
+    """Say which files of the model this host fetches, for hosts that can't ask the origin themselves."""
     folder = staging / PLACE
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -117,9 +185,7 @@ def write_listing(staging: Path, files: Iterable[tuple[Entry, str | None]], revi
             for entry, identity in files
         ],
     }
-    temporary = folder / f".{LISTING}.new"
-    temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    temporary.replace(folder / LISTING)
+    write_atomic(folder / LISTING, keys.seal(fleet, LISTING, me, json.dumps(content).encode()))
 
 
 def parse_listing(raw: Any) -> tuple[list[tuple[Entry, str | None]], str | None]:
@@ -128,11 +194,23 @@ def parse_listing(raw: Any) -> tuple[list[tuple[Entry, str | None]], str | None]
     Raises:
         KeyError, TypeError, ValueError, UserError: it is none.
     """
-    files = []
+    revision, identities = raw["revision"], {}
     for file in raw["files"]:
-        entry = Entry(
-            file["path"], int(file["size"]), file["sha256"], bool(file["stated"]), file.get("git_oid")
-        )
-        files.append((entry, file.get("identity") or entry.sha256))
-    revision = raw["revision"]
+        identity = file.get("identity")
+        if identity is not None and (not isinstance(identity, str) or len(identity) > MOST_LINE):
+            raise TypeError("an identity that is not text")
+        identities[str(file["path"])] = identity
+    files = [
+        (entry, identities.get(entry.path) or entry.sha256 or entry.git_oid)
+        for entry in entries(raw["files"])
+    ]
     return files, revision if isinstance(revision, str) else None
+
+
+def announce(directory: Path, target: Path, me: str, fleet: Sequence[str]) -> None:
+    """Seal the manifest of a model that is here whole, for the other hosts; nothing where it is not."""
+    try:
+        manifest = read_bounded(directory / FOLDER / FILE, MOST_BYTES)
+    except OSError:
+        return
+    write_atomic(target, keys.seal(fleet, ANNOUNCED, me, manifest))

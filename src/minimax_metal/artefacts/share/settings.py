@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.artefacts.share import keys
+from minimax_metal.common.files import read_bounded
+from minimax_metal.common.text import has_controls
 from minimax_metal.errors import UserError
 
 CREDENTIAL: Final = "share"
@@ -18,8 +21,7 @@ CREDENTIAL: Final = "share"
 PORT: Final = 18320
 PIECE: Final = 64 << 20
 """Bytes of a piece: small against a model (230 GB are 3,400 pieces), long against a request."""
-
-_SECRET = re.compile(r"[0-9a-f]{64}")
+MOST_PEERS: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +68,18 @@ class Share:
         """
         if not raw:
             return None
-        if not isinstance(raw, Mapping) or not isinstance(raw.get("me"), str):
+        if not isinstance(raw, Mapping) or not _is_name(raw.get("me")):
             raise UserError(
                 "request field 'share' does not say which host this is; expected 'me' and 'peers'"
             )
         port = _number(raw, "port", PORT, 1, 65535)
         peers = []
-        for peer in raw.get("peers") or []:
-            if not isinstance(peer, Mapping) or not all(
-                isinstance(peer.get(key), str) and peer[key] for key in ("name", "address")
+        found = raw.get("peers") or []
+        if not isinstance(found, list) or len(found) > MOST_PEERS:
+            raise UserError(f"request share peers is not a list of at most {MOST_PEERS} hosts")
+        for peer in found:
+            if not isinstance(peer, Mapping) or not (
+                _is_name(peer.get("name")) and _is_name(peer.get("address"))
             ):
                 raise UserError(f"request share peer {peer!r} is no host; expected its name and address")
             peers.append(Peer(peer["name"], peer["address"], _number(peer, "port", port, 1, 65535)))
@@ -100,7 +105,7 @@ class Share:
             origin_hosts=_number(raw, "origin_hosts", 8, 1, 1 << 20),
             uploads=_number(raw, "uploads", 8, 1, 1 << 16),
             rate=_number(raw, "rate", 0, 0, 1 << 50),
-            poll=max(0.02, float(raw.get("poll", 0.25))),
+            poll=_seconds(raw, "poll", 0.25),
             allow=tuple(allow),
             secret_file=Path(secret_file) if secret_file else None,
         )
@@ -120,27 +125,42 @@ class Share:
             "secret_file": None if self.secret_file is None else str(self.secret_file),
         }
 
-    def secret(self) -> str:
-        """Return the fleet's secret.
+    def secrets(self) -> tuple[str, ...]:
+        """Return the fleet's secrets, the current one first (:mod:`.keys`).
 
         Raises:
-            UserError: it is not there, or is none.
+            UserError: there is none, or the file holds something else.
         """
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         file = self.secret_file or (Path(folder) / CREDENTIAL if folder else None)
         if file is None:
             raise UserError("the fleet's secret was not handed over; start the pull by its unit")
         try:
-            text = file.read_text(encoding="ascii").strip()
+            text = read_bounded(file, 4096).decode("ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the fleet's secret {file}; run playbooks/weights.yml again"
             ) from error
-        if _SECRET.fullmatch(text) is None:
+        try:
+            return keys.parse(text)
+        except UserError as error:
             raise UserError(
                 f"{file} holds no secret of a fleet; remove it and run playbooks/weights.yml again"
-            )
-        return text
+            ) from error
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 255 and not has_controls(value)
+
+
+def _seconds(raw: Mapping[str, Any], key: str, default: float) -> float:
+    try:
+        value = float(raw.get(key, default))
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 <= value <= 60.0:
+        raise UserError(f"request share {key} is {raw.get(key)!r}; expected 0 to 60 seconds")
+    return max(0.02, value)
 
 
 def _number(raw: Mapping[str, Any], key: str, default: int, least: int, most: int) -> int:

@@ -7,34 +7,33 @@ announced ones from other hosts, one for each host listens to it, one shows that
 from __future__ import annotations
 
 import hashlib
-import json
-import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
+from minimax_metal.artefacts.bound import WHAT_TO_DO, Bound
 from minimax_metal.artefacts.errors import SourceError, transport_error
 from minimax_metal.artefacts.fetch import ATTEMPTS, Attempt, Journal
-from minimax_metal.artefacts.manifest import DamagedFileError, Entry
-from minimax_metal.artefacts.share.board import Board, File, Offer, Piece
+from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
+from minimax_metal.artefacts.share.board import Board, File, Piece
 from minimax_metal.artefacts.share.listen import Listener
-from minimax_metal.artefacts.share.log import PULSE, Log, Reader, parse_listing, write_listing
-from minimax_metal.artefacts.share.origin import IDLE, OriginReader
-from minimax_metal.artefacts.share.peers import AbsentError, BusyError, Line, PeerError
+from minimax_metal.artefacts.share.listing import ALONE, ListingOfOthers
+from minimax_metal.artefacts.share.log import ANNOUNCED, PULSE, Log, announce, write_listing
+from minimax_metal.artefacts.share.origin import OriginReader
 from minimax_metal.artefacts.share.pieces import PieceFile, key_of
 from minimax_metal.artefacts.share.settings import Share
+from minimax_metal.artefacts.share.take import PieceTaker
 from minimax_metal.artefacts.sources import Listing
-from minimax_metal.errors import UserError
 
 TAKERS: Final = 4
 """Pieces taken from other hosts at a time."""
 GREETING: Final = 3.0
 """Seconds that the others have to answer for the first time, before this host reads what may be theirs."""
-ALONE: Final = 20.0
-"""Seconds after which a host that can't read the origin gives up when nobody has what it lacks."""
+BARREN: Final = 3600.0
+"""Seconds without a byte after which an attempt is given up, whatever others say of what they are doing."""
 BEREFT: Final = 600.0
 """The same when others did have it before: they may be starting again, as for a new driver."""
 
@@ -45,12 +44,13 @@ class SharedAttempt(Attempt):
 
     Args:
         share: who the others are.
-        secret: the fleet's.
+        secrets: the fleet's, the current one first.
         stall: seconds without a byte after which a connection is dropped.
     """
 
+    origin: Bound
     share: Share = field(kw_only=True)
-    secret: str = field(kw_only=True, repr=False)
+    secrets: tuple[str, ...] = field(kw_only=True, repr=False)
     stall: float = field(default=60.0, kw_only=True)
     failure: SourceError | None = None
     """What ends this attempt."""
@@ -64,11 +64,13 @@ class SharedAttempt(Attempt):
     done: dict[str, Entry] = field(default_factory=dict)
     damaged: dict[str, int] = field(default_factory=dict)
     finishing: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
+    """Hosts whose listing was refused."""
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.log = Log(self.staging, self.share.me, self.share.piece)
+        self.log = Log(self.staging, self.share.me, self.share.piece, self.secrets)
         self.board = Board(self.share.me, self.share.names, [])
         threading.Thread(target=self._pulse, name="pulse", daemon=True).start()
 
@@ -76,48 +78,33 @@ class SharedAttempt(Attempt):
         while not self.halted.wait(PULSE):
             self.log.beat()
 
+    def _run(self, name: str, source: Mapping[str, object]) -> str | None:
+        """Fetch everything; what is there then is announced under the fleet's seal, beside the manifest."""
+        revision = super()._run(name, source)
+        announce(self.staging, self.staging / FOLDER / ANNOUNCED, self.share.me, self.secrets)
+        return revision
+
     # What there is to fetch
 
     def _listing(self) -> Listing:
         """Return the files of the model; as another host lists them where the origin can't be asked here."""
         try:
             listing = super()._listing()
-            self.identities = {entry.path: self.origin.identity(entry) for entry in listing.files}
+            self.identities = {entry.path: self.origin.shared_identity(entry) for entry in listing.files}
+            unshared = [path for path, identity in self.identities.items() if identity is None]
+            if unshared:
+                self.say(
+                    "note", text=f"nobody states a hash of {len(unshared)} files: not shared; {WHAT_TO_DO}"
+                )
         except SourceError as error:
             if error.space:
                 raise
             self.shut = error
             self.log.post(["origin", False])
-            listing = self._listing_of_others(error)
+            listing = ListingOfOthers(self).ask(error)
         files = [(entry, self.identities[entry.path]) for entry in listing.files]
-        write_listing(self.staging, files, listing.revision)
+        write_listing(self.staging, files, listing.revision, self.share.me, self.secrets)
         return listing
-
-    def _listing_of_others(self, error: SourceError) -> Listing:
-        begun = time.monotonic()
-        lines = [Line(peer, self.secret, stall=5.0) for peer in self.share.peers]
-        said = False
-        try:
-            while True:
-                hope = False
-                for line in lines:
-                    found, able = _ask_for_listing(line)
-                    hope = hope or able
-                    if found is not None:
-                        files, revision = found
-                        self.identities = {entry.path: identity for entry, identity in files}
-                        self.say("note", text=f"{error}; {line.peer.name} has it")
-                        return Listing(tuple(entry for entry, _ in files), revision)
-                waited = time.monotonic() - begun
-                if waited > (self.patience if hope else ALONE):
-                    raise error
-                if not said:
-                    self.say("note", text=f"{error}; waiting for another host that has it")
-                    said = True
-                self.halted.wait(1.0)
-        finally:
-            for line in lines:
-                line.close()
 
     def _still_missing(self, entry: Entry) -> int:
         identity = self.identities.get(entry.path)
@@ -217,16 +204,17 @@ class SharedAttempt(Attempt):
         if silent:
             some = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
             self.say("note", text=f"going on without {some}, who do not answer (TCP port {self.share.port})")
-        reader = OriginReader(self)
+        reader, taker = OriginReader(self), PieceTaker(self)
         if self.shut is not None:
             reader.close(self.shut)
         threads = [
             threading.Thread(target=reader.work, name="origin", daemon=True) for _ in range(self.workers)
         ]
-        threads += [threading.Thread(target=self._take, name="take", daemon=True) for _ in range(TAKERS)]
+        threads += [threading.Thread(target=taker.work, name="take", daemon=True) for _ in range(TAKERS)]
         for thread in threads:
             thread.start()
-        idle_since, came = time.monotonic(), self.fetched
+        idle_since = barren_since = time.monotonic()
+        came = self.fetched
         while True:
             with self.changed:
                 if self.board.done() or self.failure is not None:
@@ -236,8 +224,12 @@ class SharedAttempt(Attempt):
             self._listen(listeners)
             now = time.monotonic()
             # Only bytes are progress: an origin that is tried again in vain is none.
+            if self.fetched != came:
+                barren_since = now
             if self.fetched != came or not (hopeless or self.shut):
                 idle_since, came = now, self.fetched
+            if now - barren_since > max(BARREN, 2 * self.patience):
+                self.fail(SourceError(f"not one byte in {now - barren_since:.0f} s, from anywhere"))
             if hopeless and now - idle_since > self._patience_when_hopeless():
                 error = self.shut or SourceError("no other host has what is missing")
                 # Where others had it, they may have it again: worth another start of the unit.
@@ -264,7 +256,7 @@ class SharedAttempt(Attempt):
                 listeners[peer.name] = Listener(
                     peer,
                     self.share,
-                    self.secret,
+                    self.secrets,
                     self.board,
                     self.changed,
                     self._cleared,
@@ -352,103 +344,3 @@ class SharedAttempt(Attempt):
             times = self.damaged[path] = self.damaged.get(path, 0) + 1
         if times >= ATTEMPTS:
             self.fail(SourceError(f"{error}, {times} times in a row", permanent=True))
-
-    def _take(self) -> None:
-        """Take announced pieces from other hosts, one after the other."""
-        lines: dict[str, Line] = {}
-        peers = {peer.name: peer for peer in self.share.peers}
-        while not self.halted.is_set():
-            with self.changed:
-                offer = self.board.next_offer(time.monotonic())
-                if offer is None:
-                    if not self.halted.is_set():
-                        self.changed.wait(0.1 if self.board.available else IDLE)
-                    continue
-            line = lines.get(offer.peer)
-            if line is None:
-                line = lines[offer.peer] = Line(peers[offer.peer], self.secret, min(self.stall, 15.0))
-            try:
-                self._take_one(offer, line)
-            except OSError as error:
-                self.fail(transport_error("the staging directory", error))
-        for line in lines.values():
-            line.close()
-
-    def _take_one(self, offer: Offer, line: Line) -> None:
-        key, number = offer.piece
-        store = self.stores[key]
-        begin, end = store.span(number)
-        sha256, position = hashlib.sha256(), begin
-
-        def put(block: memoryview) -> None:
-            nonlocal position
-            store.write(block, position)
-            sha256.update(block)
-            position += len(block)
-            with self.lock:
-                self.have += len(block)
-                self.fetched += len(block)
-                self.from_peers += len(block)
-
-        now = time.monotonic()
-        try:
-            line.take(f"/files/{key}/{store.entry.path}", begin, end, put)
-        except PeerError as error:
-            self._lose(position - begin)
-            with self.changed:
-                if isinstance(error, AbsentError):
-                    self.board.gone(offer)
-                else:
-                    pause = random.uniform(0.02, 0.1) if isinstance(error, BusyError) else 1.0  # noqa: S311  no secret
-                    self.board.busy(offer.peer, now + pause)
-                    self.board.failed(offer.piece)
-            return
-        self.helped = True
-        found = sha256.hexdigest()
-        wanted = offer.sha256
-        if wanted is None and store.pieces == 1:
-            wanted = store.entry.sha256
-        if wanted is not None and found != wanted:
-            self._lose(end - begin)
-            with self.changed:
-                distrusted = self.board.wrong(offer)
-                if distrusted:
-                    self.board.distrusted(self.share.me, offer.peer)
-                self.changed.notify_all()
-            if distrusted:
-                self.log.post(["distrust", offer.peer])
-            reason = f"{offer.peer} sent other bytes of {store.entry.path} than it announced"
-            self.say("damaged", path=store.entry.path, reason=reason)
-            return
-        self.keep(offer.piece, found, offer.reader, offer.peer)
-
-
-def _ask_for_listing(line: Line) -> tuple[tuple[Iterable[tuple[Entry, str | None]], str | None] | None, bool]:
-    """Return a host's listing, or None, and whether it may yet have one."""
-    try:
-        log = line.get("/log")
-    except AbsentError:
-        try:
-            return _parsed(line.get("/manifest").content), True
-        except PeerError:
-            return None, False
-    except PeerError:
-        return None, False
-    able = True
-    for said in Reader().feed(log.content, 0) or []:
-        if isinstance(said, Mapping):
-            able = True
-        elif said[:1] == ["origin"]:
-            able = said[1:] == [True]
-    try:
-        return _parsed(line.get("/listing").content), True
-    except PeerError:
-        return None, able
-
-
-def _parsed(content: bytes) -> Any:
-    try:
-        files, revision = parse_listing(json.loads(content))
-    except (KeyError, TypeError, ValueError, UserError):
-        return None
-    return files, revision
