@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import http.client
+import json
 import os
 import random
 import re
@@ -170,16 +171,16 @@ def files_at(root: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("kind", ["modelscope", "http", "directory"])
+@pytest.mark.parametrize("kind", ["modelscope", "http", "directory", "directory-proved"])
 def test_every_kind_of_source_is_shared(kind: str, hub: Hub, tmp_path: Path) -> None:
-    """The directory is on one host only; the others have it from there."""
+    """The directory is on one host only; the others have it from there, by a proof or as the user accepts."""
     there = tmp_path / "there"
     for path, content in hub.files.items():
         (there / path).parent.mkdir(parents=True, exist_ok=True)
         (there / path).write_bytes(content)
 
     def sources(number: int) -> list[dict[str, object]]:
-        if kind == "directory":
+        if kind.startswith("directory"):
             return [{"kind": "directory", "path": str(there if number == 1 else tmp_path / "nothing")}]
         if kind == "http":
             return [{"kind": "http", "endpoint": urls[0]}]
@@ -196,9 +197,19 @@ def test_every_kind_of_source_is_shared(kind: str, hub: Hub, tmp_path: Path) -> 
             Manifest("m", None, {}, tuple(entries)).write(there)
             urls.append(stack.enter_context(files_at(there)))
         found = stack.enter_context(fleet(tmp_path, 3, sources, piece_bytes=PIECE))
+        more: dict[str, object] = {"accept": ["weights-unhashed"]} if kind == "directory" else {}
+        if kind == "directory-proved":
+            stated = [
+                {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+                for path, content in hub.files.items()
+            ]
+            who = {"by": "manifest", "origin": "/m.json", "resolver": "controller", "time": "2026-11-29"}
+            more = {"proof": {**who, "files": stated}}
+        for member in found.members:
+            member.file.write_text(json.dumps({**json.loads(member.file.read_text()), **more}))
         found.start(*KNOBS)
         all_there(found, hub)
-        if kind == "directory":
+        if kind.startswith("directory"):
             assert "gpu01 has it" in found[0].output
             assert by_itself(found[0]) == by_itself(found[2]) == "0 B"
     assert sent(hub, skip) <= (1.02 * size(hub) if kind == "modelscope" else 0)
@@ -250,7 +261,7 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         assert status("/etc/passwd", signed("/etc/passwd", now + 60)) == 404
         assert status("/manifest", signed("/manifest", now + 60)) == 200
 
-        line = Line(Peer("gpu00", ADDRESS, port), [secret], skew=-100_000.0)
+        line = Line(Peer("gpu00", ADDRESS, port), [secret], skew=-800.0)
         assert b'"schema"' in line.get("/manifest").content, "a clock that is wrong is allowed for"
         with pytest.raises(AbsentError):
             line.get("/log")

@@ -36,7 +36,7 @@ BUSY: Final = 60.0
 """Seconds for which a host may have its hands full and send nothing, before that counts as fruitless."""
 USUAL: Final = 8.0
 """A take that lasts this many times as long as takes usually do is given up."""
-DISTRUSTED: Final = 120.0
+DISTRUSTED: Final = 60.0
 """Seconds without a byte from others after which a host that they distrust reads the origin all the same."""
 
 

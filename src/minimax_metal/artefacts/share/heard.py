@@ -336,7 +336,8 @@ class Heard:
         """
         if not self.origin or self.trusted:
             return self.origin
-        return self.clock - self.came > DISTRUSTED or not any(map(self._reads, self.others.values()))
+        bring = any(self._reads(other) and not other.outs for other in self.others.values())
+        return not bring or self.clock - self.came > DISTRUSTED
 
     def _reads(self, other: Other) -> bool:
         return other.alive and other.pulling and other.origin and other.strikes < STRIKES

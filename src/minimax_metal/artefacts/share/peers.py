@@ -165,8 +165,8 @@ class Line:
                     self.close()
                 if len(content) > limit:
                     raise PeerError(f"{self.peer.name} says more than {limit} bytes")
-                if answer.length:
-                    raise PeerError(f"{self.peer.name} ended the connection")
+                if answer.length or self.late is not None:
+                    raise http.client.IncompleteRead(content)
                 return Answer(first, content, _date(answer))
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._failure(error) from error
