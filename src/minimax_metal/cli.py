@@ -34,6 +34,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "minimax_metal.checks.commands:main",
         "prove an endpoint: the guides' calls with the official clients",
     ),
+    "explain": ("minimax_metal.service.explain:main", "why an engine ended, from any journal or log"),
     "gateway": (
         "minimax_metal.fleet.gateway:main",
         "this host's gateway: list, sync, drain and undrain its workers",

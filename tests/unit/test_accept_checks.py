@@ -263,6 +263,20 @@ def test_a_fault_of_a_switch_is_seen() -> None:
     assert driver.judge_xids([], errors[1:]).state == "limited"
 
 
+def test_a_lost_gpu_without_an_xid_is_no_sound_host() -> None:
+    """NVSentinel#155, gpud PR#1209: it passed as "none since the boot"."""
+    lines = [
+        "2026-11-20T03:11:07+0000 h kernel: NVRM: GPU 0000:4e:00.0: RmInitAdapter failed! (0x62:0xffff:2477)",
+        "2026-11-20T03:11:07+0000 gpu03 kernel: usb 1-1: new device",
+    ]
+    outcome = driver.judge_xids([], [], driver.hardware_events(lines))
+    assert outcome.state == "failed"
+    assert "0000:4e:00.0" in str(outcome)
+    nonfatal = "NVRM: Xid (PCI:0000:00:1e): 149, NETIR_LINK_DOWN Nonfatal XC1 i2 Link 17 (0xdeadbeef)"
+    assert driver.judge_xids(find_xids([nonfatal])).state == "limited"
+    assert driver.judge_xids(find_xids([nonfatal.replace("Nonfatal", "Fatal")])).state == "failed"
+
+
 def test_a_host_without_a_kernel_log_is_not_passed() -> None:
     context = host()
     fake(context).answers["journalctl --dmesg"] = Answer(0, "")

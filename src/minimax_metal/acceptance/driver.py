@@ -11,7 +11,7 @@ from typing import Final
 from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
 from minimax_metal.acceptance.smi import Gpu, active, throttle_reasons
-from minimax_metal.service.diagnosis import XIDS, Xid, find_xids
+from minimax_metal.service.diagnosis import XIDS, Event, Weight, Xid, find_events, find_xids
 
 MISMATCH: Final = "an upgrade without a reboot: reboot, or install one version; docs/driver.md"
 SILENT: Final = "nvidia-smi -q does not answer: see check gpus"
@@ -201,9 +201,22 @@ def check_xid(context: Context) -> Outcome:
     """The kernel logged no fault of a GPU since the boot."""
     if not context.ask("kernel-first", *_KERNEL, "--lines=1").out.strip():
         return skipped("xid", "the journal holds no line of this host's kernel")
-    answer = context.ask("kernel-nvidia", *_KERNEL, "--grep=NVRM|nvidia|NVSwitch|SXid")
+    answer = context.ask("kernel-nvidia", *_KERNEL, f"--grep={_WORDS}")
     lines = answer.out.splitlines()
-    return judge_xids(find_xids(lines), switch_errors(lines))
+    return judge_xids(find_xids(lines), switch_errors(lines), hardware_events(lines))
+
+
+_WORDS: Final = "NVRM|nvidia|NVSwitch|SXid|PCIe Bus Error|AER:|Hardware Error|EDAC|Memory failure|BAR [0-9]"
+"""What the driver, PCIe and memory are named in the kernel's lines; disks are no matter of this check."""
+
+
+def hardware_events(lines: Sequence[str]) -> list[Event]:
+    """What the kernel says of GPUs, PCIe and memory without an Xid: a lost GPU may have none."""
+    return [
+        event
+        for event in find_events(lines)
+        if event.code != "nvswitch" and event.weight in {Weight.GRAVE, Weight.BACKING}
+    ]
 
 
 _KERNEL: Final = ("journalctl", "--dmesg", "--boot", "--no-pager", "--quiet", "--output=short-iso")
@@ -233,16 +246,21 @@ def switch_errors(lines: Sequence[str]) -> list[SwitchError]:
     ]
 
 
-def judge_xids(xids: Sequence[Xid], switches: Sequence[SwitchError] = ()) -> Outcome:
-    """What Xids and SXids since the boot say of a host that is to be accepted."""
-    if not xids and not switches:
+def judge_xids(
+    xids: Sequence[Xid], switches: Sequence[SwitchError] = (), events: Sequence[Event] = ()
+) -> Outcome:
+    """What Xids, SXids and other lines of the kernel since the boot say of a host that is to be accepted."""
+    if not xids and not switches and not events:
         return passed("xid", "none since the boot")
-    counts = Counter(str(one) for one in (*xids, *switches))
+    counts = Counter([*map(str, xids), *map(str, switches), *(event.text for event in events)])
     found = "; ".join(f"{text}{f', {count} times' if count > 1 else ''}" for text, count in counts.items())
-    expected = "no Xid and no SXid since the boot"
-    figures = {"lines": [*(xid.line for xid in xids), *(one.line for one in switches)][-50:]}
+    expected = "no Xid, no SXid and no fault of a GPU, PCIe or memory since the boot"
+    told = [*(xid.line for xid in xids), *(one.line for one in switches), *(event.line for event in events)]
+    figures = {"lines": told[-50:]}
     # One that the catalogue does not know may be the hardware: somebody has to look it up.
     grave = any(xid.rule.operator or xid.number not in XIDS for xid in xids)
+    if lost := [event for event in events if event.weight == Weight.GRAVE]:
+        return failed("xid", found, expected, lost[0].remedy, **figures)
     if grave or any(one.fatal for one in switches):
         return failed("xid", found, expected, "reset the GPU or reboot; then a repair", **figures)
     return limited("xid", found, expected, "an application's fault as a rule; reboot, look again", **figures)

@@ -1,4 +1,4 @@
-"""``metal kernel-lines``: hand the engine's supervisor the kernel's lines about GPUs and lack of memory.
+"""``metal kernel-lines``: hand the engine's supervisor the kernel's lines about GPUs, memory, PCIe and disks.
 
 The engine runs code of others and must not read the host's journal. A small unit of root's follows the
 kernel's log and keeps the lines that :func:`concerns` in ``/run/minimax-metal/kernel-lines``, which the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import selectors
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Final
 
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.text import one_line
+from minimax_metal.service.diagnosis.kernel import concerns
 
 PLACE: Final = Path("/run/minimax-metal/kernel-lines")
 KEPT: Final = 1_000
@@ -38,18 +38,6 @@ JOURNAL: Final = (
     "journalctl", "--dmesg", "--boot", "--follow", "--no-tail", "--output=json", "--no-pager", "--quiet",
     "--output-fields=MESSAGE",
 )  # fmt: skip
-
-# The driver (NVRM, nvidia-uvm, nvidia-nvswitch, nvidia-peermem), and the words of Linux's mm/oom_kill.c.
-_CONCERNS: Final = re.compile(
-    r"NVRM|nvidia|nvswitch|nvlink|\boom[-_](?:kill|reaper)|Out of memory|invoked oom-killer"
-    r"|Memory cgroup out of memory",
-    re.IGNORECASE,
-)
-
-
-def concerns(text: str) -> bool:
-    """Return whether a line of the kernel's is of the NVIDIA driver, or of processes killed for memory."""
-    return _CONCERNS.search(text) is not None
 
 
 def of_journal(line: str) -> tuple[float, str] | None:

@@ -39,7 +39,7 @@ from types import FrameType
 from typing import Final
 
 from minimax_metal.service import gpus, incidents
-from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, diagnose, find_xids
+from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, Who, diagnose, find_events, find_xids
 from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
 from minimax_metal.service.health import HealthProbe, Watch
 from minimax_metal.service.notify import Notifier
@@ -253,11 +253,14 @@ class Supervisor:
                 f"port {port} is taken, expected a free one; find the program with "
                 f"ss -ltnp 'sport = :{port}' and stop it, or set metal_port",
                 final=True,
+                who=Who.USER,
             )
         try:
             memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
         except gpus.GpuError as error:
-            return Reason("gpu", f"{error}; look at the GPUs, reset them or reboot the host", gpu=True)
+            return Reason(
+                "gpu", f"{error}; look at the GPUs, reset them or reboot the host", gpu=True, who=Who.OPERATOR
+            )
         if memory is None or not memory.taken:
             return None
         held = "; ".join(memory.taken)
@@ -352,9 +355,18 @@ class Supervisor:
         self.kill_group(engine)
         if self.output:
             self.output.finish()
-        xids = find_xids(incidents.kernel_lines(self.began))
+        kernel = incidents.kernel_lines(self.began)
+        xids, events = find_xids(kernel), find_events(kernel)
         lines = self.output.last(200) if self.output else []
-        reason = diagnose(lines, xids, ready=kind in {"crash", "hang"})
+        reason = diagnose(
+            lines,
+            xids,
+            ready=kind in {"crash", "hang"},
+            events=events,
+            port=self.settings.address[1],
+            signal=status - 128 if kind in {"start", "crash"} and 128 < status < 160 else None,
+            stop=lambda: self.signals.stop is not None,
+        )
         if reason and reason.status is not None and (kind != "timeout" or reason.gpu):
             status = reason.status
         where = self.report(kind, how, reason, status, [str(xid) for xid in xids], lines)
