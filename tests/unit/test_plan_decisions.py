@@ -12,6 +12,7 @@ from minimax_metal.catalog import load_catalog
 from minimax_metal.plan import Settings, parse_facts, plan
 from minimax_metal.plan.adapter import raw_facts_of, unread_plan
 from minimax_metal.plan.fit import spread_problems
+from minimax_metal.plan.serve import secret_names
 from tests.unit.plan_helpers import codes, decide, facts, flag, raw_host, warned
 
 GUIDE = {
@@ -465,6 +466,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": "M2.5", "engine_extra_args": ["--tp", "2"]}, "duplicate-flag"),
     ({"model": "M2.5", "engine_extra_args": "--port=9000"}, "duplicate-flag"),
     ({"model": "M2.5", "engine_extra_args": ["--api-key", "x"]}, "secret-in-argv"),
+    ({"model": "M2.5", "engine_extra_environment": {"HF_TOKEN": "hf_abc"}}, "secret-in-environment"),
     ({"model": "M2.5", "engine_entrypoint": "vllm"}, "entrypoint"),
 ]
 
@@ -655,3 +657,39 @@ def test_variables_that_can_not_be_decrypted_refuse_the_host(tmp_path: Path) -> 
     assert not plan["fits"]
     assert "group_vars/vault.yml" in plan["refusals"][0]["found"]
     assert "ANSIBLE_VAULT_PASSWORD_FILE" in plan["refusals"][0]["remedy"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "aws_secret_access_key",
+        "OPENAI_API_KEY",
+        "WANDB_APIKEY",
+        "DB_PASSWORD",
+        "MY_PASS",
+        "X_AUTH",
+        "SECRETS",
+    ],
+)
+def test_a_variable_that_is_named_like_a_secret_is_one(name: str) -> None:
+    assert secret_names({name: "aHR0cHM6Ly9leGFtcGxl"}) == [name]
+    # A path to a file with a secret, a switch or a number shows nothing.
+    assert secret_names({name: "/etc/sglang/secret"}) == []
+    assert secret_names({name: "true"}) == []
+
+
+def test_a_password_in_a_url_is_a_secret_and_ordinary_variables_are_not() -> None:
+    assert secret_names({"HTTPS_PROXY": "http://me:pass@proxy:3128"}) == ["HTTPS_PROXY"]
+    ordinary = {
+        "HTTPS_PROXY": "http://proxy:3128",
+        "SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "4096",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NCCL_TOPO_FILE": "/etc/nccl/topo.xml",
+        "NCCL_IB_HCA": "mlx5_0:1,mlx5_1:1",
+        "FLASHINFER_NO_DOWNLOAD": "",
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+        "KEYBOARD": "text-of-it",
+        "COMPASS": "north",
+    }
+    assert secret_names(ordinary) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from minimax_metal.catalog import Checkpoint, EngineRelease
 from minimax_metal.catalog.schema import Parsers
@@ -57,6 +58,28 @@ def find_parsers(
     return parsers
 
 
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PWD|PASS|CREDENTIALS?|AUTH|APIKEY|API_?KEY|ACCESS_KEY|SECRET_KEY|"
+    r"PRIVATE_KEY|ADMIN_KEY|SECRET_ACCESS_KEY|ENCRYPTION_KEY|SIGNING_KEY)$|SECRET|PASSWORD",
+    re.IGNORECASE,
+)
+"""Names that tools give to what nobody else may know: HF_TOKEN, AWS_SECRET_ACCESS_KEY, OPENAI_API_KEY."""
+_SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN [A-Z ]*PRIVATE KEY")
+"""A password in a URL (that of a proxy, say), or a private key."""
+_NO_SECRET = re.compile(r"(?i)-?[0-9.]{0,8}|true|false|yes|no|on|off|none|/[^\s]*")
+"""Values that are none, whatever the name: numbers, switches, paths of files."""
+
+
+def secret_names(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of variables that hold a secret, as far as name and value tell."""
+    return sorted(
+        name
+        for name, value in environment.items()
+        if _SECRET_VALUE.search(str(value))
+        or (_SECRET_NAME.search(name) and not _NO_SECRET.fullmatch(str(value)))
+    )
+
+
 def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings) -> None:
     for flag, variable in duplicate_flags(argv):
         found.refuse(
@@ -71,6 +94,14 @@ def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings)
             f"{flag} in metal_engine_extra_args",
             "no secret in a command line, which every user of the host can read",
             "set sglang_service_api_key and sglang_service_admin_api_key, best from a vault",
+        )
+    for name in secret_names(settings.engine_extra_environment):
+        found.refuse(
+            "secret-in-environment",
+            f"what looks like a secret in metal_engine_extra_environment: {name}",
+            "no secret in a unit file, which every user of the host can read",
+            f"take {name} out; keep it in a file of root's with mode 0600 on the hosts, and name that by a "
+            "drop-in of sglang@.service with EnvironmentFile= (docs/service.md)",
         )
 
 

@@ -1,0 +1,61 @@
+"""The key in a file of the controller, made where there is none; the package holds the logic."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from minimax_metal.errors import UserError
+from minimax_metal.fleet.keys import LENGTH, kept
+
+DOCUMENTATION = r"""
+name: kept_key
+short_description: A key that is made once and kept in a file of the controller
+description:
+  - Returns the key in a file; makes it where there is none, whole or not at all.
+  - A key that is cut off, weak or readable by others is refused.
+options:
+  _terms:
+    description: Paths of files.
+    required: true
+  length:
+    description: Characters of a key that is made.
+    type: int
+    default: 48
+  keep:
+    description: Whether a key that is made is written.
+    type: bool
+    default: true
+author:
+  - The minimax-metal authors
+"""
+
+
+class LookupModule(LookupBase):
+    """The lookup."""
+
+    def run(
+        self,
+        terms: Sequence[str],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        length: int = LENGTH,
+        keep: bool = True,
+        **_options: Any,
+    ) -> list[str]:
+        """Return the keys, one for each path.
+
+        Raises:
+            AnsibleLookupError: a file is not a key.
+        """
+        try:
+            return [kept(Path(str(path)).expanduser(), int(length), keep=bool(keep)) for path in terms]
+        except UserError as error:
+            raise AnsibleLookupError(str(error)) from None
