@@ -98,6 +98,22 @@ def load(target: str) -> Callable[[list[str]], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status; a :class:`UserError` becomes one line on standard error."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            # Python flushes at its end, where a reader that has gone away would be a message and status 120.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return _unread()
+    except SystemExit as error:
+        # rich ends the program with status 1 then.
+        if isinstance(error.__context__, BrokenPipeError):
+            return _unread()
+        raise
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(usage())
@@ -114,13 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"metal {verb}: {error}", file=sys.stderr)
         return EXIT_USAGE
-    except BrokenPipeError:
-        # Whoever read our output has seen enough (`metal plan --json | head`); nothing is left to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_PIPE
     except KeyboardInterrupt:
         print(f"metal {verb}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def _unread() -> int:
+    """Whoever read our output has seen enough (``metal plan | head -1``): end as other programs do then."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_PIPE
 
 
 if __name__ == "__main__":

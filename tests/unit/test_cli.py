@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +39,31 @@ def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert said.startswith("metal record: cannot read the plan")
     assert len(said.splitlines()) == 1
+
+
+VERBS_THAT_SPEAK = (
+    ("--help",),
+    ("--version",),
+    ("plan", "--help"),
+    ("plan", "--model", "M2.5", "--gpu", "H200", "--count", "8"),
+    ("plan", "--model", "M2.5", "--gpu", "H200", "--count", "8", "--json"),
+    ("plan", "--model", "M2.5", "--gpu", "H200", "--count", "0"),
+    ("accept", "--list"),
+)
+
+
+@pytest.mark.parametrize("words", VERBS_THAT_SPEAK, ids=" ".join)
+def test_a_reader_that_goes_away_is_no_failure(words: tuple[str, ...]) -> None:
+    """``metal plan | head -1`` ended with 1 (rich's own doing), others with 120 and a message of Python's."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "minimax_metal.cli", *words],
+            check=False, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")},
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.stderr == ""
+    assert done.returncode == 141

@@ -256,6 +256,73 @@ def test_variables_on_the_command_line_win(fleet: Path, capsys: pytest.CaptureFi
     assert {one["model"] for one in json.loads(out)} == {"MiniMax-M2.7"}
 
 
+def test_facts_are_collected_for_the_directories_that_are_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``--set metal_weights_directory`` was planned with the room at another directory, and "fits"."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ran: list[str] = []
+    run = inventory._run
+
+    def counted(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+        if "metal_facts" in words:
+            ran.append(program)
+        return run(program, *words)
+
+    monkeypatch.setattr(inventory, "_run", counted)
+    host = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+    }
+    listing = {"gpu_hosts": {"hosts": {"gpu-a": host}, "vars": {"metal_model": "MiniMax-M2.5"}}}
+    (tmp_path / "hosts.json").write_text(json.dumps(listing))
+    # Small enough for every disk, and the same file system throughout: what is measured is what counts.
+    models = tmp_path / "other" / "models"
+    words = ("-i", str(tmp_path / "hosts.json"), "--json")
+    metal(capsys, *words)
+    cache = next(inventory.cache_directory([tmp_path / "hosts.json"]).glob("*.json"))
+    assert json.loads(cache.read_text())["asked"]["weights_directory"] == "/srv/models"
+    metal(capsys, *words)
+    assert len(ran) == 1
+    metal(capsys, *words, "--set", f"metal_weights_directory={models}", "--set", "metal_weights_adopt=/data")
+    facts = json.loads(cache.read_text())
+    assert len(ran) == 2
+    assert str(models) in facts["disks"]
+    assert facts["adoptable"] == {"/data": 0}
+    metal(
+        capsys, *words, "--set", f"metal_weights_directory={models}/", "--set", "metal_weights_adopt=[/data]"
+    )
+    assert len(ran) == 2
+    metal(capsys, *words)
+    assert len(ran) == 3
+
+
+def test_a_what_if_without_gpus_says_the_count(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = metal(capsys, "--model", "M2.5", "--gpu", "H200", "--count", "0", "--json")
+    (refusal,) = json.loads(out)[0]["refusals"]
+    assert (status, refusal["code"]) == (1, "gpu-count")
+    assert "0 GPUs (--count 0)" in refusal["found"]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint", "not_hinted"),
+    [
+        ("H2O", "did you mean H20?", ""),
+        ("H300 141GB", "H200", "H100"),
+        ("H200-141C", "that is a vGPU", "did you mean"),
+        ("B200 12GB", "metal_catalog_overlay", "did you mean"),
+    ],
+)
+def test_a_hint_is_never_a_card_of_another_size(
+    capsys: pytest.CaptureFixture[str], name: str, hint: str, not_hinted: str
+) -> None:
+    _, out, _ = metal(capsys, "--model", "M2.5", "--gpu", name, "--count", "8", "--json")
+    remedy = next(one["remedy"] for one in json.loads(out)[0]["refusals"] if one["code"] == "gpu-unknown")
+    assert hint in remedy
+    assert not not_hinted or not_hinted not in remedy
+
+
 def test_a_broken_inventory_is_one_line(
     fleet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

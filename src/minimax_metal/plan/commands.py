@@ -140,6 +140,7 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Pla
         limit=arguments.limit,
         refresh=arguments.refresh,
         max_age_seconds=arguments.max_age,
+        settings=variables,
     )
     roles = roles_directory()
     return [

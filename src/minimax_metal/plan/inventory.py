@@ -34,6 +34,10 @@ _FACTS = {
     "adopt_directories": "{{ [metal_weights_adopt | default([])] | flatten }}",
 }
 """What the facts module is asked; Ansible fills in each host's own directories."""
+_ASKED = ("metal_weights_directory", "metal_engine_directory", "metal_weights_adopt")
+"""The settings that say what is measured on a host."""
+HOST_SECONDS = 300
+"""How long a host may take to be read: programs and directories there have limits of 30 s each."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +59,17 @@ def cache_directory(inventories: Sequence[Path]) -> Path:
 
 
 def read_inventory(
-    inventories: Sequence[Path], *, limit: str | None, refresh: bool, max_age_seconds: float
+    inventories: Sequence[Path],
+    *,
+    limit: str | None,
+    refresh: bool,
+    max_age_seconds: float,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[InventoryHost]:
     """The hosts of group ``gpu_hosts``, their facts from the cache where it is young enough.
+
+    ``settings`` win over the inventory's: what is measured on a host is what they name. Facts in the cache
+    that were measured for other directories are read again.
 
     Raises ``UserError`` when there is no such inventory, no such host, or no Ansible.
     """
@@ -68,8 +80,15 @@ def read_inventory(
     variables = _settings(inventories, hostvars)
     cache = cache_directory(inventories)
     oldest = time.time() - max_age_seconds
-    missing = [host for host in variables if refresh or not _young(cache / f"{host}.json", oldest)]
-    fresh = _gather(inventories, missing, cache) if missing else {}
+    wanted = {name: value for name, value in (settings or {}).items() if name in _ASKED}
+    missing = [
+        host
+        for host, values in variables.items()
+        if refresh
+        or not _young(cache / f"{host}.json", oldest)
+        or not _answers(_cached(cache / f"{host}.json"), {**values, **wanted})
+    ]
+    fresh = _gather(inventories, missing, cache, wanted) if missing else {}
     return [
         InventoryHost(
             host,
@@ -94,6 +113,26 @@ def _young(path: Path, oldest: float) -> bool:
         return path.stat().st_mtime >= oldest
     except OSError:
         return False
+
+
+def _answers(facts: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> bool:
+    """Whether kept facts were measured for the directories that these variables name."""
+    asked = (facts or {}).get("asked")
+    if not isinstance(asked, Mapping):
+        return True
+    adopt = variables.get("metal_weights_adopt") or []
+    names = {
+        "weights_directory": variables.get("metal_weights_directory") or "/srv/models",
+        "engine_directory": variables.get("metal_engine_directory") or "/opt/sglang",
+        "adopt_directories": [adopt] if isinstance(adopt, str) else adopt,
+    }
+    return all(_same(asked.get(name), value) for name, value in names.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return one.rstrip("/") == other.rstrip("/")
+    return bool(one == other)
 
 
 def _cached(path: Path) -> Mapping[str, Any] | None:
@@ -196,13 +235,22 @@ def _members(listing: Mapping[str, Any], group: str, seen: set[str]) -> list[str
 
 
 def _tree(
-    inventories: Sequence[Path], hosts: Sequence[str], module: str, arguments: str, *, become: bool
+    inventories: Sequence[Path],
+    hosts: Sequence[str],
+    module: str,
+    arguments: str,
+    *,
+    become: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """What one module answers on each host; hosts that did not answer are not in it."""
     answers: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
         words = [",".join(hosts), *_options(inventories), "-m", module, "-a", arguments]
-        words += ["--tree", directory]
+        # A host that stops answering is given up, and the others are read.
+        words += ["--tree", directory, "--task-timeout", str(HOST_SECONDS)]
+        if settings:
+            words += ["--extra-vars", json.dumps(dict(settings))]
         done = _run("ansible", *words, *(["--become"] if become else []))
         for path in Path(directory).iterdir():
             answer = _cached(path)
@@ -217,9 +265,9 @@ def _tree(
 
 
 def _gather(
-    inventories: Sequence[Path], hosts: Sequence[str], cache: Path
+    inventories: Sequence[Path], hosts: Sequence[str], cache: Path, settings: Mapping[str, Any]
 ) -> dict[str, Mapping[str, Any] | None]:
-    answers = _tree(inventories, hosts, "metal_facts", json.dumps(_FACTS), become=True)
+    answers = _tree(inventories, hosts, "metal_facts", json.dumps(_FACTS), become=True, settings=settings)
     cache.mkdir(parents=True, exist_ok=True)
     facts: dict[str, Mapping[str, Any] | None] = {}
     for host in hosts:
