@@ -66,4 +66,5 @@ def test_a_reader_that_goes_away_is_no_failure(words: tuple[str, ...]) -> None:
     finally:
         os.close(writer)
     assert done.stderr == ""
-    assert done.returncode == 141
+    # argparse swallows the broken pipe of its own help.
+    assert done.returncode in ({0, 141} if "--help" in words else {141})

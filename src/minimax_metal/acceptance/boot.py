@@ -8,6 +8,9 @@ from typing import Final
 
 from minimax_metal.acceptance.context import MODULE_NODES, Context
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed
+from minimax_metal.acceptance.smi import sick_values
+from minimax_metal.common import nvidia_smi
+from minimax_metal.plan.gpu_state import REPAIR
 
 CONTROL: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
 MAKE: Final = f"systemctl status {MODULE_NODES}; nvidia-modprobe -c 0 -u makes them by hand"
@@ -40,16 +43,37 @@ def check_gpus(context: Context) -> Outcome:
     answer = context.ask("nvidia-smi-list", "nvidia-smi", "-L")
     wanted, name = int(context.gpus["count"]), str(context.gpus["name"])
     expected = f"{wanted} x {name}"
-    if answer.status:
-        return failed(
-            "gpus", f"nvidia-smi ended with {answer.status}: {answer.words}", expected, "docs/driver.md"
-        )
+    refusal = nvidia_smi.refusal(f"{answer.out}\n{answer.error}")
+    if answer.status or refusal:
+        found = f"nvidia-smi ended with {answer.status}: {answer.words}"
+        return failed("gpus", found, expected, refusal.remedy if refusal else "docs/driver.md")
     names = re.findall(r"^GPU \d+: (.*?) \(UUID:", answer.out, re.MULTILINE)
     others = sorted(set(names) - {name})
     if len(names) != wanted or others:
         found = f"{len(names)} GPUs" + (f", among them {', '.join(others)}" if others else "")
         return failed("gpus", found, expected, "look for a lost GPU: check xid, lspci -d 10de:")
-    return passed("gpus", expected, count=len(names), model=name)
+    return _state(context, expected) or passed("gpus", expected, count=len(names), model=name)
+
+
+def _state(context: Context, expected: str) -> Outcome | None:
+    """What keeps a GPU that is listed from being used: MIG, or values that the driver can't read."""
+    mode = context.ask(
+        "nvidia-smi-mig", "nvidia-smi", "--query-gpu=index,mig.mode.current", "--format=csv,noheader"
+    )
+    rows = nvidia_smi.rows(mode.out) if mode.status == 0 else []
+    divided = [row[0] for row in rows if len(row) == 2 and nvidia_smi.mig_enabled(row[1])]
+    if divided:
+        return failed(
+            "gpus",
+            f"MIG on GPU {', '.join(divided)}",
+            f"{expected}, whole: MIG off",
+            f"stop what uses them, then nvidia-smi -i {','.join(divided)} -mig 0 as root",
+        )
+    first = {gpu.label: next(sick_values(gpu.log), None) for gpu in context.logged}
+    sick = [f"{label}: {value}" for label, value in first.items() if value]
+    if sick:
+        return failed("gpus", "; ".join(sick), f"{expected} that answer with values", REPAIR)
+    return None
 
 
 def check_nodes(context: Context) -> Outcome:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-NO_PROGRAM: Final = 127
-TIMED_OUT: Final = 124
+from minimax_metal.common import program
+from minimax_metal.common.program import NO_PROGRAM as NO_PROGRAM
+from minimax_metal.common.program import TIMED_OUT as TIMED_OUT
+from minimax_metal.common.text import one_line
+
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LARGEST: Final = 32 << 20
-"""Characters that are kept of a program's output (its end) or of a file (its head)."""
+"""Bytes that are kept of the head of a program's output or of a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Answer:
 
     @property
     def words(self) -> str:
-        """All it said on one line, cut to a length that a message can hold."""
-        return " ".join((self.out + " " + self.error).split())[:200]
+        """All it said on one line, cut at its end to a length that a message can hold."""
+        return one_line(self.out[:4_000] + " " + self.error[:4_000], 300)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +72,13 @@ class Local:
     """The host this runs on."""
 
     def run(self, *command: str, seconds: float = 60.0) -> Answer:
-        """Run a program with the system's own path and no locale."""
-        program = shutil.which(command[0], path=PATH)
-        if program is None:
+        """Run a program with the system's own path and no locale; one that hangs is left behind."""
+        found = shutil.which(command[0], path=PATH)
+        if found is None:
             return Answer(NO_PROGRAM, "", f"no program {command[0]}")
-        try:
-            done = subprocess.run(
-                [program, *command[1:]],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=seconds,
-                stdin=subprocess.DEVNULL,
-                env={"PATH": PATH, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "HOME": "/root"},
-            )
-        except subprocess.TimeoutExpired:
-            return Answer(TIMED_OUT, "", f"{command[0]} did not answer within {seconds:.0f} s")
-        except OSError as error:
-            return Answer(126, "", f"{command[0]} can't be run: {error.strerror}")
-        return Answer(done.returncode, done.stdout[-LARGEST:], done.stderr[-LARGEST:])
+        environment = {"PATH": PATH, "LC_ALL": "C.UTF-8", "SYSTEMD_PAGER": "", "HOME": "/root"}
+        done = program.run([found, *command[1:]], seconds=seconds, limit=LARGEST, environment=environment)
+        return Answer(done.status, "" if done.timed_out else done.out, done.err)
 
     def read(self, path: str) -> str | None:
         """A file's text, of a large one its head."""

@@ -11,6 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from minimax_metal.common import nvidia_smi
+from minimax_metal.plan.gpu_facts import version
+
 NOT_THERE: Final = frozenset({"N/A", "[N/A]", "None", "Unknown", "Not Supported", "Requested functionality"})
 
 
@@ -88,8 +91,19 @@ def parse_log(text: str) -> Log:
         stack[-1][1].below.setdefault(key.strip(), entry)
         stack.append((depth, entry))
     # The head's keys are never indented; 610 names the driver's version after the kernel module.
-    driver = next((head.get(key) for key in ("Driver Version", "KMD Version") if head.get(key)), None)
+    # Both may be there, and prose behind either: "610.57.04 [Deprecated; …]".
+    told = (version(head.get(key) or "") for key in ("Driver Version", "KMD Version"))
+    driver = next((found for found in told if found), None)
     return Log(driver, head.number("Attached GPUs"), tuple(gpus))
+
+
+def sick_values(entry: Entry, path: str = "") -> Iterator[str]:
+    """Every value below that is NVML's word for an error (``Unknown Error``), with its key."""
+    for key, one in entry.below.items():
+        name = f"{path} {key}".strip()
+        if one.value is not None and (meaning := nvidia_smi.sickness(one.value)):
+            yield f"{name}: {one.value}, {meaning}"
+        yield from sick_values(one, name)
 
 
 def throttle_reasons(gpu: Gpu) -> Mapping[str, Entry] | None:
