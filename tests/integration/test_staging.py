@@ -101,9 +101,12 @@ def test_a_host_is_provisioned_from_a_bundle_and_nothing_else(lab: PlayedCopy, t
     fingerprint = variables["lab_vendor_key_fingerprint"]
     key = f"{fingerprint[-8:].lower()}.pub={fingerprint}"
     hosts = (*lab.inventories, "--limit", "gpu01", "--refresh")
-    lab.metal("bundle", "export", str(bundle), *hosts, "--vendor-key", key)
-    lab.metal("bundle", "import", str(bundle), "--to", str(copy))
-    lab.metal("bundle", "verify", str(copy))
+    signer = tmp_path / "signer"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(signer)], check=True)
+    known = ("--signers", f"{signer}.pub")
+    lab.metal("bundle", "export", str(bundle), *hosts, "--vendor-key", key, "--sign-key", str(signer))
+    lab.metal("bundle", "import", str(bundle), "--to", str(copy), *known)
+    lab.metal("bundle", "verify", str(copy), *known)
     lab.lab.lab("down")
     lab.lab.lab("up", "--file", "lab/labs/staging.yml")
     lab.lab.lab("cut-uplink")
@@ -112,7 +115,7 @@ def test_a_host_is_provisioned_from_a_bundle_and_nothing_else(lab: PlayedCopy, t
     written = tmp_path / "bundle.yml"
     server = subprocess.Popen(
         [sys.executable, "-m", "minimax_metal.cli", "bundle", "serve", str(copy),
-         "--listen", f"{address}:8643", "--variables", str(written)],
+         *known, "--allow", f"{address}/24", "--listen", f"{address}:8643", "--variables", str(written)],
         env=lab.environment,
     )  # fmt: skip
     try:

@@ -6,27 +6,25 @@ import hashlib
 import json
 import re
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
 import yaml
 
 from minimax_metal.cli import main
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_host
-from minimax_metal.staging.bundle import debian, download, export, pythons, serve, store, wheels
+from minimax_metal.staging.bundle import debian, download, export, pythons, store, wheels
 from minimax_metal.staging.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
 from tests.support.origin import Origin, running
 from tests.unit.test_plan_contract import DEBIAN_13, raw
 
 REPOSITORY = Path(__file__).parents[2]
+UNSIGNED = "--accept-unsigned"
 JAMMY = 'ID=ubuntu\nVERSION_ID="22.04"\nVERSION_CODENAME=jammy\n'
 
 
@@ -44,6 +42,7 @@ def origin() -> Iterator[Origin]:
 def bundle(tmp_path: Path) -> store.Bundle:
     directory = tmp_path / "bundle"
     store.begin(directory)
+    directory.chmod(0o755)
     files = [store.place(directory, f"pypi/files/{n}", bytes([n]) * (n + 1)) for n in range(5)]
     return store.finish(directory, {"wheels": []}, files)
 
@@ -88,19 +87,19 @@ def test_a_manifest_that_leads_outside_is_refused(bundle: store.Bundle, path: st
 def test_verify_names_damage_and_import_refuses_it(
     bundle: store.Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bundle", "verify", str(bundle.directory)]) == 0
+    assert main(["bundle", "verify", str(bundle.directory), UNSIGNED]) == 0
     (bundle.directory / "pypi/files/2").write_bytes(b"xyz")
     (bundle.directory / "pypi/files/3").unlink()
-    assert main(["bundle", "verify", str(bundle.directory)]) == 1
+    assert main(["bundle", "verify", str(bundle.directory), UNSIGNED]) == 1
     said = capsys.readouterr().err
     assert "pypi/files/2: found another hash" in said
     assert "pypi/files/3: found missing" in said
-    assert main(["bundle", "import", str(bundle.directory), "--to", str(tmp_path / "copy")]) == 2
+    assert main(["bundle", "import", str(bundle.directory), "--to", str(tmp_path / "copy"), UNSIGNED]) == 2
     with pytest.raises(UserError, match="unfinished"):
         store.read(tmp_path / "copy")
-    assert main(["bundle", "verify", str(bundle.directory), "--remove"]) == 1
+    assert main(["bundle", "verify", str(bundle.directory), "--remove", UNSIGNED]) == 1
     assert not (bundle.directory / "pypi/files/2").exists()
-    assert main(["bundle", "serve", str(bundle.directory)]) == 2
+    assert main(["bundle", "serve", str(bundle.directory), "--allow", "127.0.0.0/8", UNSIGNED]) == 2
 
 
 def test_an_interrupted_import_goes_on(bundle: store.Bundle, tmp_path: Path) -> None:
@@ -174,7 +173,7 @@ def test_one_content_under_many_names_comes_in_side_by_side(origin: Origin, tmp_
 
 def test_other_bytes_than_the_lock_names_never_get_the_name(origin: Origin, tmp_path: Path) -> None:
     store.begin(tmp_path)
-    with pytest.raises(UserError, match=f"with the hash {sha(b'content')}"):
+    with pytest.raises(UserError, match="7 bytes with another hash"):
         download.fetch(item(origin, b"content", wrong=True), tmp_path)
     assert not (tmp_path / "pypi/files/f").exists()
     assert len(origin.asked) == download.ATTEMPTS
@@ -345,74 +344,13 @@ def test_weights_are_listed_by_their_own_manifest(tmp_path: Path) -> None:
 # -- serving -------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@pytest.mark.parametrize("server", ["nginx", "python"])
-def test_a_bundle_is_served_with_ranges(bundle: store.Bundle, tmp_path: Path, server: str) -> None:
-    index = bundle.directory / "pypi/simple/x/index.html"
-    index.parent.mkdir(parents=True)
-    index.write_bytes(b"<a>page</a>")
-    (bundle.directory / ".partial").mkdir()
-    (bundle.directory / ".partial/half").write_bytes(b"half")
-    port, variables = free_port(), tmp_path / "group_vars/bundle.yml"
-    program = (
-        "import shutil, sys\n"
-        + ("shutil.which = lambda *_: None\n" if server == "python" else "")
-        + "from minimax_metal.cli import main\nsys.exit(main(sys.argv[1:]))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, "bundle", "serve", str(bundle.directory),
-         "--listen", f"127.0.0.1:{port}", "--allow", "127.0.0.0/8", "--variables", str(variables)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            try:
-                requests.get(f"{url}/manifest.json", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert process.poll() is None, process.communicate()[0]
-                time.sleep(0.05)
-        assert yaml.safe_load(variables.read_text()) == {"metal_mirrors": url}
-        assert requests.get(f"{url}/pypi/files/4", timeout=10).content == bytes([4]) * 5
-        part = requests.get(f"{url}/pypi/files/4", headers={"Range": "bytes=1-2"}, timeout=10)
-        assert (part.status_code, part.content) == (206, bytes([4]) * 2)
-        assert requests.get(f"{url}/pypi/simple/x/", timeout=10).text == "<a>page</a>"
-        assert requests.get(f"{url}/.partial/half", timeout=10).status_code == 404
-        assert requests.get(f"{url}/nothing", timeout=10).status_code == 404
-        assert requests.put(f"{url}/pypi/files/4", data=b"x", timeout=10).status_code in {403, 405}
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
-    # The server ended with the command.
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def test_who_is_not_let_in_is_refused(bundle: store.Bundle) -> None:
-    text = serve.nginx_configuration(bundle.directory, Path("/run/x"), "::", 8643, ["10.0.0.0/8"])
-    assert "listen [::]:8643;" in text
-    assert "allow 10.0.0.0/8;\n    deny all;" in text
-    from starlette.testclient import TestClient
-
-    client = TestClient(serve.application(bundle.directory, ["10.0.0.0/8"]), client=("192.0.2.1", 1))
-    assert client.get("/pypi/files/1").status_code == 403
-    friend = TestClient(serve.application(bundle.directory, ["10.0.0.0/8"]), client=("10.1.1.1", 1))
-    assert friend.get("/pypi/files/1").status_code == 200
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--listen", "host:80"], "ADDRESS:PORT"),
-        (["--listen", "0.0.0.0:99999"], "ADDRESS:PORT"),
+        (["--listen", "host:80", "--allow", "::/0"], "ADDRESS:PORT"),
+        (["--listen", "0.0.0.0:99999", "--allow", "::/0"], "ADDRESS:PORT"),
         (["--allow", "10.0.0.0/99"], "found --allow 10.0.0.0/99"),
+        ([], "found no --allow, expected the networks"),
     ],
 )
 def test_a_wrong_word_is_one_line(

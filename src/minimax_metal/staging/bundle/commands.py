@@ -1,6 +1,6 @@
 """``metal bundle``: all that a fleet fetches, in one directory with a manifest.
 
-Exit status: 0 done; 1 ``verify`` found damage; 2 something to put right.
+Exit status: 0 done; 1 ``verify`` found damage; 2 something to fix.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import roles_directory
 from minimax_metal.plan.commands import add_arguments, make_plans
 from minimax_metal.plan.model import Plan, plain
-from minimax_metal.staging.bundle import serve, store
+from minimax_metal.staging.bundle import serve, signature, store
 
 EPILOG = """\
 examples:
-  metal bundle export /mnt/disk/bundle --inventory inventories/my-fleet     # where an uplink is
+  metal bundle export /mnt/disk/bundle --inventory inventories/my-fleet --sign-key KEY  # with an uplink
   metal bundle export /mnt/disk/bundle --model MiniMax-M2.5 --gpu H20 --count 4 --platform debian13
   metal bundle verify /mnt/disk/bundle
   metal bundle import /mnt/disk/bundle --to /srv/bundle                     # or serve it from the disk
-  metal bundle serve /srv/bundle --variables inventories/my-fleet/group_vars/all/bundle.yml
+  metal bundle serve /srv/bundle --allow 10.0.0.0/24 --variables inventories/my-fleet/group_vars/all/b.yml
 """
 
 
@@ -53,15 +53,24 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE=FINGERPRINT",
         help="key of a mirror that signs NVIDIA's packages by itself",
     )
+    export.add_argument(
+        "--sign-key",
+        type=Path,
+        metavar="FILE",
+        help="SSH key that signs the manifest (ssh-keygen -Y sign); without it the bundle has no signature",
+    )
     add_arguments(export)
     verify = verbs.add_parser("verify", help="read every byte and compare it with the manifest")
     verify.add_argument("directory", type=Path)
     verify.add_argument("--remove", action="store_true", help="take damaged files away, to be brought again")
+    _add_trust(verify)
     bring = verbs.add_parser("import", help="copy a bundle, verifying each file; goes on after a stop")
     bring.add_argument("directory", type=Path)
     bring.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="where the copy is to be")
+    _add_trust(bring)
     server = verbs.add_parser("serve", help="serve it to the fleet until ended")
     server.add_argument("directory", type=Path)
+    _add_trust(server)
     server.add_argument("--listen", default="0.0.0.0:8643", metavar="ADDRESS:PORT", help="(%(default)s)")
     server.add_argument("--url", help="by which hosts ask; by default this machine's name")
     server.add_argument(
@@ -69,12 +78,29 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NETWORK",
-        help="who may ask (repeatable); default: all",
+        help="who may ask, such as 10.0.0.0/24 (repeatable, at least one)",
+    )
+    server.add_argument(
+        "--user", metavar="NAME", help=f"as whom it runs where root starts it (default: {serve.NOBODY})"
     )
     server.add_argument(
         "--variables", type=Path, metavar="FILE", help="write the one variable that hosts need"
     )
     return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--signers",
+        type=Path,
+        metavar="FILE",
+        help=f"public keys (lines of .pub files) of those who sign bundles; default: {signature.SIGNERS}",
+    )
+    parser.add_argument(
+        "--accept-unsigned",
+        action="store_true",
+        help="use a bundle that none of them signed; an import notes it beside the manifest",
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -106,6 +132,7 @@ def _export(arguments: argparse.Namespace) -> int:
         pull=_pull,
         without=frozenset(arguments.without),
         vendor_key=arguments.vendor_key,
+        sign_key=arguments.sign_key,
     )
     wanted = export.resolve()
     need, count = export.check_room(), len(export.items)
@@ -116,7 +143,8 @@ def _export(arguments: argparse.Namespace) -> int:
     export.fetch()
     pulled = export.fetch_weights(wanted)
     bundle = export.finish(wanted, pulled)
-    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, whole")
+    signed = "signed" if bundle.signature else "without a signature (--sign-key)"
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, whole, {signed}")
     return 0
 
 
@@ -147,13 +175,14 @@ def _pull(plan: Plan, target: Path) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    bundle = store.read(arguments.directory)
+    bundle = store.read(arguments.directory, arguments.signers)
+    trust = store.trusted(bundle, arguments.accept_unsigned)
     bad = []
     for file, found in store.damaged(bundle):
         bad.append(file)
         print(f"{file.path}: found {found}", file=sys.stderr)
     if not bad:
-        _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified")
+        _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified, {trust}")
         return 0
     remedy = "they are removed:" if arguments.remove else "verify it with --remove, then"
     if arguments.remove:
@@ -170,21 +199,24 @@ def _import(arguments: argparse.Namespace) -> int:
     source, target = arguments.directory.absolute(), arguments.to.absolute()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f"found --to {target} inside {source} or around it, expected another place; name one")
-    bundle = store.copy(store.read(source), target, _say)
-    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified")
+    found = store.read(source, arguments.signers)
+    trust = store.trusted(found, arguments.accept_unsigned)
+    bundle = store.copy(found, target, _say, trust)
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified, {trust}")
     return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    bundle = store.read(arguments.directory)
     host, port = serve.address(arguments.listen)
-    serve.check_networks(arguments.allow)
+    serve.networks(arguments.allow)
+    bundle = store.read(arguments.directory, arguments.signers)
+    trust = store.trusted(bundle, arguments.accept_unsigned)
     url = (arguments.url or serve.own_url(host, port)).rstrip("/")
     if arguments.variables:
-        arguments.variables.parent.mkdir(parents=True, exist_ok=True)
-        arguments.variables.write_text(serve.VARIABLES.format(url=url), encoding="utf-8")
+        serve.written(arguments.variables, url)
         _say(f"{arguments.variables}: metal_mirrors: {url}")
     _say(
-        f"{bundle.directory}: {len(bundle.files)} files of {bundle.created}; for hosts: metal_mirrors: {url}"
+        f"{bundle.directory}: {len(bundle.files)} files of {bundle.created}, {trust}; for hosts: "
+        f"metal_mirrors: {url}"
     )
-    return serve.run(bundle, host, port, arguments.allow)
+    return serve.run(bundle, host, port, arguments.allow, arguments.user)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,18 @@ import urllib3
 
 from minimax_metal.artefacts.web import patience
 from minimax_metal.errors import UserError
-from minimax_metal.staging.bundle.store import PARTIAL, File
+from minimax_metal.staging.bundle.area import PARTIAL, Area, area
+from minimax_metal.staging.bundle.document import File
+from minimax_metal.staging.bundle.store import wrong
 
 ATTEMPTS: Final = 8
 STALL_SECONDS: Final = 60.0
 _BLOCK: Final = 1 << 20
+UNSTATED: Final = 8 << 30
+"""Bytes at most of a file whose size nobody states; the largest wheel of a lock has 1 GB."""
+SMALL: Final = 64 << 20
+"""Bytes at most of a small document."""
+SMALL_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -56,72 +64,82 @@ def fetch_all(
 
 
 def fetch(item: Item, directory: Path, progress: Callable[[int], None] = lambda _: None) -> File:
-    """Fetch one file, or take the one that has the name already: it was verified before it got it."""
-    final = directory / item.path
-    if final.is_file() and item.size in {-1, final.stat().st_size}:
-        return File(item.path, final.stat().st_size, item.sha256)
+    """Fetch one file, or take the one that has the name already, if it has the bytes as well."""
+    with area(directory) as opened:
+        there = opened.size(item.path)
+        if there is not None and item.size in {-1, there}:
+            whole = File(item.path, there, item.sha256)
+            if wrong(opened, whole) is None:
+                return whole
+        return _fetch(item, opened, progress)
+
+
+def _fetch(item: Item, opened: Area, progress: Callable[[int], None]) -> File:
     # By path and hash: empty lists are one content under many names, and come in side by side.
-    part = directory / PARTIAL / hashlib.sha256(f"{item.path} {item.sha256}".encode()).hexdigest()
+    part = hashlib.sha256(f"{item.path} {item.sha256}".encode()).hexdigest()
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(min(30.0, 0.5 * 2**attempt))
         try:
-            _read(item, part, progress)
+            size = _read(item, opened, part, progress)
         except _RefusedError as error:
             raise UserError(f"found {error} for {item.url}, expected the file; check the mirror") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason = " ".join(str(error).split())
             if isinstance(error, OSError) and error.errno == 28:
                 raise UserError(
-                    f"found no room at {directory}, expected some for {item.path}; make room"
+                    f"found no room at {opened.directory}, expected some for {item.path}; make room"
                 ) from None
             continue
-        size = part.stat().st_size
         if size < item.size:
             reason = f"an end after {size} bytes"
             continue
-        found = _digest(part)
-        if found == item.sha256:
-            final.parent.mkdir(parents=True, exist_ok=True)
-            part.rename(final)
+        found = File(f"{PARTIAL}/{part}", size, item.sha256)
+        if wrong(opened, found) is None:
+            opened.place(part, item.path)
             return File(item.path, size, item.sha256)
-        reason = f"{size} bytes with the hash {found}"
-        part.unlink()
+        reason = f"{size} bytes with another hash"
+        opened.discard(part)
     raise UserError(
         f"found {reason} at {item.url}, expected {item.size} bytes with the hash {item.sha256}; check the "
-        "network and "
-        "the mirror, then run it again, it goes on"
+        "network and the mirror, then run it again, it goes on"
     )
 
 
-def _read(item: Item, part: Path, progress: Callable[[int], None]) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    if have == item.size:
-        return
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(item.url, headers=headers, stream=True, timeout=(20, STALL_SECONDS)) as answer:
-        if answer.status_code in {408, 425, 429, 500, 502, 503, 504}:
-            time.sleep(min(60.0, patience(answer.headers) or 0.0))
-            raise requests.RequestException(f"status {answer.status_code}")
-        if answer.status_code == 416:
-            part.unlink()
-            raise requests.RequestException("status 416")
-        if answer.status_code not in {200, 206}:
-            raise _RefusedError(f"status {answer.status_code}")
-        ranged = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        )
-        with part.open("ab" if ranged else "wb") as stream:
+def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) -> int:
+    """Read on where the unfinished file ends; return how long it is now. Never longer than it is to be."""
+    most = item.size if item.size >= 0 else UNSTATED
+    with os.fdopen(opened.write(part, keep=True), "ab") as stream:
+        have = os.fstat(stream.fileno()).st_size
+        if have == item.size:
+            return have
+        if have > most:
+            stream.truncate(0)
+            have = 0
+        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with requests.get(item.url, headers=headers, stream=True, timeout=(20, STALL_SECONDS)) as answer:
+            if answer.status_code in {408, 425, 429, 500, 502, 503, 504}:
+                time.sleep(min(60.0, patience(answer.headers) or 0.0))
+                raise requests.RequestException(f"status {answer.status_code}")
+            if answer.status_code == 416:
+                stream.truncate(0)
+                raise requests.RequestException("status 416")
+            if answer.status_code not in {200, 206}:
+                raise _RefusedError(f"status {answer.status_code}")
+            if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                stream.truncate(0)
+                have = 0
             # What is there, not a full block: a cut connection loses nothing that came.
             while block := answer.raw.read1(_BLOCK, decode_content=False):
+                have += len(block)
+                if have > most:
+                    stream.truncate(0)
+                    raise requests.RequestException(f"more than {most} bytes")
                 stream.write(block)
+                stream.flush()
                 progress(len(block))
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return have
 
 
 def get(url: str, what: str, accept: str = "*/*") -> bytes:
@@ -135,13 +153,28 @@ def get(url: str, what: str, accept: str = "*/*") -> bytes:
         if attempt:
             time.sleep(min(15.0, 0.5 * 2**attempt))
         try:
-            answer = requests.get(url, headers={"Accept": accept}, timeout=(20, STALL_SECONDS))
+            with requests.get(
+                url, headers={"Accept": accept}, stream=True, timeout=(20, STALL_SECONDS)
+            ) as answer:
+                if answer.status_code == 200:
+                    return _small(answer, what, url)
+                reason = f"status {answer.status_code}"
+                if 400 <= answer.status_code < 500 and answer.status_code not in {408, 425, 429}:
+                    break
         except requests.RequestException as error:
             reason = " ".join(str(error).split())[:200]
-            continue
-        if answer.status_code == 200:
-            return answer.content
-        reason = f"status {answer.status_code}"
-        if 400 <= answer.status_code < 500 and answer.status_code not in {408, 425, 429}:
-            break
     raise UserError(f"found {reason} at {urlsplit(url).netloc}, expected {what} ({url}); check the mirror")
+
+
+def _small(answer: requests.Response, what: str, url: str) -> bytes:
+    content = bytearray()
+    deadline = time.monotonic() + SMALL_SECONDS
+    for block in answer.iter_content(1 << 16):
+        content += block
+        if len(content) > SMALL or time.monotonic() > deadline:
+            raise UserError(
+                f"found more than {SMALL >> 20} MiB, or {SMALL_SECONDS:.0f} s, at {urlsplit(url).netloc}, "
+                f"expected "
+                f"{what} ({url}); check the mirror"
+            )
+    return bytes(content)

@@ -42,6 +42,7 @@ class Export:
     pull: Pull
     without: frozenset[str] = frozenset()
     vendor_key: str | None = None
+    sign_key: Path | None = None
     items: list[Item] = field(default_factory=list)
     contents: dict[str, bytes] = field(default_factory=dict)
     files: list[File] = field(default_factory=list)
@@ -154,7 +155,7 @@ class Export:
             "pythons": [list(one) for one in wanted.pythons if "pythons" not in self.without],
             "weights": [asdict(one) for one in weights],
         }
-        return store.finish(self.directory, contents, self.files)
+        return store.finish(self.directory, contents, self.files, sign_key=self.sign_key)
 
 
 def weights_files(directory: Path, weights: Weights) -> list[File]:

@@ -2,6 +2,8 @@
 
 ``manifest.json`` is written last: while a bundle is made, and after a stop, there is none, and nobody takes
 the directory for a bundle. A file has its name only when its hash was right; work goes on where it stopped.
+``manifest.json.sig`` beside it is its signature (:mod:`minimax_metal.staging.bundle.signature`) over the
+manifest's bytes, which cover every file. A copy keeps both byte for byte.
 """
 
 from __future__ import annotations
@@ -12,37 +14,48 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal import __version__
+from minimax_metal.common.files import TooLargeError, read_beneath, sync_directory
 from minimax_metal.errors import UserError
+from minimax_metal.staging.bundle import document, signature
+from minimax_metal.staging.bundle.area import PARTIAL, Area, area, copy_bytes
+from minimax_metal.staging.bundle.document import File
+
+__all__ = ["MANIFEST", "PARTIAL", "SIGNATURE", "Bundle", "File"]
 
 MANIFEST: Final = "manifest.json"
-PARTIAL: Final = ".partial"
-SCHEMA: Final = 1
-_BLOCK: Final = 1 << 22
-
-
-@dataclass(frozen=True, order=True)
-class File:
-    """One file of a bundle: its path in it, its size in bytes, its SHA-256."""
-
-    path: str
-    size: int
-    sha256: str
+SIGNATURE: Final = "manifest.json.sig"
+NOTE: Final = "imported.json"
+"""Beside an imported bundle: when it was taken in, and on whose signature, or that it has none."""
+OWN: Final = frozenset({MANIFEST, SIGNATURE, NOTE, PARTIAL, "lost+found", *document.ROOTS})
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A whole bundle, as its manifest says it."""
+    """A whole bundle, as its manifest says it.
+
+    Attributes:
+        directory: where it is.
+        created: when it was made, in its maker's words.
+        contents: what is in it, by kind.
+        files: every file of it.
+        manifest: the bytes of its manifest.
+        signature: those of the signature; empty where it has none.
+        signer: fingerprint of the key that signed it; None: not signed by anybody who is known here.
+    """
 
     directory: Path
     created: str
     contents: dict[str, Any]
     files: tuple[File, ...]
+    manifest: bytes = field(repr=False, default=b"")
+    signature: bytes = field(repr=False, default=b"")
+    signer: str | None = None
 
     @property
     def size(self) -> int:
@@ -50,39 +63,64 @@ class Bundle:
         return sum(file.size for file in self.files)
 
 
-def read(directory: Path) -> Bundle:
-    """Return the bundle in a directory.
+def read(directory: Path, signers: Path | None = None) -> Bundle:
+    """Return the bundle in a directory, with who signed it; whether that will do is for :func:`trusted`.
+
+    Args:
+        directory: of the bundle.
+        signers: public keys; those of :data:`signature.SIGNERS` where that file is.
 
     Raises:
         UserError: there is none, it is not finished, or its manifest is not one.
     """
-    path = directory / MANIFEST
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        half = (directory / PARTIAL).is_dir()
-        found = "an unfinished bundle" if half else "no bundle"
-        remedy = "run 'metal bundle export' or 'import' again, it goes on" if half else "put the path right"
-        raise UserError(f"found {found} at {directory}, expected {MANIFEST} in it; {remedy}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"found {path} that can't be read ({error}), expected a manifest; copy it again"
-        ) from None
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise UserError(
-            f"found {path} of another kind, expected schema {SCHEMA}; use the same version of metal"
-        )
-    try:
-        files = tuple(File(**entry) for entry in document["files"])
-    except (KeyError, TypeError):
-        raise UserError(
-            f"found {path} with entries of another kind, expected path, size and sha256"
-        ) from None
-    for file in files:
-        parts = PurePosixPath(file.path).parts
-        if not parts or file.path.startswith("/") or ".." in parts or parts[0] in {PARTIAL, MANIFEST}:
-            raise UserError(f"found {file.path!r} in {path}, expected paths inside the bundle; don't use it")
-    return Bundle(directory, str(document["created"]), dict(document["contents"]), files)
+    if not directory.is_dir():
+        raise UserError(f"found no bundle at {directory}, expected {MANIFEST} in it; fix the path")
+    with area(directory) as opened:
+        path = directory / MANIFEST
+        try:
+            content = read_beneath(opened.root, MANIFEST, document.LIMIT)
+        except FileNotFoundError:
+            half = (directory / PARTIAL).is_dir()
+            found = "an unfinished bundle" if half else "no bundle"
+            remedy = "run 'metal bundle export' or 'import' again, it goes on" if half else "fix the path"
+            raise UserError(f"found {found} at {directory}, expected {MANIFEST} in it; {remedy}") from None
+        except TooLargeError as error:
+            raise UserError(f"found {path} with {error.strerror}, expected fewer; don't use it") from None
+        except OSError as error:
+            raise UserError(
+                f"found {path} that can't be read ({error.strerror}), expected a plain file; copy it again"
+            ) from None
+        try:
+            signed = read_beneath(opened.root, SIGNATURE, signature.LIMIT)
+        except OSError:
+            signed = b""
+    # Before anything in it is looked at.
+    signer = None
+    if signers is None and signature.SIGNERS.is_file():
+        signers = signature.SIGNERS
+    if signers is not None:
+        keys = signature.public_keys(signers)
+        signer = signature.verify(content, signed, keys) if signed else None
+    said = document.parse(content, str(path))
+    return Bundle(directory, said.created, said.contents, said.files, content, signed, signer)
+
+
+def trusted(bundle: Bundle, accept_unsigned: bool) -> str:
+    """Return in words on whose word a bundle is used.
+
+    Raises:
+        UserError: nobody who is known here signed it, and that was not accepted by name.
+    """
+    if bundle.signer:
+        return f"signed by {bundle.signer}"
+    if accept_unsigned:
+        return "without a signature that is known here, accepted with --accept-unsigned"
+    found = "a signature by none of the known keys" if bundle.signature else "no signature"
+    raise UserError(
+        f"found {found} on {bundle.directory / MANIFEST}, expected one by a key of {signature.SIGNERS} or "
+        f"--signers "
+        "FILE; get the signer's public key by another way than this disk, or accept it with --accept-unsigned"
+    )
 
 
 def begin(directory: Path) -> None:
@@ -92,159 +130,184 @@ def begin(directory: Path) -> None:
         UserError: the directory holds other things than a bundle.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    known = {MANIFEST, PARTIAL, "pypi", "python", "nvidia", "apt", "weights", "lost+found"}
-    strange = sorted(path.name for path in directory.iterdir() if path.name not in known)
+    strange = sorted(path.name for path in directory.iterdir() if path.name not in OWN)
     if strange:
         raise UserError(
             f"found {strange[0]} in {directory}, expected an empty directory or a bundle; name another "
             "directory"
         )
-    (directory / PARTIAL).mkdir(exist_ok=True)
-    (directory / MANIFEST).unlink(missing_ok=True)
-    _sync(directory)
+    with area(directory) as opened:
+        with suppress(FileExistsError):
+            os.mkdir(PARTIAL, 0o755, dir_fd=opened.root)
+        for name in (MANIFEST, SIGNATURE, NOTE):
+            opened.unlink(name)
+    sync_directory(directory)
 
 
 def remove(bundle: Bundle, files: Iterable[File]) -> None:
     """Take damaged files away; what is left is no bundle until they are brought again."""
     begin(bundle.directory)
-    for file in files:
-        (bundle.directory / file.path).unlink(missing_ok=True)
+    with area(bundle.directory) as opened:
+        for file in files:
+            opened.unlink(file.path)
 
 
 def finish(
-    directory: Path, contents: dict[str, Any], files: Iterable[File], created: str | None = None
+    directory: Path,
+    contents: dict[str, Any],
+    files: Iterable[File],
+    created: str | None = None,
+    sign_key: Path | None = None,
 ) -> Bundle:
-    """Take away what is no part of it, flush everything, write the manifest; return the bundle."""
+    """Take away what is no part of it, flush everything, write manifest and signature; return the bundle.
+
+    Raises:
+        UserError: it can't be signed with that key.
+    """
     listed = tuple(sorted(set(files)))
-    paths = {file.path for file in listed}
-    shutil.rmtree(directory / PARTIAL, ignore_errors=True)
-    for path in sorted(directory.rglob("*"), reverse=True):
-        if path.is_dir() and not path.is_symlink():
-            if path.name != "lost+found" and not any(path.iterdir()):
-                path.rmdir()
-        elif path.relative_to(directory).as_posix() not in paths:
-            path.unlink()
-    os.sync()
     created = created or datetime.now(UTC).isoformat(timespec="seconds")
-    document = {
-        "schema": SCHEMA,
-        "created": created,
-        "version": __version__,
-        "contents": contents,
-        "files": [asdict(file) for file in listed],
-    }
-    new = directory / f"{MANIFEST}.new"
-    with new.open("w", encoding="utf-8") as stream:
-        json.dump(document, stream, indent=1)
-        stream.write("\n")
+    content = document.write(contents, listed, created)
+    document.parse(content, MANIFEST)  # what could not be read again is not written
+    signed = signature.sign(content, sign_key) if sign_key else b""
+    _finish(directory, listed, content, signed)
+    return Bundle(directory, created, contents, listed, content, signed)
+
+
+def _finish(
+    directory: Path, files: Iterable[File], manifest: bytes, signed: bytes, note: bytes = b""
+) -> None:
+    with area(directory) as opened:
+        opened.prune({file.path for file in files})
+        os.sync()
+        for name, content in ((NOTE, note), (SIGNATURE, signed), (MANIFEST, manifest)):
+            if content:
+                _write(opened, f"{name}.new", content)
+                opened.place(f"{name}.new", name)
+        with suppress(OSError):
+            os.rmdir(PARTIAL, dir_fd=opened.root)
+    sync_directory(directory)
+
+
+def _write(opened: Area, name: str, content: bytes) -> None:
+    with os.fdopen(opened.write(name), "wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-    new.rename(directory / MANIFEST)
-    _sync(directory)
-    return Bundle(directory, created, contents, listed)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def described(directory: Path, path: str) -> File:
     """Return the entry of a file that is there."""
-    whole = directory / path
-    return File(path, whole.stat().st_size, digest(whole))
+    with area(directory) as opened, os.fdopen(opened.open(path), "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return File(path, size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def place(directory: Path, path: str, content: bytes) -> File:
     """Write a small file under its name, whole or not at all, and return its entry."""
-    whole = directory / path
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    new = directory / PARTIAL / f"{hashlib.sha256(path.encode()).hexdigest()}.new"
-    new.write_bytes(content)
-    new.rename(whole)
+    name = f"{hashlib.sha256(path.encode()).hexdigest()}.new"
+    with area(directory) as opened:
+        _write(opened, name, content)
+        opened.place(name, path)
     return File(path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def damaged(bundle: Bundle, threads: int = 4) -> Iterator[tuple[File, str]]:
     """Read every byte; yield the files that are not as the manifest says, with what was found."""
+    with area(bundle.directory) as opened, ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda file: wrong(opened, file), bundle.files)
+        yield from ((file, said) for file, said in zip(bundle.files, found, strict=True) if said)
 
-    def look(file: File) -> str | None:
-        path = bundle.directory / file.path
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return "missing"
+
+def wrong(opened: Area, file: File) -> str | None:
+    """What is wrong with a file; None where it is what the manifest says. No more than its size is read."""
+    try:
+        descriptor = opened.open(file.path)
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"no plain file ({error.strerror})"
+    with os.fdopen(descriptor, "rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
         if size != file.size:
             return f"{size} bytes, expected {file.size}"
-        return None if digest(path) == file.sha256 else "another hash"
-
-    with ThreadPoolExecutor(threads) as pool:
-        for file, found in zip(bundle.files, pool.map(look, bundle.files), strict=True):
-            if found:
-                yield file, found
+        return None if hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256 else "another hash"
 
 
-def copy(bundle: Bundle, target: Path, say: Callable[[str], None]) -> Bundle:
+def copy(bundle: Bundle, target: Path, say: Callable[[str], None], trust: str = "") -> Bundle:
     """Copy a bundle, verify each file on the way, and make the copy a bundle when all are there.
 
     Files that an earlier, interrupted copy brought are taken as they are: they have their names only when
-    verified.
+    verified. The manifest and its signature are copied byte for byte; ``trust`` is noted beside them.
 
     Raises:
         UserError: the target is too small, or a file is damaged.
     """
     begin(target)
-    missing = [file for file in bundle.files if not _there(target, file)]
-    need = sum(file.size for file in missing)
-    room = shutil.disk_usage(target).free
-    if room < need:
-        raise UserError(
-            f"found {room / 1e9:.1f} GB free at {target}, expected {need / 1e9:.1f} GB for the bundle; make "
-            "room there"
-        )
-    say(f"{len(missing)} of {len(bundle.files)} files to copy, {need / 1e9:.2f} GB")
-    for file in missing:
-        _copy_one(bundle.directory / file.path, target, file)
-    return finish(target, bundle.contents, bundle.files, bundle.created)
+    with area(bundle.directory) as source, area(target) as opened:
+        missing = [file for file in bundle.files if wrong(opened, file) is not None]
+        need = sum(file.size for file in missing)
+        room = shutil.disk_usage(target).free
+        if room < need:
+            raise UserError(
+                f"found {room / 1e9:.1f} GB free at {target}, expected {need / 1e9:.1f} GB for the bundle; "
+                f"make "
+                "room there"
+            )
+        say(f"{len(missing)} of {len(bundle.files)} files to copy, {need / 1e9:.2f} GB")
+        for file in missing:
+            _copy_one(source, opened, file)
+    note = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "signer": bundle.signer, "trust": trust}
+    _finish(target, bundle.files, bundle.manifest, bundle.signature, json.dumps(note).encode() + b"\n")
+    return Bundle(
+        target,
+        bundle.created,
+        bundle.contents,
+        bundle.files,
+        bundle.manifest,
+        bundle.signature,
+        bundle.signer,
+    )
 
 
-def _there(directory: Path, file: File) -> bool:
+def _copy_one(source: Area, target: Area, file: File) -> None:
+    # By path: what a manifest says of hashes is no name for anything here.
+    name = f"{hashlib.sha256(file.path.encode()).hexdigest()}.new"
+    path = source.directory / file.path
+    whole, count = hashlib.sha256(), 0
     try:
-        return (directory / file.path).stat().st_size == file.size and digest(
-            directory / file.path
-        ) == file.sha256
-    except OSError:
-        return False
-
-
-def _copy_one(source: Path, target: Path, file: File) -> None:
-    new = target / PARTIAL / f"{file.sha256}.new"
-    whole = hashlib.sha256()
-    try:
-        with source.open("rb") as reader, new.open("wb") as writer:
-            while block := reader.read(_BLOCK):
-                whole.update(block)
-                writer.write(block)
+        reader = source.open(file.path)
     except OSError as error:
-        new.unlink(missing_ok=True)
         raise UserError(
-            f"found {source} that can't be copied ({error.strerror}), expected {file.size} bytes; "
+            f"found {path} that can't be copied ({error.strerror}), expected {file.size} bytes; "
             "run 'metal bundle verify' on the source, and look at the disks"
         ) from None
-    if whole.hexdigest() != file.sha256:
-        new.unlink()
+    try:
+        writer = target.write(name)
+    except OSError:
+        os.close(reader)
+        raise
+    try:
+        try:
+            for block in copy_bytes(reader, writer, file.size):
+                whole.update(block)
+                count += len(block)
+            os.fsync(writer)
+        finally:
+            os.close(writer)
+    except OSError as error:
+        target.discard(name)
         raise UserError(
-            f"found {source} with another hash than the manifest's, expected {file.sha256}; export it again"
+            f"found {path} that can't be copied ({error.strerror}), expected {file.size} bytes; "
+            "run 'metal bundle verify' on the source, and look at the disks"
+        ) from None
+    finally:
+        os.close(reader)
+    if count != file.size or whole.hexdigest() != file.sha256:
+        target.discard(name)
+        found = "other bytes" if count == file.size else "more" if count > file.size else "fewer bytes"
+        raise UserError(
+            f"found {path} with {found} than the manifest says, expected {file.size} with the hash "
+            f"{file.sha256}; "
+            "export it again"
         )
-    path = target / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new.rename(path)
+    target.place(name, file.path)
