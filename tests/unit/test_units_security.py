@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.acceptance.engine import GUARD, guard_text
 from minimax_metal.plan.adapter import plan_from_variables
 from tests.support.templates import REPOSITORY, evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
@@ -59,6 +60,9 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
             item=plan["services"][0],
             **variables(),
         )
+    (folder / GUARD).write_text(
+        guard_text(1, [plan["services"][0]["unit"]], Path("/run/systemd/system") / GUARD)
+    )
     return folder
 
 
@@ -73,7 +77,7 @@ def test_no_template_of_a_unit_is_left_out() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", [*UNITS, GUARD])
 def test_a_unit_is_exposed_to_little(units: Path, name: str) -> None:
     file = name.replace("@", "@m")
     done = subprocess.run(
@@ -90,7 +94,7 @@ def test_a_unit_is_exposed_to_little(units: Path, name: str) -> None:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 def test_systemd_understands_every_line(units: Path) -> None:
-    files = [str(units / name.replace("@", "@m")) for name in UNITS]
+    files = [str(units / name.replace("@", "@m")) for name in (*UNITS, GUARD)]
     done = subprocess.run(
         ["systemd-analyze", "verify", "--recursive-errors=no", "--man=no", *files],
         check=False,
@@ -101,7 +105,7 @@ def test_systemd_understands_every_line(units: Path) -> None:
     assert [line for line in said if "is not executable" not in line] == []
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", [*UNITS, GUARD])
 def test_a_unit_says_how_much_memory_it_may_take(units: Path, name: str) -> None:
     text = (units / name.replace("@", "@m")).read_text(encoding="utf-8")
     if name not in {"sglang@.service", "sglang-gateway.service"}:  # by settings of their own

@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import secrets
 import tarfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,8 @@ from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.fabric import MANAGER
 from minimax_metal.acceptance.machine import Answer
 from minimax_metal.acceptance.redaction import Redaction
+from minimax_metal.common.files import sync_directory
+from minimax_metal.common.privileges import trusted_directory
 
 JOURNAL_LINES: Final = 3000
 """Of each instance: a start with its weights and graphs is some hundreds."""
@@ -119,11 +122,11 @@ def write(path: Path, texts: Mapping[str, str], redaction: Redaction) -> None:
     Raises:
         OSError: it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    path = trusted_directory(path.parent, create=0o700) / path.name
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     now = int(time.time())
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with (
             os.fdopen(handle, "wb") as raw,
             gzip.GzipFile(fileobj=raw, mode="wb", mtime=now) as stream,
@@ -134,6 +137,9 @@ def write(path: Path, texts: Mapping[str, str], redaction: Redaction) -> None:
                 member = tarfile.TarInfo(f"metal-accept/{redaction.text(name)}")
                 member.size, member.mtime, member.mode = len(data), now, 0o644
                 archive.addfile(member, io.BytesIO(data))
+        with part.open("rb") as written:
+            os.fsync(written.fileno())
         part.replace(path)
+        sync_directory(path.parent)
     finally:
         part.unlink(missing_ok=True)

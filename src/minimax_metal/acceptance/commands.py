@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import fcntl
 import json
-import os
 import signal
 import socket
 import sys
@@ -28,6 +27,8 @@ from minimax_metal.acceptance.redaction import Redaction, secrets_of_host
 from minimax_metal.acceptance.report import Report
 from minimax_metal.acceptance.sandbox import Sandbox, is_root, sweep
 from minimax_metal.acceptance.suite import CHECKS, Run, selected
+from minimax_metal.common.files import write_atomic
+from minimax_metal.common.privileges import trusted_directory
 from minimax_metal.errors import UserError
 from minimax_metal.service.record import CURRENT, DIRECTORY, read_plan
 
@@ -198,13 +199,15 @@ def _keep(report: Report, context: Context, directory: Path, *, anonymise: bool)
     }
     texts |= dict(bundle.collect(context))
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        place = trusted_directory(directory, create=0o700)
         # Outcomes quote programs: the report leaves the host as well, so it is masked as the bundle is.
-        _write(directory / REPORT, texts["report.json"])
-        _write(directory / TABLE, redaction.text(texts["report.txt"]))
-        bundle.write(directory / BUNDLE, texts, redaction)
+        write_atomic(place / REPORT, texts["report.json"], mode=0o600)
+        write_atomic(place / TABLE, redaction.text(texts["report.txt"]), mode=0o600)
+        bundle.write(place / BUNDLE, texts, redaction)
     except OSError as error:
-        raise UserError(f"cannot write to {directory}: {error.strerror}; name another --directory") from None
+        raise UserError(
+            f"cannot write to {directory}: {error.strerror}; name a --directory that only root can change"
+        ) from None
 
 
 def _json(value: Any) -> str:
@@ -217,14 +220,6 @@ def _table(report: Report) -> str:
     output = io.StringIO()
     report.print(output)
     return output.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    part.replace(path)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,19 @@ from typing import Final
 from minimax_metal.acceptance.context import Service
 from minimax_metal.acceptance.machine import Machine
 from minimax_metal.acceptance.sandbox import UNITS
+from minimax_metal.common.files import write_atomic
 from minimax_metal.errors import UserError
 
 GUARD: Final = "metal-accept-restart.service"
+SANDBOX: Final = (
+    "MemoryMax=64M", "TasksMax=8", "UMask=0077", "CapabilityBoundingSet=", "NoNewPrivileges=yes",
+    "ProtectSystem=strict", "ProtectHome=yes", "PrivateDevices=yes", "PrivateNetwork=yes",
+    "IPAddressDeny=any", "ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes", "ProtectKernelLogs=yes",
+    "ProtectKernelModules=yes", "ProtectKernelTunables=yes", "RestrictAddressFamilies=AF_UNIX",
+    "RestrictNamespaces=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes",
+    "MemoryDenyWriteExecute=yes", "SystemCallArchitectures=native", "SystemCallFilter=@system-service",
+)  # fmt: skip
+"""It watches a process, asks systemd, and removes its own file."""
 
 
 def guard_text(pid: int, units: Sequence[str], file: Path) -> str:
@@ -32,6 +42,8 @@ def guard_text(pid: int, units: Sequence[str], file: Path) -> str:
             f"ExecStart=/usr/bin/tail --pid={pid} --follow /dev/null",
             f"ExecStopPost=/usr/bin/systemctl start --no-block {' '.join(units)}",
             f"ExecStopPost=-/usr/bin/rm -f {file}",
+            f"ReadWritePaths={file.parent}",
+            *SANDBOX,
             "",
         ]
     )
@@ -50,7 +62,7 @@ def stopped(machine: Machine, services: Sequence[Service], directory: Path = UNI
         return
     file = directory / GUARD
     directory.mkdir(parents=True, exist_ok=True)
-    file.write_text(guard_text(os.getpid(), units, file), encoding="utf-8")
+    write_atomic(file, guard_text(os.getpid(), units, file))
     machine.run("systemctl", "daemon-reload")
     guard = machine.run("systemctl", "start", GUARD)
     if guard.status:

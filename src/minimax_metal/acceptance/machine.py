@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from minimax_metal.common import program
+from minimax_metal.common.files import read_head
+from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.common.program import NO_PROGRAM as NO_PROGRAM
 from minimax_metal.common.program import TIMED_OUT as TIMED_OUT
 from minimax_metal.common.text import one_line
@@ -81,10 +83,10 @@ class Local:
         return Answer(done.status, "" if done.timed_out else done.out, done.err)
 
     def read(self, path: str) -> str | None:
-        """A file's text, of a large one its head."""
+        """A file's text, of a large one its head; what is in a service's directory is read as that service."""
         try:
-            with Path(path).open("rb") as file:
-                return file.read(LARGEST).decode("utf-8", "replace")
+            with acting_as_owner_of(Path(path)):
+                return read_head(Path(path), LARGEST).decode("utf-8", "replace")
         except OSError:
             return None
 
@@ -97,7 +99,12 @@ class Local:
         return Node(path, stat.S_ISCHR(state.st_mode), stat.S_IMODE(state.st_mode), state.st_mtime)
 
     def list(self, pattern: str) -> Sequence[str]:
-        """Paths that match."""
+        """Paths that match, in a service's directory as that service finds them."""
+        with acting_as_owner_of(Path(pattern).parent):
+            return self._list(pattern)
+
+    @staticmethod
+    def _list(pattern: str) -> Sequence[str]:
         return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
     def modified(self, path: str) -> float | None:

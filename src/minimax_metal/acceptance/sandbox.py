@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.acceptance.machine import Machine, properties
+from minimax_metal.common.files import write_atomic
 from minimax_metal.service.unit import quote
 
 UNITS: Final = Path("/run/systemd/system")
@@ -181,7 +182,7 @@ class Sandbox:
             file.parent.mkdir(parents=True, exist_ok=True)
             slice_ = properties(self.machine, self.unit, ["Slice"]).get("Slice") or "system.slice"
             unit = unit_text(text.out, self.unit, slice_, command, place, seconds)
-            file.write_text(unit, encoding="utf-8")
+            write_atomic(file, unit)
             self.machine.run("systemctl", "daemon-reload")
             differ = differences(self.machine, self.unit, name)
             self.machine.run("systemctl", "start", name, seconds=seconds + 60.0)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +16,7 @@ from xml.etree import ElementTree
 
 from minimax_metal import __version__
 from minimax_metal.checks.table import Row, print_table
+from minimax_metal.common.files import write_atomic
 
 SCHEMA: Final = 2
 HIDDEN: Final = "[key]"
@@ -167,9 +167,7 @@ class Report:
             OSError: the file can't be written.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        temporary.write_text((form or Report.as_json)(self), encoding="utf-8")
-        temporary.replace(file)
+        write_atomic(file, (form or Report.as_json)(self))
 
     def print(self, output: IO[str]) -> None:
         """Print the table, then every limit and every failure in full."""

@@ -96,6 +96,19 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return _read_and_close(descriptor, str(path), limit)
 
 
+def read_head(path: Path, limit: int) -> bytes:
+    """Return a regular file's first bytes, ``limit`` at most; a pipe or a device is refused without waiting.
+
+    Raises:
+        OSError: it is not a regular file, or can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return stream.read(limit)
+
+
 def _read_and_close(descriptor: int, name: str, limit: int) -> bytes:
     with os.fdopen(descriptor, "rb") as stream:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):

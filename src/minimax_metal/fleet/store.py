@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from minimax_metal.common.files import write_atomic
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.records import Record
 
@@ -66,10 +67,8 @@ class Kept:
 
     def write(self, name: str, text: str) -> Path:
         """Write a file whole, readable by its owner alone; return its path."""
-        temporary = self.path / f".{name}.new"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(0o600)
-        return temporary.replace(self.path / name)
+        write_atomic(self.path / name, text, mode=0o600)
+        return self.path / name
 
     def open(self, name: str) -> IO[str]:
         """Open a file that grows while the run goes on."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
 from minimax_metal.artefacts.part import PARTS, Part
+from minimax_metal.common.files import write_atomic
 
 _BLOCK: Final = 1 << 20
 
@@ -170,7 +171,8 @@ class PieceFile:
 
     def _write_notes(self) -> None:
         lines = [f"piece {self.piece}", *(f"{number} {sha256}" for number, sha256 in self.have.items())]
-        self.notes.write_text("\n".join(lines) + "\n", encoding="ascii")
+        # A crash in the middle must not lose pieces that are here.
+        write_atomic(self.notes, "\n".join(lines) + "\n")
 
     def advance(self) -> bool:
         """Hash the pieces that follow on what is hashed; return whether the whole file is.
