@@ -18,7 +18,7 @@ from minimax_metal.plan.adapter import (
 )
 from minimax_metal.plan.driver import driver_state
 from minimax_metal.plan.text import plan_lines
-from minimax_metal.service.unit import command_lines, quote_assignment
+from minimax_metal.service.unit import command_lines, line, quote_assignment, text
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
@@ -72,4 +72,6 @@ class FilterModule:
             "metal_unread_plan": unread_plan,
             "metal_unit_quote": quote_assignment,
             "metal_unit_command": command_lines,
+            "metal_unit_line": line,
+            "metal_unit_text": text,
         }

@@ -31,6 +31,7 @@ from minimax_metal.plan.host import (
 )
 from minimax_metal.plan.mirrors import with_mirrors
 from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePlan, Refusal, ServicePlan
+from minimax_metal.plan.ranges import check_ranges
 from minimax_metal.plan.serve import find_parsers, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
 from minimax_metal.plan.stack import (
@@ -44,9 +45,6 @@ from minimax_metal.plan.stack import (
 )
 from minimax_metal.plan.weights import find_model, model_plan, weights_plan
 
-PROFILES = ("default", "guide")
-DAY = 86_400
-
 
 def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -> Plan:
     """Everything that is decided for one host.
@@ -58,7 +56,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     found = Findings(accept=frozenset(settings.accept_refusals))
     for unknown in settings.unknown_role_variables:
         found.add(refuse_unknown(unknown))
-    _check_ranges(settings, found)
+    check_ranges(settings, found)
     settings, mirrors = with_mirrors(settings, catalog, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
@@ -151,7 +149,7 @@ def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusa
     found = Findings(accept=frozenset(settings.accept_refusals))
     for unknown in settings.unknown_role_variables:
         found.add(refuse_unknown(unknown))
-    _check_ranges(settings, found)
+    check_ranges(settings, found)
     if catalog is not None:
         find_model(settings, catalog, found)
     return found.refusals
@@ -187,38 +185,3 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         disk=None,
         checks=None,
     )
-
-
-def _check_ranges(settings: Settings, found: Findings) -> None:
-    """Values that the engine's own parser lets through."""
-    if not 1 <= settings.port <= 65535:
-        found.refuse("port", f"metal_port {settings.port}", "1 to 65535", "set metal_port to a free port")
-    fraction = settings.mem_fraction_static
-    if fraction is not None and not 0.0 < fraction < 1.0:
-        found.refuse(
-            "mem-fraction",
-            f"metal_mem_fraction_static {fraction:g}",
-            "more than 0 and less than 1",
-            "leave it out, or set what the guide sets: 0.85",
-        )
-    for code, name, value, most in (
-        ("parallelism", "metal_tp_size", settings.tp_size, 1024),
-        ("parallelism", "metal_ep_size", settings.ep_size, 1024),
-        ("limit", "metal_max_running_requests", settings.max_running_requests, 1_000_000),
-        ("limit", "metal_max_queued_requests", settings.max_queued_requests, 1_000_000),
-        ("limit", "metal_tokens_per_request", settings.tokens_per_request, 100_000_000),
-        ("timeout", "metal_start_timeout_seconds", settings.start_timeout_seconds, 7 * DAY),
-        ("timeout", "metal_stop_timeout_seconds", settings.stop_timeout_seconds, DAY),
-    ):
-        if value is not None and not 1 <= value <= most:
-            found.refuse(code, f"{name} {value}", f"1 to {most}", f"leave {name} out")
-    threads = settings.loader_threads
-    if threads is not None and not 0 <= threads <= 64:
-        found.refuse("limit", f"metal_loader_threads {threads}", "0 to 64", "leave metal_loader_threads out")
-    if settings.profile not in PROFILES:
-        found.refuse(
-            "profile",
-            f"metal_profile {settings.profile}",
-            " or ".join(PROFILES),
-            "set one of them, or leave it out",
-        )

@@ -17,13 +17,38 @@ def quote(argument: str) -> str:
     Raises:
         ValueError: the argument holds a line break or a NUL, which a unit file cannot carry in one line.
     """
-    if re.search(r"[\n\r\0]", argument):
-        raise ValueError(f"an argument of a unit holds a line break or NUL: {argument!r}")
+    line(argument)
     escaped = argument.replace("%", "%%")
     if _PLAIN.fullmatch(argument):
         return escaped
     escaped = escaped.replace("\\", "\\\\").replace('"', '\\"').replace("$", "$$")
     return f'"{escaped}"'
+
+
+def line(text: str) -> str:
+    """Return text for a unit file as it is, specifiers and all: for directives that users write themselves.
+
+    Raises:
+        ValueError: it holds a line break or a NUL. The message does not show it: it may be a secret.
+    """
+    value = str(text)
+    if found := re.search(r"[\n\r\0]", value):
+        raise ValueError(f"a value of a unit holds a line break or NUL at character {found.start() + 1}")
+    return value
+
+
+def text(value: str) -> str:
+    """Return text for a directive that takes the rest of its line (Description, conditions, LoadCredential).
+
+    Quotes mean themselves there, specifiers (%) do not; a backslash at the end would join the next line.
+
+    Raises:
+        ValueError: as `line`, and for a backslash at the end.
+    """
+    escaped = line(value).replace("%", "%%")
+    if escaped.endswith("\\"):
+        raise ValueError("a value of a unit ends with a backslash")
+    return escaped
 
 
 def quote_assignment(assignment: str) -> str:
