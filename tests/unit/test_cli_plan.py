@@ -12,6 +12,7 @@ import pytest
 
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.cli import main
+from minimax_metal.common.program import Answer
 from minimax_metal.plan import inventory
 from minimax_metal.plan.table import tokens
 from minimax_metal.plan.what_if import find_gpu
@@ -171,20 +172,20 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     (tmp_path / "calls").write_text("")
 
-    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(program: str, *words: str) -> Answer:
         with (tmp_path / "calls").open("a") as calls:
             calls.write(f"{program} {words[words.index('-m') + 1] if '-m' in words else ''}\n")
         if program == "ansible-inventory":
-            return subprocess.CompletedProcess(words, 0, json.dumps(listing), "")
+            return Answer(0, json.dumps(listing), "")
         tree = Path(words[words.index("--tree") + 1])
         module = words[words.index("-m") + 1]
         if module == "debug":  # one host is asked for all
             together = {host: answer["msg"] for host, answer in answers["debug"].items()}
             (tree / words[0]).write_text(json.dumps({"msg": together}))
-            return subprocess.CompletedProcess(words, 0, "", "")
+            return Answer(0, "", "")
         for host in words[0].split(","):
             (tree / host).write_text(json.dumps(answers[module][host]))
-        return subprocess.CompletedProcess(words, 4, "", "")
+        return Answer(4, "", "")
 
     monkeypatch.setattr(inventory, "_run", run)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -264,7 +265,7 @@ def test_facts_are_collected_for_the_directories_that_are_asked_for(
     ran: list[str] = []
     run = inventory._run
 
-    def counted(program: str, *words: str) -> subprocess.CompletedProcess[str]:
+    def counted(program: str, *words: str) -> Answer:
         if "metal_facts" in words:
             ran.append(program)
         return run(program, *words)
@@ -326,8 +327,8 @@ def test_a_hint_is_never_a_card_of_another_size(
 def test_a_broken_inventory_is_one_line(
     fleet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess(words, 1, "", "ERROR! no\n")
+    def run(program: str, *words: str) -> Answer:
+        return Answer(1, "", "ERROR! no\n")
 
     monkeypatch.setattr(inventory, "_run", run)
     status, _, err = metal(capsys, "-i", str(fleet))

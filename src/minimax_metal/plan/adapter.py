@@ -92,12 +92,14 @@ def raw_facts_of(
         host: what is typed to reach it.
         user: who logs in; empty where nobody said.
     """
-    if isinstance(collected.get("facts"), Mapping):
+    if isinstance(collected.get("facts"), Mapping) and not collected.get("failed"):
         return dict(collected["facts"])
     shell = str(probe.get("stdout") or "")
     away = {"reachable": False, "host": host, "user": user}
     # Of a probe that failed, the task after it was not asked: what was registered last is the failure.
-    failed = collected if collected.get("failed") else probe
+    failed = collected if collected.get("failed") or not probe else probe
+    if collected.get("unreachable"):
+        return {**away, "answer": dict(collected)}
     if probe.get("unreachable") or "python3=" not in shell:
         return {**away, "answer": {**probe, **failed}}
     if collected.get("skipped"):
@@ -113,7 +115,7 @@ def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str]
     refusal = trouble_of(answer, host).refusal()
     files = encrypted_files(inventories) if refusal.code == "vault-password" else []
     if files:
-        refusal = replace(refusal, found=f"{refusal.found}, in {', '.join(files)}")
+        refusal = replace(refusal, found=f"{refusal.found} (encrypted: {', '.join(files)})")
     return refused_plan(host, [refusal]).as_dict()
 
 

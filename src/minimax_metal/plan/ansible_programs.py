@@ -26,9 +26,9 @@ ANSWER_BYTES: Final = 8 << 20
 """Most that is read of one host's answer; the facts of a host with 8 GPUs are about 200 KB."""
 OUTPUT_BYTES: Final = 256 << 20
 """Most that is read of what a program prints; an inventory of a thousand hosts is about 50 MB."""
-SECONDS: Final = 600.0
-HOST_SECONDS: Final = 240
-"""Most that one host may take for one task; the others go on meanwhile."""
+SECONDS: Final = 900.0
+HOST_SECONDS: Final = 300
+"""How long a host may take to be read while the others go on; what is asked there has limits of 30 s each."""
 
 _VAULT: Final = ("vault_password_file", "vault_id")
 _FILES: Final = {

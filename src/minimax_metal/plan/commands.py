@@ -16,9 +16,11 @@ import yaml
 
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import catalog_for, plan_host, roles_directory, with_hashes
+from minimax_metal.plan.ansible_programs import add_options, options_of
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.vault import masked
 from minimax_metal.plan.what_if import find_platform, what_if_facts
 
 EPILOG = """\
@@ -70,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--max-age", metavar="SECONDS", type=float, default=3600.0, help="age of cached facts (3600)"
     )
+    add_options(parser)
     wanted = parser.add_argument_group("what is wanted (each is a metal_* variable)")
     for option, variable, metavar, meaning in OPTIONS:
         wanted.add_argument(option, dest=variable, metavar=metavar, help=f"{meaning} [{variable}]")
@@ -94,8 +97,15 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
     Raises:
         UserError: they name none, or the inventory can't be read.
     """
+    return [one for one, _ in _plans_and_secrets(arguments)]
+
+
+def _plans_and_secrets(arguments: argparse.Namespace) -> list[tuple[Plan, tuple[str, ...]]]:
+    """The plans, each with the texts in it that came out of encrypted variables."""
     variables = _variables(arguments)
-    return _fleet(arguments, variables) if arguments.inventory else _what_if(arguments, variables)
+    if arguments.inventory:
+        return _fleet(arguments, variables)
+    return [(one, ()) for one in _what_if(arguments, variables)]
 
 
 def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,28 +140,35 @@ def _what_if(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[P
     return [plan(settings, what_if_facts(arguments.gpu, arguments.count, platform, catalog), catalog)]
 
 
-def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Plan]:
+def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tuple[Plan, tuple[str, ...]]]:
     if arguments.gpu or arguments.count is not None or arguments.platform:
         raise UserError("found --inventory with --gpu, --count or --platform; give one or the other")
-    from minimax_metal.plan.inventory import read_inventory
+    from minimax_metal.plan.inventory import Reach, read_inventory
 
-    hosts = read_inventory(
-        arguments.inventory,
-        limit=arguments.limit,
-        refresh=arguments.refresh,
-        max_age_seconds=arguments.max_age,
-        settings=variables,
-    )
+    with options_of(arguments) as (inventory, reach):
+        hosts = read_inventory(
+            arguments.inventory,
+            limit=arguments.limit,
+            refresh=arguments.refresh,
+            max_age_seconds=arguments.max_age,
+            settings=variables,
+            reach=Reach(tuple(inventory), tuple(reach)),
+        )
     roles = roles_directory()
     return [
-        plan_host(host.name, {**host.variables, **variables}, host.facts, host.names, roles) for host in hosts
+        (
+            plan_host(host.name, {**host.variables, **variables}, host.facts, host.names, roles),
+            host.secrets,
+        )
+        for host in hosts
     ]
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb with the arguments behind it."""
     arguments = _parser().parse_args(list(argv))
-    plans = make_plans(arguments)
+    # What was encrypted in the inventory is decided by, and never shown.
+    plans = [masked(one, secrets) for one, secrets in _plans_and_secrets(arguments)]
     if arguments.json:
         json.dump([one.summary() for one in plans], sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
