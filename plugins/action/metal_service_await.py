@@ -55,7 +55,7 @@ class ActionModule(ActionBase):
             failed = [start for start in starts if start.over(first.get(start.unit))]
             if failed or answer["rc"] != TIME_IS_OVER:
                 bad = failed or [start for start in starts if not start.state.startswith("active ")]
-                states = [start.status or f"{start.unit} {start.state}" for start in bad]
+                states = [start.problem for start in bad]
                 ready = answer["rc"] == 0 and not failed
                 if not ready and not states:
                     states = [f"systemctl start {names} ended with {answer['rc']}"]

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.service import gpus, incidents
+from minimax_metal.service import gpus, health, incidents
 from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, diagnose, find_xids
 from minimax_metal.service.health import Judge, parse_figures
-from minimax_metal.service.output import Output, Secrets
+from minimax_metal.service.output import Journal, Output, Secrets
 
 WORDS = {
     "launch_server.py: error: unrecognized arguments: --frobnicate": ("arguments", EXIT_NEVER, EXIT_NEVER),
@@ -81,10 +81,14 @@ def test_a_fault_of_a_gpu_comes_before_the_engines_words() -> None:
 
 
 def read(*chunks: bytes, secrets: Secrets | None = None) -> tuple[Output, str]:
-    sink = io.StringIO()
-    output = Output(io.BufferedReader(io.BytesIO(b"".join(chunks))), secrets or Secrets(()), sink)  # type: ignore[arg-type]
+    said: list[str] = []
+    output = Output(
+        io.BufferedReader(io.BytesIO(b"".join(chunks))),  # type: ignore[arg-type]
+        secrets or Secrets(()),
+        said.append,
+    )
     output.run()
-    return output, sink.getvalue()
+    return output, "".join(f"{line}\n" for line in said)
 
 
 def test_the_phase_goes_forward_only() -> None:
@@ -121,21 +125,46 @@ def test_a_key_is_taken_out_of_every_line(tmp_path: Path) -> None:
     assert output.last(1) == ["key=***, key=***"]
 
 
+INCIDENT = incidents.Incident(
+    "m", "crash", "exited with status 1", None, None, "warmed up", 3.0, 1, [], ["last words"]
+)
+
+
 def test_reports_are_kept_and_the_oldest_dropped(tmp_path: Path) -> None:
-    incident = incidents.Incident(
-        "m", "crash", "exited with status 1", None, None, "warmed up", 3.0, 1, [], ["last words"]
-    )
-    now = time.time()
     for number in range(incidents.KEPT + 3):
-        path = incidents.write_report(tmp_path, incident, now + number)
-        os.utime(path, (now - 60 * number, now - 60 * number))
+        incidents.write_report(tmp_path, INCIDENT, 1e9 + number, at=1000.0 + 60 * number)
     kept = incidents.reports(tmp_path, "m")
     assert len(kept) == incidents.KEPT
     content = json.loads(kept[-1].read_text())
-    assert (content["schema"], content["output"], content["kind"]) == (1, ["last words"], "crash")
-    assert (
-        incidents.recent(tmp_path, "m", 10 * 60 + 30, now) == 8
-    )  # the three newest by name are the oldest here
+    assert (content["schema"], content["output"], content["kind"]) == (2, ["last words"], "crash")
+    assert kept[-1].name.startswith("000023-2001")
+    assert incidents.recent(tmp_path, "m", 7 * 60 + 30, at=1000.0 + 60 * 22) == 8
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
+    """The newest report was deleted after a jump back, and all were of the last hour after one forward."""
+    for number in range(incidents.KEPT):
+        incidents.write_report(tmp_path, INCIDENT, 2e9 + number, at=1000.0 + number)
+    newest = incidents.write_report(tmp_path, INCIDENT, 1e9, at=99_000.0)
+    assert incidents.reports(tmp_path, "m")[-1] == newest
+    for path in incidents.reports(tmp_path, "m"):
+        os.utime(path, (1e9, 1e9))
+    assert incidents.recent(tmp_path, "m", 3600.0, at=99_001.0) == 1
+    # What an older release kept, and what is not a report at all, is not counted.
+    (tmp_path / "m/20261122T060143.676034Z.json").write_text('{"schema": 1}')
+    (tmp_path / "m/000099-x.json").write_text("[")
+    assert incidents.recent(tmp_path, "m", 3600.0, at=99_001.0) == 1
+
+
+def test_a_report_follows_no_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "incidents").mkdir()
+    (tmp_path / "incidents/m").symlink_to(elsewhere)
+    with pytest.raises(OSError, match=r"."):
+        incidents.write_report(tmp_path / "incidents", INCIDENT)
+    assert list(elsewhere.iterdir()) == []
+    assert incidents.reports(tmp_path / "incidents", "m") == []
 
 
 @pytest.fixture
@@ -166,12 +195,69 @@ def test_who_holds_gpu_memory_before_a_start(smi: Path) -> None:
     assert unlisted.taken == ["GPU 0: 70000 MiB in use and no process listed"]
 
 
+def test_one_threshold_for_listed_and_unlisted_memory(smi: Path) -> None:
+    """30 MiB of NVIDIA's MPS server blocked the start (field case g1); "[N/A]" was read as 0."""
+    answer(smi, "0, GPU-a, 441, Disabled\\n", "GPU-a, 2214, nvidia-cuda-mps-server, 30\\n")
+    assert gpus.read_memory([0]).taken == []  # type: ignore[union-attr]
+    answer(smi, "0, GPU-a, 70000, Disabled\\n", "GPU-a, 1, nvidia-cuda-mps-server, [N/A]\\n")
+    told = gpus.read_memory([0]).taken  # type: ignore[union-attr]
+    assert told == ["GPU 0: memory of unknown size held by NVIDIA's MPS server (pid 1)"]
+    answer(smi, "0, GPU-a, [N/A], [N/A]\\n", "GPU-a, 1, python3, [N/A]\\n")
+    assert gpus.read_memory([0]).taken != []  # type: ignore[union-attr]
+    answer(smi, "0, GPU-a, [N/A], [N/A]\\n", "GPU-a, 1, nv-hostengine, [N/A]\\n")
+    assert gpus.read_memory([0]).taken == []  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("cell", ["[GPU is lost]", "[Unknown Error]", "[GPU requires reset]", "ERR!"])
+def test_a_cell_that_is_an_error_names_a_sick_gpu(smi: Path, cell: str) -> None:
+    """gpud PR#1133, nvidia_gpu_exporter#393; "[GPU is lost]" for an index ended the supervisor."""
+    answer(smi, f"0, GPU-a, 411, Disabled\\n3, GPU-d, {cell}, Disabled\\n")
+    with pytest.raises(gpus.GpuError, match=r"^GPU 3: nvidia-smi says") as raised:
+        gpus.read_memory([0, 3])
+    assert raised.value.operator
+    assert gpus.read_memory([0]) is not None, "another replica's GPU is no matter of this one"
+    answer(smi, f"0, GPU-a, 411, Disabled\\n{cell}, {cell}, {cell}, {cell}\\n")
+    with pytest.raises(gpus.GpuError, match=r"^GPU 3: not in nvidia-smi's list"):
+        gpus.read_memory([0, 3])
+
+
+def test_mig_is_seen_and_an_older_nvidia_smi_is_asked_without_it(smi: Path) -> None:
+    answer(smi, "0, GPU-a, 411, Disabled\\n2, GPU-c, 411, Enabled\\n")
+    memory = gpus.read_memory([0, 2])
+    assert memory is not None
+    assert memory.mig == (2,)
+    smi.write_text(
+        '#!/bin/sh\ncase "$1" in *mig*) echo \'Field "mig.mode.current" is not a valid field to query.\'\n'
+        "exit 2;; "
+        "--query-gpu*) echo '0, GPU-a, 411';; esac\n"
+    )
+    assert gpus.read_memory([0]).used_mib == {0: 411}  # type: ignore[union-attr]
+
+
 def test_an_nvidia_smi_that_fails_is_said(smi: Path) -> None:
-    answer(smi, "Unable to determine the device handle for GPU0: Unknown Error", status=255)
-    with pytest.raises(gpus.GpuError, match="ended with 255: Unable to determine the device handle"):
+    answer(smi, "Unable to determine the device handle for GPU5: 0000:BA:00.0: Unknown Error", status=255)
+    with pytest.raises(
+        gpus.GpuError, match="ended with 255: Unable to determine the device handle"
+    ) as raised:
         gpus.read_memory([0])
+    assert "GPU5 (0000:BA:00.0) is lost" in str(raised.value)
     smi.unlink()
     assert gpus.read_memory([0]) is None
+
+
+def test_an_nvidia_smi_that_hangs_is_left_behind_and_a_stop_is_heard(
+    smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi.write_text("#!/bin/sh\nexec sleep 300\n")
+    smi.chmod(0o755)
+    monkeypatch.setattr(gpus, "ANSWER_SECONDS", 0.3)
+    with pytest.raises(gpus.GpuError, match="did not answer within"):
+        gpus.read_memory([0])
+    monkeypatch.setattr(gpus, "ANSWER_SECONDS", 250.0)
+    begun = time.monotonic()
+    with pytest.raises(gpus.GpuError):
+        gpus.read_memory([0], lambda: True)
+    assert time.monotonic() - begun < 60
 
 
 def figures(running: float, tokens: float) -> str:
@@ -209,3 +295,60 @@ def test_an_answer_or_a_token_forgives_everything() -> None:
 
 def test_a_scrape_without_the_engines_figures_is_none() -> None:
     assert parse_figures("python_gc_objects_collected_total 3.0\n") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sglang:num_running_reqs NaN\nsglang:num_queue_reqs 1e999\n",
+        "sglang:num_running_reqs -1e308\nsglang:num_queue_reqs +Inf\n",
+        "sglang:num_running_reqs e\n",
+        'sglang:num_running_reqs{a="}"} \nsglang:num_running_reqs{\n',
+        "<html><body>502 Bad Gateway</body></html>",
+        "sglang:" * 100_000,
+        "sglang:x{\n" * 50_000,
+        "",
+    ],
+)
+def test_odd_metrics_are_no_figures_and_raise_nothing(text: str) -> None:
+    """NaN and 1e999 ended the watch in silence."""
+    found = parse_figures(text)
+    assert found is None or (found.running >= 0 and found.queued >= 0)
+
+
+def test_a_watch_that_fails_says_so_and_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def broken(_opener: object, url: str, _timeout: float) -> tuple[str, str]:
+        asked.append(url)
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(health, "ask", broken)
+    watch = health.Watch("http://127.0.0.1:9/health", 0.01, 60.0, lambda: 0)
+    watch.start()
+    deadline = time.monotonic() + 60
+    while len(asked) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    watch.halted.set()
+    assert len(asked) >= 3
+    assert "looking again" in watch.note
+
+
+def test_a_stuck_journal_holds_nobody_up() -> None:
+    read_end, write_end = os.pipe()
+    journal = Journal()
+    journal.start()
+    for number in range(40):
+        journal.say(f"{number} " + "x" * 1_000_000, write_end)
+    journal.finish(0.1)
+    got = b""
+    while b"lines were dropped" not in got or not got.endswith(b"end\n"):
+        got += os.read(read_end, 1 << 20)
+        if len(got) > 15_000_000:
+            journal.say("end", write_end)
+    assert got.startswith(b"0 xxx")
+    os.close(read_end)
+    journal.say("nobody reads this", write_end)
+    journal.finish(5.0)
+    assert journal.is_alive(), "a journal that is gone ends nothing"
+    os.close(write_end)

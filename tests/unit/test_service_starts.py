@@ -115,3 +115,29 @@ def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]
     assert "connection lost, the engine goes on" in said[0]
     with pytest.raises(AnsibleActionFail, match="the engine goes on there, run the play again"):
         awaited(lost)
+
+
+REFUSED = """\
+Id=sglang@minimax-m2.5.service
+NRestarts=0
+StatusText=failed: cannot start /opt/sglang/x/bin/sglang: no such file; run the playbook again
+ActiveState=failed
+SubState=failed
+Result=start-limit-hit
+"""
+
+
+def test_a_start_that_systemd_refuses_is_not_told_as_the_failure_of_an_older_one(said: list[str]) -> None:
+    found = awaited((1, REFUSED))
+    assert found["ready"] is False
+    (told,) = found["states"]
+    assert told.startswith("sglang@minimax-m2.5.service failed too often, so systemd refuses to start it")
+    assert "systemctl reset-failed sglang@minimax-m2.5.service" in told
+    assert told.endswith("the failure before: cannot start /opt/sglang/x/bin/sglang: no such file; run the "
+                         "playbook again")  # fmt: skip
+
+
+def test_a_unit_that_did_not_run_has_no_words_of_its_own(said: list[str]) -> None:
+    text = REFUSED.replace("failed\nSub", "inactive\nSub").replace("SubState=failed", "SubState=dead")
+    found = awaited((1, text.replace("start-limit-hit", "success")))
+    assert found["states"] == ["sglang@minimax-m2.5.service inactive (dead)"]

@@ -13,7 +13,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,6 +59,7 @@ def run(
     limit: int = BYTES,
     environment: Mapping[str, str] | None = None,
     directory: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Answer:
     """Run a program, never through a shell, without standard input; return its answer, also where it failed.
 
@@ -68,6 +69,7 @@ def run(
         limit: bytes kept of each output; the rest is read and dropped.
         environment: instead of this process's own.
         directory: working directory.
+        stop: asked ten times a second; true ends the program as if its time were over.
     """
     name = Path(words[0]).name
     try:
@@ -84,7 +86,7 @@ def run(
         return Answer(NO_PROGRAM, "", f"no program {name}")
     except OSError as error:
         return Answer(CANNOT_RUN, "", f"{name} can't be run: {error.strerror}")
-    out, err, in_time = _read(child, time.monotonic() + seconds, limit)
+    out, err, in_time = _read(child, time.monotonic() + seconds, limit, stop)
     cut = len(out) > limit or len(err) > limit
     text_out, text_err = (bytes(one[:limit]).decode("utf-8", "replace") for one in (out, err))
     if in_time:
@@ -95,7 +97,9 @@ def run(
     return Answer(TIMED_OUT, text_out, f"{text_err}\n{told}".strip(), True, left_behind, cut)
 
 
-def _read(child: subprocess.Popen[bytes], deadline: float, limit: int) -> tuple[bytearray, bytearray, bool]:
+def _read(
+    child: subprocess.Popen[bytes], deadline: float, limit: int, stop: Callable[[], bool]
+) -> tuple[bytearray, bytearray, bool]:
     """Read both outputs until the program has ended; last, whether it did so before the deadline."""
     pipes = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
     kept = {pipe.fileno(): bytearray() for pipe in pipes}
@@ -113,7 +117,7 @@ def _read(child: subprocess.Popen[bytes], deadline: float, limit: int) -> tuple[
                 break
             if ended_at is not None and now - ended_at >= QUIET_SECONDS:
                 break
-            if ended_at is None and now >= deadline:
+            if ended_at is None and (now >= deadline or stop()):
                 break
             for key, _ in selector.select(min(0.1, max(deadline - now, 0.0)) if ended_at is None else 0.05):
                 block = os.read(key.fd, 1 << 16)

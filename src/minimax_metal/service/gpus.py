@@ -1,23 +1,35 @@
-"""Who holds memory of the GPUs, asked of nvidia-smi: before a start and after a stop."""
+"""Who holds memory of the GPUs, and whether they can be used at all, asked of nvidia-smi: before a start and
+after a stop."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common import nvidia_smi, program
+from minimax_metal.common.text import one_line
+
 ANSWER_SECONDS: Final = 30.0
 """nvidia-smi hangs on a GPU that has fallen off the bus."""
-FREE_MIB: Final = 2048
-"""Less than this in use on a GPU counts as free: driver and display take some hundred MiB (choice of this
-project; an engine takes tens of thousands)."""
+FREE_MIB: Final = nvidia_smi.FREE_MIB
+TABLE: Final = "index,uuid,memory.used"
+APPS: Final = "gpu_uuid,pid,process_name,used_memory"
+FORMAT: Final = "--format=csv,noheader,nounits"
 
 
 class GpuError(Exception):
-    """nvidia-smi did not answer; the text is one line."""
+    """A GPU, or nvidia-smi, does not answer as it should; the text is one line.
+
+    ``remedy`` says what to do; ``operator`` whether the host has to be drained.
+    """
+
+    def __init__(self, text: str, remedy: str = "", *, operator: bool = True) -> None:
+        super().__init__(text)
+        self.remedy = remedy or "look at the GPUs, reset them or reboot the host"
+        self.operator = operator
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,78 +39,124 @@ class Holder:
     gpu: int
     pid: int
     program: str
-    mib: int
+    mib: int | None
+    """None where nvidia-smi does not say how much (``[N/A]``): that is not 0."""
 
     @property
     def ghost(self) -> bool:
         """Whether the process is gone and its memory is not."""
         return not Path(f"/proc/{self.pid}").exists()
 
+    @property
+    def daemon(self) -> str | None:
+        """What a known daemon is called."""
+        return nvidia_smi.daemon(self.program)
+
     def __str__(self) -> str:
-        what = "a process that is gone" if self.ghost else self.program
-        return f"GPU {self.gpu}: {self.mib} MiB held by {what} (pid {self.pid})"
+        what = "a process that is gone" if self.ghost else self.daemon or one_line(self.program, 200)
+        amount = "memory of unknown size" if self.mib is None else f"{self.mib} MiB"
+        return f"GPU {self.gpu}: {amount} held by {what} (pid {self.pid})"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What is in use on some GPUs."""
 
-    used_mib: dict[int, int]
+    used_mib: dict[int, int | None]
     holders: tuple[Holder, ...]
+    mig: tuple[int, ...] = ()
+    """GPUs on which MIG is on: an engine can't use them whole."""
+
+    def _full(self, gpu: int) -> bool:
+        """One threshold, whether or not processes are listed; daemons that keep a little are no obstacle."""
+        used = self.used_mib.get(gpu)
+        listed = [holder for holder in self.holders if holder.gpu == gpu]
+        if used is not None:
+            return used >= FREE_MIB
+        if any(holder.mib is None and holder.daemon is None for holder in listed):
+            return True
+        return sum(holder.mib or 0 for holder in listed) >= FREE_MIB
 
     @property
     def taken(self) -> list[str]:
-        """One line for each GPU that is not free."""
-        named = [str(holder) for holder in self.holders]
-        known = {holder.gpu for holder in self.holders}
-        return named + [
-            f"GPU {gpu}: {mib} MiB in use and no process listed"
-            for gpu, mib in sorted(self.used_mib.items())
-            if mib >= FREE_MIB and gpu not in known
-        ]
+        """One line for each holder of a GPU that is not free, or for the GPU where none is listed."""
+        lines: list[str] = []
+        for gpu, mib in sorted(self.used_mib.items()):
+            if not self._full(gpu):
+                continue
+            listed = [str(holder) for holder in self.holders if holder.gpu == gpu]
+            lines += listed or [f"GPU {gpu}: {mib} MiB in use and no process listed"]
+        return lines
 
 
-def _ask(program: str, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, check=False, timeout=ANSWER_SECONDS
+def _ask(path: str, *arguments: str, stop: Callable[[], bool]) -> program.Answer:
+    return program.run([path, *arguments], seconds=ANSWER_SECONDS, stop=stop)
+
+
+def _table(path: str, stop: Callable[[], bool]) -> str:
+    """The table of all GPUs, with MIG where this nvidia-smi knows it.
+
+    Raises:
+        GpuError: there is none.
+    """
+    for fields in (f"{TABLE},mig.mode.current", TABLE):
+        answer = _ask(path, f"--query-gpu={fields}", FORMAT, stop=stop)
+        if answer.timed_out:
+            told = answer.err.splitlines()[-1] if answer.err else "nvidia-smi did not answer"
+            raise GpuError(one_line(told, 200))
+        known = nvidia_smi.refusal(answer.out + answer.err)
+        if known is not None and known.code == "field":
+            continue
+        if answer.ok:
+            # A lost GPU is not in the table then, or has no values there.
+            return answer.out
+        words = one_line(f"{answer.out} {answer.err}", 200)
+        if known is None:
+            raise GpuError(f"nvidia-smi ended with {answer.status}: {words}")
+        raise GpuError(
+            f"nvidia-smi ended with {answer.status}: {words}: {known.meaning}",
+            known.remedy,
+            operator=known.operator,
         )
-    except subprocess.TimeoutExpired:
-        raise GpuError(f"nvidia-smi did not answer within {ANSWER_SECONDS:.0f} s") from None
-    except OSError as error:
-        raise GpuError(f"nvidia-smi can't be run: {error.strerror}") from None
-    if done.returncode:
-        words = " ".join((done.stdout + done.stderr).split())[:200]
-        raise GpuError(f"nvidia-smi ended with {done.returncode}: {words}")
-    return done.stdout
+    raise GpuError(
+        "nvidia-smi knows none of the fields asked for", "install the planned driver", operator=False
+    )
 
 
-def _cells(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line.strip()]
-
-
-def _mib(text: str) -> int:
-    return int(text) if text.isdigit() else 0  # "[N/A]"
-
-
-def read_memory(indices: Sequence[int]) -> Memory | None:
+def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False) -> Memory | None:
     """What is in use on the GPUs with these indices; none where there is no nvidia-smi.
 
     Raises:
-        GpuError: nvidia-smi is there and does not answer.
+        GpuError: nvidia-smi is there and does not answer, or one of these GPUs is sick or missing.
     """
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    path = shutil.which("nvidia-smi")
+    if path is None:
         return None
-    rows = _cells(_ask(program, "--query-gpu=index,uuid,memory.used", "--format=csv,noheader,nounits"))
-    wanted = {row[1]: int(row[0]) for row in rows if row[0].isdigit() and int(row[0]) in indices}
-    used = {wanted[row[1]]: _mib(row[2]) for row in rows if row[1] in wanted}
-    apps = _ask(
-        program, "--query-compute-apps=gpu_uuid,pid,process_name,used_memory", "--format=csv,noheader,nounits"
-    )
+    rows: dict[int, list[str]] = {}
+    for cells in nvidia_smi.rows(_table(path, stop)):
+        if cells[0].isdigit() and int(cells[0]) in indices:
+            rows[int(cells[0])] = cells
+    for index, cells in sorted(rows.items()):
+        if sick := nvidia_smi.row_sickness(cells):
+            raise GpuError(
+                f"GPU {index}: nvidia-smi says {sick}",
+                f"drain the host, reset GPU {index} (nvidia-smi --gpu-reset -i {index}) or reboot; if it "
+                "comes back, have it repaired",
+            )
+    missing = sorted(set(indices) - set(rows))
+    if missing:
+        names = ", ".join(map(str, missing))
+        raise GpuError(
+            f"GPU {names}: not in nvidia-smi's list",
+            "look at dmesg for NVRM and at nvidia-smi -L; reboot the host, or have the GPU repaired",
+        )
+    by_uuid = {cells[1]: index for index, cells in rows.items() if len(cells) > 1}
+    used = {index: nvidia_smi.mib(cells[2]) if len(cells) > 2 else None for index, cells in rows.items()}
+    mig = tuple(sorted(index for index, cells in rows.items() if nvidia_smi.mig_enabled(cells[-1])))
+    apps = _ask(path, f"--query-compute-apps={APPS}", FORMAT, stop=stop)
     holders = tuple(
-        Holder(wanted[row[0]], int(row[1]), ",".join(row[2:-1]), _mib(row[-1]))
-        for row in _cells(apps)
-        if len(row) >= 4 and row[0] in wanted and row[1].isdigit()
+        Holder(by_uuid[cells[0]], int(cells[1]), ",".join(cells[2:-1]), nvidia_smi.mib(cells[-1]))
+        for cells in nvidia_smi.rows(apps.out if apps.ok else "")
+        if len(cells) >= 4 and cells[0] in by_uuid and cells[1].isdigit()
     )
-    return Memory(used, holders)
+    return Memory(used, holders, mig)

@@ -10,7 +10,7 @@ and of one that has had work and shown no progress for a long time.
 from __future__ import annotations
 
 import http.client
-import re
+import math
 import ssl
 import threading
 import time
@@ -26,10 +26,14 @@ PROBE_PAUSE_SECONDS: Final = 1.0
 PROBE_TIMEOUT_SECONDS: Final = 60.0
 """One health call. The engine gives its own generation 20 s; giving up before it does would prove nothing."""
 FIGURES_TIMEOUT_SECONDS: Final = 20.0
+BODY_BYTES: Final = 8 << 20
+"""Read of an answer at most: the engine's metrics have some 200 KB."""
+MOST: Final = 1e15
+"""No count of requests or tokens is larger; what is, or is not a number, is not read."""
+LONGEST_LINE: Final = 20_000
 STRIKES: Final = 3
 """Failed looks in a row that make a hang."""
 
-_FIGURE: Final = re.compile(r"^(sglang:[a-z_]+)(?:\{[^}]*\})?\s+([0-9.eE+-]+)$", re.MULTILINE)
 BUSY: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 MOVING: Final = (
     "sglang:generation_tokens_total",
@@ -53,16 +57,26 @@ def opener_for(url: str) -> urllib.request.OpenerDirector:
 
 
 def ask(opener: urllib.request.OpenerDirector, url: str, timeout: float) -> tuple[str, str]:
-    """The status of one call in a few words (``200``, ``port closed``, ``no answer``), and the body."""
+    """The status of one call in a few words (``200``, ``port closed``, ``no answer``), and the body.
+
+    The body is cut at :data:`BODY_BYTES`, and what comes drop by drop ends with ``timeout``. Whatever
+    a server answers, nothing is raised.
+    """
+    deadline = time.monotonic() + timeout
     try:
         with opener.open(url, timeout=timeout) as response:
-            return str(response.status), response.read().decode("utf-8", "replace")
+            body = bytearray()
+            while len(body) < BODY_BYTES and (block := response.read1(1 << 16)):
+                body += block
+                if time.monotonic() > deadline:
+                    return "no answer", ""
+            return str(response.status), body.decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         error.close()
         return str(error.code), ""
     except TimeoutError:
         return "no answer", ""
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError, LookupError, ArithmeticError) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ConnectionRefusedError):
             return "port closed", ""
@@ -102,10 +116,24 @@ class Figures:
 
 
 def parse_figures(text: str) -> Figures | None:
-    """The figures of a scrape; none where the engine's are not in it."""
+    """The figures of a scrape; none where the engine's are not in it.
+
+    What is not a finite number (``NaN``, ``1e999``, HTML) is passed over, as is what no count can
+    be.
+    """
     values: dict[str, float] = {}
-    for name, value in _FIGURE.findall(text):
-        values[name] = values.get(name, 0.0) + float(value)
+    for line in text.splitlines():
+        if not line.startswith("sglang:") or len(line) > LONGEST_LINE:
+            continue
+        name = line.partition("{")[0].partition(" ")[0]
+        rest = line.rpartition("}")[2] if "{" in line else line[len(name) :]
+        words = rest.split()
+        try:
+            value = float(words[0]) if words else math.nan
+        except ValueError:
+            continue
+        if math.isfinite(value) and 0 <= value <= MOST:
+            values[name] = values.get(name, 0.0) + value
     if not any(name in values for name in BUSY):
         return None
     running, queued = (int(values.get(name, 0.0)) for name in BUSY)
@@ -178,18 +206,26 @@ class Watch:
         opener = opener_for(self.ready_url)
         metrics = urllib.parse.urljoin(self.ready_url, "/metrics")
         while not self.halted.wait(self.interval):
-            status, text = ask(opener, metrics, FIGURES_TIMEOUT_SECONDS)
-            # Without figures any answer of the server will do; a 404 is one.
-            answered = status.isdigit()
-            self.figures = parse_figures(text) if status == "200" else None
-            hangs = judge.look(
-                time.monotonic(),
-                answered,
-                self.figures,
-                self.worked(),
-                lambda: ask(opener, self.ready_url, PROBE_TIMEOUT_SECONDS)[0] == "200",
-            )
-            self.note = judge.note
-            if hangs:
-                self.hung.set()
-                return
+            try:
+                if self.look(judge, opener, metrics):
+                    self.hung.set()
+                    return
+            except Exception as error:
+                # A watch that ends in silence would never see a hang: it says so and looks again.
+                self.note = f"the watch failed ({type(error).__name__}), looking again"
+
+    def look(self, judge: Judge, opener: urllib.request.OpenerDirector, metrics: str) -> bool:
+        """Look once; return whether the engine hangs."""
+        status, text = ask(opener, metrics, FIGURES_TIMEOUT_SECONDS)
+        # Without figures any answer of the server will do; a 404 is one.
+        answered = status.isdigit()
+        self.figures = parse_figures(text) if status == "200" else None
+        hangs = judge.look(
+            time.monotonic(),
+            answered,
+            self.figures,
+            self.worked(),
+            lambda: ask(opener, self.ready_url, PROBE_TIMEOUT_SECONDS)[0] == "200",
+        )
+        self.note = judge.note
+        return hangs

@@ -6,6 +6,12 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+from minimax_metal.common.text import one_line
+
+LONGEST: Final = 4_000
+"""Characters of a value; a datagram may have some 200 KB, a status line that anybody reads far less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class Notifier:
             return False
         # A leading "@" stands for the null byte of an abstract address (sd_notify(3)).
         address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
-        message = "\n".join(f"{key}={' '.join(str(value).split())}" for key, value in fields.items())
+        message = "\n".join(f"{key}={one_line(str(value), LONGEST)}" for key, value in fields.items())
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
                 channel.settimeout(1.0)

@@ -6,18 +6,23 @@ release with other words only makes the status line say less.
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Final
+
+from minimax_metal.service.diagnosis.lines import cut
 
 LINES_KEPT: Final = 300
 LONGEST_LINE: Final = 64 << 10
 """Bytes without an end of line after which what is there is passed on."""
 JOIN_SECONDS: Final = 5.0
+WAITING_BYTES: Final = 16 << 20
+"""What waits for a journal that takes nothing; more is dropped, and the number of dropped lines is said."""
 MASK: Final = "***"
 
 PHASES: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -66,14 +71,78 @@ class Secrets:
         return text
 
 
+class Journal(threading.Thread):
+    """Writes lines to standard output and error without ever holding up who says them.
+
+    A journal that is stuck (its pipe is full) would otherwise stop the engine with the first line that it
+    prints, and one that is gone would end the supervisor.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(name="journal", daemon=True)
+        self._lines: deque[tuple[int, bytes]] = deque()
+        self._waiting = 0
+        self._dropped = 0
+        self._busy = False
+        self._changed = threading.Condition()
+
+    def say(self, text: str, descriptor: int = 2) -> None:
+        """Write a line to a descriptor, when it takes it."""
+        data = (text + "\n").encode("utf-8", "replace")
+        with self._changed:
+            if self._waiting + len(data) > WAITING_BYTES:
+                self._dropped += 1
+                return
+            self._lines.append((descriptor, data))
+            self._waiting += len(data)
+            self._changed.notify_all()
+
+    def run(self) -> None:
+        """Write until the process ends."""
+        while True:
+            with self._changed:
+                while not self._lines:
+                    self._busy = False
+                    self._changed.notify_all()
+                    self._changed.wait()
+                self._busy = True
+                descriptor, data = self._lines.popleft()
+                self._waiting -= len(data)
+                dropped, self._dropped = self._dropped, 0
+            if dropped:
+                told = (
+                    f"metal supervise: the journal took nothing for a while: {dropped} lines were dropped\n"
+                )
+                data = told.encode() + data
+            self._write(descriptor, data)
+
+    @staticmethod
+    def _write(descriptor: int, data: bytes) -> None:
+        while data:
+            try:
+                data = data[os.write(descriptor, data) :]
+            except BlockingIOError:
+                time.sleep(0.05)
+            except OSError:
+                return  # the journal is gone: the engine goes on
+
+    def finish(self, seconds: float) -> None:
+        """Wait until all is written, for so long at most."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while (self._lines or self._busy) and (rest := deadline - time.monotonic()) > 0:
+                self._changed.wait(rest)
+
+
 class Output(threading.Thread):
     """Reads the engine's output to its end."""
 
-    def __init__(self, source: IO[bytes], secrets: Secrets, sink: IO[str] | None = None) -> None:
+    def __init__(self, source: IO[bytes], secrets: Secrets, sink: Callable[[str], None]) -> None:
+        """``sink`` takes each line; it must not block."""
         super().__init__(name="output", daemon=True)
         self.source = source
         self.secrets = secrets
-        self.sink = sink or sys.stdout
+        self.sink = sink
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
         self.phase = ""
         self.worked = 0
@@ -98,12 +167,8 @@ class Output(threading.Thread):
                 continue
             shown = self.secrets.out_of(line)
             self.lines.append(shown)
-            self.notice(shown)
-            try:
-                self.sink.write(shown + "\n")
-                self.sink.flush()
-            except (OSError, ValueError):
-                continue  # the journal is gone: the engine goes on
+            self.notice(cut(shown))
+            self.sink(shown)
 
     def notice(self, line: str) -> None:
         """Read phase and progress off a line."""

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-PROPERTIES: Final = ("Id", "ActiveState", "SubState", "StatusText", "NRestarts")
+PROPERTIES: Final = ("Id", "ActiveState", "SubState", "StatusText", "NRestarts", "Result")
+REFUSED: Final = "start-limit-hit"
+"""systemd's result for a unit that failed too often: its status line is an older start's then."""
 _INSTANCE: Final = re.compile(r"^[^@]+@(?P<instance>.+)\.service$")
 
 
@@ -20,6 +22,20 @@ class Start:
     """systemd's, as ``activating (auto-restart)``."""
     status: str
     restarts: int
+    result: str = "success"
+
+    @property
+    def problem(self) -> str:
+        """What to say of a start that is not ready: its own words, never those of an older start."""
+        if self.result == REFUSED:
+            older = f"; the failure before: {self.status.removeprefix('failed: ')}" if self.status else ""
+            return (
+                f"{self.unit} failed too often, so systemd refuses to start it; fix the cause, then "
+                f"systemctl reset-failed {self.unit} and run the playbook again{older}"
+            )
+        if self.status and not self.state.startswith("inactive"):
+            return self.status
+        return f"{self.unit} {self.state}"
 
     @property
     def name(self) -> str:
@@ -55,6 +71,7 @@ def parse_starts(text: str) -> tuple[Start, ...]:
                 state=f"{values['ActiveState']} ({values.get('SubState', '')})",
                 status=values.get("StatusText", "").strip(),
                 restarts=int(restarts) if restarts.isdigit() else 0,
+                result=values.get("Result", "success"),
             )
         )
     return tuple(starts)

@@ -22,28 +22,30 @@ Exit status:
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import select
 import signal
-import socket
 import subprocess
-import sys
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from minimax_metal.service import gpus, incidents
+from minimax_metal.service.arguments import Settings, parse
 from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, Who, diagnose, find_events, find_xids
 from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
 from minimax_metal.service.health import HealthProbe, Watch
 from minimax_metal.service.notify import Notifier
-from minimax_metal.service.output import Output, Secrets
+from minimax_metal.service.output import Journal, Output, Secrets
+from minimax_metal.service.processes import (
+    Signals,
+    accepts_connections,
+    group_alive,
+    restarts,
+    signal_name,
+)
 
 EXIT_STOPPED: Final = 0
 EXIT_USAGE: Final = 2
@@ -65,80 +67,8 @@ DELAYS: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 START_MARGIN_SECONDS: Final = 180.0
 """What the unit's TimeoutStartSec is above ``--start-timeout``: to end an engine that is late and say why."""
 
-FREE_SECONDS: Final = 60.0
-"""How long port and GPU memory of an engine that has just ended may take to come free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What ``metal supervise`` was asked to do; times in seconds."""
-
-    instance: str
-    ready_url: str
-    start_timeout: float
-    stop_timeout: float
-    command: tuple[str, ...]
-    gpus: tuple[int, ...] = ()
-    secrets: Path | None = None
-    state: Path = Path("/var/lib/sglang")
-    status_interval: float = 30.0
-    watch_interval: float = 30.0
-    hang_timeout: float = 300.0
-    free_timeout: float = FREE_SECONDS
-
-    @property
-    def address(self) -> tuple[str, int]:
-        """Host and port of the health URL."""
-        parts = urllib.parse.urlsplit(self.ready_url)
-        return parts.hostname or "127.0.0.1", parts.port or (443 if parts.scheme == "https" else 80)
-
-    @property
-    def unit(self) -> str:
-        """Name of the unit."""
-        return f"sglang@{self.instance}"
-
-
-class Signals:
-    """Wakes the main loop on a signal and remembers the request to stop."""
-
-    def __init__(self) -> None:
-        self.stop: signal.Signals | None = None
-        self.hurry = False
-        """A second request: whoever asks twice does not want to wait."""
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[Signals]:
-        """Handle SIGTERM, SIGINT and SIGCHLD for the time of the context (main thread only)."""
-        kept = {
-            number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-        }
-        wakeup = signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
-        try:
-            for number in kept:
-                signal.signal(number, self._handle)
-            yield self
-        finally:
-            for number, handler in kept.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(wakeup)
-            self._read.close()
-            self._write.close()
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGCHLD:
-            return
-        self.hurry = self.stop is not None
-        self.stop = self.stop or signal.Signals(number)
-
-    def wait(self, seconds: float) -> None:
-        """Sleep up to ``seconds``; return at once when a signal arrives."""
-        if select.select([self._read], [], [], max(0.0, seconds))[0]:
-            with contextlib.suppress(BlockingIOError):
-                while self._read.recv(512):
-                    pass
+JOURNAL_SECONDS: Final = 3.0
+"""How long the end waits for a journal that does not take the last lines."""
 
 
 class Supervisor:
@@ -148,6 +78,7 @@ class Supervisor:
         self.settings = settings
         self.notifier = notifier
         self.signals = Signals()
+        self.journal = Journal()
         self.started = time.monotonic()
         self.began = time.time()
         self.drain = Drain.of_environment(dict(os.environ))
@@ -156,10 +87,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
+        self.journal.start()
         try:
             return self._run()
         finally:
             self.drain.close()
+            self.journal.finish(JOURNAL_SECONDS)
 
     def _run(self) -> int:
         try:
@@ -195,7 +128,7 @@ class Supervisor:
             limit = self.settings.start_timeout + START_MARGIN_SECONDS
             self.notifier.send(EXTEND_TIMEOUT_USEC=int(limit * 1e6))
             assert engine.stdout is not None  # noqa: S101  # asked for above
-            output = self.output = Output(engine.stdout, self.secrets)
+            output = self.output = Output(engine.stdout, self.secrets, lambda line: self.journal.say(line, 1))
             output.start()
             probe = HealthProbe(self.settings.ready_url)
             probe.start()
@@ -220,7 +153,8 @@ class Supervisor:
         if pause:
             text = f"{self.incidents_of_last_hour()} incidents"
             self.say(f"{text} within the last hour: waiting {spell(pause)} before the next start")
-            if not self.wait(pause, f"waiting before the next start, {text} within the last hour"):
+            now = f"systemctl restart {self.settings.unit} starts at once"
+            if not self.wait(pause, f"waiting before the next start, {text} within the last hour; {now}"):
                 return EXIT_STOPPED
         problem = self.taken()
         deadline = time.monotonic() + self.settings.free_timeout
@@ -230,9 +164,11 @@ class Supervisor:
             problem = self.taken()
         if problem is None:
             return None
+        if self.stopping():
+            return EXIT_STOPPED
         status = problem.status or EXIT_NEVER
         self.report("start", "was not started", problem, status)
-        return self.fail(status, f"engine was not started: {problem.text}")
+        return self.fail(status, f"engine was not started: {problem.text}; {self.again}")
 
     def delay(self) -> float:
         """Seconds to wait before a start: growing with the incidents of the last hour, none by hand."""
@@ -256,10 +192,17 @@ class Supervisor:
                 who=Who.USER,
             )
         try:
-            memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
+            memory = gpus.read_memory(self.settings.gpus, self.stopping) if self.settings.gpus else None
         except gpus.GpuError as error:
+            return Reason("gpu", f"{error}; {error.remedy}", final=True, gpu=error.operator, who=Who.OPERATOR)
+        if memory is not None and memory.mig:
+            names = ",".join(map(str, memory.mig))
             return Reason(
-                "gpu", f"{error}; look at the GPUs, reset them or reboot the host", gpu=True, who=Who.OPERATOR
+                "mig",
+                f"GPU {names}: MIG is on, expected off; turn it off with nvidia-smi -i {names} -mig 0, then "
+                "reset the GPU (nvidia-smi --gpu-reset) or reboot",
+                final=True,
+                who=Who.USER,
             )
         if memory is None or not memory.taken:
             return None
@@ -269,6 +212,7 @@ class Supervisor:
             f"{held}; expected free GPUs; stop that process or, if it is gone, reset the GPU "
             "(nvidia-smi --gpu-reset) or reboot",
             final=True,
+            who=Who.USER,
         )
 
     def wait(self, seconds: float, status: str) -> bool:
@@ -355,7 +299,8 @@ class Supervisor:
         self.kill_group(engine)
         if self.output:
             self.output.finish()
-        kernel = incidents.kernel_lines(self.began)
+        # By the clock of now: it may have been set since the start.
+        kernel = incidents.kernel_lines(min(self.began, time.time() - self.age()) - 1.0)
         xids, events = find_xids(kernel), find_events(kernel)
         lines = self.output.last(200) if self.output else []
         reason = diagnose(
@@ -365,14 +310,18 @@ class Supervisor:
             events=events,
             port=self.settings.address[1],
             signal=status - 128 if kind in {"start", "crash"} and 128 < status < 160 else None,
-            stop=lambda: self.signals.stop is not None,
+            stop=self.stopping,
         )
         if reason and reason.status is not None and (kind != "timeout" or reason.gpu):
             status = reason.status
         where = self.report(kind, how, reason, status, [str(xid) for xid in xids], lines)
+        if self.signals.stop is not None:
+            # Somebody stops the unit: how its engine ended is no failure to start again from.
+            self.say(f"engine {how} while it was told to stop")
+            return EXIT_STOPPED
         why = f": {reason.text}" if reason else ""
         more = f"report: {where}" if where else f"its own words: journalctl -u {self.settings.unit} -n 50"
-        return self.fail(status, f"engine {how}{why} ({more})")
+        return self.fail(status, f"engine {how}{why} ({more}; {self.again})")
 
     def report(
         self,
@@ -395,9 +344,11 @@ class Supervisor:
             exit_status=status,
             xids=list(xids),
             output=list(lines),
+            who=str(reason.who) if reason else None,
+            evidence=list(reason.evidence) if reason else [],
         )
         try:
-            return incidents.write_report(self.settings.state / "incidents", incident)
+            return incidents.write_report(self.settings.state / "incidents", incident, stop=self.stopping)
         except OSError as error:
             self.say(f"the report of this incident could not be kept: {error.strerror or error}")
             return None
@@ -489,7 +440,7 @@ class Supervisor:
         try:
             memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
         except gpus.GpuError as error:
-            self.say(str(error))
+            self.say(f"{error}; {error.remedy}")
             return
         for line in memory.taken if memory else ():
             self.say(f"after the stop, {line}")
@@ -513,38 +464,25 @@ class Supervisor:
         """Seconds since the engine was started."""
         return time.monotonic() - self.started
 
+    def stopping(self) -> bool:
+        """Whether a stop was asked for: what takes long ends then."""
+        return self.signals.stop is not None
+
+    @property
+    def again(self) -> str:
+        """How to start again by hand, also where systemd has given up."""
+        unit = self.settings.unit
+        return f"again: systemctl reset-failed {unit}; systemctl start {unit}"
+
     def say(self, text: str) -> None:
-        """Write one line to the journal."""
-        print(f"metal supervise: {text}", file=sys.stderr, flush=True)
+        """Write one line to the journal; never waits for it."""
+        self.journal.say(f"metal supervise: {text}")
 
     def fail(self, code: int, message: str) -> int:
         """Say why, on the journal and on the status line, and return ``code``."""
         self.say(message)
         self.notifier.send(STATUS=f"failed: {message}")
         return code
-
-
-def group_alive(group: int) -> bool:
-    """Return whether any process of the group is more than a zombie (read from ``/proc``)."""
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] not in {"Z", "X"}:
-            return True
-    return False
-
-
-def accepts_connections(host: str, port: int, timeout: float = 2.0) -> bool:
-    """Return whether a TCP connection to ``host:port`` opens; nothing is sent."""
-    try:
-        with socket.create_connection((host, port), timeout=timeout):
-            return True
-    except OSError:
-        return False
 
 
 def spell(seconds: float) -> str:
@@ -555,114 +493,6 @@ def spell(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def signal_name(number: int) -> str:
-    """Return ``SIGKILL`` for 9, ``signal 99`` for what has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def restarts(unit: str) -> int | None:
-    """How often systemd has started the unit again by itself since somebody did; none where it can't say."""
-    try:
-        done = subprocess.run(
-            ["systemctl", "show", "--property=NRestarts", "--value", f"{unit}.service"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=10.0,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return int(done.stdout) if done.stdout.strip().isdigit() else None
-
-
-def seconds(text: str) -> float:
-    """Parse a positive number of seconds (for argparse)."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return value
-
-
-def indices(text: str) -> tuple[int, ...]:
-    """Parse GPU indices (for argparse)."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers")
-    return tuple(int(part) for part in parts)
-
-
-def state_directory() -> Path:
-    """The unit's state directory."""
-    return Path(os.environ.get("STATE_DIRECTORY", "").split(":")[0] or "/var/lib/sglang")
-
-
-def parse(argv: Sequence[str]) -> Settings:
-    """Parse the command line after ``metal supervise``."""
-    parser = argparse.ArgumentParser(
-        prog="metal supervise",
-        description="Start the engine for systemd (Type=notify): status line, readiness, stop.",
-        epilog="Exit status: 0 stopped on request; the engine's own (128+N for signal N) if it ended itself; "
-        "70 a GPU fault; 78 can never start; 123 hung; 124 not ready in time; 126/127 cannot be started; "
-        "2 usage.",
-    )
-    parser.add_argument("--instance", required=True, help="name after the @ of the unit")
-    parser.add_argument("--ready-url", required=True, help="health URL of the engine; 200 means ready")
-    parser.add_argument("--start-timeout", required=True, type=seconds, help="seconds until ready at most")
-    parser.add_argument("--stop-timeout", required=True, type=seconds, help="seconds for requests in flight")
-    parser.add_argument(
-        "--gpus", type=indices, default=(), metavar="0,1,…", help="GPUs that must be free before a start"
-    )
-    parser.add_argument("--secrets", type=Path, metavar="DIR", help="keys (*_key) to take out of all output")
-    parser.add_argument(
-        "--state", type=Path, default=state_directory(), metavar="DIR", help="where incident reports are kept"
-    )
-    parser.add_argument("--status-interval", type=seconds, default=30.0, help="seconds between status lines")
-    parser.add_argument(
-        "--watch-interval", type=seconds, default=30.0, help="seconds between looks at health"
-    )
-    parser.add_argument(
-        "--hang-timeout", type=seconds, default=300.0, help="seconds without progress that are no hang yet"
-    )
-    parser.add_argument(
-        "--free-timeout",
-        type=seconds,
-        default=FREE_SECONDS,
-        help="seconds that port and GPUs may take to come free",
-    )
-    parser.add_argument(
-        "command", nargs="+", metavar="-- ENGINE [ARGUMENT ...]", help="the engine's command line"
-    )
-    own, separator, command = split_command(argv)
-    if not separator and not {"-h", "--help"} & set(own):
-        parser.error("the engine's command line is missing: put it after --")
-    arguments = parser.parse_args([*own, *(["--", *command] if command else [])])
-    return Settings(
-        instance=arguments.instance,
-        ready_url=arguments.ready_url,
-        start_timeout=arguments.start_timeout,
-        stop_timeout=arguments.stop_timeout,
-        gpus=arguments.gpus,
-        secrets=arguments.secrets,
-        state=arguments.state,
-        status_interval=arguments.status_interval,
-        watch_interval=arguments.watch_interval,
-        hang_timeout=arguments.hang_timeout,
-        free_timeout=arguments.free_timeout,
-        command=tuple(arguments.command),
-    )
-
-
-def split_command(argv: Sequence[str]) -> tuple[list[str], bool, list[str]]:
-    """Split at the first ``--``: our arguments, whether there was one, the engine's command."""
-    if "--" not in argv:
-        return list(argv), False, []
-    at = list(argv).index("--")
-    return list(argv[:at]), True, list(argv[at + 1 :])
 
 
 def main(argv: list[str]) -> int:
