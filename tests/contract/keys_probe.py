@@ -1,11 +1,12 @@
-"""Asks the installed engine who may call what; run with the engine environment's Python.
+"""Asks the installed engine for its routes; run with the engine environment's Python, guard and all.
 
-Reads ``{"keys": {name: key}, "api_key": ..., "admin_api_key": ...}`` from standard input and writes a list of
-``{"path", "method", "level", "allowed": {name: bool}}``, one for each path and method the server has.
+Reads keys and requests from standard input and writes one JSON object: every path and method that the server
+has, a WebSocket's too, and what the guard made of the requests in front of the engine's own application.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -13,14 +14,54 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 
-def served(routes: Iterable[Any]) -> Iterator[tuple[str, str]]:
-    """Every path and method, those of included routers too."""
+def served(routes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
+    """Every path and method with the engine's own level, those of included routers too."""
     for route in routes:
         inner = getattr(route, "original_router", None)
         if inner is not None:
             yield from served(inner.routes)
+            continue
+        level = getattr(getattr(route, "endpoint", None), "_auth_level", None)
+        methods = getattr(route, "methods", None)
+        if methods is None:
+            methods = ["WEBSOCKET" if "WebSocket" in type(route).__name__ else "MOUNT"]
+        for method in methods:
+            yield route.path, method, level.value if level else "normal"
+
+
+def ask(application: Any, question: dict[str, Any]) -> dict[str, Any]:
+    """One request to an application, in its own form."""
+    answer: dict[str, Any] = {"status": None, "body": ""}
+
+    async def receive() -> Any:
+        if question.get("kind") == "websocket":
+            return {"type": "websocket.connect"}
+        return {"type": "http.request", "body": question.get("body", "").encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            answer["status"] = message["status"]
+        elif message["type"] == "http.response.body":
+            answer["body"] += message.get("body", b"").decode("utf-8", "replace")
         else:
-            yield from ((route.path, method) for method in getattr(route, "methods", None) or ())
+            answer["status"] = message["type"]
+
+    scope = {
+        "type": question.get("kind", "http"),
+        "method": question.get("method", "POST"),
+        "path": question["path"],
+        "root_path": "",
+        "scheme": "http",
+        "query_string": b"",
+        "server": ("127.0.0.1", 8000),
+        "headers": [(name.encode(), value.encode()) for name, value in question.get("headers", [])],
+    }
+    try:
+        asyncio.run(asyncio.wait_for(application(scope, receive, send), 20))
+    except Exception as error:
+        # The engine's handlers want a running engine: what they raise shows that they were reached.
+        answer["status"] = answer["status"] or f"reached: {type(error).__name__}"
+    return answer
 
 
 def main() -> None:
@@ -31,41 +72,23 @@ def main() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
+    import uvicorn
     from sglang.srt.entrypoints.http_server import app
-    from sglang.srt.utils.auth import _get_auth_level_from_app_and_scope, decide_request_auth
+    from sglang.srt.utils.auth import add_api_key_middleware
+    from sglang.srt.utils.common import add_prometheus_middleware
 
-    answer = []
-    for path, method in sorted(served(app.routes)):
-        # As the engine's own middleware finds it: a route that it does not find is an ordinary one.
-        scope = {
-            "type": "http",
-            "method": method,
-            "path": path,
-            "root_path": "",
-            "headers": [],
-            "query_string": b"",
-        }
-        level = _get_auth_level_from_app_and_scope(app, scope)
-        answer.append(
-            {
-                "path": path,
-                "method": method,
-                "level": level.value,
-                "allowed": {
-                    name: decide_request_auth(
-                        method=method,
-                        path=path,
-                        authorization_header=f"Bearer {key}" if key else None,
-                        api_key=question["api_key"],
-                        admin_api_key=question["admin_api_key"],
-                        auth_level=level,
-                    ).allowed
-                    for name, key in question["keys"].items()
-                },
-            }
-        )
+    routes = sorted(set(served(app.routes)))
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", question["directory"])
+    add_prometheus_middleware(app)
+    add_api_key_middleware(app, api_key=question["api_key"], admin_api_key=question["admin_api_key"])
+    config = uvicorn.Config(app)
+    config.load()
+    answers = [
+        {"guarded": ask(config.loaded_app, one), "alone": ask(app, one) if one.get("alone") else None}
+        for one in question["requests"]
+    ]
     with os.fdopen(answer_to, "w") as out:
-        json.dump(answer, out)
+        json.dump({"routes": routes, "guard": type(config.loaded_app).__name__, "answers": answers}, out)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ stream whose length the request gives. It computes nothing, and knows no other p
     python asgi_engine.py PORT [MODE]
 
 Modes: ``good``; ``stall`` (works without end and without progress once it was asked for a stream); ``deaf``
-(answers nothing once it was asked for ``/deaf``); ``unhealthy`` (breaks off whatever runs at SIGTERM, as the
-engine does after a failed health call).
+(answers nothing once it was asked for ``/slow_down``); ``unhealthy`` (breaks off whatever runs at SIGTERM, as
+the engine does after a failed health call).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     elif path == "/generate" and scope["method"] == "POST":
         STATE["stalled"] = MODE == "stall"
         await stream(send, float(scope["query_string"] or b"1"))
-    elif path == "/deaf":
+    elif path == "/slow_down":
         STATE["deaf"] = True
         await answer(send, b"")
     else:

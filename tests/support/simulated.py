@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.engine.wheel import SIMULATED, build_wheel
+from minimax_metal.service.drain import PLUGIN
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def simulated_engine(
     port = port or free_port()
     log = directory / f"requests-{port}.jsonl"
     settings = {
-        "PYTHONPATH": str(wheel),  # pure Python: imported as it is
+        # Pure Python: imported as it is. The guard comes by its entry point, as the supervisor has it.
+        "PYTHONPATH": f"{wheel}{os.pathsep}{PLUGIN}",
         "SIMULATED_REQUEST_LOG": str(log),
         "SIMULATED_START_SECONDS": "0",
         **(environment or {}),

@@ -1,0 +1,270 @@
+"""The layer around the engine's HTTP server: who may call what, with what, and what is shown of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from . import media
+from .body import Bodies, Body, ClientGoneError, again
+from .drain import Drain
+from .errors import Application, Message, Receive, Refused, Send, answer
+from .fetch import Fetcher, as_data
+from .keys import Headers, carries, with_key
+from .routes import SHOWS_KEYS, Access, access_to
+from .settings import Settings
+
+try:
+    # The engine's own parser, where it is: what the guard reads is what the engine reads.
+    from orjson import dumps, loads  # type: ignore[import-not-found,unused-ignore]
+except ImportError:
+
+    def _never(name: str) -> Any:
+        raise ValueError(f"{name} is not JSON")
+
+    def loads(text: bytes, /) -> Any:
+        """Parse JSON as strictly as the engine does."""
+        return json.loads(text.decode("utf-8"), parse_constant=_never)
+
+    def dumps(value: Any, /) -> bytes:
+        """Write JSON."""
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+QUEUE_FULL = (b"The request queue is full", b"aborted by a higher priority request")
+"""The engine's own words for a queue that is full (0.5.23, managers/scheduler.py), said with 503."""
+DEFAULT_NAME = "default"
+"""What the engine puts where a request names no model (protocol.py), and its own clients write."""
+RETRY_SECONDS = 1
+LARGE = 2**20
+"""Bodies from this size on are read in a thread, so that other requests go on."""
+FETCHES_AT_ONCE = 8
+
+
+class Guard:
+    """The engine's application with the layer around it (ASGI)."""
+
+    def __init__(self, application: Application, drain: Drain | None, settings: Settings) -> None:
+        self.application = application
+        self.drain = drain
+        self.settings = settings
+        self.bodies = Bodies(settings.max_request_bytes, settings.request_seconds)
+        self.fetcher = Fetcher(settings.media_domains, settings.max_request_bytes)
+        self.fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
+        self.hidden = tuple(json.dumps(text)[1:-1].encode() for text in settings.secrets)
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] == "lifespan":
+            await self.application(scope, receive, send)
+        elif scope["type"] == "http":
+            await self.http(scope, receive, send)
+        elif scope["type"] == "websocket" and (await receive())["type"] == "websocket.connect":
+            # No route of the engine that is open to anybody speaks it: answered with 403.
+            await send({"type": "websocket.close", "code": 1008})
+
+    async def http(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it."""
+        path = scope["path"]
+        body = Body(self.bodies)
+        try:
+            await self.let_through(path, body, scope, receive, send)
+        except ClientGoneError:
+            return
+        finally:
+            body.release()
+
+    async def let_through(self, path: str, body: Body, scope: Message, receive: Receive, send: Send) -> None:
+        """Let a request through with all that it may have, or refuse it."""
+        read = False
+        try:
+            access, headers, trusted = self.admitted(scope)
+            if _is_preflight(scope):
+                await self.application(scope, receive, send)
+                return
+            scope = {**scope, "headers": headers}
+            works = access is Access.CLIENTS and scope["method"] not in {"GET", "HEAD"}
+            if works and self.drain is not None and self.drain.refusing:
+                raise Refused(503, "this server is being stopped", retry=5)
+            if not trusted:
+                content = await self.bodies.read(headers, receive, body)
+                read = True
+                if works:
+                    content, scope = await self.checked(path, content, scope)
+                receive = again(content, receive, body)
+        except Refused as refused:
+            await answer(send, path, refused, close=not read)
+            return
+        if path in SHOWS_KEYS and self.hidden:
+            send = self.redacting(send)
+        elif works:
+            send = back_pressure(send, path)
+        await self.counted(works, scope, receive, send)
+
+    def admitted(self, scope: Message) -> tuple[Access, Headers, bool]:
+        """Who may call what is asked, the headers for the engine, and whether a manager has proved to be one.
+
+        Raises:
+            Refused: without the right key, or nobody may.
+        """
+        headers: Headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        settings = self.settings
+        access, methods = access_to(scope["path"])
+        if access is Access.OPEN or _is_preflight(scope):
+            return access, headers, False
+        wanted = settings.user_key
+        if access is Access.MANAGERS:
+            wanted = settings.admin_key or settings.user_key
+        if wanted is not None:
+            held = carries(headers, wanted)
+            if not held and not (
+                access is Access.CLOSED and settings.admin_key and carries(headers, settings.admin_key)
+            ):
+                raise Refused(401, "Unauthorized: expected a key in Authorization: Bearer, or in x-api-key")
+            headers = with_key(headers, wanted)
+        if access is Access.CLOSED:
+            raise Refused(404, "Not Found")
+        if scope["method"] not in methods:
+            raise Refused(405, "Method Not Allowed")
+        if any(name.lower() in {b"content-encoding", b"x-body-compressed"} for name, _ in headers):
+            raise Refused(415, "a compressed request is not taken; send it as it is")
+        return access, headers, access is Access.MANAGERS and settings.admin_key is not None
+
+    async def checked(self, path: str, body: bytes, scope: Message) -> tuple[bytes, Message]:
+        """A client's body after all checks; with allowed media in it instead of its address.
+
+        Raises:
+            Refused: what the checks say.
+        """
+        if not body:
+            return body, scope
+        if len(body) < LARGE:
+            content, wanted = self.looked_at(path, body)
+        else:
+            content, wanted = await asyncio.to_thread(self.looked_at, path, body)
+        if not wanted:
+            return body, scope
+        async with self.fetches:
+            await asyncio.to_thread(self.fetch, content, wanted)
+        body = await asyncio.to_thread(dumps, content)
+        kept = [
+            pair
+            for pair in scope["headers"]
+            if pair[0].lower() not in {b"content-length", b"transfer-encoding"}
+        ]
+        return body, {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
+
+    def looked_at(self, path: str, body: bytes) -> tuple[Any, list[media.Media]]:
+        """A body's content, and what of it has to be fetched."""
+        try:
+            content = loads(body)
+        except (ValueError, RecursionError):
+            raise Refused(400, "the request's body is not JSON") from None
+        if path.startswith(("/v1/", "/api/", "/invocations")) and isinstance(content, dict):
+            self.named(path, content)
+        check = media.Check(self.settings.media_domains, self.settings.max_image_pixels)
+        return content, check.remote(content, vertex=path == "/vertex_generate")
+
+    def named(self, path: str, content: dict[str, Any]) -> None:
+        """See that a request names the model that is served, or none."""
+        served = self.settings.served_name
+        given = content.get("model", content.get("name") if path == "/api/show" else None)
+        if served is None or not isinstance(given, str) or given in {served, DEFAULT_NAME}:
+            return
+        if self.settings.adapters and given.startswith(f"{served}:"):
+            return
+        if path.startswith("/api/") and given == f"{served}:latest":
+            return
+        raise Refused(
+            404,
+            f"The model {given[:200]!r} does not exist; served is {served!r}",
+            code="model_not_found",
+            param="model",
+        )
+
+    def fetch(self, content: Any, wanted: list[media.Media]) -> None:
+        """Put media into a request in the place of its address."""
+        check = media.Check(self.settings.media_domains, self.settings.max_image_pixels)
+        held = 0
+        for item in wanted:
+            kind, data = self.fetcher.fetch(item.text)
+            held += len(data)
+            if held > self.settings.max_request_bytes:
+                raise Refused(
+                    400, f"the media of a request is larger than {self.settings.max_request_bytes} bytes"
+                )
+            text = as_data(kind, data)
+            check.decoded(item.kind, text)
+            item.holder[item.place] = text
+
+    async def counted(self, works: bool, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve a request; one that asks for work counts while it runs."""
+        if not works or self.drain is None:
+            await self.application(scope, receive, send)
+            return
+        self.drain.running += 1
+        try:
+            await self.application(scope, receive, send)
+        finally:
+            self.drain.running -= 1
+
+    def redacting(self, send: Send) -> Send:
+        """``send`` for an answer without the keys."""
+
+        async def whole(start: Message, body: bytes) -> None:
+            for secret in self.hidden:
+                body = body.replace(secret, b"***")
+            await _send_whole(send, start, body)
+
+        return _held_back(send, lambda _: True, whole)
+
+
+def back_pressure(send: Send, path: str) -> Send:
+    """``send`` that says 429 with ``Retry-After`` where the engine's queue is full.
+
+    The engine says 503, which a gateway has to take for a failure of the worker (smg's circuit breaker: 10 of
+    them, and the worker is out for a minute).
+    """
+
+    async def whole(start: Message, body: bytes) -> None:
+        if any(words in body for words in QUEUE_FULL):
+            refused = Refused(429, "The request queue is full; try again", retry=RETRY_SECONDS)
+            await answer(send, path, refused)
+        else:
+            await _send_whole(send, start, body)
+
+    return _held_back(send, lambda start: start["status"] == 503, whole)
+
+
+def _held_back(send: Send, wanted: Any, whole: Any) -> Send:
+    """``send`` that hands an answer of the wanted kind on as a whole, and any other as it comes."""
+    start: Message = {}
+    body = bytearray()
+
+    async def hold(message: Message) -> None:
+        if message["type"] == "http.response.start" and wanted(message):
+            start.update(message)
+        elif not start or message["type"] != "http.response.body":
+            await send(message)
+        else:
+            body.extend(message.get("body", b""))
+            if not message.get("more_body"):
+                await whole(start, bytes(body))
+
+    return hold
+
+
+async def _send_whole(send: Send, start: Message, body: bytes) -> None:
+    headers = [pair for pair in start.get("headers", ()) if bytes(pair[0]).lower() != b"content-length"]
+    start["headers"] = [*headers, (b"content-length", str(len(body)).encode())]
+    await send(start)
+    await send({"type": "http.response.body", "body": body})
+
+
+def _is_preflight(scope: Message) -> bool:
+    """Whether a browser asks what it may ask: answered by the engine's CORS layer, before any route."""
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {bytes(name).lower() for name, _ in scope["headers"]}
+    return {b"origin", b"access-control-request-method"} <= names

@@ -1,0 +1,86 @@
+"""What the guard is told: by the unit's environment, the keys' directory and the engine's own command line.
+
+=============================  ====================================================================
+``METAL_MEDIA_DOMAINS``        domains with commas between from which media is fetched; none: ``data:`` only
+``METAL_MAX_REQUEST_BYTES``    size of a request's body (64 MiB)
+``METAL_REQUEST_SECONDS``      time in which a body has to arrive (60)
+``METAL_MAX_IMAGE_PIXELS``     pixels of all images of a request together (128 million)
+``METAL_SECRETS``              directory of ``api_key`` and ``admin_api_key``
+=============================  ====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_REQUEST_BYTES = 64 * 2**20
+REQUEST_SECONDS = 60.0
+MAX_IMAGE_PIXELS = 128_000_000
+USER_KEY, ADMIN_KEY = "api_key", "admin_api_key"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the guard goes by; sizes in bytes, times in seconds."""
+
+    user_key: str | None = None
+    admin_key: str | None = None
+    secrets: tuple[str, ...] = ()
+    """All that no answer may show, longest first."""
+    served_name: str | None = None
+    """The model name that requests may give; none: any."""
+    adapters: bool = False
+    """Whether ``NAME:ADAPTER`` names a LoRA adapter of it."""
+    media_domains: frozenset[str] = frozenset()
+    max_request_bytes: int = MAX_REQUEST_BYTES
+    request_seconds: float = REQUEST_SECONDS
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+
+
+def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settings:
+    """Read all of it.
+
+    Raises:
+        ValueError: a number that is not one, or not positive.
+        OSError: the keys' directory was named and a key in it can't be read.
+    """
+    directory = environment.get("METAL_SECRETS")
+    keys = _keys(Path(directory)) if directory else {}
+    domains = environment.get("METAL_MEDIA_DOMAINS", "").split(",")
+    return Settings(
+        user_key=keys.get(USER_KEY),
+        admin_key=keys.get(ADMIN_KEY),
+        secrets=tuple(sorted(keys.values(), key=len, reverse=True)),
+        served_name=_after(argv, "--served-model-name"),
+        adapters=any(word.split("=")[0] in {"--enable-lora", "--lora-paths"} for word in argv),
+        media_domains=frozenset(domain.strip().lower() for domain in domains if domain.strip()),
+        max_request_bytes=int(_number(environment, "METAL_MAX_REQUEST_BYTES", MAX_REQUEST_BYTES)),
+        request_seconds=_number(environment, "METAL_REQUEST_SECONDS", REQUEST_SECONDS),
+        max_image_pixels=int(_number(environment, "METAL_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)),
+    )
+
+
+def _keys(directory: Path) -> dict[str, str]:
+    """The keys in ``<directory>/*_key``, by name; an empty file is no key."""
+    found = {path.name: path.read_text(encoding="utf-8").strip() for path in directory.glob("*_key")}
+    return {name: key for name, key in found.items() if key}
+
+
+def _number(environment: Mapping[str, str], name: str, default: float) -> float:
+    value = float(environment.get(name) or default)
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {value}, expected a positive number")
+    return value
+
+
+def _after(argv: Sequence[str], flag: str) -> str | None:
+    """The value of a flag on a command line, the last one as the engine has it."""
+    found = None
+    for place, word in enumerate(argv):
+        if word == flag and place + 1 < len(argv):
+            found = argv[place + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found

@@ -1,0 +1,417 @@
+"""What the engine would open for a client, and what of it the guard lets through."""
+
+from __future__ import annotations
+
+import base64
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
+from minimax_metal.engine_plugin.minimax_metal_engine.errors import Refused
+from minimax_metal.engine_plugin.minimax_metal_engine.fetch import Fetcher, is_public
+from minimax_metal.engine_plugin.minimax_metal_engine.images import ImageError, pixels
+from tests.support.asgi_client import Answer, Recorder, ask
+
+
+def png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+SMALL = f"data:image/png;base64,{b64(png(2, 2))}"
+
+
+def chat(part: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": [{"type": "text", "text": "see http://a/x.png"}, part]}]}
+
+
+def source(value: Any) -> Any:
+    return {"type": "image", "source": value}
+
+
+SHAPES: dict[str, tuple[str, Any]] = {
+    "chat": ("/v1/chat/completions", lambda u: chat({"type": "image_url", "image_url": {"url": u}})),
+    "chat, bare": ("/v1/chat/completions", lambda u: chat({"type": "input_image", "image_url": u})),
+    "chat, video": ("/v1/chat/completions", lambda u: chat({"type": "video_url", "video_url": {"url": u}})),
+    "chat, audio": ("/v1/chat/completions", lambda u: chat({"type": "audio_url", "audio_url": {"url": u}})),
+    "chat, of another library": ("/v1/chat/completions", lambda u: chat({"type": "image", "url": u})),
+    "chat, a tool's answer": (
+        "/v1/chat/completions",
+        lambda u: {"messages": [{"role": "tool", "content": [{"type": "image_url", "image_url": u}]}]},
+    ),
+    "invocations": ("/invocations", lambda u: chat({"type": "image_url", "image_url": {"url": u}})),
+    "messages": ("/v1/messages", lambda u: chat(source({"type": "url", "url": u}))),
+    "messages, no type": ("/v1/messages", lambda u: chat(source({"url": u}))),
+    "messages, counted": ("/v1/messages/count_tokens", lambda u: chat(source({"type": "url", "url": u}))),
+    "messages, a tool's answer": (
+        "/v1/messages",
+        lambda u: chat({"type": "tool_result", "content": [source({"type": "url", "url": u})]}),
+    ),
+    "messages, system": ("/v1/messages", lambda u: {"system": [source({"type": "url", "url": u})]}),
+    "messages, a document": (
+        "/v1/messages", lambda u: chat({"type": "document", "source": {"type": "url", "url": u}})
+    ),
+    "responses": (
+        "/v1/responses",
+        lambda u: {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": u}]}]},
+    ),
+    "responses, a file": (
+        "/v1/responses",
+        lambda u: {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": u}]}]},
+    ),
+    "responses, a computer's screen": (
+        "/v1/responses",
+        lambda u: {"input": [{"type": "computer_call_output", "output": {"image_url": u}}]},
+    ),
+    "responses, a call's answer": (
+        "/v1/responses",
+        lambda u: {"input": [{"type": "function_call_output", "output": [{"image_url": u}]}]},
+    ),
+    "generate": ("/generate", lambda u: {"text": "x", "image_data": u}),
+    "generate, a list": ("/generate", lambda u: {"text": "x", "image_data": [[SMALL], [u]]}),
+    "generate, a dictionary": ("/generate", lambda u: {"image_data": [{"url": u, "detail": "low"}]}),
+    "generate, another key": ("/generate", lambda u: {"text": "x", "image_data": {"image": u}}),
+    "generate, video": ("/generate", lambda u: {"text": "x", "video_data": [u]}),
+    "generate, audio": ("/generate", lambda u: {"text": "x", "audio_data": u}),
+    "encode": ("/encode", lambda u: {"text": "x", "image_data": u}),
+    "classify": ("/classify", lambda u: {"text": "x", "image_data": u}),
+    "vertex": ("/vertex_generate", lambda u: {"instances": [{"text": "x", "image_data": u}]}),
+    "vertex, parameters": (
+        "/vertex_generate", lambda u: {"instances": [{"text": "x"}], "parameters": {"video_data": u}}
+    ),
+    "embeddings": ("/v1/embeddings", lambda u: {"input": [{"text": "x", "image": u}]}),
+    "rerank": (
+        "/v1/rerank",
+        lambda u: {"query": "x", "documents": [[{"type": "image_url", "image_url": {"url": u}}]]},
+    ),
+    "score": ("/v1/score", lambda u: {"query": [{"type": "video_url", "video_url": {"url": u}}]}),
+    "decisions": ("/v1/decisions", lambda u: {"images": [u]}),
+    "systemone": ("/v1/systemone", lambda u: {"images": [{"url": u}]}),
+    "ollama": ("/api/chat", lambda u: {"messages": [{"role": "user", "content": "x", "images": [u]}]}),
+    "ollama, generate": ("/api/generate", lambda u: {"prompt": "x", "images": [u]}),
+}  # fmt: skip
+EVIL = [
+    "file:///etc/passwd",
+    "FILE:///etc/passwd",
+    "/etc/passwd",
+    "etc/shadow",
+    "../../secrets/api_key.png",
+    "~/x.png",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://metadata.google.internal/x.png",
+    "https://intranet/x.png",
+    "http://[::1]:8000/x.png",
+    "ftp://a.example/x.png",
+    " data:image/png;base64,AAAA",
+    "DATA:image/png;base64,AAAA",
+    "\tfile:///etc/passwd",
+    "video:/etc/passwd",
+    b64(png(2, 2)),
+    "//a.example/x.png",
+]
+
+
+def sent(path: str, body: Any, settings: Settings | None = None) -> tuple[Answer, Recorder]:
+    engine = Recorder()
+    application = Guard(engine, None, settings or Settings())
+    return ask(application, "POST", path, body), engine
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_media_passes_as_data_and_in_no_other_way(name: str) -> None:
+    path, shape = SHAPES[name]
+    data = SMALL if "audio" not in name and "video" not in name else "data:video/mp4;base64,AAAA"
+    answer, engine = sent(path, shape(data))
+    assert (answer.status, len(engine.seen)) == (200, 1), answer
+    for text in EVIL:
+        answer, engine = sent(path, shape(text))
+        assert (answer.status, engine.seen) == (400, []), text
+        assert "metal_allowed_media_domains" in answer.body.decode()
+    error = (
+        answer.json["error"] if path.startswith(("/v1/messages", "/v1/responses", "/api/")) else answer.json
+    )
+    assert error
+
+
+HARMLESS = [
+    # A tool whose argument is called as media is, a schema of one, a call of it, words about it.
+    chat({"type": "text", "text": "file:///etc/passwd"})
+    | {
+        "tools": [
+            {"type": "function", "function": {"name": "look", "parameters": {"properties": {
+                "image_url": {"type": "string", "description": "where the image is", "examples": ["file:///x"]}}}}},
+        ],
+        "response_format": {"type": "json_schema", "json_schema": {"schema": {"properties": {"image": {
+            "type": "string", "description": "a path"}}}}},
+    },
+    {"messages": [{"role": "assistant", "content": None, "audio": {"id": "audio_abc"}, "tool_calls": [
+        {"function": {"name": "look", "arguments": '{"image_url": "file:///x"}'}}]}],
+     "audio": {"voice": "alloy", "format": "wav"}, "metadata": {"image_url": "my own note"}},
+    chat({"type": "tool_use", "name": "look", "input": {"image_url": "https://a.example/x.png"}}),
+    chat({"type": "search_result", "source": "https://docs.example/page", "title": "x", "content": []}),
+    chat({"type": "search_result", "source": {"url": "https://docs.example/page"}, "content": []}),
+    chat({"type": "document", "source": {"type": "text", "data": "see /etc/passwd"}}),
+    chat({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "words"}]}}),
+    chat(source({"type": "base64", "media_type": "image/png", "data": b64(png(2, 2))})),
+    chat({"type": "image_url", "image_url": {"url": SMALL, "detail": "high", "content_hash": "ab"}}),
+    chat({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("body", HARMLESS)
+def test_what_is_never_opened_is_left_alone(body: Any) -> None:
+    answer, engine = sent("/v1/chat/completions", body)
+    assert answer.status == 200, answer
+    assert json.loads(engine.bodies[0]) == body
+
+
+def test_a_request_that_is_nested_without_end_is_refused() -> None:
+    body: Any = {"url": "file:///x"}
+    for _ in range(400):
+        body = {"content": [body]}
+    answer, engine = sent("/v1/chat/completions", body)
+    assert (answer.status, engine.seen) == (400, [])
+
+
+def jpeg(*sizes: tuple[int, int]) -> bytes:
+    frames = b"".join(
+        b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\x01\x11\x00"
+        for width, height in sizes
+    )
+    return b"\xff\xd8\xff\xe0\x00\x04ab" + frames + b"\xff\xda\x00\x02"
+
+
+def gif(width: int, height: int, frame: tuple[int, int]) -> bytes:
+    extension = b"\x21\xf9\x04\x00\x00\x00\x00\x00"
+    screen = struct.pack("<HHBBB", width, height, 0x80, 0, 0) + b"\x00" * 6
+    return b"GIF89a" + screen + extension + b"\x2c" + struct.pack("<HHHHB", 0, 0, *frame, 0)
+
+
+def webp(kind: bytes, rest: bytes) -> bytes:
+    return b"RIFF\x00\x00\x00\x00WEBP" + kind + b"\x00\x00\x00\x00" + rest
+
+
+IMAGES = {
+    "png": (png(30_000, 20_000), 600_000_000),
+    "jpeg": (jpeg((30_000, 20_000)), 600_000_000),
+    "jpeg, two frames": (jpeg((30_000, 20_000), (1, 1)), 600_000_000),
+    "gif": (gif(10, 10, (10, 10)), 100),
+    "gif, a frame beyond the screen": (gif(1, 1, (60_000, 10_000)), 600_000_000),
+    "webp": (webp(b"VP8X", b"\x00" * 4 + b"\x2f\x75\x00" + b"\x1f\x4e\x00"), 600_000_000),
+    "webp, lossless": (webp(b"VP8L", b"\x2f" + (9_999 | 9_999 << 14).to_bytes(4, "little")), 100_000_000),
+    "webp, lossy": (webp(b"VP8 ", b"\x00" * 6 + struct.pack("<HH", 9_000, 10_000)), 90_000_000),
+    "bmp": (b"BM" + b"\x00" * 12 + struct.pack("<Iii", 40, 20_000, -30_000), 600_000_000),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_the_size_of_an_image_is_read_off_its_header(name: str) -> None:
+    data, expected = IMAGES[name]
+    assert pixels(data) == expected
+    for cut in range(len(data)):  # cut anywhere: a size or an error of ours
+        try:
+            pixels(data[:cut])
+        except ImageError:
+            continue
+    body = chat({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(data)}"}})
+    answer, _ = sent("/v1/chat/completions", body, Settings(max_image_pixels=80_000_000))
+    assert answer.status == (200 if expected < 80_000_000 else 400), answer
+
+
+def test_images_count_together_and_what_is_no_image_is_refused() -> None:
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(png(1000, 1000))}"}}
+    body = chat(part)
+    body["messages"][0]["content"] += [part] * 4
+    settings = Settings(max_image_pixels=4_999_999)
+    assert sent("/v1/chat/completions", body, settings)[0].status == 400
+    assert sent("/v1/chat/completions", body, Settings(max_image_pixels=5_000_000))[0].status == 200
+    for data in (b"%!PS-Adobe-3.0 EPSF-3.0", b"II*\x00", b"<svg/>", b""):
+        for inner in (
+            {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(data)}"}},
+            source({"type": "base64", "media_type": "image/png", "data": b64(data) or "!"}),
+        ):
+            answer, engine = sent("/v1/messages", chat(inner))
+            assert (answer.status, engine.seen) == (400, [])
+            assert answer.json["error"]["type"] == "invalid_request_error"
+
+
+ADDRESSES = {
+    "93.184.215.14": True,
+    "2606:2800:21f:cb07:6820:80da:af6b:8b2c": True,
+    "127.0.0.1": False,
+    "0.0.0.0": False,  # noqa: S104
+    "10.1.2.3": False,
+    "172.16.0.1": False,
+    "192.168.1.1": False,
+    "100.64.0.1": False,
+    "100.100.100.200": False,
+    "169.254.169.254": False,
+    "168.63.129.16": False,
+    "192.0.0.192": False,
+    "224.0.0.1": False,
+    "240.0.0.1": False,
+    "::1": False,
+    "::": False,
+    "fe80::1": False,
+    "fe80::1%eth0": False,
+    "fc00::1": False,
+    "fd00:ec2::254": False,
+    "::ffff:127.0.0.1": False,
+    "::ffff:169.254.169.254": False,
+    "::ffff:93.184.215.14": True,
+    "::127.0.0.1": False,
+    "64:ff9b::a9fe:a9fe": False,
+    "2002:a9fe:a9fe::1": False,
+    "2002:7f00:1::": False,
+    "nonsense": False,
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_only_the_internets_addresses_are_public(address: str) -> None:
+    assert is_public(address) == ADDRESSES[address]
+
+
+class Site(BaseHTTPRequestHandler):
+    """A public site, or what an attacker puts in its place."""
+
+    def do_GET(self) -> None:
+        path = self.path
+        if path.startswith("/to?"):
+            self.send_response(302)
+            self.send_header("Location", path[4:])
+            self.end_headers()
+            return
+        if path == "/headers":  # never done with its headers
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            for _ in range(100):
+                time.sleep(0.05)
+                self.wfile.write(b"X-More: 1\r\n")
+            return
+        self.send_response(404 if path == "/none" else 200)
+        self.send_header("Content-Type", "text/html" if path == "/page" else "image/png; charset=x")
+        if path == "/short":
+            self.send_header("Content-Length", "500")
+        self.end_headers()
+        while path in {"/endless", "/drip"}:
+            self.wfile.write(b"x" * (65536 if path == "/endless" else 1))
+            time.sleep(0 if path == "/endless" else 0.05)
+        self.wfile.write(png(2, 2))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Site)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that leaves is what is tested
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+def fetcher(
+    port: int, answers: dict[str, list[str]] | None = None, **options: Any
+) -> tuple[Fetcher, list[str]]:
+    """A fetcher whose names lead where a test says, and whose public addresses are the site."""
+    asked: list[str] = []
+    known = answers or {"pics.example": ["93.184.215.14"], "cdn.example": ["93.184.215.15"]}
+
+    def resolve(host: str, _port: int) -> list[str]:
+        return known[host]
+
+    def connect(address: str, _port: int, seconds: float) -> socket.socket:
+        asked.append(address)
+        return socket.create_connection(("127.0.0.1", port), seconds)
+
+    chosen = {"most_bytes": 10**6, "seconds": 1.0} | options
+    return Fetcher(frozenset(known), resolve=resolve, connect=connect, **chosen), asked
+
+
+def test_media_of_an_allowed_domain_is_fetched_from_the_address_that_was_judged(site: int) -> None:
+    one, asked = fetcher(site)
+    assert one.fetch("http://pics.example/a.png") == ("image/png", png(2, 2))
+    assert one.fetch("http://PICS.example:80/to?http://cdn.example/b.png")[0] == "image/png"
+    assert one.fetch("http://pics.example/to?/b.png")[0] == "image/png"
+    assert asked == ["93.184.215.14"] * 2 + ["93.184.215.15"] + ["93.184.215.14"] * 2
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://pics.example/to?http://169.254.169.254/latest",
+        "http://pics.example/to?http://other.example/x.png",
+        "http://pics.example/to?file:///etc/passwd",
+        "http://pics.example/to?//127.0.0.1/x",
+        "http://pics.example/to?/to?/to?/to?/x",
+        "http://pics.example/to?",
+        "http://pics.example:8000/x",
+        "http://pics.example/page",
+        "http://pics.example/none",
+        "http://pics.example/short",
+        "http://pics.example/endless",
+        "http://pics.example/drip",
+        "http://pics.example/headers",
+        "http://user@pics.example/x",
+        "http://pics.example@127.0.0.1/x",
+        "http://pics.example\\@127.0.0.1/x",
+        "http://pics.example#@127.0.0.1/x",
+        "http://pics.example%2f@127.0.0.1/x",
+        "http://pics.example /x",
+        "http://pics.example/x\r\nHost: y",
+        "http://p\u0131cs.example/x",
+        "http://sub.pics.example/x",
+        "http://93.184.215.14/x",
+        "http://0x7f000001/x",
+    ],
+)
+def test_a_fetch_that_leads_elsewhere_or_never_ends_is_refused(site: int, url: str) -> None:
+    one, _ = fetcher(site, seconds=0.5)
+    began = time.monotonic()
+    with pytest.raises(Refused) as refused:
+        one.fetch(url)
+    assert refused.value.status == 400
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("address", [address for address, public in ADDRESSES.items() if not public])
+def test_an_allowed_name_that_leads_inside_is_refused_with_all_its_addresses(site: int, address: str) -> None:
+    for found in ([address], ["93.184.215.14", address], []):
+        one, asked = fetcher(site, {"pics.example": found})
+        with pytest.raises(Refused, match="not public"):
+            one.fetch("http://pics.example/a.png")
+        assert asked == []
+
+
+def test_the_engine_gets_the_bytes_and_never_the_address(site: int) -> None:
+    engine = Recorder()
+    application = Guard(engine, None, Settings(media_domains=frozenset({"pics.example", "cdn.example"})))
+    application.fetcher, _ = fetcher(site)
+    body = chat({"type": "image_url", "image_url": {"url": "http://pics.example/a.png"}})
+    answer = ask(application, "POST", "/v1/chat/completions", body)
+    assert answer.status == 200, answer
+    got = json.loads(engine.bodies[0])
+    assert got == chat({"type": "image_url", "image_url": {"url": SMALL}})
+    assert engine.headers[0]["content-length"] == str(len(engine.bodies[0]))
+    for text in ("file:///etc/passwd", "http://other.example/x.png", "https://169.254.169.254/"):
+        body = chat({"type": "image_url", "image_url": {"url": text}})
+        assert ask(application, "POST", "/v1/chat/completions", body).status == 400
+    assert len(engine.seen) == 1
