@@ -113,6 +113,16 @@ def memory_total_bytes():
     return 0
 
 
+def own_address():
+    """Return the IPv4 address of the host on its default route, empty without one. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of the documentation's network: routed as anything outside is
+            return probe.getsockname()[0]
+        except OSError:
+            return ""
+
+
 def secure_boot():
     """Return whether the firmware enforces signatures; None where it does not say."""
     try:
@@ -301,6 +311,7 @@ def main():
         "nvidia_smi": smi,
         "driver_version_file": read_text("/proc/driver/nvidia/version"),
         "memory_total_bytes": memory_total_bytes(),
+        "address": own_address(),
         "cpu_count": os.cpu_count() or 1,
         "disks": measured("disks", disks, wanted["paths"]),
         "stored_weights": measured("weights_directory", stored_weights, wanted["weights_directory"]),

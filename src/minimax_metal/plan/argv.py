@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Checkpoint
@@ -235,12 +235,14 @@ def service_environment(
     cuda: CudaPlan,
     cache: KernelCachePlan,
     gpu_indices: tuple[int, ...] | None,
+    more: Mapping[str, str],
 ) -> dict[str, str]:
     """Environment of the unit: where kernels are compiled and cached, and nothing secret.
 
-    ``gpu_indices`` is given when the replica takes only some of the host's GPUs.
+    ``gpu_indices`` is given when the replica takes only some of the host's GPUs; ``more`` is the guard's.
     """
     environment = {
+        **more,
         "CUDA_HOME": cuda.home,
         # A kernel that is not in the environment is an error, never a download at a start (docs/driver.md).
         "FLASHINFER_NO_DOWNLOAD": "1",

@@ -21,6 +21,7 @@ from minimax_metal.plan.fast_start import (
 )
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
+from minimax_metal.plan.guard import check_guard, confinement
 from minimax_metal.plan.host import (
     check_host,
     check_occupants,
@@ -86,12 +87,13 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     cache = kernel_cache_plan(engine, board, driver) if engine and board else None
     precompile: PrecompilePlan | None = None
     check_access(settings, release, found)
+    check_guard(settings, checkpoint, release, found)
     if checkpoint and model and engine and cuda and parsers and board and fit and release and cache:
         verbatim = facts.what_if and settings.profile == "guide"
         threads = loader_threads(settings, facts, fit.spread)
         services = service_plans(
-            settings, checkpoint, model, engine, cuda, cache, parsers, board, fit, release, threads, verbatim,
-            found,
+            settings, checkpoint, model, engine, cuda, cache, parsers, board, fit, release, threads,
+            confinement(settings, facts, fit.spread.replicas), verbatim, found,
         )  # fmt: skip
         precompile = precompile_plan(settings, checkpoint, release, engine, board, cache, services)
     firewall = firewall_plan(settings, services, found)

@@ -98,6 +98,8 @@ class HostFacts:
     nvidia_installer: str | None = None
     """Path of the uninstaller that a .run file of NVIDIA's left."""
     memory_total_bytes: int | None = None
+    address: str | None = None
+    """The address that the host speaks from on its default route (IPv4)."""
     cpu_count: int | None = None
     disks: Mapping[str, Disk] = field(default_factory=dict)
     secure_boot: bool | None = None
@@ -165,6 +167,7 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         nvidia_installer=_text(raw.get("nvidia_installer")),
         loaded_driver=_driver_version(raw.get("driver_version_file")),
         memory_total_bytes=_whole(raw.get("memory_total_bytes")) or None,
+        address=str(raw.get("address") or "") or None,
         cpu_count=_whole(raw.get("cpu_count"), 1 << 16) or None,
         disks=_disks(raw.get("disks")),
         secure_boot=raw.get("secure_boot") if isinstance(raw.get("secure_boot"), bool) else None,

@@ -285,6 +285,11 @@ class ServicePlan:
     user: str
     group: str
     limits: LimitsPlan
+    ip_allow: tuple[str, ...] = ()
+    ip_deny: tuple[str, ...] = ()
+    """Networks that the unit may and may not exchange packets with; what is allowed wins."""
+    memory_max_bytes: int | None = None
+    """Memory that the unit may take; none where the host's is not known."""
 
 
 @dataclass(frozen=True)

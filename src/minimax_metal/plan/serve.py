@@ -20,6 +20,7 @@ from minimax_metal.plan.argv import (
 )
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import Fit
+from minimax_metal.plan.guard import Confinement, guard_environment
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import CudaPlan, EnginePlan, KernelCachePlan, ModelPlan, ServicePlan
 from minimax_metal.plan.settings import Settings
@@ -131,6 +132,7 @@ def service_plans(
     fit: Fit,
     release: EngineRelease,
     loader_threads: int | None,
+    confined: Confinement,
     verbatim: bool,
     found: Findings,
 ) -> tuple[ServicePlan, ...]:
@@ -191,7 +193,12 @@ def service_plans(
                 check_arguments=check_arguments(settings, instance),
                 argv=argv,
                 environment=service_environment(
-                    settings, engine, cuda, cache, indices if spread.tp < board.count else None
+                    settings,
+                    engine,
+                    cuda,
+                    cache,
+                    indices if spread.tp < board.count else None,
+                    {**guard_environment(settings), **confined.environment},
                 ),
                 gpu_indices=indices,
                 start_timeout_seconds=settings.start_timeout_seconds or checkpoint.start_timeout_seconds,
@@ -200,6 +207,9 @@ def service_plans(
                 user="sglang",
                 group="sglang",
                 limits=fit.limits,
+                ip_allow=confined.ip_allow,
+                ip_deny=confined.ip_deny,
+                memory_max_bytes=confined.memory_max_bytes,
             )
         )
     return tuple(services)

@@ -96,6 +96,20 @@ SETTINGS: tuple[Setting, ...] = (
         "Networks that may reach the endpoint; with none, no firewall is set up.",
     ),
     Setting(
+        "metal_allowed_media_domains",
+        "list",
+        (),
+        "Domains from which images and other media in requests may be fetched; by default none: data: only.",
+    ),
+    Setting("metal_max_request_mib", "int", 64, "Size of the largest request, in MiB."),
+    Setting("metal_request_seconds", "int", 60, "Time in which a request's body has to arrive."),
+    Setting(
+        "metal_max_image_megapixels",
+        "int",
+        128,
+        "Pixels of all images of a request together, in millions, once they are decoded.",
+    ),
+    Setting(
         "metal_precompile", "bool", True, "Whether DeepGEMM kernels are compiled before the first start."
     ),
     Setting(
@@ -258,6 +272,10 @@ class Settings:
     tls_ca_certificate: str | None = None
     tls_name: str | None = None
     allowed_cidrs: tuple[str, ...] = ()
+    allowed_media_domains: tuple[str, ...] = ()
+    max_request_mib: int = 64
+    request_seconds: int = 60
+    max_image_megapixels: int = 128
     precompile: bool = True
     loader_threads: int | None = None
     warm_weights: bool | None = None

@@ -1,0 +1,176 @@
+"""The guard around the engine (``engine_plugin``), and what the unit's own limits keep from it."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from minimax_metal.catalog import Checkpoint, EngineRelease
+from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.settings import Settings
+
+DOMAIN: Final = re.compile(
+    r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
+)
+UNGUARDED: Final = (
+    "--enable-http2",
+    "--encoder-only",
+    "--grpc-mode",
+    "--grpc-port",
+    "--sidecar",
+    "--smg-grpc-mode",
+    "--tokenizer-worker-num",
+    "--use-ray",
+)
+"""Flags of 0.5.23 that serve by another server than the one process of uvicorn that the guard is in."""
+PLUGIN: Final = "minimax-metal"
+"""Name of the guard's entry point, which ``SGLANG_PLUGINS`` has to hold if it is set."""
+METADATA: Final = ("169.254.0.0/16", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fe80::/10")
+"""Link-local networks, and where clouds answer for credentials beside them (Azure, Alibaba, AWS by IPv6)."""
+LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+LEAST_RESERVE: Final = 4 * 2**30
+MOST_RESERVE: Final = 32 * 2**30
+
+
+@dataclass(frozen=True)
+class Confinement:
+    """What a unit may reach by IP and take of the memory."""
+
+    ip_allow: tuple[str, ...]
+    ip_deny: tuple[str, ...]
+    """Networks, or ``any``; what is allowed wins (systemd.resource-control)."""
+    memory_max_bytes: int | None
+    environment: Mapping[str, str]
+    """Variables that go with it."""
+
+
+def guard_environment(settings: Settings) -> dict[str, str]:
+    """What the guard is told by the unit's environment (``engine_plugin/.../settings.py``)."""
+    limits = {
+        "METAL_MAX_REQUEST_BYTES": str(settings.max_request_mib * 2**20),
+        "METAL_REQUEST_SECONDS": str(settings.request_seconds),
+        "METAL_MAX_IMAGE_PIXELS": str(settings.max_image_megapixels * 1_000_000),
+    }
+    domains = ",".join(domain.lower() for domain in settings.allowed_media_domains)
+    return limits | ({"METAL_MEDIA_DOMAINS": domains} if domains else {})
+
+
+def check_guard(
+    settings: Settings, checkpoint: Checkpoint | None, release: EngineRelease | None, found: Findings
+) -> None:
+    """Refuse what the guard can't keep, and what would go past it."""
+    for domain in settings.allowed_media_domains:
+        if not DOMAIN.fullmatch(domain.lower()):
+            found.refuse(
+                "media-domain",
+                f"metal_allowed_media_domains {domain!r}",
+                "names such as images.example.net: no address, port, wildcard or path",
+                "write the bare name of each host, in its punycode form",
+            )
+    for name, value, most in (
+        ("metal_max_request_mib", settings.max_request_mib, 4096),
+        ("metal_request_seconds", settings.request_seconds, 3600),
+        ("metal_max_image_megapixels", settings.max_image_megapixels, 10_000),
+    ):
+        if not 1 <= value <= most:
+            found.refuse("limit", f"{name} {value}", f"1 to {most}", f"leave {name} out")
+    for flag in sorted(set(filter(None, map(_unguarded, settings.engine_extra_args)))):
+        found.refuse(
+            "guard-bypassed",
+            f"{flag} in metal_engine_extra_args",
+            "the engine's usual HTTP server, which the guard of keys, routes and media is in",
+            f"take {flag} out of metal_engine_extra_args",
+        )
+    listed = settings.engine_extra_environment.get("SGLANG_PLUGINS")
+    if listed and PLUGIN not in {name.strip() for name in listed.split(",")}:
+        found.refuse(
+            "guard-bypassed",
+            f"SGLANG_PLUGINS {listed} in metal_engine_extra_environment",
+            f"a list with {PLUGIN} in it",
+            f"add {PLUGIN} to it",
+        )
+    if release and not release.plugins:
+        _without_plugins(settings, checkpoint, release, found)
+
+
+def _unguarded(word: str) -> str | None:
+    """The flag that a word stands for, cut short or not (argparse takes both)."""
+    flag = word.split("=")[0]
+    return next((one for one in UNGUARDED if len(flag) > 5 and one.startswith(flag)), None)
+
+
+def _without_plugins(
+    settings: Settings, checkpoint: Checkpoint | None, release: EngineRelease, found: Findings
+) -> None:
+    sees = checkpoint is not None and set(checkpoint.modalities) - {"text"}
+    if sees or settings.allowed_media_domains:
+        found.refuse(
+            "media-unguarded",
+            f"SGLang {release.release}, which loads no plug-ins"
+            + ("" if sees else " and metal_allowed_media_domains"),
+            "0.5.16 or newer, where media is refused before the engine opens it",
+            "set metal_engine_release to a newer one",
+        )
+    found.warn(
+        "guard-missing",
+        f"SGLang {release.release} loads no plug-ins, so the guard is not there: no bound on the size of "
+        "requests, any model name is answered, x-api-key is not a key, no route is closed beyond the "
+        "engine's own check, a full queue is 503 (a gateway takes it for a failure), and a stop drains as "
+        "the engine does; 0.5.16 and newer have all of it",
+    )
+
+
+def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinement:
+    """What a unit may reach and take.
+
+    Where the clients' networks are known (``metal_allowed_cidrs``, or a loopback address), nothing but these
+    and the host itself is reached; ranks then meet on the loopback interface, which any host has. Otherwise
+    clients may be anywhere: what is link-local, and what clouds hand credentials out at, is kept away.
+    Allowed media domains may be anywhere too.
+
+    A unit may take the host's memory less a tenth of it (4 GiB at least, 32 GiB at most), shared among its
+    replicas.
+    """
+    memory = None
+    if facts.memory_total_bytes:
+        total = facts.memory_total_bytes
+        reserve = min(max(total // 10, LEAST_RESERVE), MOST_RESERVE)
+        memory = max(total - reserve, total // 2) // max(replicas, 1)
+    local = settings.listen_address in LOCAL
+    own = _own_addresses(settings, facts)
+    known = local or (settings.allowed_cidrs and own)
+    if not known or settings.allowed_media_domains:
+        return Confinement((), METADATA, memory, {})
+    networks = () if local else tuple(filter(_is_network, settings.allowed_cidrs))
+    return Confinement(
+        ip_allow=("localhost", *dict.fromkeys((*own, *networks))),
+        ip_deny=("any",),
+        memory_max_bytes=memory,
+        environment={"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"},
+    )
+
+
+def _own_addresses(settings: Settings, facts: HostFacts) -> tuple[str, ...]:
+    """The host's addresses that are known: clients on the host itself come from there."""
+    named: Sequence[str | None] = (facts.address, settings.listen_address, settings.address)
+    return tuple(dict.fromkeys(text for text in named if text and _is_address(text)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_loopback)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
