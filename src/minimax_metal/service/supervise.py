@@ -37,6 +37,7 @@ from minimax_metal.service.arguments import Settings, parse
 from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, Who, diagnose, find_events, find_xids
 from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
 from minimax_metal.service.health import HealthProbe, Watch
+from minimax_metal.service.listener import Port
 from minimax_metal.service.notify import Notifier
 from minimax_metal.service.output import Journal, Output, Secrets
 from minimax_metal.service.processes import (
@@ -84,6 +85,7 @@ class Supervisor:
         self.drain = Drain.of_environment(dict(os.environ))
         self.secrets = Secrets(())
         self.output: Output | None = None
+        self.port = Port(settings.address[1])
 
     def run(self) -> int:
         """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
@@ -234,7 +236,7 @@ class Supervisor:
             if status is not None:
                 return self.ended(engine, status, ready_after)
             age = self.age()
-            if ready_after is None and probe.ready.is_set():
+            if ready_after is None and probe.ready.is_set() and self.port.is_the_engines(engine.pid):
                 ready_after = age
                 self.say(f"ready after {spell(age)}; engine pid {engine.pid}")
                 self.notifier.send(
@@ -242,6 +244,8 @@ class Supervisor:
                 )
                 next_status = age + self.settings.status_interval
                 watch.start()
+            if ready_after is None and self.port.is_lost:
+                return self.over(engine, "start", f"was stopped: {self.port.note}", EXIT_NEVER)
             if ready_after is None and age >= self.settings.start_timeout:
                 return self.give_up(engine, probe)
             if watch.hung.is_set():
@@ -254,6 +258,8 @@ class Supervisor:
 
     def describe(self, age: float, ready_after: float | None, probe: HealthProbe, watch: Watch) -> str:
         """Return the status line: what can be seen without disturbing the engine."""
+        if ready_after is None and self.port.note:
+            return f"waiting: {self.port.note}"
         if ready_after is None:
             path = urllib.parse.urlsplit(self.settings.ready_url).path or "/"
             seen = {
