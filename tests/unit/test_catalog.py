@@ -232,3 +232,18 @@ def test_files_are_plain_yaml() -> None:
     for name in FILES:
         assert isinstance(yaml.safe_load((HERE / name).read_text()), dict)
     assert Path(HERE / "locks").is_dir()
+
+
+def test_a_model_has_one_name_for_clients_in_every_format() -> None:
+    """Replicas on GPUs of several generations are one pool behind a gateway."""
+    for name, formats in packaged_catalog().models.items():
+        assert {checkpoint.published_name for checkpoint in formats.values()} == {f"MiniMaxAI/{name}"}
+    m3 = packaged_catalog().models["MiniMax-M3"]
+    assert m3["mxfp8"].repositories["huggingface"] == "MiniMaxAI/MiniMax-M3-MXFP8"
+    own = {"models": {"MiniMax-M3": {"served_name": "ours", "formats": {"nvfp4": {"served_name": "theirs"}}}}}
+    changed = load_catalog([own]).models["MiniMax-M3"]
+    assert {form: one.published_name for form, one in changed.items()} == {
+        "bf16": "ours",
+        "mxfp8": "ours",
+        "nvfp4": "theirs",
+    }

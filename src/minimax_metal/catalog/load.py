@@ -83,7 +83,24 @@ def _resolve_models(document: dict[str, Any]) -> None:
             form: merge(common, entry or {}) | {"name": name, "format": form}
             for form, entry in model["formats"].items()
         }
+        if published := _published_name(name, resolved[name]):
+            resolved[name] = {form: {"served_name": published} | one for form, one in resolved[name].items()}
     document["models"] = resolved
+
+
+def _published_name(name: str, formats: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The one name that clients use for a model in whatever format: that of its own repository.
+
+    Quantised repositories have names of their own (MiniMax-M3-MXFP8). Replicas of one model would be pools of
+    their own behind a gateway if each were served by its repository's name.
+    """
+    repositories = [
+        str(one["repositories"]["huggingface"])
+        for one in formats.values()
+        if isinstance(one.get("repositories"), Mapping) and one["repositories"].get("huggingface")
+    ]
+    own = [repository for repository in repositories if repository.rpartition("/")[2] == name]
+    return next(iter(own or repositories), None)
 
 
 def _named(document: dict[str, Any], section: str, key: str) -> None:

@@ -133,7 +133,7 @@ class Checkpoint(_Entry):
 
     @property
     def published_name(self) -> str:
-        """The name clients use: ``served_name`` or the Hugging Face id."""
+        """The name clients use, one for all formats: ``served_name``, which the loader fills in."""
         return self.served_name or self.repositories["huggingface"]
 
 
