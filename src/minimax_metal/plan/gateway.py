@@ -28,6 +28,8 @@ MANIFEST: Final = f"{STATE}/workers.json"
 CREDENTIALS: Final = "/run/credentials/sglang-gateway.service"
 REREAD_SECONDS: Final = 2
 """How often smg reads the manifest if it can't watch it: a host may have no inotify instance left."""
+STALL_SECONDS: Final = 30
+"""A client that sends nothing more of its request for so long is refused (smg's own default is 300)."""
 POLICIES: Final = ("cache_aware", "least_load", "power_of_two", "round_robin", "random", "prefix_hash")
 """Of smg 1.13 those that fit replicas which serve whole requests (``smg launch --help``)."""
 
@@ -49,6 +51,7 @@ class Options:
     health_failures: int = 3
     queued_per_worker: int = 8
     max_concurrent_requests: int = 0
+    max_request_mib: int = 64
     tls_certificate: str | None = None
     tls_key: str | None = None
     worker_ca_certificate: str | None = None
@@ -216,6 +219,13 @@ def _check(options: Options, found: Findings) -> None:
             f"one of {', '.join(POLICIES)}",
             "set it to one of them",
         )
+    if not 1 <= options.max_request_mib <= 4096:
+        found.refuse(
+            "limit",
+            f"sglang_gateway_max_request_mib {options.max_request_mib}",
+            "1 to 4096",
+            "leave it out, or set what the engines have (metal_max_request_mib)",
+        )
     ports = {"sglang_gateway_port": options.port, "sglang_gateway_metrics_port": options.metrics_port}
     for name, port in ports.items():
         if not 1 <= port <= 65535:
@@ -254,6 +264,8 @@ def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
         *("--worker-overload-waiting-requests", str(options.queued_per_worker), "--worker-overload-shed"),
         *("--load-monitor-interval", "1"),
         *("--request-timeout-secs", str(options.request_timeout_seconds)),
+        *("--max-payload-size", str(options.max_request_mib * 2**20)),
+        *("--stream-body-stall-timeout-secs", str(STALL_SECONDS)),
         *("--shutdown-grace-period-secs", str(options.stop_timeout_seconds)),
         *("--prometheus-host", options.metrics_address, "--prometheus-port", str(options.metrics_port)),
         *("--log-level", "warn"),
