@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from plan_helpers import codes, raw_host, warned
 
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
-from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver import driver_state, service_problem
+from minimax_metal.plan.driver_failure import failure_line
+from minimax_metal.plan.driver_work import driver_work
 
 DRIVER = "580.126.20"
 HANDLE = "Unable to determine the device handle for"
@@ -354,3 +356,25 @@ def test_a_huge_answer_is_read_in_no_time() -> None:
     raw["packages"] = {f"nvidia-{n}": "1" for n in range(100_000)}
     raw["listening_ports"] = list(range(100_000))
     assert not decide(raw).fits
+
+
+COLLECTED = [
+    "packages", "versions", "sources", "kernels", "container", "dkms", "dkms_logs", "nouveau", "uninstaller",
+    "modprobe", "keys", "active_units", "stopped_units", "fabric", "nodes", "module_users",
+]  # fmt: skip
+NAMED = st.dictionaries(
+    st.sampled_from(["nvidia-driver-cuda", "state", "version", "running", "modules", "holders", "processes"]),
+    FOREIGN,
+    max_size=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(COLLECTED), FOREIGN | NAMED, max_size=5), st.booleans())
+def test_any_answer_about_a_driver_is_decided(collected: dict[str, Any], loaded: bool) -> None:
+    # AttributeError and TypeError before, and the play of all hosts ended.
+    raw = h200() if loaded else raw_host("H200", 8)
+    made = decide(h200()).as_dict()
+    driver_state(raw, made, collected)
+    driver_work(collected, raw, made)
+    service_problem(collected, raw, made, "x")
+    failure_line({"msg": "nvidia is in use"}, "https://example.org", collected, "nvidia")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from minimax_metal.plan.driver_facts import read_collected
 from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
 
@@ -59,7 +60,7 @@ def driver_state(
     talk to it: it cannot with another version of the module ("Driver/library version mismatch").
     """
     facts = parse_facts(raw_facts)
-    collected = collected or {}
+    collected = read_collected(collected)
     loaded, gpus = facts.loaded_driver, len(facts.smi_gpus)
     minimum = str(plan["driver"]["minimum"])
     needed = f"a loaded driver of at least {minimum} that lists {plan['gpus']['count']} GPUs"
@@ -183,6 +184,7 @@ def service_problem(
     ``said`` is what systemd answered. A fabric manager of another version than the driver's comes first: it
     is the usual reason, and CUDA answers 802 then.
     """
+    collected = read_collected(collected)
     state = driver_state(raw_facts, plan, collected)
     if state.manager:
         return (

@@ -13,6 +13,7 @@ from minimax_metal.plan import driver_failure_host as host
 from minimax_metal.plan import driver_failure_packages as packages
 from minimax_metal.plan import driver_failure_sources as sources
 from minimax_metal.plan.apt_words import end_of, lines_of, urls_of
+from minimax_metal.plan.driver_facts import read_collected
 from minimax_metal.plan.driver_failure_case import AGAIN, Failure
 
 
@@ -33,7 +34,7 @@ def failure_line(
     named = str(failed.get("url") or "")
     if named and not any(urls_of(line) for line in lines):
         lines = [f"{line} {named}" for line in lines]
-    failure = Failure(lines, url, collected or {}, module)
+    failure = Failure(lines, url, read_collected(collected), module)
     for rule in _RULES:
         if said := rule(failure):
             return " ".join(said.split())

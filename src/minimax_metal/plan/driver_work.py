@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from minimax_metal.plan.driver import built_for, driver_state
+from minimax_metal.plan.driver_facts import read_collected
 from minimax_metal.plan.driver_kernel import headers_of, headers_problem, kernel_problem
 from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, DriverPackages, Pin, branch_of
 from minimax_metal.plan.driver_signing import secure_boot_problem
@@ -78,7 +79,7 @@ def driver_work(
         wishes: the role's own: ``version`` (an exact version, or empty), ``run_file`` (refuse, keep or
             replace), ``secure_boot`` (check or trust).
     """
-    return _Decision(collected, parse_facts(raw_facts), raw_facts, plan, wishes or {}).work()
+    return _Decision(read_collected(collected), parse_facts(raw_facts), raw_facts, plan, wishes or {}).work()
 
 
 class _Decision:
