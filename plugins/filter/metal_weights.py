@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minimax_metal.artefacts.request import settle, unsettled
 from minimax_metal.artefacts.share.members import account, members, share
+from minimax_metal.artefacts.share.renewal import renewed
 
 
 class FilterModule:
@@ -20,7 +20,6 @@ class FilterModule:
         return {
             "metal_weights_account": account,
             "metal_weights_members": members,
-            "metal_weights_settle": settle,
+            "metal_weights_renewed": renewed,
             "metal_weights_share": share,
-            "metal_weights_unsettled": unsettled,
         }

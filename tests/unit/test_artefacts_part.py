@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import random
 import ssl
 import threading
@@ -18,7 +17,6 @@ import urllib3
 from minimax_metal.artefacts import part as parts
 from minimax_metal.artefacts.manifest import DamagedFileError, Entry
 from minimax_metal.artefacts.part import Part
-from minimax_metal.artefacts.request import settle, unsettled
 from minimax_metal.artefacts.web import Gate, Throttle, Web, patience
 
 CONTENT = random.Random(3).randbytes(10_000)  # noqa: S311  test data
@@ -226,26 +224,3 @@ def test_what_errors_mean(error: BaseException, words: str, permanent: bool) -> 
     with pytest.raises(type(found), match=words):
         raise found
     assert found.permanent is permanent
-
-
-# Branches ------------------------------------------------------------------------------------------------
-
-
-def test_settle() -> None:
-    one, two = "1" * 40, "2" * 40
-    hub = {"kind": "modelscope", "endpoint": "https://m", "repository": "a/b"}
-    wanted = [{**hub, "revision": "master"}, {"kind": "directory", "path": "/x", "revision": "master"}]
-    earlier = [
-        "no JSON {",
-        '{"sources": 3}',
-        json.dumps({"sources": [{**hub, "endpoint": "https://else", "revision": two, "branch": "master"}]}),
-        {"sources": [{**hub, "revision": one, "branch": "master"}]},
-        [{**hub, "revision": two, "branch": "master"}],
-    ]
-    assert unsettled(wanted)
-    assert settle(wanted, []) == wanted
-    settled = settle(wanted, earlier)
-    assert settled == [{**hub, "revision": one, "branch": "master"}, wanted[1]]
-    assert not unsettled(settled)
-    assert settle(settled, [[{**hub, "revision": two, "branch": "master"}]]) == settled
-    assert not unsettled([{"kind": "directory", "path": "/x"}])

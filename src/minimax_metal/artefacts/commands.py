@@ -1,4 +1,4 @@
-"""``metal weights pull|await|check|adopt|share-config|resolve|verify|own|list|remove|prune``.
+"""``metal weights pull|await|check|adopt|share-config|resolve|manifest|verify|own|list|remove|prune``.
 
 Exit status:
 
@@ -123,7 +123,19 @@ def _parser() -> argparse.ArgumentParser:
     resolver = add(
         "resolve", _resolve, "print the request's sources as JSON, branches as the commits they are"
     )
+    resolver.add_argument(
+        "--proof",
+        action="store_true",
+        help="print what the publisher's hub states of all files; the request's name is the id there",
+    )
     resolver.add_argument("--timeout", type=float, default=300.0, help="seconds at most (%(default)s)")
+    writer = verb_of(
+        "manifest",
+        _manifest,
+        "read every byte of a directory and print a manifest, for model_weights_manifest",
+    )
+    writer.add_argument("path", type=Path, help="the directory with the model's files")
+    writer.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
     checker = verb_of("verify", _verify, "read every byte of a model directory and hold it to its manifest")
     checker.add_argument("path", nargs="+", type=Path, help="the model directory")
     checker.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
@@ -225,6 +237,8 @@ def _await(request: Request, arguments: argparse.Namespace) -> int:
         print(f"metal weights: {error}", file=sys.stderr)
         return EXIT_FAILED
     state = follow.read_state(request)
+    if request.unit is not None and os.geteuid() == 0 and follow.forget_failure(request.unit):
+        print(f"weights {request.name}: {request.unit} had failed earlier, and is not failed any more")
     print(f"weights {request.name}: {state.get('text') or 'verified'} at {request.path}")
     if arguments.json:
         print(json.dumps({key: state[key] for key in ("fetched", "peers", "seconds") if key in state}))
@@ -274,7 +288,19 @@ def _share_config(request: Request, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _manifest(arguments: argparse.Namespace) -> int:
+    from minimax_metal.artefacts.resolving import of_directory
+
+    print(json.dumps(of_directory(arguments.path, arguments.workers), indent=1))
+    return 0
+
+
 def _resolve(request: Request, arguments: argparse.Namespace) -> int:
+    if arguments.proof:
+        from minimax_metal.artefacts.resolving import for_fleet
+
+        print(json.dumps(for_fleet(request, request.name)))
+        return 0
     from minimax_metal.artefacts.sources import resolve
 
     resolved = []

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from minimax_metal.artefacts.pull import complete
 from minimax_metal.artefacts.request import Request
+from minimax_metal.common import program
 from minimax_metal.errors import UserError
 
 PROPERTIES: Final = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts")
@@ -159,6 +160,21 @@ def wait(
                 f"not verified within {timeout:.0f} s, the pull goes on; last: {text or 'nothing said'}"
             )
         time.sleep(pause)
+
+
+def forget_failure(
+    unit: str,
+    ask: Callable[[str], UnitState] = show_unit,
+    run: Callable[[list[str]], object] = lambda words: program.run(words),
+) -> bool:
+    """Return whether a unit stood as failed although the weights are verified, and was told to forget it.
+
+    What a user mended by hand, or another pull, leaves the unit of the one before as ``failed``.
+    """
+    if ask(unit).active != "failed":
+        return False
+    run(["systemctl", "reset-failed", unit])
+    return ask(unit).active != "failed"
 
 
 def _is_pulling(state: Mapping[str, Any]) -> bool:

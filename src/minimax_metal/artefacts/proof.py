@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from minimax_metal.artefacts.manifest import Entry, Manifest, entries
+from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest, entries
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
@@ -141,7 +141,7 @@ def named(
     revision: str | None,
     resolver: str = "controller",
 ) -> Proof:
-    """Read a manifest file that the user named: one of ours, a proof, or what Hugging Face's API answered.
+    """Read a manifest file that the user named: ours, a bundle's, a proof, or Hugging Face's answer.
 
     Args:
         raw: the file's JSON.
@@ -160,6 +160,8 @@ def named(
         elif isinstance(raw, Mapping) and "by" in raw:
             proof = Proof.parse(raw)
             found, about = proof.files, proof.revision
+        elif isinstance(raw, Mapping) and "contents" in raw:
+            found, about = _of_bundle(raw, f"weights/{repository}/{revision}/"), revision
         else:
             manifest = Manifest.parse(raw)
             found, about = manifest.files, manifest.revision
@@ -190,6 +192,15 @@ def _sibling(raw: Any) -> Entry:
     if lfs:
         return Entry(raw["rfilename"], int(lfs["size"]), str(lfs["sha256"]), stated=True)
     return Entry(raw["rfilename"], int(raw["size"]), git_oid=str(raw["blobId"]))
+
+
+def _of_bundle(raw: Mapping[str, Any], base: str) -> tuple[Entry, ...]:
+    """Return the files of a model in a bundle, from the bundle's own manifest."""
+    return tuple(
+        Entry(file["path"].removeprefix(base), int(file["size"]), str(file["sha256"]), stated=True)
+        for file in raw["files"]
+        if file["path"].startswith(base) and not file["path"].startswith(f"{base}{FOLDER}/")
+    )
 
 
 def differences(wanted: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -272,51 +272,3 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 def is_commit(revision: str | None) -> bool:
     """Return whether a revision is a whole commit id, which can't come to mean something else."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None
-
-
-def unsettled(sources: Sequence[Mapping[str, Any]]) -> bool:
-    """Return whether a hub among ``sources`` (JSON form) is asked for a branch, not for a commit."""
-    return any(
-        source.get("kind") in {HUGGINGFACE, HF_MIRROR, MODELSCOPE} and not is_commit(source.get("revision"))
-        for source in sources
-    )
-
-
-def settle(sources: Sequence[Mapping[str, Any]], earlier: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return ``sources`` with branches replaced by what they were resolved to before, where that is known.
-
-    So all hosts of a fleet, and every later run, mean the same commit by a branch.
-
-    Args:
-        sources: as in a request.
-        earlier: requests of any hosts or answers of ``metal weights resolve``, as JSON text or parsed, the
-            one that counts most first; what cannot be read is passed over.
-    """
-    known: dict[tuple[Any, ...], str] = {}
-    for found in earlier:
-        for source in _sources(found):
-            if is_commit(source.get("revision")) and source.get("branch"):
-                known.setdefault(_place(source, source["branch"]), source["revision"])
-    settled = []
-    for source in sources:
-        commit = (
-            None if is_commit(source.get("revision")) else known.get(_place(source, source.get("revision")))
-        )
-        more = {} if commit is None else {"revision": commit, "branch": source.get("revision")}
-        settled.append({**source, **more})
-    return settled
-
-
-def _place(source: Mapping[str, Any], branch: Any) -> tuple[Any, ...]:
-    return source.get("kind"), source.get("endpoint"), source.get("repository"), branch
-
-
-def _sources(found: Any) -> list[Mapping[str, Any]]:
-    if isinstance(found, str):
-        try:
-            found = json.loads(found)
-        except ValueError:
-            return []
-    if isinstance(found, Mapping):
-        found = found.get("sources")
-    return [source for source in found if isinstance(source, Mapping)] if isinstance(found, list) else []

@@ -1,0 +1,86 @@
+"""Says what the files of a model have to be, for all hosts of a run; asks and keeps it on the controller.
+
+Where the controller can't reach the publisher's hub, one host asks it (``metal weights resolve --proof``).
+"""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ansible.errors import AnsibleActionFail
+from ansible.module_utils.parsing.convert_bool import boolean
+from ansible.plugins.action import ActionBase
+
+from minimax_metal.artefacts.proof import HUB, Proof
+from minimax_metal.artefacts.resolving import resolve
+from minimax_metal.artefacts.wishes import store_directory, wish_of
+from minimax_metal.errors import UserError
+
+METAL = "/usr/local/bin/metal"
+
+
+class ActionModule(ActionBase):
+    """Arguments: repository, revision, sources; manifest, accept_unhashed, again, tokens."""
+
+    TRANSFERS_FILES = False
+    _VALID_ARGS = frozenset(
+        {"repository", "revision", "sources", "manifest", "accept_unhashed", "again", "tokens"}
+    )
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Return ``proof`` (none where nobody can say), ``sources`` at commits, and ``line`` for people."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        given = dict(self._task.args)
+        given |= {name: boolean(given.get(name, False)) for name in ("accept_unhashed", "again")}
+        name = str((task_vars or {}).get("inventory_hostname", "host"))
+
+        def elsewhere() -> Proof | None:
+            return None if self._task.check_mode else self._ask_host(given, name, task_vars)
+
+        try:
+            found = resolve(
+                wish_of(given),
+                store_directory(str((task_vars or {}).get("inventory_dir") or "")),
+                elsewhere=elsewhere,
+                keep=not self._task.check_mode,
+            )
+        except UserError as error:
+            raise AnsibleActionFail(f"{name}: {error}") from error
+        plain = [
+            {key: value for key, value in source.as_dict().items() if key != "token_file"}
+            for source in found.sources
+        ]
+        return {
+            **result,
+            "changed": False,
+            "proof": None if found.proof is None else found.proof.as_dict(),
+            "sources": plain,
+            "line": "not proved by anybody outside the fleet" if found.proof is None else str(found.proof),
+            "warnings": found.warnings,
+        }
+
+    def _ask_host(self, given: dict[str, Any], name: str, task_vars: dict[str, Any] | None) -> Proof | None:
+        """Have this host ask the publisher's hub; its word is recorded as its own."""
+        request = {
+            "path": "/nonexistent/model",
+            "name": given["repository"],
+            "revision": given["revision"],
+            "sources": given["sources"],
+        }
+        answer = self._execute_module(
+            module_name="ansible.legacy.command",
+            module_args={
+                "argv": [METAL, "weights", "resolve", "--proof", "--request", "/dev/stdin"],
+                "stdin": json.dumps(request),
+            },
+            task_vars=task_vars,
+        )
+        if answer.get("rc") != 0:
+            return None
+        raw = json.loads(str(answer.get("stdout", "")).splitlines()[-1])
+        proof = Proof.parse({**raw, "resolver": name})
+        return proof if proof.by == HUB else None

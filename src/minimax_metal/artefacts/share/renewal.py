@@ -1,0 +1,105 @@
+"""When the fleet's secret is renewed: pure, for the play.
+
+One secret for all hosts of an inventory that share a model. Beside it every host keeps who was given it, and
+how often it was renewed. When one of these is not in the inventory any more, a new secret is made. The one
+before stays valid for a day: pulls that began with it go on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from minimax_metal.artefacts.share import keys
+from minimax_metal.errors import UserError
+
+BOTH_SECONDS: Final = 86_400
+"""How long the secret before is valid; as long as a play waits for a pull by default."""
+
+
+FOUND: Final = "__model_weights_secret_found"
+
+
+def renewed(
+    hosts: Iterable[Mapping[str, Any]],
+    inventory: Iterable[str],
+    fresh: str,
+    now: float,
+) -> dict[str, Any]:
+    """Return the secrets that all hosts of a run get, and the note that goes beside them.
+
+    Args:
+        hosts: the variables of the hosts of the run; those that share have what ``slurp`` read there of the
+            secret's file and of the note's, as ``__model_weights_secret_found``.
+        inventory: all hosts of the inventory's group, whether or not in this run.
+        fresh: a new secret, 64 hexadecimal digits.
+        now: seconds since 1970.
+
+    Returns:
+        ``secret``: content of the file; ``note``: content of the note; ``left``: hosts that are gone.
+    """
+    rows = [
+        (str(variables["inventory_hostname"]), *_read(variables[FOUND]))
+        for variables in hosts
+        if FOUND in variables
+    ]
+    known = [(name, secrets, note) for name, secrets, note in rows if secrets]
+    playing = [name for name, _, _ in rows]
+    if not known:
+        return _result((fresh,), 1, playing, 0.0, [])
+    # The newest counts; of equals, the first host's.
+    _, secrets, note = max(known, key=lambda row: row[2]["generation"])
+    holders = {*note["holders"]}
+    for _, others, other in known:
+        if others[0] == secrets[0]:
+            holders |= {*other["holders"]}
+    left = sorted(holders - {*inventory} - {*playing})
+    generation, since = note["generation"], note["renewed"]
+    if left:
+        return _result((fresh, secrets[0]), generation + 1, playing, now, left)
+    if not 0 <= now - since < BOTH_SECONDS:
+        secrets = secrets[:1]
+    return _result(secrets, generation, sorted({*holders, *playing}), since, [])
+
+
+def _result(
+    secrets: Sequence[str], generation: int, holders: Iterable[str], since: float, left: list[str]
+) -> dict[str, Any]:
+    note = {"generation": generation, "holders": sorted(holders), "renewed": since}
+    return {
+        "secret": "".join(f"{secret}\n" for secret in secrets),
+        "note": json.dumps(note, sort_keys=True) + "\n",
+        "left": left,
+    }
+
+
+def _read(found: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Return a host's secrets and its note; what can't be read counts as not there."""
+    results = found.get("results") if isinstance(found, Mapping) else None
+    contents = [_content(one) for one in results] if isinstance(results, list) else []
+    secret, note = [*contents, b"", b""][:2]
+    try:
+        secrets = keys.parse(secret.decode("ascii"))
+    except (UserError, UnicodeDecodeError):
+        secrets = ()
+    kept: dict[str, Any] = {"generation": 0, "holders": [], "renewed": 0.0}
+    try:
+        raw = json.loads(note)
+        generation, holders, since = raw["generation"], raw["holders"], raw["renewed"]
+        if isinstance(generation, int) and 0 <= generation < 1 << 31 and isinstance(holders, list):
+            named = [name for name in holders if isinstance(name, str)]
+            kept = {"generation": generation, "holders": named, "renewed": float(since)}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return secrets, kept
+
+
+def _content(result: Any) -> bytes:
+    if not isinstance(result, Mapping) or not isinstance(result.get("content"), str):
+        return b""
+    try:
+        return base64.b64decode(result["content"], validate=True)
+    except ValueError:
+        return b""
