@@ -10,7 +10,13 @@ from typing import Any
 
 from minimax_metal.plan.driver import driver_state, service_problem
 from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_sources import has_key, is_key, primary_fingerprints, source_pins
+from minimax_metal.plan.driver_sources import (
+    has_key,
+    is_key,
+    primary_fingerprints,
+    settings_problem,
+    source_pins,
+)
 from minimax_metal.plan.driver_work import driver_work
 
 
@@ -45,4 +51,5 @@ class FilterModule:
             "metal_key_fingerprints": primary_fingerprints,
             "metal_service_problem": service_problem,
             "metal_source_pins": source_pins,
+            "metal_source_problem": settings_problem,
         }

@@ -45,6 +45,7 @@ class FilterModule:
             "metal_cache_archives": cache.archive_places,
             "metal_cache_files": cache.file_places,
             "metal_cache_member": cache.member,
+            "metal_cache_problem": cache.settings_problem,
             "metal_default_index": metal_default_index,
             "metal_index_origins": cache.index_origins,
             "metal_name_servers": cache.name_servers,

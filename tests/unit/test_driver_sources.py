@@ -25,6 +25,7 @@ from minimax_metal.plan.driver_sources import (
     is_key,
     preferences,
     primary_fingerprints,
+    settings_problem,
     source_pins,
 )
 from minimax_metal.staging.bundle.debian import only_key
@@ -91,7 +92,7 @@ def test_of_a_file_with_two_keys_the_pinned_one_is_taken(
 
 
 def test_the_role_gives_apt_the_key_that_was_taken_out() -> None:
-    tasks = yaml.safe_load((ROLE / "tasks/repository.yml").read_text())[0]["block"]
+    tasks = yaml.safe_load((ROLE / "tasks/repository.yml").read_text())[1]["block"]
     [copied] = [
         task["ansible.builtin.copy"]
         for task in tasks
@@ -255,3 +256,28 @@ def test_the_role_asks_apt_in_the_same_form() -> None:
     assert TARGETS in text
     values = yaml.safe_load((ROLE / "vars/main.yml").read_text())
     assert values["__nvidia_driver_source_pref"].rpartition("/")[2] > "nvidia-driver-pinning"
+
+
+HOSTILE = [
+    "http://m/\nTypes: deb",
+    'http://m/"; x',
+    "http://m/ x",
+    "http://u:p@m/x",
+    "file:///x",
+    "",
+    "http://m/{x}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_setting_writes_a_line_of_its_own_into_apts_files(text: str) -> None:
+    assert settings_problem(URL, "", "3bf863cc.pub") is None
+    assert settings_problem(URL, "http://user:p%40ss@proxy.example.net:3128", "3bf863cc.pub") is None
+    for given in (
+        (text, "", "k.pub"),
+        (URL, text, "k.pub") if "u:p@" not in text and text else (text, "", "k"),
+        (URL, "", text),
+    ):
+        problem = settings_problem(*given)
+        assert problem is not None
+        assert "\n" not in problem

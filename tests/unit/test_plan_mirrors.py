@@ -96,7 +96,8 @@ def test_a_served_bundle_replaces_the_origins_and_holds_the_weights() -> None:
     mirrors = found["mirrors"]
     assert mirrors["package_index_url"] == f"{BUNDLE}/pypi/simple"
     assert mirrors["distribution_url"] == f"{BUNDLE}/apt"
-    assert mirrors["stale_lists"] is True
+    assert mirrors["stale_lists"] is False
+    assert made(metal_mirrors=BUNDLE, metal_frozen_sources=True)["mirrors"]["stale_lists"] is True
     assert mirrors["direct_hosts"] == ["controller.example.net"]
     assert found["driver"]["repository_url"] == f"{BUNDLE}/nvidia/ubuntu2204/x86_64"
     # The distribution's Python is too old there: uv brings one, from the bundle too.

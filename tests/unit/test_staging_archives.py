@@ -86,8 +86,12 @@ def test_a_mirror_has_its_own_place_for_security() -> None:
     assert "URIs: https://mirrors.tuna.tsinghua.edu.cn/debian-security\n" in file["content"]
 
 
-def test_a_bundle_is_as_old_as_it_is() -> None:
-    (file,) = decide(sources(DEB822), made(metal_mirrors="http://c.example.net:8643"))["files"]
+def test_lists_past_their_time_count_only_where_that_was_said() -> None:
+    for where in ({"metal_mirrors": "http://c.example.net:8643"}, {"metal_mirrors": "china"}):
+        (file,) = decide(sources(DEB822), made(**where))["files"]
+        assert "Check-Valid-Until" not in file["content"]
+    frozen = {"metal_mirrors": "http://c.example.net:8643", "metal_frozen_sources": True}
+    (file,) = decide(sources(DEB822), made(**frozen))["files"]
     assert file["content"].count("\nCheck-Valid-Until: no\n") == 2
     assert restore(file["content"]) == DEB822
 

@@ -303,3 +303,138 @@ def test_nobody_is_led_to_other_places(proxy: Running) -> None:
         assert answer.content != b"secret", path
         assert answer.status_code in {400, 403, 404}, path
     assert requests.post(f"{proxy.url}/pypi/simple/big/", timeout=10).status_code == 405
+
+
+def test_an_origin_sends_the_cache_to_named_origins_only(proxy: Running, tmp_path: Path) -> None:
+    """Not to an address inside, not to a socket of its host, not to another name of a named server."""
+    with running(Origin()) as inside:
+        inside.files["/latest/meta-data"] = b"secret"
+        port = urlsplit(inside.url).port
+        named = urlsplit(proxy.files.url).netloc
+        unnamed = (
+            f"{inside.url}/latest/meta-data",
+            f"http://localhost:{port}/latest/meta-data",
+            f"http://{named}@127.0.0.1:{port}/latest/meta-data",
+            f"http://127.0.0.1:{port}/latest/meta-data#http://{named}/",
+            f"http://127.0.0.1:{port}/latest/meta-data?http://{named}/",
+            f"http://{named}.127.0.0.1.nip.io:{port}/latest/meta-data",
+            f"//127.0.0.1:{port}/latest/meta-data",
+            "http://unix:/var/run/docker.sock:/containers/json",
+            "http://169.254.169.254/latest/meta-data",
+            "file:///etc/passwd",
+            "ftp://127.0.0.1/x",
+            "",
+        )
+        place = proxy.files.url.replace("://", "/")
+        for number, target in enumerate(unnamed):
+            for path, asked in (
+                (f"/pythons/{number}.tar.gz", f"/python/{number}.tar.gz"),
+                (f"/packages/{number}.whl", f"/pypi/files/{place}/packages/{number}.whl"),
+                (f"/debian/pool/{number}.deb", f"/apt/{place}/debian/pool/{number}.deb"),
+                (f"/debian/dists/{number}", f"/apt/{place}/debian/dists/{number}"),
+                (f"/cuda/repos/{number}", f"/nvidia/{number}"),
+            ):
+                proxy.files.files[path] = target
+                answer = requests.get(proxy.url + asked, timeout=10, allow_redirects=False)
+                assert (answer.status_code, b"secret" in answer.content) == (502, False), (target, asked)
+            # Nor at the second step.
+            proxy.files.files[f"/pythons/first{number}"] = f"{proxy.files.url}/pythons/{number}.tar.gz"
+            again = requests.get(f"{proxy.url}/python/first{number}", timeout=10, allow_redirects=False)
+            assert again.status_code == 502
+            proxy.index.files[f"/simple/p{number}/"] = target
+            page = requests.get(f"{proxy.url}/pypi/simple/p{number}/", timeout=10, allow_redirects=False)
+            assert page.status_code == 502
+        assert inside.asked == []
+        assert inside.forms == []
+
+
+def test_an_origin_may_send_the_cache_to_its_own_paths(proxy: Running) -> None:
+    proxy.index.files["/simple/some-package/"] = b"<a>page</a>"
+    proxy.index.files["/simple/Some_Package/"] = "/simple/some-package/"
+    page = requests.get(f"{proxy.url}/pypi/simple/Some_Package/", headers={"Accept": "text/html"}, timeout=10)
+    assert page.text == "<a>page</a>"
+
+
+def test_what_is_wrong_is_fetched_anew_when_somebody_says_so(proxy: Running) -> None:
+    _, content = wheel(proxy, 300_000)
+    path = "/packages/a/b/big-1.0%2Bcu13-py3-none-any.whl"
+    asked = f"{proxy.url}/pypi/files/{proxy.files.url.replace('://', '/')}{path}"
+    proxy.files.files[path] = b"wrong" * 60_000
+    assert requests.get(asked, timeout=10).content == b"wrong" * 60_000
+    proxy.files.files[path] = content
+    assert requests.get(asked, timeout=10).content == b"wrong" * 60_000
+    assert requests.get(asked, headers={"X-Metal-Fresh": "1"}, timeout=10).content == content
+    assert requests.get(asked, timeout=10).content == content
+
+
+def test_nothing_is_kept_for_years(proxy: Running, tmp_path: Path) -> None:
+    text = (tmp_path / "nginx.conf").read_text()
+    assert "3650d" not in text
+    assert "proxy_cache_valid 200 206 30d;" in text
+
+
+HOSTILE = (
+    'https://e.example.org";} server{listen 1;location/{root /;}} #',
+    "https://e.example.org;proxy_pass http://unix:/x",
+    "https://e.example.org\nx y;",
+    "https://user:secret@e.example.org",
+    "https://$host",
+    "https://e.example.org{",
+    "https://e.example.org'x",
+    "javascript:alert(1)",
+    "http://",
+)
+
+
+@pytest.mark.parametrize("url", HOSTILE)
+def test_nobodys_words_end_a_line_of_nginx(url: str) -> None:
+    page = json.dumps({"files": [{"url": f"{url}/a.whl"}, {"url": "https://files.example.org/b.whl"}]})
+    found = cache.index_origins(page, "https://index.example.org/simple/packaging/")
+    assert [one for one in found if set(one) & set("\"'{};$\n @#")] == []
+    assert "https://files.example.org" in found
+    assert cache.decide(members(), [], [url], resolve)["problem"] is not None
+    given = {
+        "index_url": "https://i.example.org/simple",
+        "directory": "/var/cache/x",
+        "resolvers": [],
+        "redirects": [],
+    }
+    assert cache.settings_problem(given) is None
+    for change in ({"index_url": url}, {"redirects": [url]}, {"directory": url}, {"resolvers": [url]}):
+        problem = cache.settings_problem(given | change)
+        assert problem is not None
+        assert "\n" not in problem
+    assert cache.name_servers(f"nameserver {url}\nnameserver 10.0.0.2\n") == ["10.0.0.2"]
+
+
+def test_an_index_does_not_lead_the_cache_into_its_own_network() -> None:
+    links = ["http://169.254.169.254/x.whl", "https://10.0.0.1/x.whl", "https://localhost/x.whl", "https://vault/x.whl",
+             "http://files.example.org/x.whl", "https://[::1]/x.whl", "https://x.internal/x.whl"]  # fmt: skip
+    page = json.dumps({"files": [{"url": link} for link in links]})
+    assert cache.index_origins(page, "https://index.example.org/simple/packaging/") == []
+    own = json.dumps({"files": [{"url": "http://10.0.0.9:8081/x.whl"}, {"url": "/x.whl"}]})
+    assert cache.index_origins(own, "http://10.0.0.9:8081/simple/packaging/") == ["http://10.0.0.9:8081"]
+    assert cache.index_origins(own, "http://10.0.0.8/simple/packaging/") == [
+        "http://10.0.0.8",
+        "http://10.0.0.9:8081",
+    ]
+
+
+def test_the_unit_is_kept_in(tmp_path: Path) -> None:
+    unit = tmp_path / "artefacts.service"
+    render(unit, "artefact-cache.service.j2", {}, __artefact_cache_configuration="/etc/x.conf",
+           artefact_cache_directory="/var/cache/x")  # fmt: skip
+    text = unit.read_text()
+    assert "ReadWritePaths=" in text
+    assert "MemoryMax=" in text
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("needs systemd-analyze")
+    done = subprocess.run(
+        [analyze, "security", "--offline=true", "--no-pager", str(unit)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    level = float(done.stdout.rsplit(":", 1)[1].split()[0])
+    assert level <= 4.0, done.stdout

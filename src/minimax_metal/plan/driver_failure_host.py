@@ -85,7 +85,8 @@ def clock(failure: Failure) -> str | None:
     return (
         f"found the lists of {about} expired{f' {since[1].strip()} ago' if since else ''} ({whose}), "
         f"expected lists that are still valid; check that the host's clock is not fast (timedatectl); if it "
-        f"is right that mirror or cache is out of date: change {place}"
+        f"is right that mirror or cache is out of date: change {place}; for a bundle or a snapshot set "
+        f"metal_frozen_sources"
     )
 
 

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from minimax_metal.common.text import one_line
+from minimax_metal.plan.mirrors import is_proxy, is_url
+
 NAMES: Final = (
     "*nvidia*", "cuda*", "nvlsm*", "nsight-*", "gds-tools*", "datacenter-gpu-manager*", "libcuda1*",
     "libcudadebugger1*", "libnvcuvid1*", "libnvoptix1*", "libnvsdm*", "libxnvctrl*", "libcublas*",
@@ -115,6 +118,24 @@ def preferences(pins: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(
         f"Package: {pin['packages']}\nPin: {pin['pin']}\nPin-Priority: {pin['priority']}\n" for pin in pins
     )
+
+
+def settings_problem(url: str, proxy: str, key: str) -> str | None:
+    """What of the repository's settings may not stand in apt's files, as "found ...; ...", or None."""
+    if not is_url(url):
+        return (
+            f"found nvidia_driver_repository_url {one_line(url, 120)}, expected an http(s) URL without "
+            f"credentials, "
+            "quotes or spaces; fix it"
+        )
+    if proxy and not is_proxy(proxy):
+        return (
+            "found a nvidia_driver_repository_proxy with other characters than a proxy's URL has, expected "
+            "http://[USER:PASSWORD@]HOST:PORT; write special characters as %XX"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", key):
+        return f"found nvidia_driver_repository_key {one_line(key, 60)}, expected the name of a file; fix it"
+    return None
 
 
 def _same(one: str, other: str) -> bool:

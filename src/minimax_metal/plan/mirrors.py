@@ -16,7 +16,8 @@ A cache and a served bundle have the same paths, so that hosts need not know whi
 ====================  ==========================================================================
 
 What comes from there is verified as what comes from anywhere: by the hashes of the locks, the signatures of
-the repositories, the manifest of the weights. So neither needs to be trusted, and plain HTTP will do.
+the repositories, the manifest of the weights. So neither can change a byte, and plain HTTP will do. What they
+can do is to give nothing, or old lists for as long as those are valid.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ ORIGIN = "origin"
 TIMEOUT_SECONDS = 600
 """How long uv and pip wait for a byte from a cache, which may still be waiting for its own origin."""
 _URL = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(/[^\s\"';{}$\\]*)?")
+_PROXY = re.compile(r"https?://([^\s\"';{}$\\/@]{1,300}@)?[A-Za-z0-9._\[\]:-]+/?")
 _CACHE = re.compile(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
 
 
@@ -69,7 +71,7 @@ def with_mirrors(settings: Settings, catalog: Catalog, found: Findings) -> tuple
             vendor_url=origins.vendor,
             distribution_url=origins.distribution,
             direct_hosts=_hosts(bundle),
-            stale_lists=bundle is not None,
+            stale_lists=settings.frozen_sources,
             origins=origins,
         )
     return settings, MirrorsPlan(
@@ -80,7 +82,7 @@ def with_mirrors(settings: Settings, catalog: Catalog, found: Findings) -> tuple
         vendor_url=f"{cache}/nvidia",
         distribution_url=through(cache, origins.distribution) if origins.distribution else None,
         direct_hosts=_hosts(cache),
-        stale_lists=bundle is not None,
+        stale_lists=settings.frozen_sources,
         origins=origins,
     )
 
@@ -176,6 +178,16 @@ def _origins(settings: Settings, catalog: Catalog, found: Findings) -> OriginsPl
         distribution=distribution.rstrip("/") if distribution else None,
         weights=chosen.weights,
     )
+
+
+def is_url(text: object) -> bool:
+    """Whether a text is an http(s) URL that may stand in any file: no credentials, quotes or spaces."""
+    return isinstance(text, str) and _URL.fullmatch(text) is not None
+
+
+def is_proxy(text: object) -> bool:
+    """Whether a text is the URL of a proxy; it may hold user and password, and nothing that ends a line."""
+    return isinstance(text, str) and _PROXY.fullmatch(text) is not None
 
 
 def _is_cache(url: str) -> bool:

@@ -174,6 +174,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Where big and remote things come from: a preset such as china, or the URL of a served bundle.",
     ),
     Setting(
+        "metal_frozen_sources",
+        "bool",
+        False,
+        "Accept package lists past their time: the bundle or mirror is a snapshot that nobody renews.",
+    ),
+    Setting(
         "metal_cache_url",
         "text",
         None,
@@ -304,6 +310,7 @@ class Settings:
     vendor_repository_url: str | None = None
     distribution_mirror_url: str | None = None
     mirrors: str | None = None
+    frozen_sources: bool = False
     cache_url: str | None = None
     given: frozenset[str] = frozenset()
     """Attributes that the user set, for defaults that hang on each other."""

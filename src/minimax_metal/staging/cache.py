@@ -1,7 +1,8 @@
 """What the fleet's cache is told: its origins, its archives, and who may ask it.
 
 Decided from the plans of the hosts that are to ask it. The cache itself is nginx, which knows nothing of
-packages: what it keeps is verified on the hosts, by the locks' hashes and the repositories' signatures.
+packages: what it keeps is verified on the hosts, by the locks' hashes and the repositories' signatures. What
+stands in its configuration is checked here: an index's pages and hosts' sources are others' words.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from html.parser import HTMLParser
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from minimax_metal.common.text import one_line
+from minimax_metal.plan.mirrors import is_url
 
 PROBE: Final = "packaging"
 """The project whose page of the index says where files lie: small, and part of every lock here."""
+_NETLOC = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+_PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
+_SERVERS: Final = 16
+"""Servers that an index may have its files on."""
 Resolver = Callable[[str], Iterable[str]]
 
 
@@ -81,9 +89,17 @@ def decide(
         except ValueError:
             return {
                 "problem": f"found {client} among artefact_cache_allowed_cidrs, expected a network such as "
-                "10.0.0.0/24; put the variable right"
+                "10.0.0.0/24; fix the variable"
             }
     archives = {one for member in members.values() for one in member.get("archives") or ()} | set(known)
+    for url in (*sorted(archives), table["origins"]["python"], table["origins"]["vendor"]):
+        if not is_url(url):
+            return {
+                "problem": f"found the archive {one_line(url, 120)}, expected an http(s) URL without "
+                f"quotes, spaces "
+                "or credentials; fix the source on the host that names it, or set "
+                "metal_distribution_mirror_url"
+            }
     return {
         "problem": None,
         "port": urlsplit(table["cache_url"]).port,
@@ -93,6 +109,41 @@ def decide(
         "archives": [_origin(one) for one in sorted(archives)],
         "clients": sorted(set(clients)),
     }
+
+
+def settings_problem(given: Mapping[str, Any]) -> str | None:
+    """What of the role's own settings may not stand in nginx's configuration or in a unit, or None.
+
+    Args:
+        given: ``index_url``, ``directory``, ``resolvers``, ``redirects``.
+    """
+    directory = given.get("directory")
+    if not isinstance(directory, str) or not _PATH.fullmatch(directory) or ".." in directory.split("/"):
+        return (
+            f"found artefact_cache_directory {one_line(str(directory), 80)}, expected an absolute path of "
+            f"letters, "
+            "digits, dots, dashes and underscores; fix it"
+        )
+    for name in ("index_url", "redirects"):
+        urls = given.get(name) or []
+        for url in [urls] if isinstance(urls, str) else urls:
+            if not is_url(url):
+                return (
+                    f"found {one_line(str(url), 120)} in artefact_cache_{name}, expected an http(s) URL "
+                    f"without "
+                    "credentials, quotes or spaces; fix it"
+                )
+    for one in given.get("resolvers") or []:
+        host = str(one).strip("[]") if str(one).startswith("[") else str(one).rpartition(":")[0] or str(one)
+        try:
+            ip_address(host)
+        except ValueError:
+            return (
+                f"found {one_line(str(one), 60)} in artefact_cache_resolvers, expected addresses of name "
+                f"servers; "
+                "fix it"
+            )
+    return None
 
 
 def _origin(url: str) -> dict[str, str]:
@@ -123,8 +174,37 @@ def index_origins(page: str, url: str) -> list[str]:
         reader = _Links()
         reader.feed(page)
         links = reader.links
-    found = {urlsplit(urljoin(url, link))[:2] for link in links}
-    return sorted(f"{scheme}://{host}" for scheme, host in found if scheme in {"http", "https"} and host)
+    own = urlsplit(url)
+    found: set[str] = set()
+    for link in links:
+        try:
+            parts = urlsplit(urljoin(url, link))
+        except ValueError:
+            continue
+        if (parts.scheme, parts.netloc) == (own.scheme, own.netloc) or _may_have_files(parts, own):
+            found.add(f"{parts.scheme}://{parts.netloc}")
+    return sorted(found)[:_SERVERS]
+
+
+def _may_have_files(parts: SplitResult, index: SplitResult) -> bool:
+    """Whether an index may send the cache to a server: by https if it has that itself, never to an address.
+
+    The page is the index's word. A word that leads into the cache's own network (an address, a name without a
+    dot) is not taken, except where the index is there itself, as with an index of one's own.
+    """
+    if parts.scheme not in ({"https"} if index.scheme == "https" else {"http", "https"}):
+        return False
+    if not _NETLOC.fullmatch(parts.netloc):
+        return False
+    host, own = parts.hostname or "", index.hostname or ""
+    return _is_public(host) or not _is_public(own)
+
+
+def _is_public(host: str) -> bool:
+    """Whether a host is named as servers of the Internet are; addresses and bare names are not."""
+    return re.fullmatch(
+        r"[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*", host
+    ) is not None and not host.endswith((".local", ".localhost", ".internal", ".lan", ".home.arpa"))
 
 
 class _Links(HTMLParser):
@@ -155,8 +235,14 @@ def default_index() -> str | None:
 
 def name_servers(resolv_conf: str) -> list[str]:
     """The name servers of a resolv.conf, as nginx writes them."""
-    found = re.findall(r"^nameserver\s+(\S+)", resolv_conf, re.MULTILINE)
-    return [f"[{one.split('%')[0]}]" if ":" in one else one for one in found]
+    found: list[str] = []
+    for one in re.findall(r"^nameserver\s+(\S+)", resolv_conf, re.MULTILINE):
+        try:
+            address = ip_address(one.split("%")[0])
+        except ValueError:
+            continue
+        found.append(f"[{address}]" if address.version == 6 else str(address))
+    return found
 
 
 def member(variables: Mapping[str, Any]) -> dict[str, Any]:

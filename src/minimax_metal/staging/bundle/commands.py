@@ -84,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         "--user", metavar="NAME", help=f"as whom it runs where root starts it (default: {serve.NOBODY})"
     )
     server.add_argument(
+        "--frozen",
+        action="store_true",
+        help="write metal_frozen_sources too: hosts accept the bundle's package lists past their time",
+    )
+    server.add_argument(
         "--variables", type=Path, metavar="FILE", help="write the one variable that hosts need"
     )
     return parser
@@ -213,7 +218,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     trust = store.trusted(bundle, arguments.accept_unsigned)
     url = (arguments.url or serve.own_url(host, port)).rstrip("/")
     if arguments.variables:
-        serve.written(arguments.variables, url)
+        serve.written(arguments.variables, url, arguments.frozen)
         _say(f"{arguments.variables}: metal_mirrors: {url}")
     _say(
         f"{bundle.directory}: {len(bundle.files)} files of {bundle.created}, {trust}; for hosts: "

@@ -293,8 +293,9 @@ def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
     return (start, end) if start < size and start <= end else None
 
 
-def written(path: Path, url: str) -> None:
-    """Write the one variable that hosts need."""
+def written(path: Path, url: str, frozen: bool = False) -> None:
+    """Write the one variable that hosts need; with ``frozen`` that its package lists never get too old."""
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True)
-    path.write_text(VARIABLES.format(url=url), encoding="utf-8")
+    text = VARIABLES.format(url=url) + ("metal_frozen_sources: true\n" if frozen else "")
+    path.write_text(text, encoding="utf-8")
