@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plan_helpers import raw_host
 
 from minimax_metal.fleet import here, status
 from minimax_metal.fleet.drift import drift_of, facts_of, local_drift, planned
 from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.plan.ansible_programs import read_answer
 from minimax_metal.service.record import Records, digest_of
 
 SHOWN = """\
@@ -33,6 +37,7 @@ NRestarts=0
 ActiveEnterTimestampMonotonic=0
 """
 VARIABLES = {"metal_model": "MiniMax-M2.5"}
+NO_ROUTE = "ssh: connect to host h port 22: No route to host"
 
 
 def applied_plan(**more: Any) -> dict[str, Any]:
@@ -131,11 +136,9 @@ def test_a_host_without_a_release_says_so(tmp_path: Path) -> None:
 def test_what_ansible_answers_is_told_apart(tmp_path: Path) -> None:
     whole = json.dumps(looked(tmp_path, applied_plan()))
     assert status.answer_of("a", {"rc": 0, "stdout": f"Last login: today\n{whole}\n"})["state"] == "known"
-    assert status.answer_of("a", {"unreachable": True, "msg": "no route"}) == {
-        "host": "a",
-        "state": "unreachable",
-        "why": "no route",
-    }
+    away = status.answer_of("a", {"unreachable": True, "msg": NO_ROUTE})
+    assert (away["state"], away["why"]) == ("unreachable", "no way to h (No route to host)")
+    assert "ip route get h" in away["remedy"]
     missing = {"rc": 127, "stdout": "", "stderr": "bash: /usr/local/bin/metal: No such file or directory"}
     assert status.answer_of("a", missing)["state"] == "bare"
     older = {"rc": 2, "stdout": "", "stderr": "metal: unknown verb 'status'"}
@@ -144,11 +147,12 @@ def test_what_ansible_answers_is_told_apart(tmp_path: Path) -> None:
 
 def test_lines_of_a_fleet_mark_who_does_not_answer(tmp_path: Path) -> None:
     whole = {"rc": 0, "stdout": json.dumps(looked(tmp_path, applied_plan()))}
-    lines = status.lines_of({"gpu01": whole, "gpu02": {"unreachable": True, "msg": "no route"}})
+    lines = status.lines_of({"gpu01": whole, "gpu02": {"unreachable": True, "msg": NO_ROUTE}})
     assert any(
         "gpu01" in line and "MiniMaxAI/MiniMax-M2.5 fp8" in line and "2 + 1 waiting" in line for line in lines
     )
-    assert any("gpu02" in line and "unreachable" in line and "no route" in line for line in lines)
+    assert any("gpu02" in line and "unreachable" in line for line in lines)
+    assert any(line.startswith("gpu02: ") and "ip route get h" in line for line in lines)
     assert lines[-1].startswith("2 hosts: 1 failed, 1 unreachable")
 
 
@@ -157,3 +161,86 @@ def test_the_exit_status_is_that_of_the_worst_host(tmp_path: Path) -> None:
     assert status.exit_status([serving]) == 0
     assert status.exit_status([serving, {"state": "bare"}]) == 1
     assert status.exit_status([serving, {"state": "bare"}, {"state": "unreachable"}]) == 3
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+def changed(answer: dict[str, Any], path: list[int], value: Any) -> Any:
+    """The answer with one part of it, found by walking along, replaced."""
+    if not path or not isinstance(answer, dict | list) or not answer:
+        return value
+    keys = sorted(answer) if isinstance(answer, dict) else list(range(len(answer)))
+    key = keys[path[0] % len(keys)]
+    copy: Any = dict(answer) if isinstance(answer, dict) else list(answer)
+    copy[key] = changed(copy[key], path[1:], value)
+    return copy
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=5), JSON)
+def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], value: Any) -> None:
+    """Wrong types anywhere in it: before, such an answer was a traceback for all."""
+    spoiled = {"rc": 0, "stdout": json.dumps(changed(WHOLE, path, value))}
+    lines = status.lines_of({"gpu01": {"rc": 0, "stdout": json.dumps(WHOLE)}, "gpu02": spoiled})
+    assert any(line.startswith("gpu01") and "MiniMaxAI/MiniMax-M2.5" in line for line in lines)
+    host = status.answer_of("gpu02", spoiled)
+    status.with_drift(host, VARIABLES)
+    json.dumps(host)
+    status.exit_status([host])
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"stdout": 7}, {"stdout": "{" * 100_000}, {"stdout": "[" * 100_000 + "{"}, 
+        {"stdout": None, "rc": None},
+        {"stdout": '{"schema": 1, "instances": [' + "0," * 50_000 + "0]}"}, {"msg": ["x"], "stderr": {}},
+        {"rc": 124, "stdout": ""}, {"failed": True, "unreadable": "an answer that is not JSON"},
+        {"stdout": '{"schema": 1, "release": [1]}'}, {"stdout": '{"schema": 1, "cpu_count": 1e999}'},
+    ],
+)  # fmt: skip
+def test_such_an_answer_is_unreadable_and_nothing_more(answer: dict[str, Any]) -> None:
+    host = status.answer_of("gpu01", answer)
+    status.with_drift(host, VARIABLES)
+    assert host["state"] in {"unreadable", "unclear", "known"}
+    assert status.lines_of({"gpu01": answer})
+
+
+def test_files_of_answers_are_read_within_bounds(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"\xff\xfe{")
+    (tmp_path / "list").write_text("[1]")
+    (tmp_path / "deep").write_text("[" * 200_000)
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 30)
+    (tmp_path / "directory").mkdir()
+    for name in ("text", "list", "deep", "huge", "directory", "absent"):
+        assert "unreadable" in read_answer(tmp_path / name), name
+
+
+def test_terminal_escapes_of_a_host_never_reach_the_terminal() -> None:
+    escapes = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+    spoiled = json.loads(json.dumps(WHOLE))
+    spoiled["instances"][0]["status"] = f"troubled: {escapes}"
+    spoiled["instances"][0]["health"] = f"troubled{escapes}"
+    spoiled["applied"]["model"]["served_name"] += escapes
+    spoiled["lock"] = {"user": escapes, "controller": "c", "time": "t"}
+    lines = status.lines_of(
+        {"gpu01": {"stdout": json.dumps(spoiled)}, "gpu02": {"rc": 1, "stdout": escapes + "no"},
+         "gpu03": {"unreachable": True, "msg": escapes + "ssh: dragons"}}
+    )  # fmt: skip
+    shown = "\n".join(lines)
+    assert not any(mark in shown for mark in ("\x1b", "\x07", "\x9b", "\u202e")), shown
+    assert "owned" not in shown
+
+
+def _whole() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        return looked(Path(directory), applied_plan())
+
+
+WHOLE = _whole()

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from minimax_metal.common.text import printable
 from minimax_metal.fleet.redact import Redactor
 from minimax_metal.fleet.stages import stage_of
 
@@ -33,12 +34,28 @@ _ITEMS: Final = {
 }
 _LINES: Final = ("verbose", "warning", "system_warning", "deprecated", "error", "debug")
 _COUNTS: Final = ("ok", "changed", "failures", "dark", "skipped", "rescued", "ignored")
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_COLOURS: Final = re.compile(r"(\x1b\[[0-9;]{0,32}m)")
 
 
 def plain(text: str) -> str:
-    """Return a text of a terminal without its colours."""
-    return _ESCAPES.sub("", text).rstrip()
+    """Return a text of a terminal without its colours, and without anything else that a terminal acts on."""
+    return printable(text).rstrip()
+
+
+def coloured(text: str) -> str:
+    """Return a text of a terminal with its colours, and without anything else that a terminal acts on."""
+    return "".join(part if _COLOURS.fullmatch(part) else printable(part) for part in _COLOURS.split(text))
+
+
+def clean(value: Any) -> Any:
+    """Return a value of JSON in which no text has controls: what a host says is shown on a terminal."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(key)): clean(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(one) for one in value]
+    return value
 
 
 def seconds_of(stamp: Any) -> float:
@@ -57,7 +74,8 @@ def record_of(event: Mapping[str, Any], redactor: Redactor) -> Record | None:
     if made is None:
         return None
     made["at"] = seconds_of(event.get("created"))
-    kept: Record = redactor.value({key: value for key, value in made.items() if value not in (None, "", [])})
+    # Controls first: a secret with an escape in its middle is one all the same.
+    kept: Record = redactor.value(clean({key: one for key, one in made.items() if one not in (None, "", [])}))
     return kept
 
 

@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
-MASK: Final = "***"
-SHORTEST: Final = 8
+from minimax_metal.fleet.secret_shapes import MASK, is_secret_name, without_secrets
+
+__all__ = ("MASK", "Redactor", "is_secret_name", "slim")
+
+SHORTEST: Final = 6
 """Characters below which a text is no secret worth masking: it would mask half a log."""
 LONGEST_TEXT: Final = 8_000
 """Characters that are kept of one text of a result: its end, where the reason is."""
 ITEMS: Final = 200
-
-_SECRET_NAME = re.compile(
-    r"(?i)(?:^|_)(?:api_?key|admin_?key|token|secret|password|passwd|passphrase|pass)s?$"
-)
-_LIKE_SECRETS: Final = (
-    re.compile(r"(?i)(\bbearer\s+)[A-Za-z0-9._~+/=-]{8,}"),
-    re.compile(r"\b()hf_[A-Za-z0-9]{16,}"),
-    re.compile(
-        r"(?i)((?:api[-_]?key|admin[-_]?key|token|secret|password|passphrase)[\"']?\s*[=:]\s*[\"']?)"
-        r"(?!None\b|null\b|\*\*\*)[A-Za-z0-9._~+/-]{8,}=*"
-    ),
-    re.compile(r"(://[^/\s:@]*:)[^/\s@]+(?=@)"),
-    re.compile(r"()-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL),
-)
 
 KEPT: Final = ("changed", "failed", "unreachable", "skipped", "rc", "attempts", "retries", "line")
 TEXTS: Final = ("msg", "reason", "skip_reason", "stderr", "module_stderr", "stdout")
@@ -44,25 +33,32 @@ class Redactor:
     """Masks secrets in texts."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
+        known = {one for one in secrets if len(one) >= SHORTEST}
+        # As they are, and as they stand in JSON and in a URL.
+        known |= {form for one in known for form in (json.dumps(one)[1:-1], quote(one, safe=""), quote(one))}
         # The longest first: one may be part of another.
-        self.secrets = sorted({one for one in secrets if len(one) >= SHORTEST}, key=len, reverse=True)
+        self.secrets = sorted(known, key=len, reverse=True)
 
     def text(self, text: str) -> str:
         """Return ``text`` with every secret masked."""
         for secret in self.secrets:
             text = text.replace(secret, MASK)
-        for pattern in _LIKE_SECRETS:
-            text = pattern.sub(lambda found: found.group(1) + MASK, text)
-        return text
+        return without_secrets(text)
 
-    def value(self, value: Any) -> Any:
-        """Return a value of JSON with every text in it masked, keys of mappings among them."""
+    def value(self, value: Any, *, secret: bool = False) -> Any:
+        """Return a value of JSON with every text in it masked, keys of mappings among them.
+
+        A text below a key that is named like a secret is masked whole.
+        """
         if isinstance(value, str):
-            return self.text(value)
+            return MASK if secret and value else self.text(value)
         if isinstance(value, Mapping):
-            return {self.text(str(key)): self.value(one) for key, one in value.items()}
+            return {
+                self.text(str(key)): self.value(one, secret=secret or is_secret_name(str(key)))
+                for key, one in value.items()
+            }
         if isinstance(value, list | tuple):
-            return [self.value(one) for one in value]
+            return [self.value(one, secret=secret) for one in value]
         return value
 
 
@@ -126,11 +122,6 @@ def _diff(diff: Any) -> str:
             if isinstance(name, str) and name not in names:
                 names.append(name)
     return ", ".join(names)
-
-
-def is_secret_name(name: str) -> bool:
-    """Return whether a variable of that name holds a secret."""
-    return _SECRET_NAME.search(name) is not None
 
 
 def secrets_of_environment(environment: Mapping[str, str] | None = None) -> list[str]:

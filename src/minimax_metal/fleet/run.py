@@ -30,7 +30,7 @@ from ansible_runner import Runner, RunnerConfig
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.plain import Show
-from minimax_metal.fleet.records import Record, plain, record_of
+from minimax_metal.fleet.records import Record, coloured, plain, record_of
 from minimax_metal.fleet.redact import Redactor
 from minimax_metal.fleet.store import Kept
 
@@ -115,7 +115,7 @@ class Listener:
             if text:
                 self.output.write(self.redactor.text(plain(text)) + "\n")
                 if self.echo:
-                    print(self.redactor.text(text), flush=True)
+                    print(self.redactor.text(coloured(text)), flush=True)
             if record := record_of(event, self.redactor):
                 self.take(record)
         except Exception as error:

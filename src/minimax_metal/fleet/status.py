@@ -12,17 +12,18 @@ import argparse
 import json
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.text import one_line, printable
 from minimax_metal.errors import UserError
+from minimax_metal.fleet.answers import UnreadableError, checked
 from minimax_metal.fleet.here import SCHEMA, STATE, look
+from minimax_metal.plan import ansible_programs
+from minimax_metal.plan.connection import trouble_in, trouble_of
+from minimax_metal.plan.vault import masked
 
 EPILOG: Final = """\
 examples:
@@ -30,11 +31,15 @@ examples:
   metal status -i inventories/my-fleet --limit gpu01 --json
   metal status                                  on a host: this host
 
-Options that are none of these are ansible's own: -u, --private-key, --ssh-common-args ...
+Options that are none of these are ansible's own: --become-user, --ssh-extra-args ...
 exit status: 0 every host serves, 1 one does not, 2 wrong usage, 3 a host could not be reached
 """
-COMMAND: Final = "/usr/local/bin/metal status --here --json"
+HERE: Final = "/usr/local/bin/metal status --here --json"
+COMMAND: Final = f"timeout -k 5 20 {HERE} 2>&1 | head -c {2 << 20}"
+"""A host that hangs is given up there after 20 s, and one that talks without end after 2 MiB."""
 FORKS: Final = 100
+HOST_SECONDS: Final = 30
+"""Most that a host may take; it is given up here after that long, and the others are shown."""
 SERVING: Final = ("ready",)
 
 
@@ -57,15 +62,8 @@ def parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", type=int, default=4, help="for a host to answer at all (%(default)s)"
     )
     made.add_argument("--no-drift", action="store_true", help="don't compare with the inventory")
+    ansible_programs.add_options(made)
     return made
-
-
-def _program(name: str) -> str:
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise UserError(f"found no {name}, expected ansible-core on this machine; run make setup")
-    return found
 
 
 def ask_hosts(
@@ -76,45 +74,65 @@ def ask_hosts(
     Raises:
         UserError: no host could be asked at all: Ansible's own reason.
     """
-    words = [_program("ansible"), "gpu_hosts", *(w for one in inventories for w in ("-i", str(one)))]
-    words += ["--limit", limit] if limit else []
+    words = ["--limit", limit] if limit else []
     # Not through sudo: what is read may be read by all.
     words += ["-m", "ansible.builtin.raw", "-a", COMMAND, "--forks", str(FORKS), "--timeout", str(timeout)]
-    with tempfile.TemporaryDirectory(prefix="minimax-metal-status-") as directory:
-        done = subprocess.run(
-            [*words, "--tree", directory, *more],
-            check=False,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_BECOME": "false"},
-        )
-        answers = {path.name: json.loads(path.read_bytes()) for path in Path(directory).iterdir()}
+    answers, done = ansible_programs.ask(
+        "gpu_hosts",
+        inventories,
+        [*words, *more],
+        host_seconds=HOST_SECONDS + timeout,
+        more={"ANSIBLE_SSH_RETRIES": "0", "ANSIBLE_BECOME": "false"},
+    )
     if not answers:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        trouble = trouble_in(done.err)
+        if trouble.code == "vault-password" or trouble.code.startswith("controller-"):
+            raise UserError(trouble.line())
         raise UserError(
-            f"found that ansible asked no host ({said[-1] if said else 'it said nothing'}), "
-            "expected hosts in group gpu_hosts; put the inventory or --limit right"
+            f"found that ansible asked no host ({one_line(ansible_programs.last_words(done), 300)}), "
+            "expected hosts in group gpu_hosts; fix the inventory or --limit: nothing was done"
         )
     return answers
 
 
 def answer_of(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of one host from Ansible's answer: ``state`` says whether it is known at all."""
+    """Return what is known of one host from Ansible's answer: ``state`` says whether it is known at all.
+
+    A host may answer anything, in any shape and size: what can't be read is that host's alone.
+    """
+    if answer.get("unreadable"):
+        return {"host": name, "state": "unreadable", "why": str(answer["unreadable"])}
     if answer.get("unreachable"):
-        return {"host": name, "state": "unreachable", "why": _line(str(answer.get("msg", "")))}
-    text = str(answer.get("stdout", ""))
+        trouble = trouble_of(answer, name)
+        return {"host": name, "state": "unreachable", "why": trouble.found, "remedy": trouble.remedy}
+    text = answer.get("stdout")
+    text = text if isinstance(text, str) else ""
     start = text.find("{")
     try:
         here = json.loads(text[start:]) if start >= 0 else None
-    except ValueError:
+    except (ValueError, RecursionError):
         here = None
     if isinstance(here, dict) and here.get("schema") == SCHEMA:
-        return {"host": name, "state": "known", **here}
-    said = _line(f"{answer.get('stderr', '')}\n{text}") or _line(str(answer.get("msg", "")))
-    if answer.get("rc") == 127 or "not found" in said or "No such file" in said:
+        try:
+            return {"host": name, "state": "known", **checked(here)}
+        except UnreadableError as error:
+            return {"host": name, "state": "unreadable", "why": str(error)}
+    said = _line(f"{_text(answer.get('stderr'))}\n{text}") or _line(_text(answer.get("msg")))
+    rc = answer.get("rc")
+    if rc == 127 or ("metal" in said and ("not found" in said or "No such file" in said)):
         return {"host": name, "state": "bare", "why": "no host tools: run site.yml"}
+    if rc == 124 or (not said and start < 0):
+        return {"host": name, "state": "unreadable", "why": "no answer in time, or an empty one"}
+    if start >= 0:
+        return {"host": name, "state": "unreadable", "why": "an answer that is not JSON of this version"}
+    trouble = trouble_of(answer, name)
+    if trouble.code != "host-unread":
+        return {"host": name, "state": "unclear", "why": trouble.found, "remedy": trouble.remedy}
     return {"host": name, "state": "unclear", "why": said or "no answer that can be read"}
+
+
+def _text(value: Any) -> str:
+    return value[-4000:] if isinstance(value, str) else ""
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -123,38 +141,63 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    lines = [line.strip() for line in printable(text[-8000:]).splitlines() if line.strip()]
+    return one_line(lines[-1], 300) if lines else ""
 
 
 def gather(arguments: argparse.Namespace, more: Sequence[str]) -> list[dict[str, Any]]:
     """Return what is known of every host, drift among it."""
+    from minimax_metal.plan.inventory import look_for
+
     inventories = arguments.inventory
-    for inventory in inventories:
-        if not inventory.exists() and "," not in str(inventory):
-            raise UserError(f"found no inventory at {inventory}, expected a file or directory; put it right")
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        asked = pool.submit(ask_hosts, inventories, arguments.limit, arguments.timeout, more)
-        variables = None if arguments.no_drift else pool.submit(_variables, inventories, arguments.limit)
+    look_for(inventories)
+    with (
+        ansible_programs.options_of(arguments) as (inventory, reach),
+        ThreadPoolExecutor(max_workers=2) as pool,
+    ):
+        asked = pool.submit(ask_hosts, inventories, arguments.limit, arguments.timeout, [*reach, *more])
+        variables = (
+            None if arguments.no_drift else pool.submit(_variables, inventories, arguments.limit, inventory)
+        )
         answers = asked.result()
-        hosts = [answer_of(name, answers[name]) for name in sorted(answers, key=_natural)]
-        wanted: Mapping[str, Any] = variables.result() if variables else {}
+        wanted, secrets = variables.result() if variables else ({}, [])
+    hosts = [answer_of(name, answers[name]) for name in sorted(answers, key=_natural)]
+    for host in hosts:
+        with_drift(host, wanted.get(host["host"]))
+    # What was encrypted in the inventory is compared, and never shown.
+    shown: list[dict[str, Any]] = masked(hosts, secrets)
+    return shown
+
+
+def with_drift(host: dict[str, Any], variables: Mapping[str, Any] | None = None) -> None:
+    """Say where a host is not as its release, or as the inventory's variables; it spoils no other's row."""
+    if host["state"] != "known":
+        return
     from minimax_metal.fleet.drift import drift_of, local_drift
 
-    for host in hosts:
-        if host["state"] == "known":
-            host["drift"] = local_drift(host)
-            if host["host"] in wanted:
-                host["drift"] += drift_of(host["host"], wanted[host["host"]], host)
-            # A plan is long, and of use to who compares only.
-            host["applied"] = _brief(host["applied"])
-    return hosts
+    try:
+        host["drift"] = local_drift(host)
+        if variables is not None:
+            host["drift"] += drift_of(host["host"], variables, host)
+        # A plan is long, and of use to who compares only.
+        host["applied"] = _brief(host["applied"])
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        # The shape of each part was checked; what is in them is still the host's own word.
+        why = f"a recorded plan that can't be compared ({type(error).__name__}: {one_line(str(error), 120)})"
+        name = host["host"]
+        host.clear()
+        host |= {"host": name, "state": "unreadable", "why": why}
 
 
-def _variables(inventories: Sequence[Path], limit: str | None) -> Mapping[str, Any]:
-    from minimax_metal.plan.inventory import read_variables
+def _variables(
+    inventories: Sequence[Path], limit: str | None, inventory: Sequence[str]
+) -> tuple[Mapping[str, Any], list[str]]:
+    from minimax_metal.plan.inventory import Reach, read_variables_and_secrets
 
-    return read_variables(inventories, limit=limit)
+    # ansible itself takes the passwords of its vault as well.
+    return read_variables_and_secrets(
+        inventories, limit=limit, reach=Reach(tuple(inventory), tuple(inventory))
+    )
 
 
 def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,14 +231,11 @@ def lines_of(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     from rich.console import Console
 
-    from minimax_metal.fleet.drift import local_drift
     from minimax_metal.fleet.status_table import PLAIN_WIDTH, show
 
     hosts = [answer_of(name, answer) for name, answer in answers.items()]
     for host in hosts:
-        if host["state"] == "known":
-            host["drift"] = local_drift(host)
-            host["applied"] = _brief(host["applied"])
+        with_drift(host)
     output = StringIO()
     show(hosts, Console(file=output, width=PLAIN_WIDTH))
     return [line.rstrip() for line in output.getvalue().splitlines()]
@@ -203,10 +243,9 @@ def lines_of(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def this_host() -> list[dict[str, Any]]:
     """Return what is known of the machine this runs on."""
-    from minimax_metal.fleet.drift import local_drift
-
-    host = {"host": os.uname().nodename, "state": "known", **look()}
-    return [{**host, "drift": local_drift(host), "applied": _brief(host["applied"])}]
+    host = {"host": os.uname().nodename, "state": "known", **checked(look())}
+    with_drift(host)
+    return [host]
 
 
 def main(argv: Sequence[str]) -> int:

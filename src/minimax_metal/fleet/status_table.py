@@ -24,6 +24,7 @@ STYLES: Final[dict[str, str]] = {
     "unreachable": "bold red",
     "bare": "dim",
     "unclear": "bold red",
+    "unreadable": "bold red",
 }
 
 
@@ -48,7 +49,7 @@ def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:
     """Return the rows of one host, one for each instance; one where it has none or could not be asked."""
     name = str(host["host"])
     if host["state"] != "known":
-        state = Text(host["state"], style=STYLES[host["state"]])
+        state = Text(host["state"], style=STYLES.get(host["state"], ""))
         return [[name, "-", "-", "-", "-", state, "-", "-", Text(str(host.get("why", "")), style="dim")]]
     applied = host["applied"]
     model = " ".join(filter(None, (applied.get("model"), applied.get("format"))))
@@ -118,4 +119,7 @@ def show(hosts: Sequence[Mapping[str, Any]], console: Console | None = None) -> 
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH, file=console.file)
     console.print(table(hosts))
+    for host in hosts:
+        if host.get("remedy"):
+            console.print(Text(f"{host['host']}: {host['remedy']}"), soft_wrap=True)
     console.print(Text(summary(hosts), style="bold"))
