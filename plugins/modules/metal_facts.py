@@ -183,7 +183,13 @@ def gpu_users(text):
     users = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) < 4 or not cells[1].isdigit():
+        if len(cells) < 4:
+            continue
+        if not cells[1].isdigit():
+            # "[N/A]", "[Insufficient Permissions]": somebody holds it, in another namespace of processes.
+            users.append(
+                {"program": "an unnamed process", "unit": None, "gpu_uuid": cells[0], "memory": cells[-1]}
+            )
             continue
         user = occupant(cells[1])
         if user["program"] == f"process {cells[1]}":

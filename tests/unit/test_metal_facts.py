@@ -84,10 +84,12 @@ def test_what_links_can_adopt_is_measured(module: ModuleType, tmp_path: Path) ->
 def test_who_holds_gpu_memory_is_named_with_how_much(module: ModuleType) -> None:
     own = Path("/proc/self/comm").read_text().strip()
     text = f"GPU-0, {os.getpid()}, /usr/bin/a, b, 30 MiB\nGPU-1, 4194999, /opt/vllm/python3, [N/A]\nNo, x\n\n"
+    text += "GPU-2, [Insufficient Permissions], [Insufficient Permissions], 900 MiB\n"
     users = module.gpu_users(text)
     assert [(one["gpu_uuid"], one["program"], one["memory"]) for one in users] == [
         ("GPU-0", own, "30 MiB"),
         ("GPU-1", "python3", "[N/A]"),
+        ("GPU-2", "an unnamed process", "900 MiB"),
     ]
     assert module.gpu_users("") == []
     assert module.gpu_users("[Not Supported]\n") == []

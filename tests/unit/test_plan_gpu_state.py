@@ -153,6 +153,32 @@ def test_a_version_with_prose_behind_it_is_a_version() -> None:
 
 
 @pytest.mark.parametrize(
+    "prose", ['Deprecated, see "KMD version" instead', "[Deprecated]", "[Deprecated, see kmd_version]"]
+)
+def test_prose_in_the_place_of_a_version_is_not_a_sick_gpu(prose: str) -> None:
+    # nvidia-smi --version of 610.88 says so; the module's file has the number.
+    raw = h200(stdout=h200()["nvidia_smi"]["stdout"].replace(DRIVER, prose))
+    assert decide(raw).fits
+    assert {gpu.compute_capability for gpu in parse_facts(raw).smi_gpus} == {"9.0"}
+
+
+def test_a_corrupted_inforom_is_named_beside_a_whole_answer() -> None:
+    # Status 14 and a last line (nvidia-smi(1); Azure's node health checks look for the same line).
+    table = h200()["nvidia_smi"]["stdout"]
+    for status in (0, 14):
+        result = decide(
+            h200(returncode=status, stdout=table + "WARNING: infoROM is corrupted at gpu 0000:05:00.0\n")
+        )
+        assert codes(result) == {"gpu-sick"}
+        assert "GPU 5 (0000:05:00.0): infoROM is corrupted" in line(result, "gpu-sick")
+    lifted = decide(
+        h200(returncode=14, stdout=table + "WARNING: infoROM is corrupted at gpu 0000:05:00.0\n"),
+        accept_refusals=["gpu-sick"],
+    )
+    assert lifted.fits
+
+
+@pytest.mark.parametrize(
     ("status", "words", "remedy"),
     [
         (6, "No devices were found", "dmesg"),

@@ -61,6 +61,8 @@ def no_value(cell: str) -> bool:
 def sickness(cell: str) -> str | None:
     """Return what a cell tells of a GPU that does not answer; none for a value and for ``[N/A]``."""
     words = _plain(cell)
+    if "deprecated" in words:  # R610's prose in the place of a value that moved
+        return None
     bracketed = cell.strip().startswith("[") and words not in _NO_VALUE
     if not bracketed and words not in _BARE:
         return None

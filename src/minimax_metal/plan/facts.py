@@ -90,6 +90,8 @@ class HostFacts:
     smi_addresses: tuple[str, ...] = ()
     """PCI addresses of the GPUs that answer, where they were asked for."""
     lost_gpus: tuple[LostGpu, ...] = ()
+    warned_gpus: tuple[LostGpu, ...] = ()
+    """GPUs that answer and that nvidia-smi warns of."""
     mig_gpus: tuple[int, ...] = ()
     """Indices of GPUs with MIG on."""
     unanswered: Mapping[str, str] = field(default_factory=dict)
@@ -159,6 +161,7 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         smi_remedy=smi.remedy,
         smi_addresses=smi.addresses,
         lost_gpus=smi.lost,
+        warned_gpus=smi.warned,
         mig_gpus=smi.mig,
         unanswered={
             one_line(str(what), 60): one_line(str(why), 200)

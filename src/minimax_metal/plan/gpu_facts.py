@@ -22,6 +22,9 @@ _LINES: Final = 400
 _LINE: Final = 1_000
 _VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?![\d.])")
 _CAPABILITY: Final = re.compile(r"\d{1,3}\.\d{1,2}")
+_WARNING: Final = re.compile(r"WARNING: {0,4}(.{1,80}?) at gpu ([0-9a-fA-F:.]{7,20})", re.IGNORECASE)
+_CORRUPTED: Final = 14
+"""Exit status of a complete answer with such a warning (nvidia-smi(1), "RETURN VALUE")."""
 _SOUND_ACTIONS: Final = frozenset({"none", "n/a", "not supported", ""})
 
 
@@ -61,6 +64,8 @@ class SmiAnswer:
     present: bool = False
     gpus: tuple[SmiGpu, ...] = ()
     lost: tuple[LostGpu, ...] = ()
+    warned: tuple[LostGpu, ...] = ()
+    """GPUs that answer and that nvidia-smi warns of, by address: ``infoROM is corrupted at gpu …``."""
     mig: tuple[int, ...] = ()
     """Indices of GPUs with MIG on."""
     error: str | None = None
@@ -116,7 +121,12 @@ def read_smi(raw: Any) -> SmiAnswer:
     gpus = tuple(sorted(_gpus(out, lines(raw.get("recovery"))), key=lambda gpu: gpu.index))
     status = _status(raw.get("returncode"))
     refusal = nvidia_smi.refusal("\n".join((*err, *out)))
-    if status or not gpus:
+    warned = tuple(
+        LostGpu(None, _address(found[2]), one_line(found[1], 100))
+        for line in (*err, *out)
+        if (found := _WARNING.search(line))
+    )
+    if (status and not (status == _CORRUPTED and warned)) or not gpus:
         return SmiAnswer(
             present=True,
             gpus=gpus,
@@ -129,6 +139,7 @@ def read_smi(raw: Any) -> SmiAnswer:
         present=True,
         gpus=gpus,
         lost=lost,
+        warned=warned[:MOST_GPUS],
         mig=tuple(
             sorted(
                 int(row[0])
@@ -195,15 +206,19 @@ def _gpus(out: list[str], recovery: list[str]) -> list[SmiGpu]:
 
 def _gpu(index: int, row: list[str], action: str) -> SmiGpu:
     _, name, uuid, memory, driver, capability = [*row, "", "", "", "", ""][:6]
+    if len(row) > 6:  # prose with commas for a version
+        driver, capability = ", ".join(row[4:-1]), row[-1]
     mib = nvidia_smi.mib(memory)
     release = version(driver)
-    sick = nvidia_smi.row_sickness(row[:6])
+    # R610 and later: 'Deprecated, see "KMD version" instead'. The driver is well, /proc has its version.
+    prose = "deprecated" in driver.lower()
+    sick = nvidia_smi.row_sickness([*row[:4], driver, capability])
     if sick is None and len(row) < 6:
         sick = f"{len(row)} of 6 cells: {one_line(', '.join(row), 100)}"
     if sick is None:
         for what, cell, sound in (
             ("name", name, not nvidia_smi.no_value(name)),
-            ("driver version", driver, release is not None),
+            ("driver version", driver, release is not None or prose),
             ("memory", memory, bool(mib) or nvidia_smi.no_value(memory)),
             ("compute capability", capability, _CAPABILITY.fullmatch(capability) is not None),
         ):
@@ -217,7 +232,7 @@ def _gpu(index: int, row: list[str], action: str) -> SmiGpu:
         name=name,
         uuid=uuid,
         memory_bytes=mib * nvidia_smi.MIB if mib else None,
-        driver=release or driver,
+        driver=release or ("" if prose else driver),
         compute_capability=capability if _CAPABILITY.fullmatch(capability) else None,
         sick=sick,
         memory_cell="" if mib else memory,

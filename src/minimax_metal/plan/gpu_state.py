@@ -111,6 +111,10 @@ def check_sick(facts: HostFacts, known: Iterable[Gpu], found: Findings) -> None:
     for gpu in facts.smi_gpus:
         if why := sick_of(gpu, catalogue):
             bad[why].append(gpu.index)
+    for one in facts.warned_gpus:
+        found.refuse(
+            "gpu-sick", f"{_placed(one, facts)}: {one.why}", "GPUs that nvidia-smi is content with", REPAIR
+        )
     for why, indices in bad.items():
         found.refuse(
             "gpu-sick", f"{_listed(indices)}: {why}", "GPUs that answer nvidia-smi with values", REPAIR
