@@ -17,9 +17,12 @@ from typing import Any
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
+from minimax_metal.common.text import one_line
 from minimax_metal.fleet.patient import PatientConnection
 
 METAL = "/usr/local/bin/metal"
+MOST = 1 << 60
+"""No pull brings so many bytes, or lasts so many seconds."""
 NOT_YET = 6
 """Exit status of ``metal weights await`` when the time was over and the pull goes on."""
 
@@ -57,7 +60,12 @@ class ActionModule(ActionBase):
             if answer is None:
                 continue
             # A terminal mixes standard error in; what the pull says begins with its name.
-            said = [text for text in answer.get("stdout", "").splitlines() if text.startswith("weights ")]
+            # One host's words must not act on the terminal, or end the play for the others.
+            said = [
+                one_line(text)
+                for text in answer.get("stdout", "").splitlines()
+                if text.startswith("weights ")
+            ]
             if said and said[-1] != line:
                 line = said[-1]
                 host.say(line)
@@ -65,7 +73,9 @@ class ActionModule(ActionBase):
                 came = _came(answer.get("stdout", "")) if self._task.args.get("pulled", True) else {}
                 return {**result, "changed": False, "line": line, "came": came}
             spoken = f"{answer.get('stdout', '')}\n{answer.get('stderr', '')}".split("metal weights: ")
-            reason = " ".join(spoken[-1].splitlines()[:1]) if len(spoken) > 1 else "no reason was given"
+            reason = (
+                one_line(" ".join(spoken[-1].splitlines()[:1])) if len(spoken) > 1 else "no reason was given"
+            )
             if answer["rc"] != NOT_YET:
                 raise AnsibleActionFail(reason)
             if time.monotonic() - begun >= timeout:
@@ -75,11 +85,16 @@ class ActionModule(ActionBase):
 
 
 def _came(output: str) -> dict[str, Any]:
-    """Return what the last line of JSON says; {} without one."""
+    """Return the numbers in the last line of JSON; {} without one."""
     for text in reversed(output.splitlines()):
         if text.startswith("{"):
             try:
-                return dict(json.loads(text))
-            except ValueError:
+                found = json.loads(text)
+            except (ValueError, RecursionError):
                 return {}
+            return {
+                key: found[key]
+                for key in ("fetched", "peers", "seconds")
+                if isinstance(found.get(key), int | float) and 0 <= found[key] < MOST
+            }
     return {}

@@ -55,10 +55,13 @@ def test_the_manifest_of_the_weights_belongs_to_the_release(tmp_path: Path) -> N
     assert json.loads(first.path.read_text())["weights"] == {"manifest": str(manifest), "sha256": said}
     assert records.record(plan) is None
     # The same plan over other files is another release, and so is one of which the files were not known.
-    manifest.write_text('{"files": [2]}')
+    manifest.write_text(
+        '{"files": [2], "proof": {"text": "hub\'s hashes (https://h), resolved by controller"}}'
+    )
     second = records.record(plan)
     assert second is not None
     assert (second.number, second.digest) == (2, first.digest)
+    assert json.loads(second.path.read_text())["weights"]["proof"].startswith("hub's hashes (https://h)")
     manifest.unlink()
     third = records.record(plan)
     assert third is not None

@@ -58,3 +58,17 @@ def test_a_pull_that_failed_says_why() -> None:
 def test_time_ends_the_wait_and_not_the_pull() -> None:
     with pytest.raises(AnsibleActionFail, match="not verified within 0 s, the pull goes on; last: weights"):
         awaited((6, GOES_ON), timeout=0)
+
+
+def test_one_hosts_words_act_on_no_terminal_and_end_no_play(said: list[str]) -> None:
+    found = awaited(
+        (
+            0,
+            'weights m: \x1b]0;x\x07\x1b[2Jverified\x9b31m\n{"fetched": "x", "peers": -1, "seconds": 1e300}\n',
+        )
+    )
+    assert found["came"] == {}
+    assert said == ["  gpu01: weights m: verified31m"]
+    for odd in ("{" * 100_000, '{"fetched": []}', "{}", '{"fetched": true, "peers": 1e30}'):
+        came = awaited((0, f"weights m: verified\n{odd}\n"))["came"]
+        assert set(came) <= {"fetched"}

@@ -18,9 +18,14 @@ from typing import Any, Final
 from minimax_metal.artefacts.pull import complete
 from minimax_metal.artefacts.request import Request
 from minimax_metal.common import program
+from minimax_metal.common.files import read_bounded
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
 PROPERTIES: Final = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts")
+
+STATE_BYTES: Final = 1 << 16
+"""Of what a pull says of itself: a line and some numbers."""
 
 GRACE: Final = 5.0
 """Seconds a unit may be inactive before that counts: a start that was asked for may still be queued."""
@@ -99,10 +104,10 @@ def machine_is_changing() -> bool:
 
 def read_state(request: Request) -> Mapping[str, Any]:
     """Return what the pull last wrote about itself; {} when it wrote nothing."""
-    with contextlib.suppress(OSError, ValueError):
-        state = json.loads(request.state.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        state = json.loads(read_bounded(request.state, STATE_BYTES))
         if isinstance(state, dict):
-            return state
+            return {**state, "text": one_line(str(state.get("text", "")))}
     return {}
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 from minimax_metal.artefacts.request import Request
 from minimax_metal.common.files import write_atomic
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
 
@@ -66,12 +67,14 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        print(f"weights {self.request.name}: {text}", file=self.output, flush=True)
+        # A hub's own words may be in it.
+        print(f"weights {self.request.name}: {one_line(text)}", file=self.output, flush=True)
 
     def state(self, state: str, text: str, *, silent: bool = False, **fields: Any) -> None:
         """Print one line (unless silent), show it as the unit's status and keep it in the state file."""
         if not silent:
             self.say(text)
+        text = one_line(text)
         self.notifier.status(text)
         content = {
             "schema": 1,

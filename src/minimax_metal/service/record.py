@@ -29,6 +29,7 @@ from minimax_metal import __version__
 from minimax_metal.artefacts.manifest import FILE, FOLDER
 from minimax_metal.common.files import link_atomic, read_bounded, write_atomic
 from minimax_metal.common.privileges import acting_as_owner_of, trusted_directory
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.service.kernels import NOTES, origin
 
@@ -66,6 +67,8 @@ def digest_of(plan: Mapping[str, Any]) -> str:
 def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     """Return path and SHA-256 (of its bytes, in hex) of the manifest of a plan's weights; None without one.
 
+    ``proof``: who states what the files are, in the manifest's words.
+
     Raises:
         OSError: the manifest is there and can't be read.
     """
@@ -79,7 +82,11 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
             content = read_bounded(manifest, MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
+    found = {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
+    # Who states what the files are, and who asked for it when; older manifests do not say.
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        found["proof"] = one_line(str(json.loads(content)["proof"]["text"]), 500)
+    return found
 
 
 def kernels_of(plan: Mapping[str, Any], notes: Path = NOTES) -> dict[str, Any] | None:
