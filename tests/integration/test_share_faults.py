@@ -14,6 +14,7 @@ import json
 import os
 import random
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.share.keys import name_of
 from minimax_metal.artefacts.share.peers import AbsentError, DeniedError, Line, signature
 from minimax_metal.artefacts.share.settings import Peer
 from tests.support.fleet import ADDRESS, Fleet, Member, fleet
@@ -259,6 +261,11 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         assert status("/manifest", signed("/log", now + 60)) == 403, "signed for another path"
         assert status("/manifest", signed("/manifest", now - 5)) == 410, "too old"
         assert status("/etc/passwd", signed("/etc/passwd", now + 60)) == 404
+        named = {"X-Share-Key": name_of(secret)}
+        assert status("/manifest", {**signed("/manifest", now + 60), **named}) == 200
+        for guess in ("", "0" * 64, "f" * 16):
+            unknown = {"X-Share-Key": "f" * 16, **signed("/manifest", now + 60, guess)}
+            assert status("/manifest", unknown) == 403, "a name that no secret has opens nothing"
         assert status("/manifest", signed("/manifest", now + 60)) == 200
 
         line = Line(Peer("gpu00", ADDRESS, port), [secret], skew=-800.0)
@@ -279,6 +286,53 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         lines = [Path(f"/proc/{found[0].nginx.pid}/cmdline").read_text()] if found[0].nginx else []
         assert lines
         assert secret not in "".join([*logs, *lines])
+
+
+def test_slow_clients_shut_no_server(hub: Hub, tmp_path: Path) -> None:
+    """Whoever opens connections and sends a byte now and then is ended; hosts are answered meanwhile."""
+    with fleet(tmp_path, 2, lambda _: [hub.source()], piece_bytes=PIECE) as found:
+        found[0].start(*KNOBS)
+        assert found[0].pull is not None
+        assert found[0].pull.wait(timeout=200) == 0
+        share = found[0].request.share
+        assert share is not None
+        line = Line(Peer("gpu00", ADDRESS, share.port), share.secrets())
+        with contextlib.ExitStack() as stack:
+            slow = []
+            for number in range(300):
+                one = stack.enter_context(socket.create_connection((ADDRESS, share.port), timeout=20))
+                one.sendall(b"GET /log HTTP/1.1\r\nHost: x\r\n"[: number % 30])
+                slow.append(one)
+            begun = time.monotonic()
+            assert line.get("/manifest").content
+            assert time.monotonic() - begun < 3
+            # What it had to say in five seconds it did not: the connection is over.
+            for one in slow[::50]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert one.recv(4096)[:11] in {b"", b"HTTP/1.1 40"}
+            assert time.monotonic() - begun < 15
+            line.close()
+            assert line.get("/manifest").content
+
+
+def test_a_renewed_secret_and_the_one_before_are_valid_meanwhile(hub: Hub, tmp_path: Path) -> None:
+    """One host still pulls with the old secret; the others have the new one as well."""
+    old, new = "a1" * 32, "b2" * 32
+    skip = len(hub.lines())
+    hub.fail({"fault": "throttle", "rate": 1_000_000})
+    with fleet(tmp_path, 3, lambda _: [hub.source()], piece_bytes=PIECE, serve=False) as found:
+        for number, member in enumerate(found.members):
+            secret = tmp_path / f"secret-{number}"
+            secret.write_text(f"{old}\n" if number == 0 else f"{new}\n{old}\n")
+            raw = json.loads(member.file.read_text())
+            raw["share"]["secret_file"] = str(secret)
+            member.file.write_text(json.dumps(raw))
+        for member in found.members:
+            member.serve()
+        found.start(*KNOBS)
+        all_there(found, hub)
+        assert not any("does not know the fleet" in member.output for member in found.members)
+    assert sent(hub, skip) <= 1.02 * size(hub)
 
 
 @pytest.fixture(scope="module")
