@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -92,6 +93,10 @@ def end_of(lines: Sequence[str], limit: int = SHOWN) -> str:
         one
         for one in telling
         if re.match(r"E:|Error|dpkg: error|dpkg: |.*\b(error|failed|fatal)\b", one, re.I)
+    ]
+    # What dpkg says of a package is on the line after its name.
+    loud += [
+        two for one, two in pairwise(telling) if one.startswith("dpkg: error processing") and two not in loud
     ]
     kept: list[str] = []
     for line in reversed((loud or telling)[-6:]):

@@ -6,10 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from minimax_metal.plan.apt_words import host_of, same_place, url_near
 
 AGAIN: Final = "run the playbook again"
+_ARCHIVE: Final = re.compile(r"(/apt/https?/[^/]+|/apt)?/(debian(-security)?|ubuntu(-ports)?)(/|$)")
+"""The directory of a distribution on a mirror, a fleet's cache or a bundle; a PPA has others before it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def where(failure: Failure, urls: Sequence[str]) -> tuple[str, str]:
         return "NVIDIA's repository", "nvidia_driver_repository_url (or metal_vendor_repository_url)"
     hosts = ", ".join(dict.fromkeys(host_of(one) for one in urls))
     distribution = all(
-        re.search(r"(^|\.)(debian\.org|ubuntu\.com)$", host_of(one)) or re.search(r"/(debian|ubuntu)\b", one)
+        re.search(r"(^|\.)(debian\.org|ubuntu\.com)$", host_of(one)) or _ARCHIVE.match(urlsplit(one).path)
         for one in urls
     )
     files = f"the files below /etc/apt on the host that name {hosts}"

@@ -22,11 +22,16 @@ def locked(failure: Failure) -> str | None:
     """Another process has the lock of apt or dpkg: who."""
     found = failure.first(
         r"Could not get lock|Unable to acquire the dpkg|Unable to lock|is another process using it|"
-        r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked"
+        r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked|lock was locked by another"
     )
     if not found:
         return None
-    held = re.search(r"held by process (\d+)(?: \(([^)]+)\))?", failure.text)
+    if re.search(r"are you root\?|Permission denied", failure.text):
+        return (
+            "found apt run without root's rights, expected root; check become and sudo for this host, then "
+            f"{AGAIN}"
+        )
+    held = re.search(r"(?:held by process|process with pid) (\d+)(?: \(([^)]+)\))?", failure.text)
     lock = re.search(r"(/var/[\w/.-]*lock[\w-]*)", failure.text)
     path = lock[1] if lock else "/var/lib/dpkg/lock-frontend"
     who = f"by process {held[1]}" + (f" ({held[2]})" if held[2] else "") if held else "by another process"
@@ -59,10 +64,25 @@ def full(failure: Failure) -> str | None:
     )
 
 
+def read_only(failure: Failure) -> str | None:
+    """A file system can't be written to."""
+    found = failure.first(r"Read-only file system|Input/output error")
+    if not found:
+        return None
+    return (
+        f"found a disk that can't be written to ({shortened(plain(failure.lines[found[0]]), 200)}), "
+        f"expected it "
+        "writable; journalctl -k on the host says why (a failing disk is mounted read-only); mend or "
+        "replace it, then "
+        f"{AGAIN}"
+    )
+
+
 def clock(failure: Failure) -> str | None:
     """The clock of the host is wrong, or lists are older than they may be."""
     early = failure.first(
-        r"(?:is )?not valid yet|not yet (?:valid|activated)|certificate is not yet valid|created in the "
+        r"(?:is )?not valid yet|not yet (?:valid|activated)|certificate is not yet valid|Not live "
+        r"until|created in the "
         r"future"
     )
     if early:
@@ -98,12 +118,10 @@ def held_module(failure: Failure) -> str | None:
     )
     if not found:
         return None
-    # Several may be named: the one that others stand on says least of who holds it.
-    every = re.findall(r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?", failure.text)
+    # The first that can't go is what holds up those that are named after it.
     module = found[1][1] or found[1][3] or found[1][4]
-    by: list[str] = []
-    for name, users in every:
-        by += [word for word in re.split(r"[ ,]+", users) if word] if name == module or not by else []
+    every = re.findall(r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?", failure.text)
+    by = [word for name, users in every if name == module for word in re.split(r"[ ,]+", users) if word]
     users = failure.collected.get("module_users") or {}
     holders = list(dict.fromkeys([*by, *((users.get("holders") or {}).get(module) or ())]))
     processes = [f"{one.get('name')} (process {one.get('pid')})" for one in users.get("processes") or ()]

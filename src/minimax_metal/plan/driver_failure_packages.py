@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from typing import Final
 
 from minimax_metal.plan.apt_words import end_of, package_of, plain, shortened
 from minimax_metal.plan.driver_failure_case import AGAIN, Failure
@@ -39,10 +40,14 @@ def overwrite(failure: Failure) -> str | None:
         )
     assert owned is not None  # noqa: S101  one of the two
     other = f"{owned[2]} {owned[3] or ''}".strip()
+    owners = list(dict.fromkeys(re.findall(r"which is also in package ([a-z0-9][\w.+:-]*)", text)))
+    more = f" ({len(owners)} packages are in the way)" if len(owners) > 1 else ""
     return (
-        f"found that {new} and {other} both have {owned[1]}, expected packages of one source; {owned[2]} is "
-        f"of another vendor's driver: on the host apt-get purge {owned[2]} and what else came with it, "
-        f"apt-get -f install, then {AGAIN}"
+        f"found that {new} and {other} both have {owned[1]}{more}, expected packages of one source; "
+        f"{owned[2]} is "
+        f"of another vendor's driver: on the host apt-get purge {' '.join(owners[:12]) or owned[2]} and "
+        f"what else "
+        f"came with it, apt-get -f install, then {AGAIN}"
     )
 
 
@@ -81,13 +86,14 @@ def dkms(failure: Failure) -> str | None:
     named = next((hit[1][1] for hit in (built, lacking, skipped) if hit and hit[1][1]), None)
     running = str(kernels.get("running") or "")
     if (lacking or skipped) and not built and named:
-        return headers_problem(named.rstrip("."), running in {"", named})
+        return headers_problem(named.rstrip("."), running in {"", named}, in_lists=True)
     if problem := failure.collected and kernel_problem(failure.collected, failure.module):
         return str(problem)
     if built and named:
         if failure.collected.get("dkms_logs"):
             return unbuilt_line(failure.collected, failure.module, named)
-        end, remedy = build_failure(failure.lines, named)
+        signs = r"error:|\*\*\*|not found|No such file|check failed|GPL-only"
+        end, remedy = build_failure([line for line in failure.lines if re.search(signs, line)], named)
         log = re.search(r"(/var/lib/dkms/\S+/make\.log)", failure.text)
         where = log[1] if log else "/var/lib/dkms/nvidia/*/build/make.log"
         return (
@@ -101,7 +107,8 @@ def dkms(failure: Failure) -> str | None:
 def unmet(failure: Failure) -> str | None:
     """Dependencies that can't be met."""
     pattern = (
-        r"unmet dependencies|held broken packages|pkgProblemResolver|Unsatisfied dependencies|"
+        r"[Uu]nmet dependencies|Unable to satisfy dependencies|held broken "
+        r"packages|pkgProblemResolver|Unsatisfied dependencies|"
         r"but it is not (?:going|installable)"
     )
     if not failure.first(pattern):
@@ -109,7 +116,7 @@ def unmet(failure: Failure) -> str | None:
     named = [
         plain(line)
         for line in failure.lines
-        if re.search(r"\b(Depends|PreDepends|Conflicts|Breaks|Recommends):", line)
+        if re.search(r"\b(Pre-?Depends|Depends|Conflicts|Breaks|Recommends)\b", line)
     ]
     said = shortened("; ".join(named[:3]) or end_of(failure.lines, 300), 400)
     return (
@@ -133,7 +140,8 @@ def missing(failure: Failure) -> str | None:
         return None
     name = next(one for one in found[1].groups() if one).split("=")[0].rstrip(".,")
     said = shortened(plain(failure.lines[found[0]]), 250)
-    if any(fnmatchcase(name, one) for one in NAMES):
+    # Ubuntu's own modules are called after NVIDIA too.
+    if any(fnmatchcase(name, one) for one in NAMES) and not name.startswith("linux-"):
         return (
             f"found a package that the repository does not hold ({said}), expected {name} at {failure.url}; "
             f"check that the mirror is complete for this distribution"
@@ -141,6 +149,58 @@ def missing(failure: Failure) -> str | None:
     return (
         f"found no package {name} in the distribution's sources ({said}), expected it; check the files "
         f"below /etc/apt on the host (components, release) and run apt-get update there, then {AGAIN}"
+    )
+
+
+def broken_archive(failure: Failure) -> str | None:
+    """A package's file is not whole."""
+    found = failure.first(
+        r"is not a Debian format archive|unexpected end of file in|compressed data is corrupt|unknown "
+        r"compression|"
+        r"corrupted filesystem tarfile|lzma error|failed in buffer_read"
+    )
+    if not found:
+        return None
+    archive = re.search(r"(/\S+?\.deb)\b", failure.text)
+    which = package_of(archive[1]) if archive else "a package"
+    where = archive[1] if archive else "/var/cache/apt/archives"
+    return (
+        f"found the file of {which} damaged ({shortened(plain(failure.lines[found[0]]), 200)}), expected a "
+        f"whole "
+        f"package; run apt-get clean on the host (it deletes {where}), check its disk, then {AGAIN}"
+    )
+
+
+_LOADING: Final = (
+    (
+        r"Key was rejected|Required key",
+        "the firmware does not know its key: see secure boot in docs/driver.md",
+    ),
+    (
+        r"No such device",
+        "no GPU that this driver knows: lspci -nn -d 10de: and journalctl -k | grep NVRM show more",
+    ),
+    (
+        r"Exec format|Invalid argument|Unknown symbol",
+        "it was built for another kernel: run dkms autoinstall, or reboot into the kernel it is for",
+    ),
+)
+
+
+def not_loaded(failure: Failure) -> str | None:
+    """A module that can't be loaded: why."""
+    absent = failure.first(rf"Module ([\w-]+) not found in directory /lib/modules/({KERNEL})")
+    if absent:
+        return unbuilt_line(failure.collected, failure.module, absent[1][2].rstrip("."))
+    found = failure.first(r"could not insert '?([\w-]+)'?: (.+)|insmod: ERROR: .{0,200}: (.+)")
+    if not found:
+        return None
+    said = (found[1][2] or found[1][3]).strip()
+    module = found[1][1] or "nvidia"
+    help_ = next((text for words, text in _LOADING if re.search(words, said)), "journalctl -k -b says why")
+    return (
+        f"found that kernel module {module} can't be loaded ({said}), expected it loaded; {help_}, then "
+        f"{AGAIN}"
     )
 
 
@@ -159,6 +219,14 @@ def script(failure: Failure) -> str | None:
         plain(line) for line in failure.lines[: found[0]] if not re.search(r"error processing package", line)
     ]
     said = shortened("; ".join(before[-2:]), 300)
+    if "dkms" in package:
+        return (
+            f"found that {package} can't be configured: DKMS failed{f' ({said})' if said else ''}, "
+            f"expected modules for "
+            "the kernel that boots next; read the end of /var/lib/dkms/nvidia/*/build/make.log on the host "
+            "(compiler, "
+            f"kernel headers), then run dkms autoinstall and {AGAIN.removeprefix('run ')}"
+        )
     return (
         f"found that {package} can't be configured: its {match[2] or match[4]} script ended with "
         f"{match[3] or match[5]}{f' ({said})' if said else ''}, expected 0; run dpkg --configure {package} "

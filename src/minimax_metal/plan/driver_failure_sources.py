@@ -31,6 +31,20 @@ def two_keys(failure: Failure) -> str | None:
     )
 
 
+def renamed(failure: Failure) -> str | None:
+    """A repository calls itself something else than it did."""
+    found = failure.first(r"changed its '(\w+)' value from '([^']*)' to '([^']*)'")
+    if not found:
+        return None
+    about = url_near(failure.lines, found[0]) or "a source of apt"
+    return (
+        f"found that {about} changed its {found[1][1]} from {found[1][2] or 'nothing'} to {found[1][3]}, "
+        f"expected what "
+        "apt knew; if that is right (a distribution's release got older), run apt-get update "
+        f"--allow-releaseinfo-change on the host, then {AGAIN}"
+    )
+
+
 def sources_file(failure: Failure) -> str | None:
     """A file of apt's sources can't be read."""
     found = failure.first(r"Malformed (?:entry|stanza|line) .{0,200}|The list of sources could not be read")

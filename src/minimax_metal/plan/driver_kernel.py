@@ -72,10 +72,26 @@ def headers_of(kernel: str) -> Headers:
     return Headers(name, (), "a kernel that is not the distribution's", "whoever built that kernel")
 
 
-def headers_problem(kernel: str, running: bool = True) -> str:
-    """That the headers of a kernel are nowhere to be had: found, expected, what to do."""
+def headers_problem(kernel: str, running: bool = True, in_lists: bool = False) -> str:
+    """That the headers of a kernel are missing: found, expected, what to do.
+
+    Args:
+        kernel: as ``uname -r`` has it.
+        running: whether it is the running one.
+        in_lists: whether apt's lists may hold them: they are just not installed, as far as is known.
+    """
     headers = headers_of(kernel)
     which = f"the {'running ' if running else ''}kernel {kernel}, {headers.whose}"
+    if in_lists:
+        later = (
+            f"; if apt knows no such package, {' '.join(headers.newest)} and a reboot"
+            if headers.newest
+            else ""
+        )
+        return (
+            f"found no headers of {which}, on the host, expected the package {headers.package} for DKMS; "
+            f"apt-get install {headers.package} (from {headers.source}){later}; then run the playbook again"
+        )
     line = f"found no package {headers.package} in apt's lists, expected the headers of {which}, for DKMS; "
     if not headers.newest:
         return f"{line}get them from {headers.source}, or boot a kernel of the distribution"
@@ -143,6 +159,8 @@ def build_failure(log: Sequence[str], kernel: str, present: bool = True) -> tupl
     """
     lines = [" ".join(line.split()) for line in log if line.strip()]
     # "warning: …" may name an error that it is not.
+    echo = r"Bad return status for module build|One or more modules failed|Sub-process|error processing"
+    lines = [one for one in lines if not re.search(echo, one)]
     causes = [one for one in lines if re.search(r"(fatal )?error:|Error!|ERROR:|FATAL:", one)]
     wanted = "|".join(pattern for pattern, _ in _BUILD)
     known = [one for one in lines if re.search(wanted, one)]
@@ -182,7 +200,7 @@ def unbuilt_line(collected: Mapping[str, Any], module: str, kernel: str, moved: 
     kernels = collected.get("kernels") or {}
     logs: Mapping[str, Sequence[str]] = collected.get("dkms_logs") or {}
     end, remedy = build_failure([line for log in logs.values() for line in log], kernel,
-                                kernel in (kernels.get("headers") or ()))  # fmt: skip
+                                kernel in (kernels.get("headers") or ()) or not kernels)  # fmt: skip
     where = ", ".join(logs) or "/var/lib/dkms/nvidia/*/build/make.log"
     return (
         f"found no module of {module or 'the driver'} for kernel {kernel}{moved}: DKMS failed: "
