@@ -22,7 +22,8 @@ GUARD: Final = "metal-accept-restart.service"
 SANDBOX: Final = (
     "MemoryMax=64M", "TasksMax=8", "UMask=0077", "CapabilityBoundingSet=", "NoNewPrivileges=yes",
     "ProtectSystem=strict", "ProtectHome=yes", "PrivateDevices=yes", "PrivateNetwork=yes",
-    "IPAddressDeny=any", "ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes", "ProtectKernelLogs=yes",
+    "IPAddressDeny=any", "ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes",
+    "ProtectKernelLogs=yes",
     "ProtectKernelModules=yes", "ProtectKernelTunables=yes", "RestrictAddressFamilies=AF_UNIX",
     "RestrictNamespaces=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes", "SystemCallArchitectures=native", "SystemCallFilter=@system-service",

@@ -83,7 +83,7 @@ class Local:
         return Answer(done.status, "" if done.timed_out else done.out, done.err)
 
     def read(self, path: str) -> str | None:
-        """A file's text, of a large one its head; what is in a service's directory is read as that service."""
+        """A file's text, of a large one its head; below a service's directory it is read as that service."""
         try:
             with acting_as_owner_of(Path(path)):
                 return read_head(Path(path), LARGEST).decode("utf-8", "replace")

@@ -264,6 +264,9 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
 
 
 def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
+    # Loaded before the rights to read this program are given up.
+    from minimax_metal.artefacts import adopt as _loaded  # noqa: F401
+
     # Root's rights are for reading only: the model's directory is its owner's.
     owner = untrusted_owner(request.path.parent) or (os.geteuid(), os.getegid())
     if os.geteuid() == 0:

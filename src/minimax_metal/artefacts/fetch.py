@@ -43,6 +43,7 @@ from minimax_metal.artefacts.request import Source
 from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.artefacts.sources import Listing, Origin, open_source
 from minimax_metal.artefacts.web import Gate, Throttle
+from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 
 ATTEMPTS: Final = 3
@@ -51,6 +52,10 @@ RETRIES: Final = 2
 """Tries of one file in a row that bring nothing, within one attempt at a source."""
 
 JOURNAL: Final = "verified.jsonl"
+
+
+JOURNAL_BYTES: Final = 256 << 20
+"""Of a journal at most: one line of about 200 bytes for each file that was verified."""
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Journal:
         """Read the journal of a staging directory; lines cut off by a crash are dropped."""
         journal = cls(staging / FOLDER / JOURNAL)
         if journal.file.exists():
-            content = journal.file.read_bytes()
+            content = read_bounded(journal.file, JOURNAL_BYTES)
             for text in content.splitlines():
                 try:
                     line = json.loads(text)

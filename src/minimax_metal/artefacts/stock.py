@@ -157,7 +157,7 @@ def _lock_of(directory: Path) -> Path:
 def _locked(directory: Path) -> bool:
     """Return whether a pull is at work on a directory."""
     try:
-        handle = os.open(_lock_of(directory), os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(_lock_of(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -189,6 +189,8 @@ def remove(directory: Path, system: System, root: Path) -> int:
     with acting_as_owner_of(parent):
         size = staged_bytes(directory)
         going = directory.with_name(f".{directory.name}.removed")
+        if going.is_symlink() or (going.exists() and not going.is_dir()):
+            going.unlink()
         shutil.rmtree(going, ignore_errors=True)
         directory.rename(going)
         sync(parent)

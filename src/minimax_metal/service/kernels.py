@@ -18,15 +18,14 @@ import json
 import os
 import pwd
 import resource
-import subprocess
-import sys
+import signal
 import tarfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NoReturn
 
 from minimax_metal.common.files import directory_beneath, read_bounded, write_atomic
 from minimax_metal.common.privileges import (
@@ -67,26 +66,43 @@ def streamed(directory: Path) -> Iterator[IO[bytes]]:
     Raises:
         UserError: the cache can't be read to its end.
     """
-    command = [sys.executable, "-I", "-m", "minimax_metal.service.kernels", "stream", str(directory)]
     reader = owner_of(directory)
-    identity: dict[str, Any] = {}
-    if reader is not None:
-        identity = {"user": reader.uid, "group": reader.gid, "extra_groups": []}
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/", **identity
-    ) as child:
-        limit = threading.Timer(SECONDS, child.kill)
-        limit.start()
-        try:
-            if child.stdout is None:
-                raise UserError(f"the kernels in {directory} can't be read")
-            yield child.stdout
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _read_and_exit(directory, sink, reader)
+    os.close(sink)
+    limit = threading.Timer(SECONDS, os.kill, (child, signal.SIGKILL))
+    limit.daemon = True
+    limit.start()
+    whole = False
+    try:
+        with os.fdopen(source, "rb") as archive:
+            yield archive
             # What pads an archive's end; who sends more is not believed.
-            if len(child.stdout.read(1 << 20)) == 1 << 20 or child.wait() != 0:
-                raise UserError(f"the kernels in {directory} can't be read by their owner")
-        finally:
-            limit.cancel()
-            child.kill()
+            whole = len(archive.read(1 << 20)) < 1 << 20
+    finally:
+        limit.cancel()
+        if not whole:
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+    if not whole or status != 0:
+        raise UserError(f"the kernels in {directory} can't be read by their owner; look at its files")
+
+
+def _read_and_exit(directory: Path, sink: int, reader: Owner | None) -> NoReturn:
+    """Be the reader's process: nothing of root's is left to it."""
+    status = 1
+    try:
+        if reader is not None:
+            os.setgroups([])
+            os.setresgid(reader.gid, reader.gid, reader.gid)
+            os.setresuid(reader.uid, reader.uid, reader.uid)
+        with os.fdopen(sink, "wb") as output:
+            stream(directory, output)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def pack(directory: Path, archive: Path) -> int:
@@ -224,9 +240,6 @@ def main(argv: Sequence[str]) -> int:
     """Count, pack, unpack or copy kernels."""
     arguments = _parser().parse_args(argv)
     directory: Path = arguments.directory
-    if arguments.verb == "stream":
-        stream(directory, sys.stdout.buffer)
-        return 0
     if arguments.verb == "count":
         with acting_as_owner_of(directory):
             print(sum(1 for _ in kernels(directory)))
@@ -290,8 +303,6 @@ def _parser() -> argparse.ArgumentParser:
     owner = "as root: write the cache as this user (default: whose it is)"
     count = verbs.add_parser("count", help="print how many files of kernels a cache holds")
     count.add_argument("directory", type=Path)
-    streaming = verbs.add_parser("stream", help="write a cache's kernels to standard output")
-    streaming.add_argument("directory", type=Path)
     packing = verbs.add_parser("pack", help="write a cache's kernels to an archive")
     packing.add_argument("directory", type=Path)
     packing.add_argument("archive", type=Path)
@@ -307,7 +318,3 @@ def _parser() -> argparse.ArgumentParser:
     copying.add_argument("directory", type=Path)
     copying.add_argument("--owner", metavar="USER", help=owner)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
