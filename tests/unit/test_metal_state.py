@@ -161,6 +161,8 @@ LOOPED = {
     "{{ __sglang_runtime_files }}/{{ item | basename }}": ["__sglang_runtime_lock", "__sglang_runtime_extra"],
     "{{ metal_plan.engine.environment }}/.lock": ["metal_plan.engine.environment ~ '/.lock'"],
     "{{ item | dirname }}": ["/etc/apt/keyrings", "/var/lib/minimax-metal"],
+    # A directory for the time of a task, gone before the role ends.
+    "{{ __nvidia_driver_key_home.path }}": [],
     "{{ item.dest }}": ["__nvidia_driver_files | map(attribute='dest')"],
     "/etc/systemd/system/{{ item }}.d": ["sglang@.service.d", "nvidia-persistenced.service.d"],
     "/etc/systemd/system/{{ item }}": ["/etc/systemd/system/sglang@*.service"],
