@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, RealGateway, real_gateway, words
-from tests.support.simulated import SimulatedEngine, simulated_engine
+from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, MODEL, RealGateway, real_gateway, words
+from tests.support.simulated import SimulatedEngine, free_port, simulated_engine
 
 pytestmark = pytest.mark.slow
 LONG = 1500  # tokens of 20 ms: 30 s
@@ -280,3 +284,61 @@ def test_a_request_that_is_too_large_is_refused_with_and_without_its_length(
         assert ask(gateway, "POST", path, b"x" * 2**22) in {0, 401, 413}
         assert gateway.ask("small") == 200
         assert engines[0].events("received") == ["small"]
+
+
+class Impostor(BaseHTTPRequestHandler):
+    """Took the port of an engine that is down, looks like one, and keeps what it is told."""
+
+    told: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.told.append(f"{self.path.partition('?')[0]} {self.headers.get('Authorization')}")
+        named = json.dumps({"data": [{"id": MODEL}], "served_model_name": MODEL, "proof": "0" * 64}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(named)))
+        self.end_headers()
+        self.wfile.write(named)
+
+    do_POST = do_GET  # noqa: N815  # the name that the server calls
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_who_took_an_engines_port_gets_neither_keys_nor_prompts(tmp_path: Path) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "api_key").write_text(CLIENT_KEY)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    own = {"METAL_SECRETS": str(secrets), "METAL_IDENTITY": url}
+    watch = [sys.executable, "-m", "minimax_metal.cli", "gateway", "watch", "--config"]
+    with (
+        simulated_engine(tmp_path, port=port, environment=own) as one,
+        real_gateway(tmp_path, url, proves=True, health_interval_seconds=1) as gateway,
+    ):
+        assert "0 drained, not ready" not in gateway.metal("sync").stdout
+        watching = subprocess.Popen([*watch, str(gateway.configuration)])
+        try:
+            assert gateway.ask("proven") == 200
+            one.process.kill()
+            one.process.wait()
+            wait(lambda: gateway.workers()[url]["status"] == "unproven", 30)
+            with ThreadingHTTPServer(("127.0.0.1", port), Impostor) as taken:
+                threading.Thread(target=taken.serve_forever, args=(0.05,), daemon=True).start()
+                deadline = time.monotonic() + 8
+                while time.monotonic() < deadline:
+                    assert gateway.ask("secret") in {404, 503}
+                    time.sleep(0.5)
+                for verb in (("sync", "--timeout", "2"), ("undrain", "--worker", url, "--timeout", "2")):
+                    gateway.metal(*verb)
+                    assert gateway.ask("secret") in {404, 503}
+                taken.shutdown()
+            # Asked for its proof, without a key, and for nothing else.
+            assert set(Impostor.told) == {"/metal/identity None"}
+            with simulated_engine(tmp_path, port=port, environment=own):
+                wait(lambda: gateway.workers()[url]["status"] == "ready", 60)
+                assert gateway.ask("again") == 200
+        finally:
+            watching.terminate()
+            watching.wait()

@@ -72,7 +72,7 @@ class RealGateway:
     def log(self) -> str:
         return (self.directory / "smg.log").read_text(errors="replace")
 
-    def configure(self, *urls: str) -> None:
+    def configure(self, *urls: str, proves: bool = False) -> None:
         """Write the configuration as the role does, with these workers."""
         keys = self.directory / "keys"
         keys.mkdir(exist_ok=True)
@@ -86,7 +86,9 @@ class RealGateway:
             "engine_ca_file": None,
             "manifest": str(self.directory / "workers.json"),
             "drained": str(self.directory / "drained.json"),
-            "workers": [{"url": url, "host": f"gpu{place:02}"} for place, url in enumerate(urls, 1)],
+            "workers": [
+                {"url": url, "host": f"gpu{place:02}", "proves": proves} for place, url in enumerate(urls, 1)
+            ],
         }
         self.configuration.write_text(json.dumps(found))
 
@@ -153,7 +155,9 @@ def words(stream: str) -> int:
 
 
 @contextmanager
-def real_gateway(directory: Path, *workers: str, **options: Any) -> Iterator[RealGateway]:
+def real_gateway(
+    directory: Path, *workers: str, proves: bool = False, **options: Any
+) -> Iterator[RealGateway]:
     """Run a gateway in front of workers until the end of the context; options are the role's."""
     port, metrics = free_port(), free_port()
     given = {"retries": 0, "health_interval_seconds": 1, "health_failures": 1, "stop_timeout_seconds": 20}
@@ -163,7 +167,7 @@ def real_gateway(directory: Path, *workers: str, **options: Any) -> Iterator[Rea
     argv = list(launch_arguments(str(smg_python()), chosen))
     argv[argv.index("--discovery-file") + 1] = manifest
     gateway = RealGateway(directory, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{metrics}/metrics", argv)
-    gateway.configure(*workers)
+    gateway.configure(*workers, proves=proves)
     assert gateway.metal("sync", "--no-wait").returncode == 0
     gateway.start()
     try:

@@ -31,7 +31,10 @@ def codes(found: dict[str, Any]) -> list[str]:
 def test_the_guard_is_told_what_the_settings_say_and_has_the_same_defaults() -> None:
     service = plan()["service"]
     told = read_settings(service["environment"], service["argv"])
-    assert told == Guarded(served_name="MiniMaxAI/MiniMax-M2.5")
+    assert told == Guarded(served_name="MiniMaxAI/MiniMax-M2.5", identity=service["worker_url"])
+    assert service["proves"]
+    assert not plan(api_keys=False)["service"]["proves"]
+    assert not plan(engine_release="0.5.10.post1")["service"]["proves"]
     service = plan(
         allowed_media_domains=["Images.example.net", "cdn.example"],
         max_request_mib=8,

@@ -73,7 +73,7 @@ def test_directory_at_the_root_is_never_deleted() -> None:
     assert "/data/engines" in remove(engine_directory="/data/engines/").paths
 
 
-GATEWAY_HOST = ("keepalived.service", "sglang-gateway.service")
+GATEWAY_HOST = ("keepalived.service", "sglang-gateway-watch.service", "sglang-gateway.service")
 GATEWAY_NEEDS = {"/opt/minimax-metal", "/usr/local/bin/metal", "/etc/minimax-metal"}
 
 
@@ -89,9 +89,10 @@ def test_a_gateway_stays_with_all_it_needs_unless_asked_for() -> None:
 
 def test_a_gateway_goes_with_its_address_first() -> None:
     gone = removal((*UNITS, *GATEWAY_HOST), (), (), {"gateway": True})
-    assert gone.units[:2] == GATEWAY_HOST
+    assert gone.units[:3] == GATEWAY_HOST
     assert {
-        "/etc/systemd/system/sglang-gateway.service", "/etc/sglang-gateway", "/opt/sglang-gateway",
+        "/etc/systemd/system/sglang-gateway.service", "/etc/systemd/system/sglang-gateway-watch.service",
+        "/etc/sglang-gateway", "/opt/sglang-gateway",
         "/var/lib/minimax-metal/gateway", "/etc/keepalived/keepalived.conf", *GATEWAY_NEEDS,
     } <= set(gone.paths)  # fmt: skip
     assert "/etc/systemd/system/keepalived.service" not in gone.paths

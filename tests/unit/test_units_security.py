@@ -36,6 +36,7 @@ def variables() -> dict[str, Any]:
             "__model_weights_runtime": "minimax-metal-share-m",
             "__model_weights_tokens": "/etc/minimax-metal/tokens",
             "__sglang_gateway_config": "/etc/sglang-gateway/gateway.json",
+            "__sglang_gateway_state": "/var/lib/minimax-metal/gateway",
             "__sglang_gateway_credentials": {"gateway_api_key": "/etc/sglang-gateway/api_key"},
             "sglang_gateway_stop_timeout_seconds": 600,
             "host_tuning_shm_size": "64G",

@@ -17,13 +17,14 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import gateway_launch
 from minimax_metal.fleet.gateway_client import Gateway, Registered, Web, in_flight
+from minimax_metal.fleet.gateway_identity import Examiner, Judge, Seen
 from minimax_metal.fleet.gateway_pool import (
     Configuration,
     only_one,
@@ -31,13 +32,16 @@ from minimax_metal.fleet.gateway_pool import (
     read_configuration,
     read_drained,
     read_key,
+    read_withheld,
     worker_url,
     write_drained,
     write_manifest,
+    write_withheld,
 )
 
 CONFIGURATION: Final = Path("/etc/sglang-gateway/admin.json")
 LOOK_SECONDS: Final = 0.25
+WATCH_SECONDS: Final = 2.0
 QUIET_LOOKS: Final = 3
 """So many looks in a row without a request in flight: one may be between the gateway and the engine."""
 SYNC_SECONDS: Final = 30.0
@@ -48,11 +52,18 @@ UNDRAIN_SECONDS: Final = 120.0
 class Pool:
     """One gateway's pool: what is wanted, and what is."""
 
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, path: Path | None = None) -> None:
+        """``path``: where the configuration was read; once it changes there, nothing is written after it."""
         self.configuration = configuration
+        self.path = path
+        self.written = path.stat().st_mtime_ns if path else None
         admin = Web(read_key(configuration.admin_key_file), configuration.ca_file)
         self.gateway = Gateway(configuration.url, admin)
-        self.engines = Web(read_key(configuration.api_key_file), configuration.engine_ca_file)
+        key = read_key(configuration.api_key_file)
+        self.engines = Web(key, configuration.engine_ca_file)
+        self.proving = [worker.url for worker in configuration.workers if worker.proves] if key else []
+        self.examiner = Examiner(key or "", Web(None, configuration.engine_ca_file))
+        self.judge = Judge()
 
     def known(self, text: str) -> str:
         """Return a worker's URL.
@@ -69,7 +80,25 @@ class Pool:
     def publish(self, drained: frozenset[str]) -> bool:
         """Write state and manifest, drained first; return whether a file changed."""
         remembered = write_drained(self.configuration.drained, drained)
-        return write_manifest(self.configuration, drained) or remembered
+        away = drained | (read_withheld(self.configuration) if self.proving else frozenset())
+        return write_manifest(self.configuration, away) or remembered
+
+    def look(self) -> frozenset[str]:
+        """Ask the workers for their proof, and publish those that gave it; return who did not."""
+        if not self.proving:
+            return frozenset()
+        seen = self.examiner.ask_all(self.proving)
+        with only_one(self.configuration):
+            if self.path is not None and self.path.stat().st_mtime_ns != self.written:
+                return read_withheld(self.configuration)
+            withheld = self.judge.withheld(read_withheld(self.configuration), seen)
+            changed = write_withheld(self.configuration, withheld)
+            self.publish(read_drained(self.configuration.drained))
+        if changed:
+            for url, found in sorted(seen.items()):
+                if url in withheld:
+                    print(f"{url}: gets no requests: {UNPROVEN[found]}", flush=True)
+        return withheld
 
     def registered(self) -> dict[str, Registered] | None:
         """Return what the gateway holds; none where no gateway runs, so that nothing goes through it."""
@@ -80,6 +109,14 @@ class Pool:
         except OSError:
             pass  # the next call says what is wrong
         return self.gateway.workers()
+
+
+UNPROVEN: Final = {
+    Seen.FOREIGN: "what answers there is not the engine, or has another key; ss -ltnp on its host names it",
+    Seen.DOWN: "nothing listens there",
+    Seen.SILENT: "it does not answer",
+    Seen.PROVEN: "",
+}
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> bool:
@@ -95,6 +132,7 @@ def wait_for(what: Callable[[], bool], seconds: float) -> bool:
 def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
     """Print every worker of the configuration, and whatever else the gateway holds."""
     drained = read_drained(pool.configuration.drained)
+    withheld = read_withheld(pool.configuration) if pool.proving else frozenset()
     registered = pool.registered()
     hosts = {worker.url: worker.host for worker in pool.configuration.workers}
     rows = []
@@ -106,7 +144,7 @@ def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
                 "host": hosts.get(url),
                 "model": held.model if held else None,
                 "drained": url in drained,
-                "status": held.status if held else ("gateway down" if registered is None else "out"),
+                "status": held.status if held else _absent(url, withheld, registered),
                 "load": held.load if held else 0,
             }
         )
@@ -123,6 +161,13 @@ def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _absent(url: str, withheld: frozenset[str], registered: Mapping[str, Registered] | None) -> str:
+    """Why a worker is not in the gateway."""
+    if registered is None:
+        return "gateway down"
+    return "unproven" if url in withheld else "out"
+
+
 def sync(pool: Pool, arguments: argparse.Namespace) -> int:
     """Make the pool what the configuration says, less what is drained."""
     configuration = pool.configuration
@@ -136,6 +181,7 @@ def sync(pool: Pool, arguments: argparse.Namespace) -> int:
     if not arguments.no_wait:
 
         def settled() -> bool:
+            pool.look()
             held = pool.registered()
             if held is None:
                 raise UserError(
@@ -202,8 +248,9 @@ def undrain(pool: Pool, arguments: argparse.Namespace) -> int:
 
     def ready() -> bool:
         nonlocal status
+        withheld = pool.look()
         held = pool.registered()
-        status = "gateway down" if held is None else (held[url].status if url in held else "out")
+        status = held[url].status if held and url in held else _absent(url, withheld, held)
         return status == "ready"
 
     if not wait_for(ready, arguments.timeout):
@@ -231,6 +278,18 @@ def ready(pool: Pool, arguments: argparse.Namespace) -> int:
     held = len(published(pool.configuration.manifest))
     print(f"{pool.configuration.url} answers; {held} workers in its manifest")
     return 0
+
+
+def watch(pool: Pool, arguments: argparse.Namespace) -> int:
+    """Ask the workers for their proof for ever; who does not give it is out of the pool within seconds."""
+    paths = [path for path in (arguments.config, pool.configuration.api_key_file) if path]
+    written = [path.stat().st_mtime_ns for path in paths]
+    while True:
+        pool.look()
+        time.sleep(WATCH_SECONDS)
+        if [path.stat().st_mtime_ns for path in paths] != written:
+            print("the configuration has changed: starting again", flush=True)
+            return 0
 
 
 def healthy(pool: Pool, arguments: argparse.Namespace) -> int:
@@ -264,6 +323,7 @@ def parser() -> argparse.ArgumentParser:
     out = verb("drain", "take a worker out, wait for what is in flight", DRAIN_SECONDS, worker=True)
     out.add_argument("--no-wait", action="store_true", help="return as soon as nothing new is sent there")
     verb("undrain", "put a worker back, wait until it is ready", UNDRAIN_SECONDS, worker=True)
+    verb("watch", "keep whoever is not the engine out of the pool (the unit's own)", None)
     verb("healthy", "whether the gateway has a worker (keepalived's own)", None)
     verb("ready", "wait for the gateway (the unit's own)", 60.0).add_argument("--pid", type=int)
     launch = verbs.add_parser("launch", help="start smg with its keys (the unit's own)")
@@ -278,6 +338,7 @@ VERBS: Final[dict[str, Callable[[Pool, argparse.Namespace], int]]] = {
     "drain": drain,
     "undrain": undrain,
     "healthy": healthy,
+    "watch": watch,
     "ready": ready,
 }
 
@@ -289,6 +350,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
         gateway_launch.launch(arguments.keys, command, dict(os.environ))
     try:
-        return VERBS[arguments.verb](Pool(read_configuration(arguments.config)), arguments)
+        return VERBS[arguments.verb](Pool(read_configuration(arguments.config), arguments.config), arguments)
     except PermissionError as error:
         raise UserError(f"{error.filename}: {error.strerror}; run as root") from None

@@ -18,6 +18,8 @@ from typing import Any, Final
 from minimax_metal.errors import UserError
 
 ASK_SECONDS: Final = 10.0
+MOST_BYTES: Final = 16 * 2**20
+"""More is read of no answer: it may come from anybody."""
 RUNNING: Final = re.compile(r"^sglang:num_(?:running|queue)_reqs(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -46,7 +48,7 @@ class Web:
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
 
-    def get(self, url: str) -> tuple[int, bytes]:
+    def get(self, url: str, seconds: float = ASK_SECONDS) -> tuple[int, bytes]:
         """Return status and body of a GET.
 
         Raises:
@@ -56,11 +58,11 @@ class Web:
         if self.key:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
-            with self.opener.open(request, timeout=ASK_SECONDS) as answer:
-                return answer.status, answer.read()
+            with self.opener.open(request, timeout=seconds) as answer:
+                return answer.status, answer.read(MOST_BYTES)
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, error.read()
+                return error.code, error.read(MOST_BYTES)
         except urllib.error.URLError as error:
             if isinstance(error.reason, OSError):
                 raise error.reason from None

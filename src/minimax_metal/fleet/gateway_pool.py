@@ -35,6 +35,8 @@ class Worker:
     url: str
     host: str
     """Name in the inventory."""
+    proves: bool = False
+    """Whether it can prove to be the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,10 @@ def read_configuration(path: Path) -> Configuration:
         return Path(raw[name]) if raw.get(name) else None
 
     try:
-        workers = tuple(Worker(worker_url(entry["url"]), str(entry["host"])) for entry in raw["workers"])
+        workers = tuple(
+            Worker(worker_url(entry["url"]), str(entry["host"]), entry.get("proves") is True)
+            for entry in raw["workers"]
+        )
         found = Configuration(
             url=worker_url(raw["url"]),
             ca_file=file("ca_file"),
@@ -140,6 +145,26 @@ def read_drained(path: Path) -> frozenset[str]:
 def write_drained(path: Path, drained: Iterable[str]) -> bool:
     """Write the drained workers' URLs; return whether that changed the file."""
     return _write_json(path, {"drained": sorted(drained)})
+
+
+def read_withheld(configuration: Configuration) -> frozenset[str]:
+    """Return the workers that have not proved to be the engine, those among them that never were asked."""
+    able = frozenset(worker.url for worker in configuration.workers if worker.proves)
+    try:
+        raw = json.loads(_withheld(configuration).read_bytes())
+        return able & (frozenset(map(str, raw["withheld"])) | (able - frozenset(map(str, raw["asked"]))))
+    except (OSError, ValueError, KeyError, TypeError):
+        return able
+
+
+def write_withheld(configuration: Configuration, withheld: Iterable[str]) -> bool:
+    """Write them; return whether that changed the file."""
+    asked = sorted(worker.url for worker in configuration.workers if worker.proves)
+    return _write_json(_withheld(configuration), {"asked": asked, "withheld": sorted(withheld)})
+
+
+def _withheld(configuration: Configuration) -> Path:
+    return configuration.drained.with_name("withheld.json")
 
 
 def write_manifest(configuration: Configuration, drained: Iterable[str]) -> bool:

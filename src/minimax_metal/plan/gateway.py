@@ -80,6 +80,8 @@ class WorkerPlan:
     weight: int
     """Its share of the load among the replicas of its model, as its own limits bound it."""
     max_running_requests: int | None
+    proves: bool = False
+    """Whether it can prove to be the engine; only then it gets requests (``metal gateway watch``)."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def gateway_plan(
     sha256 = catalog.lock_sha256[lock_file]
     digest = hashlib.sha256(f"{release.release} {python}\n{sha256}\n".encode()).hexdigest()[:12]
     environment = f"{DIRECTORY}/{release.release}-{digest}"
-    workers = _workers(plans, before, found)
+    workers = _workers(settings, plans, before, found)
     _check(options, found)
     return GatewayPlan(
         host=settings.host,
@@ -167,7 +169,10 @@ def _uv_environment(tools: HostToolsPlan | None, *, managed: bool) -> dict[str, 
 
 
 def _workers(
-    plans: Mapping[str, Mapping[str, Any]], before: Sequence[Mapping[str, Any]], found: Findings
+    settings: Settings,
+    plans: Mapping[str, Mapping[str, Any]],
+    before: Sequence[Mapping[str, Any]],
+    found: Findings,
 ) -> tuple[WorkerPlan, ...]:
     """The workers of every GPU host, in the order of the inventory."""
     workers: list[WorkerPlan] = []
@@ -180,6 +185,7 @@ def _workers(
                     model=plan["model"]["served_name"],
                     weight=service["limits"]["weight"],
                     max_running_requests=service["limits"]["max_running_requests"],
+                    proves=bool(service.get("proves")) and settings.api_keys,
                 )
                 for service in plan["services"]
             ]

@@ -288,6 +288,8 @@ class ServicePlan:
     ip_allow: tuple[str, ...] = ()
     ip_deny: tuple[str, ...] = ()
     """Networks that the unit may and may not exchange packets with; what is allowed wins."""
+    proves: bool = False
+    """Whether it proves to gateways that it is the engine (``/metal/identity``)."""
     memory_max_bytes: int | None = None
     """Memory that the unit may take; none where the host's is not known."""
 

@@ -159,6 +159,7 @@ def service_plans(
         unit = f"sglang@{instance}.service"
         port = settings.port + number
         url, ready_url = urls(settings, port)
+        identity = worker_url(settings, port)
         indices = board.indices[number * spread.tp : (number + 1) * spread.tp]
         launch = Launch(
             settings=settings,
@@ -186,7 +187,7 @@ def service_plans(
                 host=settings.listen_address,
                 port=port,
                 url=url,
-                worker_url=worker_url(settings, port),
+                worker_url=identity,
                 ready_url=ready_url,
                 keys_directory=keys_directory(settings, instance),
                 credentials=credentials(settings),
@@ -198,7 +199,7 @@ def service_plans(
                     cuda,
                     cache,
                     indices if spread.tp < board.count else None,
-                    {**guard_environment(settings), **confined.environment},
+                    {**guard_environment(settings, identity), **confined.environment},
                 ),
                 gpu_indices=indices,
                 start_timeout_seconds=settings.start_timeout_seconds or checkpoint.start_timeout_seconds,
@@ -209,6 +210,7 @@ def service_plans(
                 limits=fit.limits,
                 ip_allow=confined.ip_allow,
                 ip_deny=confined.ip_deny,
+                proves=release.plugins and settings.api_keys,
                 memory_max_bytes=confined.memory_max_bytes,
             )
         )

@@ -25,11 +25,13 @@ PRODUCT = (
 TOOLS = ("/etc/minimax-metal", "/opt/minimax-metal", "/usr/local/bin/metal")
 """What a gateway on the same host cannot run without."""
 GATEWAY_UNIT = "sglang-gateway.service"
+GATEWAY_WATCH = "sglang-gateway-watch.service"
 ADDRESS_UNIT = "keepalived.service"
 """The distribution's unit: stopped where its configuration is ours, its file never deleted."""
 ADDRESS = ("/etc/keepalived/keepalived.conf", "/etc/keepalived/sglang-gateway.secret")
 GATEWAY = (
     f"/etc/systemd/system/{GATEWAY_UNIT}",
+    f"/etc/systemd/system/{GATEWAY_WATCH}",
     "/etc/sglang-gateway",
     "/opt/sglang-gateway",
     "/var/lib/minimax-metal/gateway",
@@ -130,7 +132,9 @@ def removal(
     cache_stays = CACHE_UNIT in there and not cache
     ours = [
         unit
-        for unit in sorted(there - {ADDRESS_UNIT, GATEWAY_UNIT} - ({CACHE_UNIT} if cache_stays else set()))
+        for unit in sorted(
+            there - {ADDRESS_UNIT, GATEWAY_UNIT, GATEWAY_WATCH} - ({CACHE_UNIT} if cache_stays else set())
+        )
         if driver or not unit.startswith("nvidia-")
     ]
     paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
@@ -152,7 +156,7 @@ def removal(
         paths += [*CACHE, *_below_root(wishes.get("artefact_directory"), ARTEFACTS)]
     if gateway:
         # The address leaves before the gateway does.
-        ours = [unit for unit in (ADDRESS_UNIT, GATEWAY_UNIT) if unit in there] + ours
+        ours = [unit for unit in (ADDRESS_UNIT, GATEWAY_WATCH, GATEWAY_UNIT) if unit in there] + ours
         paths += [*(ADDRESS if ADDRESS_UNIT in there else ()), *GATEWAY]
         if ADDRESS_UNIT in there:
             kept.append("package keepalived, without a configuration (apt purge keepalived)")

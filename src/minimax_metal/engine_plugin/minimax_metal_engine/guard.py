@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from . import media
+from . import identity, media
 from .body import Bodies, Body, ClientGoneError, again
 from .drain import Drain
 from .errors import Application, Message, Receive, Refused, Send, answer
@@ -52,6 +52,8 @@ class Guard:
         self.bodies = Bodies(settings.max_request_bytes, settings.request_seconds)
         self.fetcher = Fetcher(settings.media_domains, settings.max_request_bytes)
         self.fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
+        named = settings.identity and settings.user_key
+        self.identity = identity.Identity(settings.user_key, settings.identity) if named else None  # type: ignore[arg-type]
         self.hidden = tuple(json.dumps(text)[1:-1].encode() for text in settings.secrets)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -78,6 +80,9 @@ class Guard:
     async def let_through(self, path: str, body: Body, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request through with all that it may have, or refuse it."""
         read = False
+        if path == identity.PATH and scope["method"] == "GET" and self.identity is not None:
+            await self.prove(self.identity, scope, send)
+            return
         try:
             access, headers, trusted = self.admitted(scope)
             if _is_preflight(scope):
@@ -130,6 +135,14 @@ class Guard:
         if any(name.lower() in {b"content-encoding", b"x-body-compressed"} for name, _ in headers):
             raise Refused(415, "a compressed request is not taken; send it as it is")
         return access, headers, access is Access.MANAGERS and settings.admin_key is not None
+
+    async def prove(self, own: identity.Identity, scope: Message, send: Send) -> None:
+        """Answer a gateway's question whether this is the engine."""
+        proof = own.answer(bytes(scope.get("query_string", b"")))
+        if proof is None:
+            await answer(send, scope["path"], Refused(400, "expected ?nonce= and 32 to 128 hex digits"))
+        else:
+            await _send_whole(send, {"type": "http.response.start", "status": 200}, dumps({"proof": proof}))
 
     async def checked(self, path: str, body: bytes, scope: Message) -> tuple[bytes, Message]:
         """A client's body after all checks; with allowed media in it instead of its address.

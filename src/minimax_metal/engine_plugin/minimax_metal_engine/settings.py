@@ -5,6 +5,7 @@
 ``METAL_MAX_REQUEST_BYTES``    size of a request's body (64 MiB)
 ``METAL_REQUEST_SECONDS``      time in which a body has to arrive (60)
 ``METAL_MAX_IMAGE_PIXELS``     pixels of all images of a request together (128 million)
+``METAL_IDENTITY``             address by which gateways reach this engine, which it proves to be
 ``METAL_SECRETS``              directory of ``api_key`` and ``admin_api_key``
 =============================  ====================================================================
 """
@@ -37,6 +38,8 @@ class Settings:
     max_request_bytes: int = MAX_REQUEST_BYTES
     request_seconds: float = REQUEST_SECONDS
     max_image_pixels: int = MAX_IMAGE_PIXELS
+    identity: str | None = None
+    """Address by which gateways reach this engine."""
 
 
 def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settings:
@@ -59,6 +62,7 @@ def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settin
         max_request_bytes=int(_number(environment, "METAL_MAX_REQUEST_BYTES", MAX_REQUEST_BYTES)),
         request_seconds=_number(environment, "METAL_REQUEST_SECONDS", REQUEST_SECONDS),
         max_image_pixels=int(_number(environment, "METAL_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)),
+        identity=environment.get("METAL_IDENTITY") or None,
     )
 
 
