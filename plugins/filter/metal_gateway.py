@@ -19,9 +19,10 @@ def metal_gateway_plan(
     options: Mapping[str, Any],
     plans: Mapping[str, Mapping[str, Any]],
     before: Sequence[Mapping[str, Any]] = (),
+    role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a gateway's host."""
-    return gateway_from_variables(host, variables, raw_facts, options, plans, before)
+    return gateway_from_variables(host, variables, raw_facts, options, plans, before, role_values)
 
 
 def metal_gateway_configuration(plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,45 @@ def test_variables_of_roles_are_held_to_the_same() -> None:
     assert [one["code"] for one in plan["refusals"]] == ["variable-type"] * 6
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sglang_gateway_port", 0),
+        ("sglang_gateway_port", "70000"),
+        ("sglang_gateway_metrics_port", -1),
+        ("sglang_gateway_request_timeout_seconds", 10**12),
+        ("model_weights_stall_seconds", -1),
+        ("model_weights_workers", 10**6),
+        ("model_weights_rate_bytes_per_second", -5),
+        ("post_check_long_prompt_share", 1.5),
+        ("sglang_gateway_virtual_router_id", 256),
+        ("post_check_long_prompt_share", float("nan")),
+    ],
+)
+def test_numbers_of_roles_have_bounds(name: str, value: Any) -> None:
+    (problem,) = role_problems({name: value})
+    assert problem.found.startswith(f"{name}: ")
+
+
+def test_the_roles_own_defaults_are_within_them() -> None:
+    defaults: dict[str, Any] = {}
+    for path in REPOSITORY.glob("roles/*/defaults/main.yml"):
+        defaults |= yaml.safe_load(path.read_text()) or {}
+    numbers = {name: value for name, value in defaults.items() if isinstance(value, (int, float))}
+    assert len(numbers) > 20
+    assert role_problems(numbers) == []
+
+
+def test_a_gateway_is_refused_as_a_gpu_host_is() -> None:
+    from minimax_metal.plan.adapter import gateway_from_variables
+
+    values = {"sglang_gateway_port": 70_000, "sglang_gateway_policy": HOSTILE}
+    made = gateway_from_variables("gw01", {}, raw_host("H20", 4), {}, {}, (), values)
+    assert [one["found"].partition(":")[0] for one in made["refusals"][:2]] == sorted(
+        values, key=["sglang_gateway_policy", "sglang_gateway_port"].index
+    )
+
+
 def test_all_that_settings_alone_tell_is_said_at_once(tmp_path: Path) -> None:
     # A typo hid an unknown variable of a role and a missing model before.
     path = tmp_path / "nvidia_driver" / "meta" / "argument_specs.yml"

@@ -132,6 +132,7 @@ def gateway_from_variables(
     options: Mapping[str, Any],
     plans: Mapping[str, Mapping[str, Any]],
     before: Sequence[Mapping[str, Any]] = (),
+    role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The plan of a gateway's host as a dictionary; its settings need name no model.
 
@@ -140,9 +141,9 @@ def gateway_from_variables(
     """
     settings = Settings.from_variables(host, variables)
     facts = parse_facts(raw_facts)
-    return gateway_plan(
-        settings, facts, Options.read(options), plans, before, catalog_for(settings)
-    ).as_dict()
+    made = gateway_plan(settings, facts, Options.read(options), plans, before, catalog_for(settings))
+    problems = role_problems(role_values or {})
+    return replace(made, refusals=(*problems, *made.refusals)).as_dict()
 
 
 @lru_cache(maxsize=8)

@@ -167,14 +167,44 @@ def _packages(name: str, value: Any) -> tuple[ExtraPackage, ...]:
     return tuple(packages)
 
 
-def role_problems(values: Mapping[str, Any]) -> list[Refusal]:
-    """What can't be in variables of roles, whatever they mean: control characters, endless texts and lists.
+RANGES: Final[tuple[tuple[str, float, float], ...]] = (
+    ("_port", 1, 65_535),
+    ("_seconds", 0, 31 * 86_400),
+    ("_minutes", 0, 31 * 1_440),
+    ("_share", 0, 1),
+    ("_fraction", 0, 1),
+    ("_router_id", 1, 255),
+    ("_workers", 0, 10_000),
+    ("_uploads", 0, 10_000),
+    ("_concurrency", 1, 10_000),
+    ("_retries", 0, 1_000),
+    ("_failures", 1, 1_000),
+    ("_megabytes", 0, 1 << 30),
+    ("_gigabytes", 0, 1 << 20),
+    ("_bytes", 0, 1 << 50),
+    ("_per_second", 0, 1 << 50),
+)
+"""What a number of a role may be, by how the variable's name ends: least and most."""
+_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
-    Values may be secrets (keys of a vault): no message shows one.
+
+def _out_of_range(name: str, value: Any) -> str | None:
+    bounds = next(((least, most) for end, least, most in RANGES if name.endswith(end)), None)
+    text = str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
+    if bounds is None or not _NUMBER.fullmatch(text) or bounds[0] <= float(text) <= bounds[1]:
+        return None
+    return f"{text}, expected {bounds[0]:,} to {bounds[1]:,}"
+
+
+def role_problems(values: Mapping[str, Any]) -> list[Refusal]:
+    """What can't be in variables of roles: control characters, endless texts and lists, absurd numbers.
+
+    Argument specifications know types and no bounds; the ends of names are the project's units. Values may be
+    secrets (keys of a vault): no message shows one.
     """
     problems = []
     for name, value in sorted(values.items()):
-        if problem := _problem(value, 0):
+        if problem := _problem(value, 0) or _out_of_range(name, value):
             found, _, expected = problem.partition(", expected ")
             problems.append(
                 Refusal("variable-type", f"{one_line(name, 200)}: {found}", expected, "fix the variable")
