@@ -23,7 +23,7 @@ from typing import Final
 from minimax_metal.service.diagnosis.advice import directions, exact, spell
 from minimax_metal.service.diagnosis.kernel import Event, Weight, concerns, find_events, first_xids
 from minimax_metal.service.diagnosis.lines import Line, read_lines
-from minimax_metal.service.diagnosis.reading import Read, last_start, read, words_of
+from minimax_metal.service.diagnosis.reading import Read, last_start, place_of, raised_in, read, words_of
 from minimax_metal.service.diagnosis.reason import ACTS, EXIT_GPU, EXIT_NEVER, Reason, Who
 from minimax_metal.service.diagnosis.rules import Level, rule_of, rules
 from minimax_metal.service.diagnosis.xids import XIDS, Xid, XidRule, find_xids
@@ -139,6 +139,13 @@ def _of_engine(found: Read, *, ready: bool, port: int | None) -> Reason | None:
             return Reason(
                 "setting", f"{words}; {remedy}", final=True, who=Who.USER, cause=words, remedy=remedy,
                 evidence=shown[:EVIDENCE],
+            )  # fmt: skip
+        place = raised_in(found.lines, at)
+        rule = rule_of(place_of(place) or "") if place and not ready else None
+        if rule is not None:
+            return Reason(
+                rule.code, f"{words}; {rule.remedy}", final=True, who=rule.who, cause=words,
+                remedy=rule.remedy, evidence=shown[:EVIDENCE],
             )  # fmt: skip
         return Reason("engine", words, cause=words, remedy="", evidence=shown[:EVIDENCE])
     if found.finding is None:

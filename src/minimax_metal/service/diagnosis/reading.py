@@ -65,6 +65,19 @@ _PHASE_WEIGHTS: Final = re.compile(
 )
 
 
+_PLACES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
+    (re.compile(r"/sglang/(?:srt/(?:server_args\.py|arg_groups/)|cli/|launch_server\.py)"), "arguments"),
+    (re.compile(r"/sglang/srt/environ\.py"), "environment"),
+    (re.compile(r"/sglang/srt/(?:models/registry\.py|configs/model_config\.py)"), "architecture"),
+)
+"""Where the engine looks at what it was asked for: what is raised there is the user's, whatever it says."""
+
+
+def place_of(file: str) -> str | None:
+    """Return the kind of what is raised in a file of the engine; none where the words alone can tell."""
+    return next((code for pattern, code in _PLACES if pattern.search(file)), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One line that a rule reads."""
@@ -249,6 +262,16 @@ def loading_weights(lines: Sequence[Line], at: int) -> bool:
         if "Capture" in line.text and "graph" in line.text:
             return False
     return False
+
+
+def raised_in(lines: Sequence[Line], at: int) -> str | None:
+    """The file of the traceback's last frame above line ``at``."""
+    for line in reversed(lines[max(0, at - 12) : at]):
+        if place := _CODE.match(line.text):
+            return place[1]
+        if line.text.startswith("Traceback"):
+            return None
+    return None
 
 
 def last_work(lines: Sequence[Line], at: int) -> str | None:
