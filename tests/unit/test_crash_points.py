@@ -1,0 +1,272 @@
+"""Writers that are killed between any two operations on files leave the old file or the new one, never half.
+
+Each writer runs in a process that kills itself before its n-th operation on files, for every n. After each
+kill the reader finds what was there before or after, and the writer, run again, gets to its end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimax_metal.acceptance import bundle
+from minimax_metal.acceptance.redaction import Redaction
+from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.stock import System, remove
+from minimax_metal.common import files
+from minimax_metal.errors import UserError
+from minimax_metal.fleet import journal, keys, lock
+from minimax_metal.service import kernel_lines, kernels
+from minimax_metal.service.record import Records
+from tests.support.plugins import load_plugin
+
+FAILED = 3
+"""A process that the writer needed was killed instead, and the writer said so."""
+MOST = 400
+"""Operations of one writer at most; more would be an endless loop."""
+AUDITED = {
+    "open", "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink",
+    "os.truncate", "os.utime", "shutil.rmtree",
+}  # fmt: skip
+UNAUDITED = ("write", "fsync", "fchmod", "fchown")
+
+PLAN: dict[str, Any] = {"schema": 1, "host": "gpu01", "model": {"path": None}, "kernel_cache": {"key": "key"}}
+
+
+@dataclass
+class Writer:
+    """A writer, and what its reader may find."""
+
+    write: Callable[[Path], object]
+    read: Callable[[Path], object]
+    prepare: Callable[[Path], object] = lambda _: None
+
+
+def text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def names(directory: Path) -> list[str]:
+    """What a reader looks at: names that are no writer's own meanwhile."""
+    found = []
+    for path in directory.rglob("*"):
+        if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".part"):
+            found.append(f"{path.relative_to(directory)} {path.read_bytes()!r}")
+    return sorted(found)
+
+
+def released(place: Path) -> object:
+    records = Records(place / "releases")
+    for release in records.all():
+        json.loads(release.path.read_text(encoding="utf-8"))
+    current = records.current()
+    return None if current is None else json.loads(current.path.read_text(encoding="utf-8"))["plan"]
+
+
+def cache(place: Path) -> None:
+    for name in ("a/kernel.cubin", "b.so", "precompiled-0123456789ab"):
+        (place / "cache" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "cache" / name).write_text(f"content of {name}" * 50)
+    kernels.pack(place / "cache", place / "archive.tar.gz")
+
+
+def packed(place: Path) -> object:
+    path = place / "again.tar.gz"
+    if not path.exists():
+        return None
+    with tarfile.open(path, "r:gz") as archive:
+        return archive.getnames()
+
+
+def whole_kernels(place: Path) -> object:
+    """Kernels may come one by one, each whole; the marker only when all the others are there."""
+    found = {
+        path.as_posix(): (place / "other" / path).read_text() for path in kernels.kernels(place / "other")
+    }
+    for name, content in found.items():
+        assert content == (place / "cache" / name).read_text()
+    if "precompiled-0123456789ab" in found:
+        assert len(found) == 3
+        return "all"
+    return None
+
+
+def one_key(place: Path) -> object:
+    path = place / "secrets" / "key"
+    return None if not path.exists() else len(keys.kept(path))
+
+
+def model(place: Path) -> None:
+    directory = place / "models" / "o" / "m" / "r"
+    directory.mkdir(parents=True)
+    (directory / "shard").write_text("shard")
+    manifest = Manifest("m", "r", {}, (Entry("shard", 5, "0" * 64, stated=True),))
+    manifest.write(directory)
+
+
+def complete(place: Path) -> object:
+    directory = place / "models" / "o" / "m" / "r"
+    if not directory.exists():
+        return None
+    assert Manifest.read(directory) is not None
+    return (directory / "shard").read_text()
+
+
+def removed(place: Path) -> None:
+    nowhere = place / "nowhere"
+    with contextlib.suppress(Exception):
+        remove(place / "models/o/m/r", System(nowhere, nowhere, nowhere, nowhere), place / "models")
+
+
+def bundled(place: Path) -> object:
+    path = place / "out" / "bundle.tar.gz"
+    return gzip.decompress(path.read_bytes()).count(b"metal-accept/a.txt") if path.exists() else None
+
+
+def state(place: Path) -> object:
+    return load_plugin("modules/metal_state").read(place / "state" / "role.json")
+
+
+def lines_of(place: Path) -> None:
+    lines = kernel_lines.Lines(place / "kernel-lines")
+    lines.kept.append("1.0 NVRM: x")
+    lines.write()
+
+
+HOLDER = {"run": "r", "user": "u", "controller": "c", "time": "t", "command": "site", "pid": 1}
+
+WRITERS: dict[str, Writer] = {
+    "a file": Writer(
+        lambda place: files.write_atomic(place / "file", "new" * 1000),
+        lambda place: text(place / "file"),
+        lambda place: (place / "file").write_text("old"),
+    ),
+    "a link": Writer(
+        lambda place: files.link_atomic(place / "link", "new"),
+        lambda place: str((place / "link").readlink()),
+        lambda place: (place / "link").symlink_to("old"),
+    ),
+    "a release": Writer(lambda place: Records(place / "releases").record(PLAN), released),
+    "a second release": Writer(
+        lambda place: Records(place / "releases").record(PLAN | {"host": "gpu02"}),
+        released,
+        lambda place: Records(place / "releases").record(PLAN),
+    ),
+    "an archive of kernels": Writer(
+        lambda place: kernels.pack(place / "cache", place / "again.tar.gz"), packed, cache
+    ),
+    "kernels that are taken": Writer(
+        lambda place: kernels.unpack(place / "archive.tar.gz", place / "other"), whole_kernels, cache
+    ),
+    "kernels that are copied": Writer(
+        lambda place: kernels.copy(place / "cache", place / "other"), whole_kernels, cache
+    ),
+    "a note of kernels": Writer(
+        lambda place: kernels.note("key", {"built_by": "gpu01"}, place / "notes"),
+        lambda place: kernels.origin("key", place / "notes"),
+    ),
+    "a key": Writer(lambda place: keys.kept(place / "secrets" / "key"), one_key),
+    "a manifest": Writer(
+        lambda place: Manifest("m", "new", {}, ()).write(place),
+        lambda place: (found := Manifest.read(place)) and found.revision,
+        lambda place: Manifest("m", "old", {}, ()).write(place),
+    ),
+    "the removal of a model": Writer(removed, complete, model),
+    "a bundle": Writer(
+        lambda place: bundle.write(place / "out" / "bundle.tar.gz", {"a.txt": "x" * 9000}, Redaction([])),
+        bundled,
+    ),
+    "a role's state": Writer(
+        lambda place: load_plugin("modules/metal_state").write(
+            place / "state/role.json", {"schema": 1, "a": 1}
+        ),
+        state,
+    ),
+    "a rollout's journal": Writer(
+        lambda place: journal.write({"run": "new"}, place / "rollout.json"),
+        lambda place: journal.read(place / "rollout.json"),
+        lambda place: journal.write({"run": "old"}, place / "rollout.json"),
+    ),
+    "the fleet's lock": Writer(
+        lambda place: lock.take(HOLDER, place / "lock.json"),
+        lambda place: (found := lock.read(place / "lock.json")) and found["run"],
+    ),
+    "the kernel's lines": Writer(lines_of, lambda place: kernel_lines.read(0, place / "kernel-lines")),
+}
+
+
+def killed_before(number: int, work: Callable[[], object]) -> bool:
+    """Work in a process that is killed before its n-th operation on files; return whether it ended."""
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in {0, FAILED, -signal.SIGKILL}, f"ended with {status}"
+        return status == 0
+    left = number
+
+    def step() -> None:
+        nonlocal left
+        left -= 1
+        if left <= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in AUDITED and not (event == "open" and str(arguments[0]).endswith((".py", ".pyc"))):
+            step()
+
+    def counted(call: Callable[..., Any]) -> Callable[..., Any]:
+        def stepping(*words: Any, **named: Any) -> Any:
+            step()
+            return call(*words, **named)
+
+        return stepping
+
+    code = 70
+    try:
+        for name in UNAUDITED:
+            setattr(os, name, counted(getattr(os, name)))
+        sys.addaudithook(hook)
+        work()
+        code = 0
+    except UserError:
+        code = FAILED
+    finally:
+        os._exit(code)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, name: str) -> None:
+    writer = WRITERS[name]
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    writer.prepare(whole)
+    before = writer.read(whole)
+    assert killed_before(MOST, lambda: writer.write(whole))
+    after = writer.read(whole)
+    assert after != before
+    for number in range(1, MOST):
+        place = tmp_path / str(number)
+        place.mkdir()
+        writer.prepare(place)
+        ended = killed_before(number, lambda: writer.write(place))  # noqa: B023 - called at once
+        assert writer.read(place) in (before, after), f"killed before operation {number}"
+        if ended:
+            assert number > 2, "nothing was counted"
+            break
+        writer.write(place)
+        assert writer.read(place) == after, f"written again after a kill before operation {number}"
+        shutil.rmtree(place)
+    else:
+        pytest.fail("it never ends")
