@@ -18,8 +18,10 @@ import yaml
 from minimax_metal.cli import main
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_host
-from minimax_metal.staging.bundle import debian, download, export, pythons, store, wheels
+from minimax_metal.staging.bundle import commands, debian, download, export, pythons, store, wheels
 from minimax_metal.staging.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
+from tests.support.hub import model as hub_model
+from tests.support.hub import running as hub_running
 from tests.support.origin import Origin, running
 from tests.unit.test_plan_contract import DEBIAN_13, raw
 
@@ -360,3 +362,27 @@ def test_a_wrong_word_is_one_line(
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_weights_are_pulled_as_somebody_states_them_and_not_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = hub_model(shards=2, size=50_000)
+    with hub_running(tmp_path / "hub", files) as hub:
+        settings = {"metal_model_revision": hub.commit, "metal_weights_source": "hf-mirror"}
+        plan = planned(**settings, metal_hf_mirror_endpoint=hub.url)
+        target = tmp_path / "bundle/weights" / hub.commit
+        target.parent.mkdir(parents=True)
+        commands._pull(plan, target)
+        said = capsys.readouterr().out
+        assert "resolved by controller" in said
+        manifest = json.loads((target / ".minimax-metal/manifest.json").read_text())
+        assert {one["path"]: one["sha256"] for one in manifest["files"]} == {
+            path: sha(content) for path, content in files.items()
+        }
+        assert manifest["proof"]["origin"] == hub.url
+        # Nobody there: nothing is taken in unstated.
+        silent = planned(**settings, metal_hf_mirror_endpoint="http://127.0.0.1:9")
+        with pytest.raises(UserError, match="found nobody who states the hashes"):
+            commands._pull(silent, tmp_path / "other")
+        assert not (tmp_path / "other").exists()

@@ -163,9 +163,8 @@ def _pull(plan: Plan, target: Path) -> None:
         "path": str(target),
         "name": plan.model.served_name,
         "revision": plan.model.revision,
-        "bytes": plan.weights.bytes,
-        "sources": plain(plan.weights.sources),
         "adopt": [],
+        **_stated(plan, plain(plan.weights.sources)),
     }
     with scratch() as temporary:
         path = Path(temporary) / "request.json"
@@ -177,6 +176,32 @@ def _pull(plan: Plan, target: Path) -> None:
             "above), "
             "expected them whole; run it again, it goes on, or leave them out with --without weights"
         )
+
+
+def _stated(plan: Plan, sources: Any) -> dict[str, Any]:
+    """What the files of a model are, asked as a run asks: the bundle's manifest will state it for others."""
+    from minimax_metal.artefacts.request import Source
+    from minimax_metal.artefacts.resolving import resolve
+    from minimax_metal.artefacts.wishes import Wish
+    from minimax_metal.staging.bundle.export import scratch
+
+    assert plan.model is not None  # noqa: S101  the caller looked
+    repository, revision = plan.model.repositories["huggingface"], plan.model.revision
+    with scratch() as nowhere:
+        wish = Wish(repository, revision, tuple(Source.parse(one, revision) for one in sources))
+        found = resolve(wish, Path(nowhere), keep=False)
+    if found.proof is None:
+        raise UserError(
+            f"found nobody who states the hashes of {repository} at {revision}, expected the hub or a "
+            f"source of metal_weights_source to ({'; '.join(found.warnings) or 'no answer'}); check the way there, or "
+            "leave the weights out with --without weights"
+        )
+    _say(f"weights of {repository}: {found.proof}")
+    return {
+        "sources": [one.as_dict() for one in found.sources],
+        "proof": found.proof.as_dict(),
+        "bytes": sum(entry.size for entry in found.proof.files),
+    }
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.download import Item
@@ -87,7 +87,12 @@ def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> 
         if wheel["hashes"].get("sha256") not in hashes:
             continue
         filename = str(wheel.get("name") or str(wheel["url"]).rpartition("/")[2].replace("%2B", "+"))
-        fitting = parse_wheel_filename(filename)[3]
+        try:
+            fitting = parse_wheel_filename(filename)[3]
+        except InvalidWheelFilename:
+            continue
+        if "/" in filename or not filename.isprintable():
+            continue
         found += [(order[tag], filename, wheel) for tag in fitting if tag in order]
     if not found:
         raise UserError(
