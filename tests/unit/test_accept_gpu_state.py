@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minimax_metal.acceptance import boot, fabric
 from minimax_metal.acceptance import machine as machines
 from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.machine import TIMED_OUT, Answer, Local
+from minimax_metal.acceptance.report import Report, parse
 from minimax_metal.acceptance.smi import parse_log, sick_values
+from minimax_metal.errors import UserError
 from tests.support.acceptance import fake, host, published
 
 H100 = published("log-8-h100.txt")
@@ -111,3 +118,50 @@ def test_a_program_that_hangs_does_not_hold_the_checks(
     assert time.monotonic() - began < 10
     assert (answer.status, answer.out) == (TIMED_OUT, "")
     assert "nvidia-smi did not answer within" in answer.error
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+PARTS = ["check", "state", "found", "expected", "remedy", "figures", "seconds"]
+
+
+@given(
+    st.dictionaries(st.sampled_from(["host", "time", "model", "gpus", "engine", "driver", "schema"]), JUNK),
+    JUNK | st.lists(st.dictionaries(st.sampled_from(PARTS), JUNK), max_size=3),
+)
+def test_any_report_of_a_host_is_printed_or_refused_in_one_line(head: dict[str, Any], checks: Any) -> None:
+    # TypeError, OverflowError and rich's MarkupError ended the command before.
+    texts = dict.fromkeys(["host", "time", "model", "gpus", "engine"], "x")
+    found: Report | None = None
+    try:
+        found = parse(json.dumps(texts | head | {"checks": checks}), "report.json")
+    except UserError as error:
+        lines = str(error).splitlines()
+    else:
+        lines = [found.summary]
+    assert len(lines) == 1
+    if found is None:
+        return
+    output = io.StringIO()
+    found.print(output)
+    assert "\x1b" not in output.getvalue()
+    found.as_json()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{}", "[]", "null", "\x00", '{"checks": [{}]}'])
+def test_a_report_that_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="holds no report"):
+        parse(text, "report.json")
+
+
+def test_escapes_and_markup_of_a_host_are_not_acted_on() -> None:
+    one = {"check": "[/bold]x", "state": "failed", "found": "\x1b[2Jgone\r\n[red]", "seconds": 1e999}
+    head = dict.fromkeys(["host", "time", "model", "gpus", "engine"], "\x1b]0;title\x07x")
+    output = io.StringIO()
+    parse(json.dumps(head | {"checks": [one]}), "report.json").print(output)
+    assert "[/bold]x" in output.getvalue()
+    assert "gone [red]" in output.getvalue()
+    assert "\x1b" not in output.getvalue()

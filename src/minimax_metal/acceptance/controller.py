@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minimax_metal.acceptance.report import parse
+from minimax_metal.acceptance.report import BYTES, parse
+from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 
 EXIT_FAILED: Final = 1
@@ -96,7 +97,13 @@ def accept(request: Request) -> int:
             file=sys.stderr,
         )
         return EXIT_UNREACHABLE
-    found = parse(report.read_text(encoding="utf-8"), str(report))
+    try:
+        text = read_bounded(report, BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise UserError(
+            f"found {report}: {error.strerror}, expected a report; run metal accept again"
+        ) from None
+    found = parse(text, str(report))
     if request.as_json:
         print(found.as_json(), end="")
     else:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 from minimax_metal.checks.table import Row
+from minimax_metal.common.text import one_line
 
 State = Literal["passed", "failed", "limited", "skipped"]
 STATES: Final[tuple[State, ...]] = get_args(State)
@@ -50,17 +51,31 @@ class Outcome:
 
 
 def of_dict(data: Mapping[str, Any]) -> Outcome:
-    """An outcome from its JSON form; of another release's report the parts that this one knows."""
+    """An outcome from its JSON form; of another release's report the parts that this one knows.
+
+    The form comes from a host: texts are made fit to print, and what is not of its type is left out.
+
+    Raises:
+        ValueError: it names no check.
+    """
+    if not isinstance(data, Mapping) or not isinstance(data.get("check"), str):
+        raise ValueError("a check without a name")
     state: State = next((one for one in STATES if one == data.get("state")), "failed")
+    seconds, figures = data.get("seconds"), data.get("figures")
+    known = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 <= seconds <= 1e7
     return Outcome(
-        check=str(data["check"]),
+        check=one_line(data["check"], 100),
         state=state,
-        found=str(data.get("found", "")),
-        expected=str(data.get("expected", "")),
-        remedy=str(data.get("remedy", "")),
-        figures=dict(data.get("figures") or {}),
-        seconds=float(data.get("seconds", 0.0)),
+        found=_words(data.get("found")),
+        expected=_words(data.get("expected")),
+        remedy=_words(data.get("remedy")),
+        figures=dict(figures) if isinstance(figures, Mapping) else {},
+        seconds=float(seconds) if known and seconds is not None else 0.0,
     )
+
+
+def _words(value: Any) -> str:
+    return one_line(value) if isinstance(value, str) else ""
 
 
 def passed(check: str, found: str, **figures: Any) -> Outcome:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from minimax_metal import __version__
 from minimax_metal.acceptance.outcome import STATES, Outcome, State, of_dict
 from minimax_metal.checks.table import print_table
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
+MOST: Final = 1_000
+"""Checks in a report; a host of 8 GPUs has about thirty."""
+BYTES: Final = 16 << 20
+"""Size of a report that is read; figures of 8 GPUs take some hundred KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +89,17 @@ def parse(text: str, source: str) -> Report:
     """
     try:
         data = json.loads(text)
-        checks: list[Mapping[str, Any]] = data["checks"]
+        checks = data["checks"]
+        if not isinstance(checks, list) or len(checks) > MOST:
+            raise ValueError(f"expected a list of at most {MOST} checks")
+        words = {name: one_line(str(data[name]), 200) for name in ("host", "time", "model", "gpus", "engine")}
+        driver = data.get("driver")
         return Report(
-            host=str(data["host"]),
-            time=str(data["time"]),
+            **words,
             outcomes=tuple(map(of_dict, checks)),
-            model=str(data["model"]),
-            gpus=str(data["gpus"]),
-            engine=str(data["engine"]),
-            driver=data.get("driver"),
+            driver=one_line(driver, 60) if isinstance(driver, str) else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f"{source} holds no report of metal accept ({error}); run metal accept again"
+            f"{source} holds no report of metal accept ({one_line(str(error), 200)}); run metal accept again"
         ) from None

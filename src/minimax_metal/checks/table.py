@@ -45,7 +45,7 @@ def print_table(output: IO[str], heading: str, rows: Sequence[Row], summary: str
     table.add_column(heading, ratio=1, overflow="fold")
     for row in rows:
         table.add_row(
-            row.name, Text(row.state, style=COLOURS[row.state]), f"{row.seconds:.1f}", Text(row.seen)
+            Text(row.name), Text(row.state, style=COLOURS[row.state]), f"{row.seconds:.1f}", Text(row.seen)
         )
     console.print(table)
     for kind in ("limited", "failed"):
