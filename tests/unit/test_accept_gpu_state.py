@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimax_metal.acceptance import boot, fabric
@@ -128,6 +128,7 @@ JUNK = st.recursive(
 PARTS = ["check", "state", "found", "expected", "remedy", "figures", "seconds"]
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["host", "time", "model", "gpus", "engine", "driver", "schema"]), JUNK),
     JUNK | st.lists(st.dictionaries(st.sampled_from(PARTS), JUNK), max_size=3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_helpers import codes, raw_host, warned
 
@@ -344,6 +344,7 @@ KEYS = sorted({*raw_host("H200", 8, driver=DRIVER), "stored_weights", "adoptable
                "engine_environments", "unanswered", "nvidia_installer", "probe"})  # fmt: skip
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), FOREIGN, max_size=6))
 def test_any_answer_of_a_host_makes_a_plan(foreign: dict[str, Any]) -> None:
     result = decide(h200() | foreign, weights_adopt=["/data"])
@@ -353,6 +354,7 @@ def test_any_answer_of_a_host_makes_a_plan(foreign: dict[str, Any]) -> None:
     driver_state(h200() | foreign, decide(h200()).as_dict())
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -370,6 +372,7 @@ CELL = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(CELL, max_size=8).map(", ".join), max_size=12).map("\n".join))
 def test_any_table_makes_a_plan(table: str) -> None:
     decide(h200(stdout=table, mig=table, recovery=table, bus_ids=table))
@@ -395,6 +398,7 @@ NAMED = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(COLLECTED), FOREIGN | NAMED, max_size=5), st.booleans())
 def test_any_answer_about_a_driver_is_decided(collected: dict[str, Any], loaded: bool) -> None:
     # AttributeError and TypeError before, and the play of all hosts ended.

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_helpers import codes, decide, raw_host
 
@@ -101,6 +101,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from([one.name for one in SETTINGS]) | st.text(max_size=12), VALUES, max_size=5
@@ -254,6 +255,7 @@ def test_one_switch_is_behind_every_no_log() -> None:
 WORDS = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=4))
 def test_a_command_of_a_unit_has_one_line_for_its_words(words: list[str]) -> None:
     assert all("\n" not in line for line in command_lines(["/bin/x", *words]))

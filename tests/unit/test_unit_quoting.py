@@ -95,7 +95,7 @@ def test_words_of_commands_and_environments_come_back(text: str) -> None:
 TEXTS = st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs"]), max_size=30)
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(TEXTS)
 def test_any_text_comes_back(text: str) -> None:
     assert words(units.quote(text), command=True) == [text]
