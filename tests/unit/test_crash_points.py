@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
+import io
 import json
 import os
 import shutil
@@ -24,6 +26,7 @@ import pytest
 from minimax_metal.acceptance import bundle
 from minimax_metal.acceptance.redaction import Redaction
 from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.share.pieces import PieceFile
 from minimax_metal.artefacts.stock import System, remove
 from minimax_metal.common import files
 from minimax_metal.errors import UserError
@@ -124,6 +127,20 @@ def complete(place: Path) -> object:
     return (directory / "shard").read_text()
 
 
+def pieces(place: Path) -> PieceFile:
+    return PieceFile(place, "identity", Entry("shard", 30, None), 10)
+
+
+def half_of_pieces(place: Path) -> None:
+    """Two pieces that are here and noted, and a note of a third that is not."""
+    found = pieces(place)
+    found.open()
+    found.write(b"a" * 20, 0)
+    found.close()
+    good = hashlib.sha256(b"a" * 10).hexdigest()
+    found.notes.write_text(f"piece 10\n0 {good}\n1 {good}\n2 {good}\n")
+
+
 def removed(place: Path) -> None:
     nowhere = place / "nowhere"
     with contextlib.suppress(Exception):
@@ -183,6 +200,11 @@ WRITERS: dict[str, Writer] = {
         lambda place: (found := Manifest.read(place)) and found.revision,
         lambda place: Manifest("m", "old", {}, ()).write(place),
     ),
+    "notes of pieces": Writer(
+        lambda place: pieces(place).recall(),
+        lambda place: pieces(place).notes.read_text().splitlines() and pieces(place).staged(),
+        half_of_pieces,
+    ),
     "the removal of a model": Writer(removed, complete, model),
     "a bundle": Writer(
         lambda place: bundle.write(place / "out" / "bundle.tar.gz", {"a.txt": "x" * 9000}, Redaction([])),
@@ -233,6 +255,13 @@ def killed_before(number: int, work: Callable[[], object]) -> bool:
 
         return stepping
 
+    def opened(*words: Any, **named: Any) -> Any:
+        file = real_open(*words, **named)
+        # Opened, perhaps made empty, and nothing written yet.
+        step()
+        return file
+
+    real_open, io.open = io.open, opened
     code = 70
     try:
         for name in UNAUDITED:
