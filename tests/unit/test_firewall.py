@@ -115,6 +115,11 @@ def test_only_the_networks_named_reach_the_endpoint(network: None, tmp_path: Pat
     assert reach("2001:db8:1::1", 8000, "2001:db8:1::7") == "ConnectionRefusedError"
     assert reach("192.0.2.1", 8001, "192.0.2.7") == "open"
 
+    # What the role reads to see whether somebody flushed the rules: their names are nft's own.
+    listed = inside(HOST, "nft", "list", "table", "inet", "minimax_metal")
+    assert "goto endpoints" in listed
+    assert "reject with tcp reset" in listed
+
     # As the unit's stop does it.
     inside(HOST, "nft", "delete", "table", "inet", "minimax_metal")
     assert reach("192.0.2.1", 8000, "192.0.2.7") == "open"

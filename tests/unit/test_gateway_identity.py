@@ -163,3 +163,25 @@ def test_a_look_publishes_who_proved_itself_and_nothing_once_the_configuration_c
         configure(tmp_path, api_key_file=str(key), workers=workers[:1])
         pool.look()
         assert not pool.configuration.manifest.exists()
+
+
+def test_the_post_check_shows_no_key_to_what_is_not_the_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minimax_metal.cli import main
+
+    key = tmp_path / "api_key"
+    key.write_text(KEY)
+    with listening(lambda *_: (200, b"{}")) as (url, headers):
+        words = ["--model", "m", "--api-key-file", str(key), "--identity", "http://gpu01:8000"]
+        assert main(["check", url, *words]) == 2
+    assert "is not the engine of http://gpu01:8000" in capsys.readouterr().err
+    assert len(headers) == 1
+    assert not any(KEY in str(one) for one in headers)
+
+
+def test_an_engine_is_asked_here_for_the_address_it_is_known_by() -> None:
+    with listening(lambda nonce, _: proof(nonce, "http://gpu01:8000")) as (url, _):
+        examiner = Examiner(KEY, Web(None, None))
+        assert examiner.ask(url, "http://gpu01:8000") is Seen.PROVEN
+        assert examiner.ask(url) is Seen.FOREIGN

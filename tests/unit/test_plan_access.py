@@ -21,7 +21,10 @@ def test_each_instance_has_keys_of_its_own_place_and_no_command_line_shows_one()
     ]
     for one in services:
         assert one.argv[one.argv.index("--config") + 1] == f"{one.keys_directory}/engine.yaml"
-        assert one.check_arguments == ("--api-key-file", f"{one.keys_directory}/api_key")
+        assert one.check_arguments == (
+            *("--api-key-file", f"{one.keys_directory}/api_key"),
+            *("--identity", one.worker_url),
+        )
         assert not {"--api-key", "--admin-api-key"} & set(one.argv)
 
 

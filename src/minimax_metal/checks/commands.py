@@ -46,6 +46,8 @@ def main(argv: list[str]) -> int:
         raise UserError(
             f"cannot read certificates from {arguments.ca_file}: {error.strerror or error}; pass a PEM file"
         ) from error
+    if arguments.identity and key:
+        _see_that_it_is_the_engine(endpoint.url, arguments.identity, key, arguments.ca_file)
     try:
         report = suite.run(Context(endpoint, _options(arguments)), only=arguments.only, skip=arguments.skip)
     except UnreachableError as error:
@@ -63,6 +65,22 @@ def main(argv: list[str]) -> int:
     else:
         report.print(sys.stdout)
     return 0 if report.passed else EXIT_FAILED
+
+
+def _see_that_it_is_the_engine(url: str, identity: str, key: str, ca_file: Path | None) -> None:
+    """Send no key to whoever else took the port.
+
+    Raises:
+        UserError: what answers can't prove to be the engine.
+    """
+    from minimax_metal.fleet.gateway_client import Web
+    from minimax_metal.fleet.gateway_identity import Examiner, Seen
+
+    if Examiner(key, Web(None, ca_file)).ask(url, identity) is Seen.FOREIGN:
+        raise UserError(
+            f"{url}: what answers there is not the engine of {identity}, or has another key; expected its "
+            "proof at /metal/identity; no key was sent; find the program with ss -ltnp"
+        )
 
 
 def _list() -> int:
@@ -101,6 +119,11 @@ def _parser() -> argparse.ArgumentParser:
         "--max-tokens", type=_count, default=2048, help="per answer, thoughts included (%(default)s)"
     )
     request.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key")
+    request.add_argument(
+        "--identity",
+        metavar="URL",
+        help="address that gateways know the engine by: it proves to be it before it is shown the key",
+    )
     request.add_argument(
         "--ca-file", type=Path, metavar="FILE", help="certificates to trust, for an https URL of your own"
     )

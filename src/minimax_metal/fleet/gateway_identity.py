@@ -49,11 +49,12 @@ class Examiner:
         self.asking: dict[str, threading.Thread] = {}
         self.answers: dict[str, Seen] = {}
 
-    def ask(self, url: str) -> Seen:
-        """Ask one worker."""
-        own = self.identities.get(url)
+    def ask(self, url: str, identity: str | None = None) -> Seen:
+        """Ask one worker; ``identity``: the address that it proves to be behind, where that is another."""
+        address = identity or url
+        own = self.identities.get(address)
         if own is None:
-            own = self.identities[url] = Identity(self.key, url)
+            own = self.identities[address] = Identity(self.key, address)
         nonce = secrets.token_hex(32)
         try:
             status, body = self.web.get(f"{url}{PATH}?nonce={nonce}", seconds=ASK_SECONDS)

@@ -45,11 +45,16 @@ def tls_arguments(settings: Settings, unit: str) -> list[str]:
     return ["--ssl-certfile", f"{directory}/{CERTIFICATE}", "--ssl-keyfile", f"{directory}/{PRIVATE_KEY}"]
 
 
-def check_arguments(settings: Settings, instance: str) -> tuple[str, ...]:
-    """What the post-check needs to be let in."""
+def check_arguments(settings: Settings, instance: str, identity: str | None = None) -> tuple[str, ...]:
+    """What the post-check needs to be let in.
+
+    ``identity``: the address that the engine proves to be behind before it is shown a key.
+    """
     words: list[str] = []
     if directory := keys_directory(settings, instance):
         words += ["--api-key-file", f"{directory}/{USER_KEY_FILE}"]
+        if identity:
+            words += ["--identity", identity]
     if credentials(settings) and settings.tls_ca_certificate:
         words += ["--ca-file", settings.tls_ca_certificate]
     return tuple(words)

@@ -191,7 +191,7 @@ def service_plans(
                 ready_url=ready_url,
                 keys_directory=keys_directory(settings, instance),
                 credentials=credentials(settings),
-                check_arguments=check_arguments(settings, instance),
+                check_arguments=check_arguments(settings, instance, identity if release.plugins else None),
                 argv=argv,
                 environment=service_environment(
                     settings,
