@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -60,12 +61,30 @@ class Index:
                 entry = tarfile.TarInfo(f"{stem}/{member}")
                 entry.size = len(text)
                 tar.addfile(entry, io.BytesIO(text.encode()))
+        return self._list(name, version, archive)
+
+    def _list(self, name: str, version: str, archive: Path) -> str:
         digest = hashlib.sha256(archive.read_bytes()).hexdigest()
         page = self.directory / "simple" / name / "index.html"
         page.parent.mkdir(parents=True)
         link = f'<a href="/{archive.name}#sha256={digest}">{archive.name}</a>'
         page.write_text(f"<!DOCTYPE html><html><body>{link}</body></html>")
         return f"{name}=={version} \\\n    --hash=sha256:{digest}\n"
+
+    def offer_wheel(self, name: str, version: str) -> str:
+        """Offer a release as a wheel; return the lock that names it with its hash."""
+        wheel = self.directory / f"{name}-{version}-py3-none-any.whl"
+        info = f"{name}-{version}.dist-info"
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr(f"{name}.py", "")
+            archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            archive.writestr(
+                f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+            )
+            archive.writestr(
+                f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n"
+            )
+        return self._list(name, version, wheel)
 
     def environment(self, url: str) -> dict[str, str]:
         names = ("PIP_", "UV_")
@@ -142,8 +161,9 @@ def words_of(role: str, values: dict[str, Any]) -> list[list[str]]:
 
 
 def role_values(role: str, tmp_path: Path, lock: str, venv: Path) -> dict[str, Any]:
-    source = tmp_path / "mark-1.0.tar.gz"
-    shutil.copy(tmp_path / "index/mark-1.0.tar.gz", source)
+    [offered] = (tmp_path / "index").glob("mark-1.0*")
+    source = tmp_path / offered.name
+    shutil.copy(offered, source)
     path = tmp_path / "lock.txt"
     path.write_text(lock)
     return {
@@ -178,6 +198,18 @@ def test_a_role_builds_nothing(role: str, count: int, index: Index, venv: Path, 
     for words in commands:
         run(words)
         assert not index.mark.exists(), words
+
+
+@pytest.mark.parametrize(("role", "count"), [("host_tools", 5), ("sglang_runtime", 4), ("sglang_gateway", 2)])
+def test_a_role_takes_a_wheel(role: str, count: int, index: Index, venv: Path, tmp_path: Path) -> None:
+    """The same words install what is not to be built: without which they might fail for any reason."""
+    commands = words_of(role, role_values(role, tmp_path, index.offer_wheel("mark", "1.0"), venv))
+    assert len(commands) == count
+    for words in commands:
+        assert all(word == word.strip("{}") for word in words), words
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, (words, done.stderr)
+    assert list((venv.parents[1] / "lib").rglob("mark.py"))
 
 
 def test_this_index_has_a_build_run_where_nothing_forbids_it(
