@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minimax_metal.errors import UserError
 from minimax_metal.service.kernels import kernels, main, pack, unpack
+from minimax_metal.service.record import kernels_of
+from tests.support.templates import evaluate, role_variables
 
 
 @pytest.fixture
@@ -118,3 +123,85 @@ def test_the_command_says_what_it_did(
     ]
     with pytest.raises(UserError, match="found no user"):
         main(["unpack", archive, other, "--owner", "nobody-of-that-name"])
+
+
+def test_an_archive_is_bound_to_its_hash_and_its_builder_is_noted(cache: Path, tmp_path: Path) -> None:
+    archive, other, notes = tmp_path / "kernels.tar.gz", tmp_path / "key", tmp_path / "notes"
+    pack(cache, archive)
+    good = hashlib.sha256(archive.read_bytes()).hexdigest()
+    words = ["unpack", str(archive), str(other), "--built-by", "gpu07", "--notes", str(notes), "--sha256"]
+    with pytest.raises(UserError, match=r"SHA-256.*remove it here and on the controller"):
+        main([*words, "0" * 64])
+    assert not other.exists()
+    assert not notes.exists()
+    assert main([*words, good]) == 0
+    assert {path.as_posix() for path in kernels(other)} == KERNELS
+    plan = {"kernel_cache": {"key": "key"}}
+    found = kernels_of(plan, notes)
+    assert found is not None
+    assert (found["built_by"], found["sha256"]) == ("gpu07", good)
+    assert kernels_of({"kernel_cache": {"key": "another"}}, notes) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["huggingface/modules/remote_code.py", "a/modelscope/x.py", "a.so.lock", "x.part"]
+)
+def test_what_no_host_would_pack_is_not_unpacked(tmp_path: Path, name: str) -> None:
+    """Code of a model's repository is run by the engine: it does not come with kernels."""
+    archive = tmp_path / "kernels.tar.gz"
+    (tmp_path / "file").write_text("x")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "file", arcname=name)
+    with pytest.raises(UserError, match="expected files of kernels only"):
+        unpack(archive, tmp_path / "cache")
+
+
+def test_an_archive_that_claims_more_than_a_host_has_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "kernels.tar.gz"
+    huge, long = tarfile.TarInfo("huge.so"), tarfile.TarInfo("x" * 300)
+    huge.size = 1 << 45
+    long.size = 0
+    with gzip.open(archive, "wb") as stream:
+        stream.write(huge.tobuf(tarfile.GNU_FORMAT))
+    with pytest.raises(UserError, match="found more in"):
+        main(["unpack", str(archive), str(tmp_path / "cache")])
+    # A name of 16 TiB: GNU's long names are read into memory.
+    name = long.tobuf(tarfile.GNU_FORMAT)
+    broken = tarfile.TarInfo("././@LongLink")
+    broken.type, broken.size = tarfile.GNUTYPE_LONGNAME, 1 << 44
+    with gzip.open(archive, "wb") as stream:
+        stream.write(broken.tobuf(tarfile.GNU_FORMAT) + name[512:])
+    with pytest.raises(UserError, match=r"can't be read|found more"):
+        main(["unpack", str(archive), str(tmp_path / "cache")])
+
+
+def test_setuid_and_owner_of_an_archive_mean_nothing(tmp_path: Path) -> None:
+    archive = tmp_path / "kernels.tar.gz"
+    member = tarfile.TarInfo("a.so")
+    member.mode, member.uid, member.mtime = 0o6777, 4242, -5
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(member)
+    assert unpack(archive, tmp_path / "cache") == 1
+    status = (tmp_path / "cache" / "a.so").stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_mtime) == (0o755, os.geteuid(), 0)
+
+
+def test_kernels_pass_between_hosts_of_one_named_group_only() -> None:
+    key = {"metal_plan": {"kernel_cache": {"key": "k", "path": "/var/cache/sglang/k"}}}
+    given: dict[str, Any] = {
+        "groups": {"all": ["gpu01", "gpu02", "gpu03"], "racks": ["gpu02", "gpu03"]},
+        "hostvars": dict.fromkeys(("gpu01", "gpu02", "gpu03"), key),
+        "ansible_play_batch": ["gpu01", "gpu02", "gpu03"],
+        **key,
+    }
+
+    def of(name: str, host: str, group: str) -> Any:
+        variables = role_variables("sglang_service", inventory_hostname=host, **given)
+        variables["sglang_service_share_kernels_group"] = group
+        variables["__sglang_service_sharers"] = evaluate(variables, "__sglang_service_sharers")
+        return evaluate(variables, name)
+
+    assert role_variables("sglang_service")["sglang_service_share_kernels_group"] == ""
+    assert not any(of("__sglang_service_shares", host, "") for host in given["hostvars"])
+    assert [of("__sglang_service_shares", host, "racks") for host in given["hostvars"]] == [False, True, True]
+    assert of("__sglang_service_giver", "gpu03", "racks").strip() == "gpu02"
