@@ -224,6 +224,7 @@ def test_who_read_a_file_alone_and_wrong_is_avoided() -> None:
     it = board()
     it.disputed("key0")
     for number in range(6):
+        it.announced(B, ("key0", number), sha(number), 1, B, 0.0)
         it.announced(C, ("key0", number), sha(number), 1, B, 0.0)
         it.have(("key0", number), sha(number), B, C)
     assert it.disputed("key0") == [B]

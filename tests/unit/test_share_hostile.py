@@ -168,6 +168,23 @@ def test_who_is_distrusted_by_a_liar_reads_the_origin_after_a_while() -> None:
     assert it.next_claim(1001.0 + DISTRUSTED) is not None
 
 
+def test_who_sends_wrong_bytes_in_anothers_name_is_blamed_and_not_the_other() -> None:
+    for honest in (C, A):
+        it = board()
+        it.disputed("key0")
+        for number in range(6):
+            it.announced(B, ("key0", number), SHA, 1, honest, 0.0)
+            it.have(("key0", number), SHA, honest, B)
+        assert it.disputed("key0") == [B]
+        assert it.others[C].strikes == 0
+    it = board()
+    it.disputed("key0")
+    for name in (B, C):
+        it.announced(name, ("key0", 0), SHA, 1, C, 0.0)
+    it.have(("key0", 0), SHA, C, B)
+    assert it.disputed("key0") == [C], "it said so itself"
+
+
 # Lines -----------------------------------------------------------------------------------------------------
 
 

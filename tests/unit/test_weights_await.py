@@ -64,7 +64,8 @@ def test_one_hosts_words_act_on_no_terminal_and_end_no_play(said: list[str]) -> 
     found = awaited(
         (
             0,
-            'weights m: \x1b]0;x\x07\x1b[2Jverified\x9b31m\n{"fetched": "x", "peers": -1, "seconds": 1e300}\n',
+            "weights m: \x1b]0;x\x07\x1b[2Jverified\x9b31m\n"
+            '{"fetched": "x", "peers": -1, "seconds": 1e300}\n',
         )
     )
     assert found["came"] == {}

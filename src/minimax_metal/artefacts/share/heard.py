@@ -127,8 +127,12 @@ class Heard:
             # Whoever sent bytes that nobody had stated a hash of; and the one host that read all of it.
             if sender and sender == self.sticky.get(key):
                 blamed.add(sender)
-            elif generation > 0 and reader != self.me:
-                blamed.add(reader)
+            elif generation > 0 and sender:
+                # The reader, when it said so itself or is not listened to; else who sent it in that name.
+                named = self.others.get(reader)
+                said = None if named is None else named.have.get(piece)
+                right = named is not None and (not named.alive if said is None else said[1] == sha256)
+                blamed.add(reader if right else sender)
             self.suspect[piece] = sha256
         self.sticky.pop(key, None)
         for name in blamed & self.others.keys():
