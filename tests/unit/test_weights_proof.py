@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import http.server
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +336,47 @@ def test_whoever_answers_at_a_hosts_address_defines_no_model(
     assert "Connection refused" in str(caught.value)
     if not proved and not accepted:
         assert "what they say of the model's files is not proved" in str(caught.value)
+
+
+def test_a_source_that_sends_a_byte_now_and_then_is_left_for_the_next(tmp_path: Path) -> None:
+    """It is never silent, so no time limit of a connection ends it."""
+    content = bytes(100_000)
+    there = tmp_path / "mnt"
+    there.mkdir()
+    (there / "a.bin").write_bytes(content)
+    (there / "config.json").write_bytes(b"{}\n")
+    stated = [
+        Entry(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest(), stated=True)
+        for path in sorted(there.iterdir())
+    ]
+    manifest = json.dumps(Manifest("m", None, {}, tuple(stated)).as_dict()).encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path.endswith("manifest.json")
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(manifest if known else content)))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                if known:
+                    self.wfile.write(manifest)
+                for _ in range(0 if known else 300):
+                    self.wfile.write(b"\0")
+                    time.sleep(0.1)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        sources = [{"kind": "http", "endpoint": url}, {"kind": "directory", "path": str(there)}]
+        request = request_for(tmp_path, sources, proof=proof_of({"a.bin": content, "config.json": b"{}\n"}))
+        begun = time.monotonic()
+        assert pull(request, replace(QUICK, attempts=2, patience=2))
+        assert time.monotonic() - begun < 25
+        server.shutdown()
 
 
 # Reading ---------------------------------------------------------------------------------------------------

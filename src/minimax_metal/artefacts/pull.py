@@ -264,7 +264,7 @@ def _try_source(
         if outcome.permanent:
             return outcome.reason, True, fetched, peers
         # Whatever came is kept, so an attempt that brought something does not count against the source.
-        fruitless = 1 if outcome.verified or outcome.fetched else fruitless + 1
+        fruitless = 1 if outcome.brought else fruitless + 1
         if fruitless >= options.attempts:
             return f"{outcome.reason} ({fruitless} attempts)", False, fetched, peers
         pause = min(60.0, options.backoff * 2 ** (fruitless - 1))

@@ -14,11 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from minimax_metal.artefacts.progress import Options, PullError, Reporter, spell_bytes, spell_seconds
 from minimax_metal.artefacts.publish import check_space
 from minimax_metal.artefacts.request import Request, Source
+
+CRAWL: Final = 1 << 20
+"""Bytes that have to come while a pull is patient (15 minutes by default): 1.2 kB/s."""
 
 
 @dataclass(slots=True)
@@ -33,6 +36,15 @@ class Outcome:
     fetched: int = 0
     peers: int = 0
     """Of the bytes fetched, those that other hosts of the fleet sent."""
+    crawled: bool = False
+    """Whether it was ended because next to nothing came for a long time."""
+    enough: int = 1
+    """Bytes from which on an attempt has brought something."""
+
+    @property
+    def brought(self) -> bool:
+        """Whether it brought something: then it does not count against its source."""
+        return not self.crawled and (self.verified > 0 or self.fetched >= self.enough)
 
 
 class Watch:
@@ -52,6 +64,9 @@ class Watch:
         self.pause = 0.0
         self.silence = 3 * options.stall + 60
         """Seconds without an event after which the attempt hangs, whatever its own watch over connections."""
+        self.hashed = 0
+        self.slow_since, self.slow_from = time.monotonic(), 0
+        """Since when it is counted whether anything comes, and what had come by then."""
         self.samples: deque[tuple[float, int]] = deque(maxlen=256)
 
     def run(self) -> Outcome:
@@ -111,6 +126,12 @@ class Watch:
             if now - last_event >= max(self.silence, self.pause):
                 self.outcome.reason = f"{self.source}: the attempt hung for {now - last_event:.0f} s"
                 return
+            if self._crawls(now):
+                self.outcome.crawled = True
+                self.outcome.reason = (
+                    f"{self.source}: less than {spell_bytes(CRAWL)} came in {self.patience:.0f} s"
+                )
+                return
             if now >= next_status and self.total is not None:
                 loud = now >= next_line
                 self.reporter.state(
@@ -120,16 +141,30 @@ class Watch:
                 if loud:
                     next_line = now + self.options.interval
 
+    @property
+    def patience(self) -> float:
+        """Seconds in which something has to come; hosts that share wait for one another, too."""
+        return self.options.patience * (1 if self.request.share is None else 4)
+
+    def _crawls(self, now: float) -> bool:
+        """Return whether next to nothing comes: a source that sends a byte now and then is never silent."""
+        moved = self.outcome.fetched + self.hashed
+        left = (self.total or 0) - self.have
+        if self.total is None or self.waiting or left <= 0 or moved - self.slow_from >= min(CRAWL, left):
+            self.slow_since, self.slow_from = now, moved
+        return now - self.slow_since >= self.patience
+
     def _take(self, event: Mapping[str, Any]) -> bool:
         """Handle one event; return whether it was the last."""
         kind = event.get("event")
         if kind == "listed":
             self.total, self.files = int(event["bytes"]), int(event["files"])
             self.have = self.total - int(event["needed"])
+            self.outcome.enough = min(CRAWL, max(1, self.total // 100))
             check_space(self.request, int(event["needed"]), self.options.spare)
         elif kind == "progress":
             self.have, self.outcome.fetched = int(event["have"]), int(event["fetched"])
-            self.outcome.peers = int(event.get("peers", 0))
+            self.outcome.peers, self.hashed = int(event.get("peers", 0)), int(event.get("hashed", 0))
             self.waiting, self.pause = "", 0.0
         elif kind == "verified":
             self.outcome.verified += 1
