@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common import program
+from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.service.diagnosis import (
@@ -63,7 +64,8 @@ def read_file(name: str) -> str:
     try:
         if name == "-":
             return _end_of(sys.stdin.buffer)
-        with Path(name).open("rb") as stream:
+        # A log in the engine's directory is read as the engine, whatever link it is.
+        with acting_as_owner_of(Path(name)), Path(name).open("rb") as stream:
             mode = os.fstat(stream.fileno()).st_mode
             if stat.S_ISREG(mode):
                 stream.seek(max(0, os.fstat(stream.fileno()).st_size - BYTES))
