@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -314,6 +316,14 @@ def test_a_python_is_verified_by_the_hashes_of_its_release(origin: Origin, tmp_p
     store.begin(tmp_path)
     assert download.fetch(found, tmp_path).sha256 == sha(b"python")
     assert (tmp_path / "python" / tag / bare).read_bytes() == b"python"
+    # The mirror's own list of hashes fits its file; uv knows better.
+    with pytest.raises(UserError, match="uv can't take Python"):
+        pythons.check("3.12", "x86_64", tmp_path)
+    with tarfile.open(tmp_path / "python" / tag / bare, "w:gz") as tar:
+        entry = tarfile.TarInfo("python/bin/python3")
+        tar.addfile(entry, io.BytesIO(b""))
+    with pytest.raises(UserError, match="another hash than uv knows"):
+        pythons.check("3.12", "x86_64", tmp_path)
 
 
 def test_an_export_that_fails_leaves_the_bundle_that_is_there(

@@ -145,7 +145,7 @@ def _export(arguments: argparse.Namespace) -> int:
     _say(f"{count} files, {need / 1e9:.2f} GB to fetch; weights {weights / 1e9:.1f} GB")
     if arguments.dry_run:
         return 0
-    export.fetch()
+    export.fetch(wanted)
     pulled = export.fetch_weights(wanted)
     bundle = export.finish(wanted, pulled)
     signed = "signed" if bundle.signature else "without a signature (--sign-key)"
@@ -193,8 +193,8 @@ def _stated(plan: Plan, sources: Any) -> dict[str, Any]:
     if found.proof is None:
         raise UserError(
             f"found nobody who states the hashes of {repository} at {revision}, expected the hub or a "
-            f"source of metal_weights_source to ({'; '.join(found.warnings) or 'no answer'}); check the way there, or "
-            "leave the weights out with --without weights"
+            f"source of metal_weights_source to ({'; '.join(found.warnings) or 'no answer'}); check the way "
+            "there, or leave the weights out with --without weights"
         )
     _say(f"weights of {repository}: {found.proof}")
     return {

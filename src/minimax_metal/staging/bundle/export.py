@@ -124,7 +124,7 @@ class Export:
             )
         return need
 
-    def fetch(self) -> None:
+    def fetch(self, wanted: Wanted) -> None:
         """Fetch what is missing."""
         need = self.check_room()
         store.begin(self.directory)
@@ -132,6 +132,9 @@ class Export:
         counter = _Counter(need, self.say)
         self.files += fetch_all(self.items, self.directory, counter)
         counter.end()
+        if "pythons" not in self.without:
+            for version, machine in wanted.pythons:
+                pythons.check(version, machine, self.directory)
 
     def fetch_weights(self, wanted: Wanted) -> list[Weights]:
         """Pull the weights into the bundle; return those that are in it."""
