@@ -115,7 +115,7 @@ def test_a_killed_engine_comes_back_by_itself(unit: Unit) -> None:
 def test_an_engine_that_gets_nowhere_is_replaced(unit: Unit) -> None:
     unit.use(unit.engine("stall"), "--watch-interval", "1", "--hang-timeout", "3")
     assert unit.start() == 0
-    unit.ssh(f"curl --silent --max-time 1 --data x 'http://127.0.0.1:{PORT}/generate?1' || true; "
+    unit.ssh(f"curl --silent --max-time 1 --data {{}} 'http://127.0.0.1:{PORT}/generate?1' || true; "
              f"{unit.python} -c 'import urllib.request as u; "
              f"u.urlopen(u.Request(\"http://127.0.0.1:{PORT}/generate?1\", b\"\"), timeout=60)' "
              ">/dev/null 2>&1 || true")  # fmt: skip

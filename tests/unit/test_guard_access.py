@@ -263,6 +263,13 @@ def test_a_compressed_body_is_not_taken(name: str) -> None:
     assert engine.seen == []
 
 
+@pytest.mark.parametrize("body", [b"null", b"5", b'"file:///etc/passwd"', b"[]", b"true"])
+def test_a_body_that_is_not_an_object_is_the_engines_to_refuse(body: bytes) -> None:
+    application, engine = guard(Settings())
+    assert ask(application, "POST", "/v1/completions", body).status == 200
+    assert engine.bodies == [body]
+
+
 FULL = json.dumps({"object": "error", "message": "The request queue is full.", "code": 503}).encode()
 
 

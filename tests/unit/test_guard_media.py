@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import socket
 import struct
@@ -14,11 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
 from minimax_metal.engine_plugin.minimax_metal_engine.errors import Refused
-from minimax_metal.engine_plugin.minimax_metal_engine.fetch import Fetcher, is_public
+from minimax_metal.engine_plugin.minimax_metal_engine.fetch import Fetcher, is_public, taken_apart
 from minimax_metal.engine_plugin.minimax_metal_engine.images import ImageError, pixels
+from minimax_metal.engine_plugin.minimax_metal_engine.media import DESCRIBES, KINDS, OPAQUE, Check
 from tests.support.asgi_client import Answer, Recorder, ask
 
 
@@ -415,3 +419,52 @@ def test_the_engine_gets_the_bytes_and_never_the_address(site: int) -> None:
         body = chat({"type": "image_url", "image_url": {"url": text}})
         assert ask(application, "POST", "/v1/chat/completions", body).status == 400
     assert len(engine.seen) == 1
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+NAMES = st.sampled_from(
+    [*KINDS, *DESCRIBES, *OPAQUE, "source", "url", "path", "type", "content", "data", "input", "text"]
+)
+JSON = st.recursive(
+    SCALARS | st.sampled_from(["image", "tool_use", "document", "search_result", "data:,", "/etc/passwd"]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.text(max_size=5), inner, max_size=5)
+    ),
+    max_leaves=25,
+)
+
+
+@given(JSON)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_body_is_let_through_or_refused_and_nothing_else(body: Any) -> None:
+    try:
+        wanted = Check(frozenset({"a.example"}), 10**6).remote(body)
+    except Refused as refused:
+        said = refused
+    else:
+        said = Refused(400, "")
+        assert all(item.text.startswith(("http://", "https://")) for item in wanted)
+
+
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([data[:size] for data, _ in IMAGES.values() for size in (2, 12, 30)]),
+)
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_any_bytes_have_a_size_or_are_no_image(rest: bytes, head: bytes) -> None:
+    with contextlib.suppress(ImageError):
+        assert pixels(head + rest) > 0
+
+
+@given(
+    st.text(max_size=40),
+    st.sampled_from(["", "http://", "https://", "http://a.example", "http://a.example:80/"]),
+)
+@settings(max_examples=500, deadline=None)
+def test_any_url_is_one_of_an_allowed_domain_or_refused(rest: str, head: str) -> None:
+    try:
+        _, host, port, target = taken_apart(head + rest, frozenset({"a.example"}))
+    except Refused:
+        return
+    assert (host, port in {80, 443}, target[:1]) == ("a.example", True, "/")
+    assert not set(target) & set(" \\\r\n\t#")

@@ -88,6 +88,8 @@ def found_in(body: Any, *, vertex: bool = False) -> Iterator[Media]:
     Raises:
         Refused: it is nested deeper than anything real.
     """
+    if not isinstance(body, (dict, list)):
+        return
     opaque = OPAQUE if vertex else OPAQUE | {"parameters"}
     # (what, its kind where it is below a key that holds media, depth)
     waiting: list[tuple[Any, str | None, int]] = [(body, None, 0)]
