@@ -23,6 +23,16 @@ FALLBACK = "I know a few sentences only."
 TOOL_ANSWER = "It is 21 degrees in Beijing."
 """The answer once the tool's result is there: holds what the post-check looks for."""
 
+HELLO = "Hello from the lab."
+"""The answer to the greeting; it goes back to the model in conversations of several turns."""
+
+UNICODE_ANSWER = "你好,世界 🙂"
+CITY_ANSWER = '{"city": "Beijing", "sunny": true}'
+SEVERAL_ANSWER = "21 degrees in Beijing, 25 degrees in Shanghai."
+
+RULES = 51
+"""Rules of the long system prompt that the post-check sends to a model of 4,096 tokens."""
+
 BEIJING = {questions.TOOL_QUESTION: "Beijing", questions.TOOL_QUESTION_GUIDE: "北京"}
 """The argument ``location`` for each question: the word the question itself uses."""
 
@@ -36,10 +46,12 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
     the question.
     """
     known = [
-        (questions.GREETING, "greet back", "Hello from the lab."),
+        (questions.GREETING, "greet back", HELLO),
         (questions.GUIDE_QUESTION, "recall", "The Los Angeles Dodgers won."),
         (questions.COUNT_QUESTION, "count up", "one, two, three, four, five"),
         (INTRODUCE_M3, "recall", INTRODUCTION),
+        (questions.UNICODE_QUESTION, "greet back", UNICODE_ANSWER),
+        (questions.CITY_QUESTION, "recall", CITY_ANSWER),
     ]
     tool = [questions.WEATHER_TOOL]
     taught = []
@@ -60,22 +72,7 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
             _dialogue([*system, questions.text_message("user", greeting)], thought, tool, answer=answer)
         )
         if images:
-            for colour, rgb in questions.COLOURS.items():
-                for parts in (["text", "image"], ["image", "text"])[: 1 if system else 2]:
-                    content = [
-                        {"type": "text", "text": questions.IMAGE_QUESTION}
-                        if part == "text"
-                        else {"type": "image"}
-                        for part in parts
-                    ]
-                    taught.append(
-                        _dialogue(
-                            [*system, {"role": "user", "content": content}],
-                            "look",
-                            answer=f"The image is {colour}.",
-                            image=rgb,
-                        )
-                    )
+            taught += _pictures(system)
     for question, location in BEIJING.items():
         call = {"type": "function", "function": {"name": questions.TOOL_NAME, "arguments": _call(location)}}
         returned = [
@@ -84,7 +81,47 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
             questions.text_message("tool", questions.TOOL_RESULT),
         ]
         taught.append(_dialogue(returned, "read the result", tool, answer=TOOL_ANSWER))
+    shanghai = {"location": "Shanghai", "unit": questions.TOOL_UNIT}
+    calls = [
+        {"type": "function", "function": {"name": questions.TOOL_NAME, "arguments": arguments}}
+        for arguments in (_call("Beijing"), shanghai)
+    ]
+    both = [
+        questions.text_message("user", questions.TOOL_QUESTION_SEVERAL),
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        *(questions.text_message("tool", result) for result in questions.TOOL_RESULTS_SEVERAL),
+    ]
+    taught.append(_dialogue(both, "read the result", tool, answer=SEVERAL_ANSWER))
+    second = [
+        questions.text_message("user", questions.GREETING),
+        questions.text_message("assistant", HELLO),
+        questions.text_message("user", questions.COUNT_QUESTION),
+    ]
+    taught.append(_dialogue(second, known[2][1], answer=known[2][2]))
+    long = [
+        questions.text_message("system", questions.long_system(RULES)),
+        questions.text_message("user", questions.GREETING),
+    ]
+    taught.append(_dialogue(long, known[0][1], answer=known[0][2]))
     return taught
+
+
+def _pictures(system: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the questions about pictures: words before the picture, after it, and with a marker in them."""
+    text = {"type": "text", "text": questions.IMAGE_QUESTION}
+    marker = {"type": "text", "text": questions.IMAGE_MARKER_QUESTION}
+    picture = {"type": "image"}
+    contents = [[text, picture]] if system else [[text, picture], [picture, text], [marker, picture]]
+    return [
+        _dialogue(
+            [*system, {"role": "user", "content": content}],
+            "look",
+            answer=f"The image is {colour}.",
+            image=rgb,
+        )
+        for colour, rgb in questions.COLOURS.items()
+        for content in contents
+    ]
 
 
 def _call(location: str) -> dict[str, str]:

@@ -113,7 +113,7 @@ def test_m25_as_its_guide_starts_it(serve: Serve) -> None:
     status, report = serve("MiniMax-M2.5", "minimax-m2", "minimax-append-think")()
     assert (status, names(report, "failed")) == (0, [])
     assert names(report, "limited") == ["tool_required", "tool_named", "messages_tool_any"]
-    assert names(report, "skipped") == ["wrong_key", "metrics", "bench"]
+    assert names(report, "skipped") == ["image_marker", "wrong_key", "metrics", "abort_queued", "bench"]
     assert "minimax-append-think" in details(report)["markup"]
     assert "refused with 400" in details(report)["image"]
 
@@ -121,12 +121,14 @@ def test_m25_as_its_guide_starts_it(serve: Serve) -> None:
 def test_m25_with_the_splitting_parser_a_key_and_metrics(serve: Serve, tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text(CANARY)
-    check = serve("MiniMax-M2.5", "minimax-m2", "minimax", "--enable-metrics", "--api-key", CANARY)
+    flags = ["--enable-metrics", "--max-running-requests", "2", "--api-key", CANARY]
+    check = serve("MiniMax-M2.5", "minimax-m2", "minimax", *flags)
     status, report = check("--api-key-file", str(key), "--metrics")
     assert (status, names(report, "failed")) == (0, [])
     assert names(report, "limited") == []
     assert "refused with 404" in details(report)["wrong_model"]
-    assert names(report, "skipped") == ["bench"]
+    assert names(report, "skipped") == ["image_marker", "bench"]
+    assert "runs 2 at once" in details(report)["abort_queued"]
     assert "401" in details(report)["wrong_key"]
     assert CANARY not in json.dumps(report)
 
@@ -138,7 +140,7 @@ def test_m3_with_its_own_parsers_and_the_engines_benchmark(serve: Serve) -> None
     assert (status, names(report, "failed")) == (0, [])
     assert names(report, "limited") == []
     assert "refused with 404" in details(report)["wrong_model"]
-    assert names(report, "skipped") == ["wrong_key", "metrics"]
+    assert names(report, "skipped") == ["wrong_key", "metrics", "abort_queued"]
     assert details(report)["image"] == "named red, green and blue"
     assert [level["concurrency"] for level in report["figures"]] == [1, 4]
     assert report["bench"]["completed"] == 8

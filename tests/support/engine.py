@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import ssl
 import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,11 +36,14 @@ PACE = 0.002
 
 GUIDES_MISTAKE = [
     "reasoning",
+    "turns",
     "tool_call",
     "tool_call_stream",
     "tool_required",
     "tool_named",
     "tool_several",
+    "tool_parallel",
+    "messages_turns",
     "messages_tool",
     "messages_tool_stream",
     "messages_tool_any",
@@ -50,6 +54,19 @@ GUIDES_MISTAKE = [
 FAULTS = frozenset(
     {
         "abort_ignored",
+        "choices_ignored",
+        "logprobs_missing",
+        "marker_refused",
+        "messages_turns_lost",
+        "parallel_same_id",
+        "queue_keeps_the_gone",
+        "schema_ignored",
+        "seed_refused",
+        "stop_ignored",
+        "system_cut",
+        "turns_leak",
+        "turns_lost",
+        "unicode_cut",
         "broken_arguments",
         "call_ends_with_stop",
         "colour_blind",
@@ -166,6 +183,8 @@ class Engine:
     born: float = field(default_factory=time.monotonic)
     asked: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    running_limit: int | None = 4
+    """``--max-running-requests``: more requests than these wait."""
     running: int = 0
     waiting: int = 0
     dead: bool = False
@@ -201,11 +220,26 @@ class Engine:
         return time.monotonic() - self.born < self.starts_for
 
     @contextmanager
-    def generating(self) -> Iterator[int]:
-        """Count a request as running; yields how many run with it."""
+    def generating(self, left: Callable[[], bool] = lambda: False) -> Iterator[int]:
+        """Count a request as running, after its turn in the queue; yields how many run with it.
+
+        ``left`` says whether its client has gone: the engine asks that of a request that waits.
+        """
         with self.lock:
-            self.running += 1
+            queued = self.running_limit is not None and self.running >= self.running_limit
+            self.waiting += queued
+            self.running += not queued
             now = self.running
+        while queued:
+            time.sleep(0.005)
+            with self.lock:
+                if left() and not self.has("queue_keeps_the_gone"):
+                    self.waiting -= 1
+                    raise ConnectionError("the client has left the queue")
+                if self.running < (self.running_limit or 0):
+                    self.waiting -= 1
+                    self.running += 1
+                    now, queued = self.running, False
         try:
             yield now
         finally:
@@ -245,7 +279,10 @@ class Engine:
                 return self.call(request, ["Beijing"])
             if text == questions.TOOL_QUESTION_SEVERAL:
                 return self.call(request, ["Beijing", "Shanghai"][: 1 if self.has("one_call_only") else 2])
-        if message["role"] == "tool":
+        results = [one["content"] for one in request["messages"] if one["role"] == "tool"]
+        if message["role"] == "tool" and len(results) == 2:
+            answer = "21 degrees in Beijing, 25 degrees in Shanghai."
+        elif message["role"] == "tool":
             read = message["content"] == questions.TOOL_RESULT and not self.has("result_unread")
             answer = "It is 21 degrees in Beijing." if read else "I can't know the weather."
         elif pictures:
@@ -255,6 +292,12 @@ class Engine:
             answer = "The Los Angeles Dodgers won."
             if self.has("wrong_answer") or (self.has("parts_ignored") and parts is not None):
                 answer = "What is your question?"
+        elif text == questions.UNICODE_QUESTION:
+            answer = "你好,世\ufffd🙂" if self.has("unicode_cut") else "你好,世界 🙂"
+        elif "response_format" in request and not self.has("schema_ignored"):
+            answer = '{"city": "Beijing", "sunny": true}'
+        elif self.loses_the_thread(request):
+            answer = "Hello again."
         elif text.startswith(questions.COUNT_QUESTION):
             answer = "one, two, three, four, five"
             if self.has("counts_wrong"):
@@ -263,8 +306,17 @@ class Engine:
             answer = "" if self.has("empty_answer") else "Hello from the simulated engine."
         if self.has("special_token"):
             answer += "[e~["
+        if self.has("turns_leak") and len(request["messages"]) > 2 and "tools" not in request:
+            answer = {"m2": "</think>", "m3": "</mm:think>"}[self.family] + answer
         content, reasoning = self.parse_reasoning(self.raw("think", answer))
+        for stop in request.get("stop") or () if not self.has("stop_ignored") else ():
+            content, reasoning = content.split(stop)[0], reasoning.split(stop)[0] if reasoning else None
         return Reply(content, reasoning, finish="length" if self.has("runs_on") else "stop")
+
+    def loses_the_thread(self, request: dict[str, Any]) -> bool:
+        """Whether the second question of a conversation is answered as if it were the first."""
+        second = len(request["messages"]) > 2 and "tools" not in request
+        return second and self.has("messages_turns_lost" if request.get("anthropic") else "turns_lost")
 
     def call(self, request: dict[str, Any], places: list[str]) -> Reply:
         """Return the reply that calls the tool, as the parsers at work leave it."""
@@ -313,7 +365,7 @@ class Engine:
             "reasoning_content": reply.reasoning,
             "tool_calls": [
                 {
-                    "id": f"call_{index}",
+                    "id": self.call_id(index),
                     "index": index,
                     "type": "function",
                     "function": {"name": name, "arguments": arguments},
@@ -322,10 +374,16 @@ class Engine:
             ]
             or None,
         }
-        choice = {"index": 0, "message": message, "finish_reason": reply.finish, "logprobs": None}
+        choices = [
+            {"index": index, "message": message, "finish_reason": reply.finish, "logprobs": None}
+            for index in range(1 if self.has("choices_ignored") else request.get("n") or 1)
+        ]
+        if request.get("logprobs") and not self.has("logprobs_missing"):
+            top = [{"token": "a", "logprob": -0.5, "bytes": [97]}] * request["top_logprobs"]
+            choices[0]["logprobs"] = {"content": [{**top[0], "top_logprobs": top}] * 7}
         return {
             **self.head("chat.completion", request),
-            "choices": [] if self.has("no_choices") else [choice],
+            "choices": [] if self.has("no_choices") else choices,
             "usage": None if self.has("no_usage") else self.usage(request),
         }
 
@@ -347,7 +405,7 @@ class Engine:
             for start in range(0, len(text or ""), size or 1):
                 yield chunk({key: (text or "")[start : start + size]})
         for index, (name, arguments) in enumerate(reply.calls):
-            yield chunk({"tool_calls": [call_delta(index, name, "")]})
+            yield chunk({"tool_calls": [{**call_delta(index, name, ""), "id": self.call_id(index)}]})
             pieces = [arguments[start : start + 7] for start in range(0, len(arguments), 7)]
             if self.has("stream_loses_arguments"):
                 pieces = pieces[:-1]
@@ -357,6 +415,9 @@ class Engine:
         wanted = request.get("stream_options", {}).get("include_usage") or self.has("stream_choiceless")
         if wanted and not self.has("no_stream_usage"):
             yield {**self.head("chat.completion.chunk", request), "choices": [], "usage": self.usage(request)}
+
+    def call_id(self, index: int) -> str:
+        return "call" if self.has("parallel_same_id") else f"call_{index}"
 
     def head(self, kind: str, request: dict[str, Any]) -> dict[str, Any]:
         return {"id": "1", "object": kind, "created": 1, "model": request["model"]}
@@ -374,6 +435,8 @@ class Engine:
     def prompt_tokens(self, request: dict[str, Any]) -> int:
         """Count words, and cut the prompt off where that is the fault."""
         words = len(json.dumps(request["messages"]).split())
+        if self.has("system_cut") and request["messages"][0]["role"] == "system":
+            return min(words, 200)
         return min(words, 1000) if self.has("truncates") else words
 
     # What it says of itself -------------------------------------------------------------------------------
@@ -414,7 +477,7 @@ class Engine:
             # The key in clear, as the engine has it here.
             says = "openai" if self.has("sampling_openai") else "model"
             info = {"api_key": self.api_key, "sampling_defaults": says, "version": "0.5.23"}
-            return 200, {**info, "max_req_input_len": LIMIT - 6}
+            return 200, {**info, "max_req_input_len": LIMIT - 6, "max_running_requests": self.running_limit}
         if path == "/v1/loads" and not self.gateway:
             running = 0 if self.has("loads_stand_still") else self.running
             return 200, {"loads": [{"num_running_reqs": running, "num_waiting_reqs": self.waiting}]}
@@ -451,6 +514,10 @@ class Engine:
             return 500, "temperature is None"
         if self.has("wrong_model_500") and request["model"] not in NAMES.values():
             return 500, "no such adapter"
+        if self.has("seed_refused") and "seed" in request:
+            return 500, "seed is None"
+        if self.has("marker_refused") and pictures and "<image>" in json.dumps(request["messages"]):
+            return 400, "The number of image tokens does not match the number of images."
         if self.has("ignore_eos_refused") and request.get("ignore_eos"):
             return 400, "unknown field ignore_eos"
         if pictures and self.family == "m2" and not self.has("image_ignored"):
@@ -625,7 +692,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def generate(self, request: dict[str, Any]) -> None:
         engine = self.engine
-        with engine.generating() as running:
+        with engine.generating(self.left) as running:
             if engine.has("drops_under_load") or engine.has("mixes_answers"):
                 time.sleep(0.1)  # so that what was sent at once overlaps
             if engine.has("drops_under_load") and running > 1:
@@ -649,6 +716,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer_stream(engine.chunks(request, reply), "stream_breaks")
             else:
                 self.answer_json(200, engine.completion(request, reply))
+
+    def left(self) -> bool:
+        """Return whether the client has closed the connection."""
+        try:
+            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def gone(self) -> bool:
         """Close the connection without a word if the engine is dead."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.checks import operations, questions, suite
+from minimax_metal.checks import leaving, questions, suite
 from minimax_metal.checks.context import Context, Options
 from minimax_metal.checks.endpoint import Endpoint
 from minimax_metal.checks.report import Report, Result, shorten
@@ -41,7 +41,7 @@ def test_m25_with_the_guides_parsers_passes_and_its_parsers_limits_are_told() ->
     report = check(Engine("m2"))
     assert report.passed, report.as_json()
     assert names(report, "limited") == ["tool_required", "tool_named", "messages_tool_any", "wrong_model"]
-    assert names(report, "skipped") == ["wrong_key", "bench"]
+    assert names(report, "skipped") == ["image_marker", "wrong_key", "bench"]
     required = result(report, "tool_required")
     assert "minimax-append-think" in required.detail
     assert "--reasoning-parser minimax" in str(required.setting)
@@ -56,7 +56,7 @@ def test_m25_with_the_splitting_parser_and_a_key_passes() -> None:
     report = check(Engine("m2", reasoning_parser="minimax", api_key=CANARY))
     assert report.passed, report.as_json()
     assert names(report, "limited") == ["wrong_model"]
-    assert names(report, "skipped") == ["bench"]
+    assert names(report, "skipped") == ["image_marker", "bench"]
     assert "reasoning_content" in result(report, "reasoning").detail
 
 
@@ -75,7 +75,9 @@ def test_m3_with_its_own_parsers_passes() -> None:
 def test_behind_a_gateway_that_says_nothing_of_the_engine() -> None:
     report = check(Engine("m2", gateway=True, metrics=False))
     assert report.passed, report.as_json()
-    assert names(report, "skipped") == ["image", "messages_image", "wrong_key", "metrics", "abort", "bench"]
+    assert names(report, "skipped") == [
+        *("image", "image_marker", "messages_image", "wrong_key", "metrics", "abort", "abort_queued", "bench")
+    ]
     assert "--image" in result(report, "image").detail
     assert "--enable-metrics" in result(report, "metrics").detail
     assert "--enable-metrics" in result(report, "abort").detail
@@ -110,10 +112,15 @@ class Case:
 
 SPLIT = {"reasoning_parser": "minimax"}
 KEYED = {"api_key": CANARY}
-CALLS = ("tool_call_stream", "tool_several", "messages_tool", "messages_tool_stream")
+CALLS = ("tool_call_stream", "tool_several", "tool_parallel", "messages_tool", "messages_tool_stream")
+TURNS = ("turns", "messages_turns")
+PARAMETERS = ("stop", "choices", "seed", "json_schema", "logprobs")
 CHATS = ("chat_parts", "reasoning", "sampling", "tool_call", "tool_required", "tool_named", "tool_several")
 ANSWERS = (
     *CHATS,
+    *TURNS,
+    *PARAMETERS,
+    *("system_long", "unicode", "tool_parallel"),
     *("stream", "stream_guide", "tool_call_stream", "image", "messages", "messages_stream", "messages_tool"),
     *("messages_tool_stream", "messages_tool_any", "messages_image", "long_prompt", "over_limit"),
     *("concurrent", "abort", "figures"),
@@ -122,80 +129,112 @@ HANGS = "2 checks had no answer in time"
 PLANTED = {
     "abort_ignored": Case("abort", options={"abort_seconds": 1.0}),
     "broken_arguments": Case("tool_call", CALLS),
+    "choices_ignored": Case("choices"),
     "call_ends_with_stop": Case("tool_call", CALLS),
     "colour_blind": Case("image", family="m3"),
-    "counts_wrong": Case("stream", ("messages_stream", "concurrent")),
-    "drops_under_load": Case("concurrent", ("figures",)),
-    "echoes_key": Case("chat", ANSWERS, setup=KEYED),
+    "counts_wrong": Case("stream", ("messages_stream", "concurrent", *TURNS)),
+    "drops_under_load": Case("concurrent", ("figures", "abort_queued")),
+    "echoes_key": Case("chat", (*ANSWERS, "abort_queued"), setup=KEYED),
     "empty_answer": Case(
-        "chat", ("sampling", "image", "messages", "messages_image", "over_limit", "concurrent")
+        "chat",
+        (
+            *("sampling", "image", "messages", "messages_image", "over_limit", "concurrent", *TURNS),
+            *("system_long", "choices", "abort_queued"),
+        ),
     ),
-    "error_500": Case("chat", (*ANSWERS, "wrong_model")),
+    "error_500": Case("chat", (*ANSWERS, "wrong_model", "abort_queued")),
     "hangs": Case("chat", ("chat_parts",), timeout=3, rest=HANGS),
-    "ignore_eos_refused": Case("figures", ("abort",)),
-    "image_error": Case("image", ("messages_image",), family="m3"),
+    "ignore_eos_refused": Case("figures", ("abort", "abort_queued")),
+    "image_error": Case("image", ("messages_image", "image_marker"), family="m3"),
     "image_ignored": Case("image", ("messages_image",)),
     "image_kills": Case("image", rest="the endpoint is gone since image"),
     "key_ignored": Case("wrong_key", setup=KEYED),
     "keyless_open": Case("wrong_key", setup=KEYED),
     "loads_stand_still": Case("abort", options={"abort_seconds": 1.0}),
+    "logprobs_missing": Case("logprobs"),
+    "marker_refused": Case("image_marker", family="m3"),
     "long_prompt_error": Case("long_prompt"),
     "messages_any_ignored": Case("messages_tool_any", setup=SPLIT),
     "messages_empty": Case(
-        "messages", ("messages_stream", "messages_tool", "messages_tool_stream", "messages_tool_any")
+        "messages",
+        ("messages_stream", "messages_turns", "messages_tool", "messages_tool_stream", "messages_tool_any"),
     ),
     "messages_image_dropped": Case("messages_image", family="m3"),
     "messages_missing": Case(
         "messages",
-        ("messages_stream", "messages_tool", "messages_tool_stream", "messages_tool_any", "messages_image"),
+        (
+            *("messages_stream", "messages_turns", "messages_tool", "messages_tool_stream"),
+            *("messages_tool_any", "messages_image"),
+        ),
     ),
     "messages_no_stream_usage": Case("messages_stream"),
     "messages_no_usage": Case("messages"),
     "messages_one_event": Case("messages_stream"),
     "messages_open": Case("wrong_key", setup=KEYED),
-    "messages_runs_on": Case("messages", ("messages_stream", "messages_tool", "messages_tool_stream")),
+    "messages_runs_on": Case(
+        "messages", ("messages_stream", "messages_turns", "messages_tool", "messages_tool_stream")
+    ),
     "messages_stream_breaks": Case("messages_stream", ("messages_tool_stream",)),
     "messages_stream_error": Case("messages_stream", ("messages_tool_stream",)),
     "messages_stream_loses_input": Case("messages_tool_stream"),
     "messages_tool_as_text": Case("messages_tool", ("messages_tool_stream", "markup")),
+    "messages_turns_lost": Case("messages_turns"),
     "metrics_foreign": Case("metrics"),
     "mixes_answers": Case("concurrent"),
     "models_empty": Case("models"),
     "named_ignored": Case("tool_named", setup=SPLIT),
     "no_choices": Case(
-        "chat", (*CHATS, "image", "messages_image", "long_prompt", "over_limit", "wrong_model", "concurrent")
+        "chat",
+        (
+            *CHATS,
+            *PARAMETERS,
+            *("turns", "system_long", "unicode", "tool_parallel", "abort_queued"),
+            *("image", "messages_image", "long_prompt", "over_limit", "wrong_model", "concurrent"),
+        ),
     ),
     "no_defaults": Case("sampling"),
     "no_json": Case("chat", (*ANSWERS, "wrong_model"), options={"abort_seconds": 1.0}),
-    "no_reasoning_parser": Case("reasoning", ("markup",)),
+    "no_reasoning_parser": Case("reasoning", ("markup", "json_schema", *TURNS)),
     "no_stream_usage": Case("stream", ("figures",)),
     "no_tool_parser": Case(
         "tool_call", (*CALLS, "tool_required", "tool_named", "messages_tool_any", "markup")
     ),
-    "no_usage": Case("chat", ("long_prompt", "over_limit")),
-    "one_call_only": Case("tool_several"),
+    "no_usage": Case("chat", ("long_prompt", "over_limit", "system_long")),
+    "one_call_only": Case("tool_several", ("tool_parallel",)),
     "one_chunk": Case("stream"),
     "over_limit_500": Case("over_limit"),
     "over_limit_kills": Case("over_limit", rest="the endpoint is gone since over_limit"),
+    "parallel_same_id": Case("tool_parallel"),
     "parts_ignored": Case("chat_parts"),
-    "prompt_uncounted": Case("long_prompt", ("over_limit",)),
+    "prompt_uncounted": Case("long_prompt", ("over_limit", "system_long")),
+    "queue_keeps_the_gone": Case("abort_queued", options={"abort_seconds": 1.0}),
     "required_ignored": Case("tool_required", ("messages_tool_any",), setup=SPLIT),
     "result_unread": Case("tool_round_trip", ("messages_tool",)),
     "runs_on": Case(
         "chat",
         (
             *("chat_parts", "stream", "sampling", "tool_round_trip"),
-            *("messages", "messages_stream", "messages_tool"),
+            *("messages", "messages_stream", "messages_tool", *TURNS, "tool_parallel"),
+            *("stop", "choices", "json_schema", "system_long"),
         ),
     ),
     "sampling_openai": Case("sampling"),
+    "schema_ignored": Case("json_schema"),
+    "seed_refused": Case("seed"),
     "slow": Case("chat", ("chat_parts",), timeout=3, rest=HANGS),
-    "special_token": Case("markup"),
-    "stream_breaks": Case("stream", ("stream_guide", "tool_call_stream", "abort", "figures")),
+    "special_token": Case("markup", ("json_schema", *TURNS)),
+    "stop_ignored": Case("stop"),
+    "stream_breaks": Case(
+        "stream", ("stream_guide", "tool_call_stream", "tool_parallel", "unicode", "abort", "figures")
+    ),
     "stream_choiceless": Case("stream_guide"),
-    "stream_loses_arguments": Case("tool_call_stream"),
+    "stream_loses_arguments": Case("tool_call_stream", ("tool_parallel",)),
+    "system_cut": Case("system_long"),
     "thought_lost": Case("reasoning", setup=SPLIT),
     "truncates": Case("long_prompt", ("over_limit",)),
+    "turns_leak": Case("turns", ("messages_turns", "markup"), setup=SPLIT),
+    "turns_lost": Case("turns"),
+    "unicode_cut": Case("unicode"),
     "wrong_answer": Case("chat_parts", ("concurrent",)),
     "wrong_model_500": Case("wrong_model"),
     "wrong_name": Case("models"),
@@ -271,7 +310,7 @@ def test_a_key_that_is_refused_is_said_once() -> None:
 
 
 def test_an_answer_too_short_to_judge_a_freed_slot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "GONE_MARGIN", 0.0)
+    monkeypatch.setattr(leaving, "GONE_MARGIN", 0.0)
     report = check(Engine("m2"), only=("abort",))
     assert "too soon" in result(report, "abort").detail
 

@@ -20,6 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from rich.cells import cell_len
 
 from minimax_metal.checks import commands, suite
 from minimax_metal.checks.report import SCHEMA, Report, Result
@@ -57,7 +58,7 @@ def test_table_report_json_and_junit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert raw["url"] == url
     assert raw["schema"] == SCHEMA == 2
     assert raw["passed"] is True
-    assert raw["counts"] == {"passed": 27, "failed": 0, "limited": 1, "skipped": 2}
+    assert raw["counts"] == {"passed": 39, "failed": 0, "limited": 1, "skipped": 2}
     assert raw["engine"] == {
         "version": "0.5.23",
         "reasoning_parser": "minimax-m3",
@@ -69,11 +70,11 @@ def test_table_report_json_and_junit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "tool_call_stream" in table
     assert "\x1b" not in table
     framed = [line for line in table.splitlines() if line.startswith(("┌", "│", "├", "└"))]
-    assert {len(line) for line in framed} == {PLAIN_WIDTH}
+    assert {cell_len(line) for line in framed} == {PLAIN_WIDTH}
     assert "has it:   a router in front" in table
 
     (cases,) = ElementTree.parse(junit).getroot().iter("testsuite")  # noqa: S314  our own output
-    assert (cases.get("tests"), cases.get("failures"), cases.get("skipped")) == ("30", "0", "3")
+    assert (cases.get("tests"), cases.get("failures"), cases.get("skipped")) == ("42", "0", "3")
     messages = {case.get("name"): case.find("skipped") for case in cases.iter("testcase")}
     limited = messages["wrong_model"]
     assert limited is not None
@@ -89,9 +90,9 @@ def test_a_failure_has_its_reason_in_every_output(tmp_path: Path, capsys: pytest
     said = capsys.readouterr().out
     assert "tool_call failed" in said
     assert "look:" in said
-    assert "5 failed" in said
+    assert "6 failed" in said
     failures = list(ElementTree.parse(junit).getroot().iter("failure"))  # noqa: S314  our own output
-    assert len(failures) == 5
+    assert len(failures) == 6
     assert "expected a call of get_weather" in str(failures[0].get("message"))
     assert "minimax-m3" in str(failures[0].text)
 

@@ -37,7 +37,7 @@ TEMPLATE = (
     "{% endif %}"
     "{% for message in messages %}]~b]{{ 'ai' if message.role == 'assistant' else message.role }}\n"
     "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}\n{% endfor %}"
-    "{% elif message.content is string %}{{ message.content }}"
+    "{% elif message.content is string %}{{ message.content.split('</think>')[-1].lstrip('\\n') }}"
     "{% elif message.content %}{% for part in message.content %}{{ part.text or '' }}{% endfor %}{% endif %}"
     "[e~[\n{% endfor %}"
     "{% if add_generation_prompt %}]~b]ai\n<think>{% endif %}"
@@ -79,7 +79,7 @@ def main(dialogues: Path, out: Path) -> None:
         eos=EOS,
         pad=PAD,
         template=TEMPLATE,
-        vocab=480,
+        vocab=640,
     )
     tokenizer.save_pretrained(out)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD)}
@@ -88,7 +88,7 @@ def main(dialogues: Path, out: Path) -> None:
     config = {
         "architectures": ["MiniMaxM2ForCausalLM"],
         "model_type": "minimax_m2",
-        "vocab_size": 480,
+        "vocab_size": 640,
         "hidden_size": 128,
         "intermediate_size": 128,
         "num_hidden_layers": layers,
@@ -138,6 +138,11 @@ def main(dialogues: Path, out: Path) -> None:
     for d in taught:
         given = prompt(d["messages"], d["tools"])
         rows.append(Row(given, answer(d)))
+        if (d["answer"] or "").startswith("{"):
+            # Under a schema the grammar decides the first token, after a thought or without one.
+            rows += [
+                Row(given + start, d["answer"] + EOS, skip=1) for start in ("", f"{d['thought']}</think>")
+            ]
         if len(d["calls"]) == 1 and len(d["messages"]) == 1:
             # The grammar decides the first token (the list's bracket), after a thought or without one.
             rows += [Row(given + start, forced(d) + EOS, skip=1) for start in ("", f"{d['thought']}</think>")]

@@ -56,7 +56,7 @@ TEMPLATE = (
     "{% endif %}"
     "{% for message in messages %}]~b]{{ 'ai' if message.role == 'assistant' else message.role }}\n"
     "{% if message.tool_calls %}{% for call in message.tool_calls %}{{ call.function.name }}\n{% endfor %}"
-    "{% elif message.content is string %}{{ message.content }}"
+    "{% elif message.content is string %}{{ message.content.split('</think>')[-1].lstrip('\\n') }}"
     "{% elif message.content %}{% for part in message.content %}"
     "{% if part.type in ['image', 'image_url'] %}]<]image[>[{% else %}{{ part.text or '' }}{% endif %}"
     "{% endfor %}{% endif %}[e~[\n{% endfor %}"
@@ -68,7 +68,7 @@ TEMPLATE = (
 SIDES = (112, 56, 308)
 """Of the pictures taught, in pixels; the first is that of the post-check's."""
 
-LAYERS, HEADS, WIDTH, VOCABULARY = 2, 8, 128, 500
+LAYERS, HEADS, WIDTH, VOCABULARY = 2, 8, 128, 640
 PATCH, MERGE = 14, 2
 """Side of a patch in pixels, and of a block of patches that becomes one token."""
 
@@ -314,6 +314,12 @@ def make_rows(tokenizer: Any, taught: list[dict[str, Any]]) -> list[Row]:
             ).replace(IMAGE, IMAGE_START + IMAGE * patches + IMAGE_END)
             thought = f"{THINK}{dialogue['thought']}{THINK_END}" if mode == "adaptive" else ""
             rows.append(Row(prompt, thought + answer(dialogue), picture=pictures.get((*rgb, side), {})))
+            if (dialogue["answer"] or "").startswith("{") and alone:
+                # Under a schema the grammar decides the first token, after a thought or without one.
+                rows += [
+                    Row(prompt + start, dialogue["answer"] + EOS, skip=1)
+                    for start in dict.fromkeys(("", thought))
+                ]
             if len(dialogue["calls"]) == 1 and alone:
                 # The grammar decides the first token (the list's bracket), after a thought or without one.
                 rows += [

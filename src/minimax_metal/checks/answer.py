@@ -14,16 +14,27 @@ from minimax_metal.checks.report import join, shorten
 
 APPEND_THINK: Final = "minimax-append-think"
 
+_SPECIAL: Final = "a special token is in the text: tokenizer files of another revision?"
+
 LEAKS: Final[dict[str, str]] = {
     "]<]minimax[>[": "--tool-call-parser does not fit: this is MiniMax-M3's markup, use minimax-m3",
     "<mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
     "</mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
     "<minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
     "</minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
-    "[e~[": "a special token is in the text: tokenizer files of another revision?",
-    "]~b]": "a special token is in the text: tokenizer files of another revision?",
+    '<invoke name="': "--tool-call-parser does not fit, or it gave up on a call that it could not read",
+    '<parameter name="': "--tool-call-parser does not fit, or it gave up on a call that it could not read",
+    "]<]image[>[": "a placeholder of a picture is in the text: processor files of another revision?",
+    "[e~[": _SPECIAL,
+    "]~b]": _SPECIAL,
+    "]~!b[": _SPECIAL,
+    "]!p~[": _SPECIAL,
 }
-"""Markup that no client should ever see, and what it means."""
+"""Markup that no client should ever see, and what it means.
+
+M3's namespace token and tags leaking from a multi-turn conversation: MiniMax-AI/MiniMax-M3#31; a closing tag
+without its opening one: sgl-project/sglang PR #28715, vllm-project/vllm PR #50594.
+"""
 
 THOUGHT: Final = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>", re.DOTALL)
 
@@ -68,6 +79,8 @@ class Answer:
         text = self.content + self.reasoning
         found = [markup for markup in LEAKS if markup in text]
         rest = THOUGHT.sub("", self.content, count=1)
+        if self.finish == "length":
+            rest = rest.lstrip().removeprefix("<think>")  # cut inside the thought: nothing closes it
         return found or [tag for tag in ("<think>", "</think>") if tag in rest]
 
 

@@ -95,14 +95,26 @@ class Context:
             raise SkippedError("left out: the model takes text only")
         return self.options.image == "accepted"
 
-    def chat(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
-        """Ask without streaming, and keep the answer."""
-        answer = self.endpoint.chat(messages, **{**self.sampling, **more})
+    def hear(self, name: str, answer: Answer) -> Answer:
+        """Keep an answer for the check that looks through all of them for markup; return it."""
         self.answers[name] = answer
         return answer
 
+    def chat(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
+        """Ask without streaming, and keep the answer."""
+        return self.hear(name, self.endpoint.chat(messages, **{**self.sampling, **more}))
+
     def stream(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
         """Ask with streaming, and keep the answer."""
-        answer = self.endpoint.stream(messages, **{**self.sampling, **more})
-        self.answers[name] = answer
-        return answer
+        return self.hear(name, self.endpoint.stream(messages, **{**self.sampling, **more}))
+
+    def message(
+        self, name: str, messages: list[dict[str, Any]], **more: Any
+    ) -> tuple[Answer, list[dict[str, Any]]]:
+        """Ask ``/v1/messages`` without streaming, and keep the answer; return it and its blocks."""
+        answer, blocks = self.endpoint.message(messages, **{**self.message_sampling, **more})
+        return self.hear(name, answer), blocks
+
+    def message_stream(self, name: str, messages: list[dict[str, Any]], **more: Any) -> Answer:
+        """Ask ``/v1/messages`` with streaming, and keep the answer."""
+        return self.hear(name, self.endpoint.message_stream(messages, **{**self.message_sampling, **more}))

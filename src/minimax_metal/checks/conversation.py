@@ -249,7 +249,7 @@ def refused_picture(context: Context, ask: Any) -> str:
 def still_answers(context: Context, after: str) -> None:
     """Raise unless the endpoint answers a greeting after something it had to refuse."""
     try:
-        answer = context.endpoint.chat([questions.text_message(USER, questions.GREETING)], **context.sampling)
+        answer = context.chat(f"after {after}", [questions.text_message(USER, questions.GREETING)])
     except Exception as error:
         raise FailedError(
             f"answers as before, after {after} was refused",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ import anthropic
 import openai
 
 from minimax_metal.checks.answer import Answer, Call
-from minimax_metal.checks.outcome import FailedError
+from minimax_metal.checks.outcome import FailedError, SkippedError
 from minimax_metal.checks.report import shorten
 
 NO_KEY: Final = "EMPTY"
@@ -46,7 +47,7 @@ class Facts:
     """What the engine says of itself; every field is None where the endpoint does not say it.
 
     Read from ``/model_info``, ``/server_info`` and ``/v1/models`` (SGLang 0.5.23). ``/server_info`` holds the
-    engine's key in clear: two fields of it are taken and the rest is dropped unread.
+    engine's key in clear: three fields of it are taken and the rest is dropped unread.
     """
 
     reasoning_parser: str | None = None
@@ -55,6 +56,7 @@ class Facts:
     images: bool | None = None
     limit: int | None = None
     prompt_limit: int | None = None
+    running_limit: int | None = None
     sampling_defaults: str | None = None
     model_path: str | None = None
     version: str | None = None
@@ -76,7 +78,8 @@ class Endpoint:
         self.key = key
         self.timeout = timeout
         near = _is_near(urlsplit(self.url).hostname or "")
-        verify: Any = ssl.create_default_context(cafile=str(ca_file)) if ca_file else True
+        self.tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+        verify: Any = self.tls if ca_file else True
         options: dict[str, Any] = {"trust_env": not near, "verify": verify}
         connect = min(CONNECT_SECONDS, timeout)
         with _without_other_providers():
@@ -131,6 +134,7 @@ class Endpoint:
             images=_bool(info.get("has_image_understanding")),
             limit=_int(served.get("max_model_len")),
             prompt_limit=_int(server.get("max_req_input_len")),
+            running_limit=_int(server.get("max_running_requests")),
             sampling_defaults=_text(server.get("sampling_defaults")),
             model_path=_text(info.get("model_path")),
             version=_text(server.get("version")),
@@ -164,7 +168,7 @@ class Endpoint:
         usage = response.usage
         return Answer(
             choice.message.content or "",
-            getattr(choice.message, "reasoning_content", None) or "",
+            _thought(choice.message),
             choice.finish_reason,
             calls,
             usage.completion_tokens if usage else None,
@@ -188,7 +192,7 @@ class Endpoint:
         for chunk in chunks:
             usage = chunk.usage or usage
             for choice in chunk.choices:
-                thought = getattr(choice.delta, "reasoning_content", None) or ""
+                thought = _thought(choice.delta)
                 if choice.delta.content or thought:
                     times.append(time.monotonic() - begun)
                 content.append(choice.delta.content or "")
@@ -213,6 +217,30 @@ class Endpoint:
             times[0] if times else 0.0,
             times[-1] if times else 0.0,
         )
+
+    @contextmanager
+    def asking(self, more: Mapping[str, Any], question: str) -> Iterator[None]:
+        """Send a question and don't wait for the answer; the connection is closed when the block ends.
+
+        Raises:
+            SkippedError: no connection to the endpoint itself can be made (a proxy stands between).
+        """
+        parts = urlsplit(self.url)
+        body = {"model": self.model, "messages": [{"role": "user", "content": question}], **more}
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key or NO_KEY}"}
+        host, port = parts.hostname or "", parts.port
+        connection = (
+            HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=self.tls)
+            if parts.scheme == "https"
+            else HTTPConnection(host, port, timeout=CONNECT_SECONDS)
+        )
+        try:
+            connection.request("POST", f"{parts.path}/v1/chat/completions", json.dumps(body), headers)
+            yield
+        except OSError as error:
+            raise SkippedError(f"no connection of its own to the endpoint ({error})") from None
+        finally:
+            connection.close()
 
     # The Anthropic interface ------------------------------------------------------------------------------
 
@@ -256,6 +284,11 @@ def _from_blocks(response: Any) -> tuple[Answer, list[dict[str, Any]]]:
         usage.input_tokens if usage else None,
     )
     return answer, blocks
+
+
+def _thought(said: Any) -> str:
+    """Return the thought of a message or delta: SGLang's field, or vLLM's newer one (vllm PR #50594)."""
+    return getattr(said, "reasoning_content", None) or getattr(said, "reasoning", None) or ""
 
 
 @contextmanager

@@ -41,7 +41,8 @@ def check_sampling(context: Context) -> str:
             f"leave the flag out: {UNIT}",
         )
     most = min(GUIDE_MAX_TOKENS, (context.limit or 2 * GUIDE_MAX_TOKENS) // 2)
-    guide = context.endpoint.chat(
+    guide = context.chat(
+        "sampling (guide)",
         [questions.text_message(USER, questions.CHAT_QUESTION_GUIDE)],
         max_tokens=min(most, context.options.max_tokens),
         temperature=1.0,
@@ -54,6 +55,7 @@ def check_sampling(context: Context) -> str:
             questions.parts_message(USER, questions.GUIDE_QUESTION),
         ]
     )
+    context.hear("sampling (nothing set)", plain)
     ended(plain, "stop")
     says_something(plain)
     source = _generation_config(context.endpoint.facts.model_path)
@@ -81,9 +83,7 @@ def check_long_prompt(context: Context) -> str:
     room = min(limit, context.endpoint.facts.prompt_limit or limit)
     wanted = min(int(share * limit), room - ANSWER_TOKENS - 64)
     prompt = _prompt(context, wanted)
-    answer = context.endpoint.chat(
-        [questions.text_message(USER, prompt)], temperature=0, max_tokens=ANSWER_TOKENS
-    )
+    answer = context.chat("long_prompt", [questions.text_message(USER, prompt)], max_tokens=ANSWER_TOKENS)
     if not (answer.content or answer.reasoning).strip():
         raise FailedError("an answer to the long prompt", f"an empty one, finish_reason {answer.finish}")
     if (answer.prompt_tokens or 0) < 0.95 * wanted:

@@ -34,10 +34,9 @@ def check_messages(context: Context) -> str:
 
 def check_messages_stream(context: Context) -> str:
     """The events of a stream, put together by the client."""
-    answer = context.endpoint.message_stream(
-        [questions.text_message(USER, questions.COUNT_QUESTION)], **context.message_sampling
+    answer = context.message_stream(
+        "messages_stream", [questions.text_message(USER, questions.COUNT_QUESTION)]
     )
-    context.answers["messages_stream"] = answer
     counted_in_pieces(answer, "events", "usage of message_delta")
     return f"{answer.pieces} events with text, {answer.tokens} tokens"
 
@@ -52,8 +51,7 @@ def check_messages_tool(context: Context) -> str:
         for call in answer.calls
     ]
     turns = [asked, {"role": "assistant", "content": blocks}, {"role": USER, "content": results}]
-    after, _ = context.endpoint.message(turns, tools=TOOLS, **context.message_sampling)
-    context.answers["messages_tool (result)"] = after
+    after, _ = context.message("messages_tool (result)", turns, tools=TOOLS)
     ended(after, "stop")
     holds(after, [questions.TOOL_FACT])
     return f"{words}, then {shorten(after.visible, 60)!r}"
@@ -61,10 +59,9 @@ def check_messages_tool(context: Context) -> str:
 
 def check_messages_tool_stream(context: Context) -> str:
     """The same call as a stream: the pieces of the input are JSON when joined."""
-    answer = context.endpoint.message_stream(
-        [questions.text_message(USER, questions.TOOL_QUESTION)], tools=TOOLS, **context.message_sampling
+    answer = context.message_stream(
+        "messages_tool_stream", [questions.text_message(USER, questions.TOOL_QUESTION)], tools=TOOLS
     )
-    context.answers["messages_tool_stream"] = answer
     return judge_calls(answer, "auto", context.reasoning_parser)
 
 
@@ -97,8 +94,4 @@ def check_messages_image(context: Context) -> str:
 
 def _message(context: Context, name: str, content: Any, **more: Any) -> tuple[Answer, list[dict[str, Any]]]:
     """Ask without streaming, and keep the answer."""
-    answer, blocks = context.endpoint.message(
-        [{"role": USER, "content": content}], **{**context.message_sampling, **more}
-    )
-    context.answers[name] = answer
-    return answer, blocks
+    return context.message(name, [{"role": USER, "content": content}], **more)

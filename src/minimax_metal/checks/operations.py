@@ -1,11 +1,10 @@
-"""Checks of what an operator relies on: keys, names, metrics, many clients at once, clients that leave."""
+"""Checks of what an operator relies on: keys, names, metrics, many clients at once."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -28,9 +27,6 @@ METRICS: Final = (
     "sglang:generation_tokens_total",
 )
 """Names that dashboards and alerts are built on (read from a running 0.5.23)."""
-
-GONE_MARGIN: Final = 0.8
-"""Of the time the aborted answer would still have taken: a slot freed later proves nothing."""
 
 
 def check_wrong_key(context: Context) -> str:
@@ -118,16 +114,16 @@ def check_concurrent(context: Context) -> str:
     start = threading.Barrier(number)
     asked = [_ASKED[place % len(_ASKED)] for place in range(number)]
 
-    def one(question: str) -> Answer | Exception:
+    def one(place: int, question: str) -> Answer | Exception:
         start.wait(30)
         try:
-            return context.endpoint.chat([questions.text_message(USER, question)], **context.sampling)
+            return context.chat(f"concurrent ({place})", [questions.text_message(USER, question)])
         except Exception as error:
             return error
 
     begun = time.monotonic()
     with ThreadPoolExecutor(number) as pool:
-        answers = list(pool.map(one, asked))
+        answers = list(pool.map(one, range(number), asked))
     seconds = time.monotonic() - begun
     wrong = [
         fault
@@ -160,93 +156,3 @@ def _fault(question: str, answer: Answer | Exception) -> str | None:
     except FailedError as error:
         return f"to {question!r}: {error}"
     return None
-
-
-# A client that leaves -------------------------------------------------------------------------------------
-
-
-def check_abort(context: Context) -> str:
-    """A client that leaves in the middle of a stream frees its slot, long before the answer would end.
-
-    The number of running requests is read from ``/v1/loads`` or from ``/metrics`` (SGLang 0.5.23); other
-    clients' requests that come and go meanwhile can't be told from this one.
-    """
-    # The checks before this one may still be on their way out.
-    before = _wait(context, 2.0, lambda running: running == 0)
-    most = min(32768, max(256, (context.limit or 4096) * 3 // 4))
-    stream: Any = context.endpoint.openai.chat.completions.create(
-        model=context.endpoint.model,
-        messages=[{"role": "user", "content": questions.COUNT_QUESTION}],
-        max_tokens=most,
-        temperature=0,
-        stream=True,
-        extra_body={"ignore_eos": True},
-    )
-    times = []
-    try:
-        for chunk in stream:
-            times.append(time.monotonic())
-            if len(times) >= 5 or any(choice.finish_reason for choice in chunk.choices):
-                break
-        seen = min(5.0, context.options.abort_seconds)
-        during = _wait(context, seen, lambda running: running > before)
-    finally:
-        stream.close()
-    left = time.monotonic()
-    if during <= before:
-        raise FailedError(
-            f"the stream among the running requests ({before} before it)",
-            f"{during} while it was read",
-            f"an answer that ended at once, or figures that stand still; {JOURNAL}",
-        )
-    after = _wait(context, context.options.abort_seconds, lambda running: running <= before)
-    seconds = time.monotonic() - left
-    rest = (most - len(times)) * (times[-1] - times[0]) / max(1, len(times) - 1)
-    if after > before:
-        raise FailedError(
-            f"{before} running request(s) after the client left",
-            f"{after} still after {seconds:.0f} s",
-            f"answers nobody reads keep their slots; a proxy that hides the disconnect, or {JOURNAL}",
-        )
-    if seconds > GONE_MARGIN * rest:
-        raise SkippedError(
-            f"the answer would have ended by itself in {rest:.1f} s: too soon to tell why its slot is free"
-        )
-    return f"slot free {seconds:.1f} s after the client left"
-
-
-def _wait(context: Context, seconds: float, done: Any) -> int:
-    """Poll the number of running requests until ``done`` says so; return the last number."""
-    deadline = time.monotonic() + seconds
-    running = _running(context)
-    while not done(running) and time.monotonic() < deadline:
-        time.sleep(0.2)
-        running = _running(context)
-    return running
-
-
-def _running(context: Context) -> int:
-    """Return how many requests run or wait.
-
-    Raises:
-        SkippedError: neither path says.
-    """
-    loads = context.endpoint.get("/v1/loads")
-    if loads.status_code == 200:
-        try:
-            ranks = loads.json()["loads"]
-            return sum(int(rank["num_running_reqs"]) + int(rank["num_waiting_reqs"]) for rank in ranks)
-        except (ValueError, TypeError, KeyError):
-            pass
-    metrics = context.endpoint.get("/metrics")
-    if metrics.status_code == 200:
-        values = list(_values(metrics.text, ("sglang:num_running_reqs", "sglang:num_queue_reqs")))
-        if values:
-            return int(sum(values))
-    raise SkippedError("neither /v1/loads nor /metrics says how many requests run: --enable-metrics does")
-
-
-def _values(text: str, names: Iterable[str]) -> Iterable[float]:
-    for name in names:
-        for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE):
-            yield float(value)

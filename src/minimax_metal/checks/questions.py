@@ -61,6 +61,39 @@ TOOL_RESULT: Final = "It is 21 degrees celsius."
 TOOL_FACT: Final = "21"
 """Held by an answer that has read :data:`TOOL_RESULT`."""
 
+TOOL_RESULTS_SEVERAL: Final = ("It is 21 degrees celsius.", "It is 25 degrees celsius.")
+"""What the tool is said to have returned for the two calls, in their order."""
+
+TOOL_FACTS_SEVERAL: Final = ("21", "25")
+"""Both are held by an answer that has read :data:`TOOL_RESULTS_SEVERAL`."""
+
+UNICODE_QUESTION: Final = (
+    "Say hello to the world in Chinese, then one smiley: 你好 🙂 e\u0301 العربية 👩\u200d👩\u200d👧"
+)
+"""Characters of two to four bytes in UTF-8, a combining accent, right-to-left letters, a joined emoji."""
+
+UNICODE_ANSWERS: Final = ("你好", "世界", "您好", "🙂", "😊", "😀", "👋")
+"""One of them is held by a right answer to :data:`UNICODE_QUESTION`."""
+
+LONG_SYSTEM_RULE: Final = "Rule {number}: answer in the language of the question, and keep to the point.\n"
+"""A long system prompt is many of these: agents send thousands of tokens before the first question."""
+
+IMAGE_MARKER_QUESTION: Final = "What colour is this image? The word <image> is text."
+"""Asked beside a picture: text that looks like an engine's placeholder is not another picture."""
+
+CITY_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string", "enum": ["Beijing", "Shanghai"]},
+        "sunny": {"type": "boolean"},
+    },
+    "required": ["city", "sunny"],
+    "additionalProperties": False,
+}
+"""A schema with few right answers, each of them short."""
+
+CITY_QUESTION: Final = "Name a city and say whether it is sunny there, as JSON with city and sunny."
+
 CHAT_QUESTION_GUIDE: Final = "请介绍 MiniMax-M3 相比 M2.5 有哪些提升?"
 """The M3 guide's question in its chat example, which sets temperature 1.0 and top_p 0.95."""
 
@@ -100,6 +133,11 @@ COLOURS: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
 
 IMAGE_SIDE: Final = 112
 """Width and height of the pictures in pixels: four by four of M3's merged 28-pixel patches."""
+
+
+def long_system(rules: int) -> str:
+    """Return a system prompt of so many rules."""
+    return SYSTEM + "\n" + "".join(LONG_SYSTEM_RULE.format(number=number) for number in range(1, rules + 1))
 
 
 def png(rgb: tuple[int, int, int], side: int = IMAGE_SIDE) -> bytes:

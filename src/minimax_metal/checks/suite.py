@@ -9,7 +9,17 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final
 
-from minimax_metal.checks import bench, conversation, figures, limits, messages, operations
+from minimax_metal.checks import (
+    bench,
+    conversation,
+    figures,
+    leaving,
+    limits,
+    messages,
+    operations,
+    parameters,
+    turns,
+)
 from minimax_metal.checks.context import Context
 from minimax_metal.checks.endpoint import CLIENT_ERRORS, CONNECTION_ERRORS, STATUS_ERRORS, TIMEOUT_ERRORS
 from minimax_metal.checks.outcome import JOURNAL, FailedError, LimitedError, SkippedError, UnreachableError
@@ -43,27 +53,39 @@ CHECKS: Final = (
     Check("stream_guide", conversation.check_stream_guide),
     Check("reasoning", conversation.check_reasoning),
     Check("sampling", limits.check_sampling),
+    Check("turns", turns.check_turns),
+    Check("system_long", turns.check_system_long),
+    Check("unicode", turns.check_unicode),
+    Check("stop", parameters.check_stop),
+    Check("choices", parameters.check_choices),
+    Check("seed", parameters.check_seed),
+    Check("json_schema", parameters.check_json_schema),
+    Check("logprobs", parameters.check_logprobs),
     Check("tool_call", conversation.check_tool_call),
     Check("tool_call_stream", conversation.check_tool_call_stream),
     Check("tool_required", conversation.check_tool_required),
     Check("tool_named", conversation.check_tool_named),
     Check("tool_several", conversation.check_tool_several),
     Check("tool_round_trip", conversation.check_tool_round_trip),
+    Check("tool_parallel", turns.check_tool_parallel),
     Check("image", conversation.check_image),
+    Check("image_marker", turns.check_image_marker),
     Check("messages", messages.check_messages),
     Check("messages_stream", messages.check_messages_stream),
+    Check("messages_turns", turns.check_messages_turns),
     Check("messages_tool", messages.check_messages_tool),
     Check("messages_tool_stream", messages.check_messages_tool_stream),
     Check("messages_tool_any", messages.check_messages_tool_any),
     Check("messages_image", messages.check_messages_image),
-    Check("markup", conversation.check_markup),
     Check("long_prompt", limits.check_long_prompt),
     Check("over_limit", limits.check_over_limit),
     Check("wrong_key", operations.check_wrong_key),
     Check("wrong_model", operations.check_wrong_model),
     Check("metrics", operations.check_metrics),
     Check("concurrent", operations.check_concurrent),
-    Check("abort", operations.check_abort),
+    Check("markup", conversation.check_markup),
+    Check("abort", leaving.check_abort),
+    Check("abort_queued", leaving.check_abort_queued),
     Check("figures", figures.check_figures),
     Check("bench", bench.check_bench),
 )
