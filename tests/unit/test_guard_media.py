@@ -437,13 +437,10 @@ JSON = st.recursive(
 @given(JSON)
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_body_is_let_through_or_refused_and_nothing_else(body: Any) -> None:
-    try:
+    wanted: list[Any] = []
+    with contextlib.suppress(Refused):
         wanted = Check(frozenset({"a.example"}), 10**6).remote(body)
-    except Refused as refused:
-        said = refused
-    else:
-        said = Refused(400, "")
-        assert all(item.text.startswith(("http://", "https://")) for item in wanted)
+    assert all(item.text.startswith(("http://", "https://")) for item in wanted)
 
 
 @given(
