@@ -81,6 +81,9 @@ class ActionModule(ActionBase):
         )
         if answer.get("rc") != 0:
             return None
-        raw = json.loads(str(answer.get("stdout", "")).splitlines()[-1])
-        proof = Proof.parse({**raw, "resolver": name})
+        try:
+            raw = json.loads(str(answer.get("stdout", "")).splitlines()[-1])
+            proof = Proof.parse({**raw, "resolver": name})
+        except (IndexError, TypeError, ValueError, RecursionError, UserError):
+            return None  # a host's words that are none say nothing; the next source is asked
         return proof if proof.by == HUB else None

@@ -127,6 +127,23 @@ def test_without_anybody_outside_it_is_said_and_not_kept(tmp_path: Path) -> None
     assert list(tmp_path.glob("*.json")) == []
 
 
+def test_of_many_hosts_one_waits_for_sources_that_do_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Asked()
+    lines = [resolve(wish(MIRROR), tmp_path, ask=ask).warnings for _ in range(8)]
+    assert len(ask.asked) == 2, "the hub and the mirror, once each"
+    assert lines == [lines[0]] * 8
+    assert resolve(wish(MIRROR, again=True), tmp_path, ask=Asked(huggingface=1)).proof is not None
+    (tmp_path / "2").mkdir()
+    resolve(wish(MIRROR), tmp_path / "2", ask=ask)
+    assert resolve(wish(OWN), tmp_path / "2", ask=Asked(artifactory=1)).proof is not None, "another wish"
+    monkeypatch.setattr("minimax_metal.artefacts.wishes.RECENT", 0.0)
+    (tmp_path / "3").mkdir()
+    resolve(wish(MIRROR), tmp_path / "3", ask=ask)
+    assert resolve(wish(MIRROR), tmp_path / "3", ask=Asked(mirror=1)).proof is not None, "long ago"
+
+
 def test_a_statement_without_hashes_is_none_unless_it_is_accepted(tmp_path: Path) -> None:
     bare = (Entry("config.json", 3),)
     found = resolve(wish(MIRROR), tmp_path, ask=Asked(mirror=bare))

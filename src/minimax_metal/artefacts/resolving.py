@@ -8,6 +8,7 @@ kept and recorded as no more than that. Nothing that a host keeps, and no other 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -23,15 +24,16 @@ from minimax_metal.artefacts.manifest import MOST_BYTES, DamagedFileError, Manif
 from minimax_metal.artefacts.proof import HUB, MIRROR, Proof, differences, named, now
 from minimax_metal.artefacts.request import DIRECTORY, Request, Source, is_commit
 from minimax_metal.artefacts.sources import open_source
-from minimax_metal.artefacts.wishes import Kept, Wish, file_of, locked
+from minimax_metal.artefacts.wishes import Kept, Wish, file_of, locked, note_failure, recent_failure
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle import store as bundles
 
-STALL: Final = 15.0
+STALL: Final = 10.0
 """Seconds without a byte after which a source that is asked for its list is given up."""
 TRIES: Final = 2
+"""Of a source that asks for patience."""
 
 
 @dataclass(slots=True)
@@ -67,8 +69,9 @@ def ask(source: Source, resolver: str = "controller") -> Proof:
                 listing.revision or source.revision,
             )
         except SourceError as error:
-            if error.permanent or tried + 1 == TRIES:
+            if not error.busy or tried + 1 == TRIES:
                 raise
+            time.sleep(min(STALL, error.after or 1.0))
     raise SourceError(f"{source} was not asked")
 
 
@@ -122,6 +125,8 @@ def resolve(
             return Resolved(
                 kept.proof, settled(wish.sources, kept.settled), _warnings(wish, store, kept.proof)
             )
+        if not wish.again and (said := recent_failure(store, wish)) is not None:
+            return Resolved(None, wish.sources, _warnings(wish, store, None, said))
         reasons: list[str] = []
         candidates = wish.candidates()
         hubs = [source for source in candidates if authority(source)[0] == HUB]
@@ -136,6 +141,8 @@ def resolve(
                 return Resolved(
                     kept.proof, settled(wish.sources, kept.settled), _warnings(wish, store, kept.proof)
                 )
+            if keep:
+                note_failure(store, wish, reasons)
             return Resolved(None, wish.sources, _warnings(wish, store, None, reasons))
         source, proof = found
         _compare(wish, kept, proof, store)

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,8 @@ from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
 SCHEMA: Final = 1
+RECENT: Final = 300.0
+"""Seconds for which it holds that nobody could be asked."""
 _PUBLIC: Final = {kind: DEFAULT_ENDPOINTS[kind][1] for kind in HUBS}
 
 
@@ -103,6 +106,27 @@ def file_of(store: Path, wish: Wish) -> Path:
     """Return the file that keeps what was resolved for a wish."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{wish.repository}@{wish.revision}").strip("-.")
     return store / f"{name}.json"
+
+
+def note_failure(store: Path, wish: Wish, reasons: Sequence[str]) -> None:
+    """Keep for some minutes that nobody could say: of many hosts' tasks one waits for the sources."""
+    content = {"wish": _digest(wish), "time": time.time(), "reasons": list(reasons)}
+    write_atomic(file_of(store, wish).with_suffix(".failed"), json.dumps(content) + "\n", mode=0o600)
+
+
+def recent_failure(store: Path, wish: Wish) -> list[str] | None:
+    """Return why nobody could say some minutes ago; None when that is not known or too long ago."""
+    try:
+        raw: Any = json.loads(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
+        if raw["wish"] == _digest(wish) and 0 <= time.time() - raw["time"] < RECENT:
+            return [str(reason) for reason in raw["reasons"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _digest(wish: Wish) -> str:
+    return hashlib.sha256(repr(wish).encode()).hexdigest()
 
 
 @contextmanager
