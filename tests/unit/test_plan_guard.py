@@ -34,7 +34,8 @@ def test_the_guard_is_told_what_the_settings_say_and_has_the_same_defaults() -> 
     assert told == Guarded(served_name="MiniMaxAI/MiniMax-M2.5", identity=service["worker_url"])
     assert service["proves"]
     assert not plan(api_keys=False)["service"]["proves"]
-    assert not plan(engine_release="0.5.10.post1")["service"]["proves"]
+    old = plan(engine_release="0.5.10.post1")["service"]
+    assert (old["proves"], "METAL_IDENTITY" in old["environment"]) == (False, False)
     service = plan(
         allowed_media_domains=["Images.example.net", "cdn.example"],
         max_request_mib=8,

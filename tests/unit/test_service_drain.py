@@ -127,6 +127,25 @@ def test_keys_are_in_nothing_that_the_engine_says(starter: Starter, secrets: Pat
         assert ADMIN_KEY not in place.read_text()
 
 
+def test_an_engine_without_its_guard_is_never_ready(starter: Starter, secrets: Path) -> None:  # noqa: F811
+    import sys
+
+    identity = {"METAL_IDENTITY": "http://gpu01:8000"}
+    starter.engine.write_text(ENGINE.read_text())
+    plain = [sys.executable, str(starter.engine), "{port}", "good"]
+    options = ("--secrets", str(secrets))
+    run = starter("", *options, command=plain, environment=identity)
+    run.wait_for("READY=1")
+    run.process.terminate()
+    run.process.wait(timeout=PATIENCE)
+    # The engine can't load the plug-in, and goes on without it.
+    hidden = ["env", "--unset=PYTHONPATH", *plain]
+    run = starter("", *options, command=hidden, environment=identity, start=60)
+    run.wait_for("STATUS=waiting: the engine answers without its guard (/metal/identity: 404)")
+    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_NEVER
+    assert not [message for message in run.read() if "READY=1" in message]
+
+
 def guarded(run: Run, key: str | None) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", run.port, timeout=PATIENCE)
     with contextlib.closing(connection):

@@ -48,13 +48,14 @@ class Confinement:
     """Variables that go with it."""
 
 
-def guard_environment(settings: Settings, identity: str) -> dict[str, str]:
+def guard_environment(settings: Settings, identity: str | None) -> dict[str, str]:
     """What the guard is told by the unit's environment (``engine_plugin/.../settings.py``).
 
-    ``identity`` is where gateways reach the engine: it proves to be the one behind that address.
+    ``identity`` is where gateways reach the engine: it proves to be the one behind that address, and the
+    supervisor waits for that proof. None where there is no guard.
     """
-    limits = {
-        "METAL_IDENTITY": identity,
+    limits = {"METAL_IDENTITY": identity} if identity else {}
+    limits |= {
         "METAL_MAX_REQUEST_BYTES": str(settings.max_request_mib * 2**20),
         "METAL_REQUEST_SECONDS": str(settings.request_seconds),
         "METAL_MAX_IMAGE_PIXELS": str(settings.max_image_megapixels * 1_000_000),

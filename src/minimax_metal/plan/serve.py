@@ -199,7 +199,10 @@ def service_plans(
                     cuda,
                     cache,
                     indices if spread.tp < board.count else None,
-                    {**guard_environment(settings, identity), **confined.environment},
+                    {
+                        **guard_environment(settings, identity if release.plugins else None),
+                        **confined.environment,
+                    },
                 ),
                 gpu_indices=indices,
                 start_timeout_seconds=settings.start_timeout_seconds or checkpoint.start_timeout_seconds,

@@ -36,6 +36,7 @@ from minimax_metal.service import gpus, incidents
 from minimax_metal.service.arguments import Settings, parse
 from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, Who, diagnose, find_events, find_xids
 from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
+from minimax_metal.service.guarded import GuardProbe
 from minimax_metal.service.health import HealthProbe, Watch
 from minimax_metal.service.listener import Port
 from minimax_metal.service.notify import Notifier
@@ -86,6 +87,7 @@ class Supervisor:
         self.secrets = Secrets(())
         self.output: Output | None = None
         self.port = Port(settings.address[1])
+        self.guard = GuardProbe(settings.ready_url, None)
 
     def run(self) -> int:
         """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
@@ -99,6 +101,7 @@ class Supervisor:
     def _run(self) -> int:
         try:
             self.secrets = Secrets.of_directory(self.settings.secrets)
+            self.guard = GuardProbe.of(self.settings.ready_url, self.settings.secrets, os.environ)
         except OSError as error:
             return self.fail(
                 EXIT_NEVER, f"cannot read {error.filename}: {error.strerror}; run the playbook again"
@@ -236,7 +239,7 @@ class Supervisor:
             if status is not None:
                 return self.ended(engine, status, ready_after)
             age = self.age()
-            if ready_after is None and probe.ready.is_set() and self.port.is_the_engines(engine.pid):
+            if ready_after is None and probe.ready.is_set() and self.may_serve(engine.pid):
                 ready_after = age
                 self.say(f"ready after {spell(age)}; engine pid {engine.pid}")
                 self.notifier.send(
@@ -244,8 +247,8 @@ class Supervisor:
                 )
                 next_status = age + self.settings.status_interval
                 watch.start()
-            if ready_after is None and self.port.is_lost:
-                return self.over(engine, "start", f"was stopped: {self.port.note}", EXIT_NEVER)
+            if ready_after is None and (self.port.is_lost or self.guard.is_missing):
+                return self.over(engine, "start", f"was stopped: {self.wrong()}", EXIT_NEVER)
             if ready_after is None and age >= self.settings.start_timeout:
                 return self.give_up(engine, probe)
             if watch.hung.is_set():
@@ -256,10 +259,18 @@ class Supervisor:
                 next_status = age + (2.0 if ready_after is None else self.settings.status_interval)
             self.signals.wait(0.25 if ready_after is None else min(1.0, max(0.05, next_status - age)))
 
+    def may_serve(self, pid: int) -> bool:
+        """Whether what answers is the engine, and the guard is in it."""
+        return self.port.is_the_engines(pid) and self.guard.is_there()
+
+    def wrong(self) -> str:
+        """Why an engine that answers is not ready; empty when nothing is wrong."""
+        return self.port.note or self.guard.note
+
     def describe(self, age: float, ready_after: float | None, probe: HealthProbe, watch: Watch) -> str:
         """Return the status line: what can be seen without disturbing the engine."""
-        if ready_after is None and self.port.note:
-            return f"waiting: {self.port.note}"
+        if ready_after is None and self.wrong():
+            return f"waiting: {self.wrong()}"
         if ready_after is None:
             path = urllib.parse.urlsplit(self.settings.ready_url).path or "/"
             seen = {
