@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from minimax_metal.fleet.rollout import Work, decide, no_room, outsider, serving_of, work_of
+from minimax_metal.fleet.rollout import Work, decide, gateway_workers, no_room, outsider, serving_of, work_of
 from minimax_metal.fleet.soak import Figures
 from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 from minimax_metal.service.record import digest_of
@@ -148,6 +148,7 @@ class FilterModule:
             "metal_rollout_tags": tags_refusal,
             "metal_rollout_verdict": verdict,
             "metal_rollout_work": metal_rollout_work,
+            "metal_rollout_workers": gateway_workers,
             "metal_run": metal_run,
             "metal_soak_batches": metal_soak_batches,
             "metal_soak_figures": metal_soak_figures,

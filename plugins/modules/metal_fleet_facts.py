@@ -35,8 +35,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 facts:
-  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine and
-    units), C(releases) (names), C(units) (by name), C(differs) (files that hold something else), C(newer)
+  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine, units
+    and C(workers), the URLs that gateways know them by), C(releases) (names), C(units) (by name), C(differs) (files that hold something else), C(newer)
     (files that were written after an engine's process began).
   returned: always
   type: dict
@@ -87,6 +87,9 @@ def record(content: dict[str, Any] | None) -> dict[str, Any] | None:
         "model": (plan.get("model") or {}).get("served_name"),
         "engine": (plan.get("engine") or {}).get("release"),
         "units": [service.get("unit") for service in plan.get("services") or []],
+        "workers": [
+            service["worker_url"] for service in plan.get("services") or [] if service.get("worker_url")
+        ],
     }
 
 

@@ -13,6 +13,7 @@ from minimax_metal.fleet.rollout import (
     batch_sizes,
     decide,
     floor_of,
+    gateway_workers,
     no_room,
     outsider,
     pools_of,
@@ -230,3 +231,12 @@ def test_work_survives_ansible() -> None:
         name: list(value) if isinstance(value, tuple) else value for name, value in work.as_dict().items()
     }
     assert Work.from_dict(data) == work
+
+
+def test_gateways_drain_what_the_recorded_release_serves() -> None:
+    """Another port, TLS or count: before, URLs were drained that no gateway knew yet."""
+    plan = {"services": [{"worker_url": "https://gpu01:9000"}]}
+    facts = {"record": {"workers": ["http://gpu01:8000", "http://gpu01:8001"]}}
+    assert gateway_workers(facts, plan) == ["http://gpu01:8000", "http://gpu01:8001", "https://gpu01:9000"]
+    assert gateway_workers({"record": None}, plan) == ["https://gpu01:9000"]
+    assert gateway_workers({"record": {"workers": ["https://gpu01:9000"]}}, plan) == ["https://gpu01:9000"]

@@ -197,7 +197,7 @@ def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], val
 @pytest.mark.parametrize(
     "answer",
     [
-        {"stdout": 7}, {"stdout": "{" * 100_000}, {"stdout": "[" * 100_000 + "{"}, 
+        {"stdout": 7}, {"stdout": "{" * 100_000}, {"stdout": "[" * 100_000 + "{"},
         {"stdout": None, "rc": None},
         {"stdout": '{"schema": 1, "instances": [' + "0," * 50_000 + "0]}"}, {"msg": ["x"], "stderr": {}},
         {"rc": 124, "stdout": ""}, {"failed": True, "unreadable": "an answer that is not JSON"},

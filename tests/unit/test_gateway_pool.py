@@ -137,3 +137,20 @@ def test_keys_are_read_from_the_directory_that_systemd_gives(tmp_path: Path) -> 
         "--control-plane-api-keys",
         "metal:metal:admin:admin",
     ]
+
+
+def test_a_host_that_serves_elsewhere_now_is_named_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Other ports and another count, in the place where the host stood; what others have stays."""
+    path = configure(tmp_path)
+    words = ("workers", "--host", "gpu01", "--worker", "http://gpu01:9000", "--worker", "http://gpu01:9001")
+    assert metal(path, *words) == 0
+    assert capsys.readouterr().out.endswith(": changed\n")
+    found = [(worker.url, worker.host) for worker in read_configuration(path).workers]
+    assert found == [
+        ("http://gpu01:9000", "gpu01"), ("http://gpu01:9001", "gpu01"), ("http://gpu02:8000", "gpu02"),
+    ]  # fmt: skip
+    assert metal(path, *words) == 0
+    assert capsys.readouterr().out.endswith(": unchanged\n")
+    assert metal(path, "workers", "--host", "gpu01", "--worker", "http://gpu02:8000") == 2

@@ -4,6 +4,7 @@
     metal gateway sync    --config FILE [--no-wait] [--timeout S]
     metal gateway drain   --config FILE --worker URL [--no-wait] [--timeout S]
     metal gateway undrain --config FILE --worker URL [--timeout S]
+    metal gateway workers --config FILE --host NAME --worker URL [--worker URL ...]
 
 ``sync``, ``drain`` and ``undrain`` say ``changed`` or ``unchanged`` as their last word, and may be called
 again at any time. Exit status: 0 done; 1 not done in time (what is in flight, or not ready, is said); 2 a
@@ -33,6 +34,7 @@ from minimax_metal.fleet.gateway_pool import (
     read_drained,
     read_key,
     read_withheld,
+    replace_workers,
     worker_url,
     write_drained,
     write_manifest,
@@ -260,6 +262,14 @@ def undrain(pool: Pool, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def workers(pool: Pool, arguments: argparse.Namespace) -> int:
+    """Name a host's workers anew, before it comes back into the pool by other URLs than it left it."""
+    with only_one(pool.configuration):
+        changed = replace_workers(arguments.config, arguments.host, arguments.worker)
+    print(f"{arguments.host}: {', '.join(arguments.worker)}: {'changed' if changed else 'unchanged'}")
+    return 0
+
+
 def ready(pool: Pool, arguments: argparse.Namespace) -> int:
     """Wait until the gateway answers; give up at once when its process is gone."""
 
@@ -318,6 +328,9 @@ def parser() -> argparse.ArgumentParser:
         return one
 
     verb("list", "workers, their state, what is in flight", None).add_argument("--json", action="store_true")
+    named = verb("workers", "name a host's workers anew: other ports, addresses or count", None)
+    named.add_argument("--host", required=True, help="its name in the inventory")
+    named.add_argument("--worker", required=True, action="append", help="URL of a worker (repeatable)")
     now = {"action": "store_true", "help": "do not wait for the gateway to follow"}
     verb("sync", "make the pool what the configuration says", SYNC_SECONDS).add_argument("--no-wait", **now)  # type: ignore[arg-type]  # argparse's own keywords
     out = verb("drain", "take a worker out, wait for what is in flight", DRAIN_SECONDS, worker=True)
@@ -337,6 +350,7 @@ VERBS: Final[dict[str, Callable[[Pool, argparse.Namespace], int]]] = {
     "sync": sync,
     "drain": drain,
     "undrain": undrain,
+    "workers": workers,
     "healthy": healthy,
     "watch": watch,
     "ready": ready,

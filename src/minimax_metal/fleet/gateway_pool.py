@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from minimax_metal.common.files import write_atomic
 from minimax_metal.errors import UserError
 
 MANIFEST_VERSION: Final = 1
@@ -93,6 +94,30 @@ def read_configuration(path: Path) -> Configuration:
                 f"{path}: found {url} for {hosts}; expected one URL each; set metal_address of both"
             )
     return found
+
+
+def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
+    """Put other workers of one host into the configuration, where its old ones stood; return whether it changed.
+
+    Raises:
+        UserError: the configuration can't be read, or one of the URLs is another host's.
+    """
+    raw = _read_json(path, "the gateway's configuration")
+    read_configuration(path)
+    wanted = [{"url": worker_url(url), "host": host} for url in dict.fromkeys(urls)]
+    before: list[Any] = raw["workers"]
+    place = next((at for at, one in enumerate(before) if str(one["host"]) == host), len(before))
+    others = [one for one in before if str(one["host"]) != host]
+    for one in others:
+        if worker_url(one["url"]) in {new["url"] for new in wanted}:
+            raise UserError(f"{path}: found {one['url']} for {one['host']}; expected one URL for each host")
+    raw["workers"] = [*others[:place], *wanted, *others[place:]]
+    text = json.dumps(raw, indent=4, separators=(",", ": ")) + "\n"
+    if raw["workers"] == before:
+        return False
+    state = path.stat()
+    write_atomic(path, text, mode=state.st_mode & 0o777, owner=(state.st_uid, state.st_gid))
+    return True
 
 
 def worker_url(text: str) -> str:

@@ -192,6 +192,21 @@ def outsider(host: str, facts: Mapping[str, Any] | None, gateway: bool = False) 
     )
 
 
+def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """Return the URLs by which gateways may know a host while it is changed.
+
+    What the recorded release serves comes first: a gateway learns of another port, address or count of
+    replicas when the host is put back into its pool, not before.
+
+    Args:
+        facts: what ``metal_fleet_facts`` collected.
+        plan: what was decided.
+    """
+    recorded = (facts.get("record") or {}).get("workers") or []
+    planned = [service.get("worker_url") for service in plan.get("services") or []]
+    return [str(url) for url in dict.fromkeys([*recorded, *planned]) if url]
+
+
 def _bears_on_process(path: str) -> bool:
     """Whether a file is read by an engine's process at its start."""
     return path.startswith("/etc/sglang/") or "/sglang@" in path
