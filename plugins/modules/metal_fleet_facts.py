@@ -35,9 +35,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 facts:
-  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine, units
-    and C(workers), the URLs that gateways know them by), C(releases) (names), C(units) (by name), C(differs) (files that hold something else), C(newer)
-    (files that were written after an engine's process began).
+  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine,
+    units and C(workers), the URLs that gateways know them by), C(releases) (names), C(units) (by name),
+    C(differs) (files that hold something else), C(newer) (files that were written after an engine's process
+    began).
   returned: always
   type: dict
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from minimax_metal.fleet.outcome import Exit, exit_status, sentence
 from minimax_metal.fleet.records import Record, record_of
 from minimax_metal.fleet.redact import Redactor
 from minimax_metal.fleet.stages import SHORT, STAGES, stage_of
+from minimax_metal.fleet.store import Store
+from minimax_metal.fleet.timeline import COLOURS
 
 NOBODY = Redactor()
 
@@ -170,8 +173,9 @@ def test_time_left_is_what_came_behind_the_same_step_of_the_earlier_run() -> Non
     assert earlier.left([("play p", 100.0), ("task t", 105.0)], now=108.0) == 47.0
     # The second batch runs the same task: less is left then.
     assert earlier.left([("play p", 100.0), ("task t", 105.0), ("task t", 120.0)], now=120.0) == 30.0
-    # A step that was not in it counts from the last one that was; longer than then is not less than nothing.
-    assert earlier.left([("task u", 100.0), ("task new", 103.0)], now=200.0) == 0.0
+    # A step that was not in it counts from the last one that was; later than then, nobody knows how much.
+    assert earlier.left([("task u", 100.0), ("task new", 103.0)], now=105.0) == 5.0
+    assert earlier.left([("task u", 100.0), ("task new", 103.0)], now=200.0) is None
     assert earlier.left([("task new", 1.0)], now=2.0) is None
 
 
@@ -232,3 +236,41 @@ def test_an_event_of_the_runner_becomes_a_record() -> None:
     assert made["at"] == 1795316400.5
     assert made["where"] == "sglang_service/tasks/main.yml:80"
     assert record_of({"event": "playbook_on_notify", "event_data": {}}, NOBODY) is None
+
+
+def test_a_host_that_waits_for_its_batch_is_waiting_and_not_unchanged() -> None:
+    run = Run().take_all([*done("a", "host_tools", 0.0), *done("b", "host_tools", 0.0, "changed")])
+    run.take(record("begin", "a", "drain", 5.0))
+    assert [run.verdict_of(host) for host in run.hosts.values()] == ["running", "waiting"]
+    run.take(record("ok", "a", "drain", 6.0))
+    run.take(record("stats", failures={}))
+    assert [run.verdict_of(host) for host in run.hosts.values()] == ["unchanged", "changed"]
+
+
+def test_a_run_that_asked_nobody_is_no_success() -> None:
+    """metal site with a wrong inventory or group; before: done, no host was asked, status 0."""
+    assert exit_status(0, Run(), stopped=False) == 2
+
+
+def test_a_held_lock_is_a_refusal_and_not_a_failure() -> None:
+    said = ["gpu01: found the fleet locked by ann@desk; expected nobody else at work on it"]
+    run = Run().take_all(done("a", "sglang_service", 1.0, "failed", result={"failed": True, "msg": said}))
+    assert exit_status(2, run, stopped=False) == 2
+    # Nothing was said of the lock: a failure.
+    run = Run().take_all(done("a", "sglang_service", 1.0, "failed", result={"failed": True, "msg": ["no"]}))
+    assert exit_status(2, run, stopped=False) == 1
+
+
+def test_an_estimate_is_of_a_run_that_was_asked_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    same = {"verb": "site", "check": False, "limit": None, "tags": [], "inventories": ["/a"]}
+    store.new("site").describe(same | {"exit": 0})
+    assert store.latest(**same) is not None
+    for key, other in {"inventories": ["/b"], "limit": "gpu01", "tags": ["soak"], "check": True}.items():
+        assert store.latest(**(same | {key: other})) is None
+
+
+def test_every_tag_of_a_role_is_a_stage_with_a_name_and_a_colour() -> None:
+    for name in ("package_sources", "artefact_cache"):
+        assert stage_of(name) == name
+    assert set(SHORT) == set(STAGES) == set(COLOURS)

@@ -110,6 +110,8 @@ def test_secrets_are_known_from_where_users_put_them(tmp_path: Path) -> None:
         "@file.yml",
     ]
     assert secrets_of_extra_variables(words) == [CANARY, CANARY]
+    (tmp_path / "more.yml").write_text(f"sglang_gateway_virtual_auth: {CANARY}\nx: !vault |\n  $ANSIBLE\n")
+    assert secrets_of_extra_variables([f"@{tmp_path}/more.yml", f"{{hf_token: {CANARY}}}"]) == [CANARY] * 2
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,10 @@ def test_secrets_are_known_from_where_users_put_them(tmp_path: Path) -> None:
         ("sglang_service_api_key", True),
         ("ANSIBLE_BECOME_PASS", True),
         ("HF_TOKEN", True),
+        ("sglang_gateway_virtual_auth", True),
+        ("sglang_gateway_admin_key", True),
+        ("apiKey", True),
+        ("x-api-key", True),
         ("metal_tokens_per_request", False),
         ("nvidia_driver_repository_key", False),
     ],

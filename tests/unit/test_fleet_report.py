@@ -13,6 +13,7 @@ import pytest
 
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import report
+from minimax_metal.fleet.check_reports import host_of
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.redact import Redactor
 from minimax_metal.fleet.store import KEPT, Kept, Store
@@ -151,3 +152,34 @@ def test_runs_are_found_by_name_and_the_oldest_go(tmp_path: Path) -> None:
     assert store.find(made[-2].name).path == made[-2].path
     with pytest.raises(UserError, match="2 runs named 20261122T000025Z"):
         store.find("20261122T000025Z")
+
+
+def test_a_report_of_a_check_of_any_shape_is_shown_or_left_out(tmp_path: Path) -> None:
+    """They are fetched from hosts: before, a wrong type in one killed the report of all."""
+    store = Store(tmp_path / "runs")
+    shapes: list[Any] = [
+        {"checks": 7, "figures": {"a": 1}, "counts": [1], "model": {"x": 1}, "passed": "yes", "seconds": "s"},
+        {"checks": [1, {"status": ["x"], "name": None}, {"name": "\x1b[2Jn", "status": "failed"}],
+         "figures": [{"concurrency": [1], "tokens_per_second": 10**400}, 3, {"concurrency": 4}],
+         "counts": {"passed": "x", "failed": 10**30}},
+        [1, 2], "text", None,
+    ]  # fmt: skip
+    for number, shape in enumerate(shapes):
+        path = tmp_path / f"one{number}.json"
+        path.write_text(json.dumps(shape))
+        run = kept(store, "site", 1, path)
+        report.keep_checks(run, Run().take_all(run.records()), Redactor())
+        page = report.write(run, store).read_text()
+        assert "\x1b" not in page
+    huge = tmp_path / "huge.json"
+    with huge.open("wb") as file:
+        file.truncate(1 << 30)
+    run = kept(store, "site", 1, huge)
+    report.keep_checks(run, Run().take_all(run.records()), Redactor())
+    assert report.write(run, store).is_file()
+
+
+def test_a_host_with_dots_in_its_name_keeps_it() -> None:
+    hosts = ["gpu01.rack1.example", "gpu01"]
+    assert host_of("gpu01.rack1.example.minimax-m2.5", hosts) == "gpu01.rack1.example"
+    assert host_of("gpu01.minimax-m2.5", hosts) == "gpu01"

@@ -51,12 +51,21 @@ SITE = """
       changed_when: false
       tags: [sglang_service]
 """
+# The project is where the package is, whatever the working directory has: here it is this small one.
+HERE = """\
+import sys, pathlib
+from minimax_metal import cli
+from minimax_metal.fleet import commands
+commands.find_project = pathlib.Path.cwd
+sys.exit(cli.main(sys.argv[1:]))
+"""
 CONFIG = "[defaults]\ninject_facts_as_vars = False\n"
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "roles").mkdir()
+    tmp_path = tmp_path / "a place with spaces"
+    (tmp_path / "roles").mkdir(parents=True)
     (tmp_path / "site.yml").write_text(SITE)
     (tmp_path / "ansible.cfg").write_text(CONFIG)
     variables = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -66,9 +75,9 @@ def place(tmp_path: Path) -> Path:
 
 
 def command(place: Path, *words: str) -> list[str]:
-    extra = f"place={place} sglang_service_api_key={CANARY}"
+    extra = f"place='{place}' sglang_service_api_key={CANARY}"
     verb = ["site", "--runs", str(place / "runs"), "-i", "hosts.json", "-e", extra]
-    return [sys.executable, "-m", "minimax_metal.cli", *verb, *words]
+    return [sys.executable, "-c", HERE, *verb, *words]
 
 
 def environment() -> dict[str, str]:
@@ -171,3 +180,40 @@ def test_ctrl_c_once_ends_the_batch_and_twice_ends_at_once(place: Path, times: i
     ]
     assert ended == hosts
     assert_no_secret(place)
+
+
+def test_another_projects_site_and_settings_are_not_taken(place: Path) -> None:
+    """Before, any site.yml beside or above the working directory was run, with its ansible.cfg."""
+    (place / "ansible.cfg").write_text("[defaults]\nfilter_plugins = /nowhere\n")
+    words = [sys.executable, "-m", "minimax_metal.cli", "site", "--runs", str(place / "runs"), "-i", "empty"]
+    (place / "empty").write_text("[web_hosts]\nw1\n")
+    done = subprocess.run(
+        words, cwd=place, env=environment(), capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no group gpu_hosts in empty (its groups with hosts: web_hosts)" in done.stdout
+    assert "It takes a while" not in done.stdout
+
+
+def test_an_inventory_that_is_not_there_is_refused(place: Path) -> None:
+    done = metal(place, "-i", "nope")
+    assert done.returncode == 2
+    assert "found no inventory at nope" in done.stderr
+    assert not (place / "runs").exists()
+
+
+def test_a_package_without_playbooks_says_what_to_do(tmp_path: Path) -> None:
+    code = (
+        "import sys; from minimax_metal import cli; from minimax_metal.fleet import commands; "
+        "commands.find_project = lambda: None; sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "site", "-i", "x"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "clone the repository" in done.stderr
+    assert done.stderr.count("\n") == 1

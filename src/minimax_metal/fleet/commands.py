@@ -7,6 +7,7 @@ status: :mod:`minimax_metal.fleet.outcome`.
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import sys
@@ -19,6 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from minimax_metal import __version__
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.history import History
@@ -34,6 +36,8 @@ from minimax_metal.fleet.redact import (
 from minimax_metal.fleet.report import keep_checks
 from minimax_metal.fleet.report import write as write_report
 from minimax_metal.fleet.store import Kept, Store, runs_directory
+from minimax_metal.plan.inventory import look_for
+from minimax_metal.plan.project import find_project
 
 EPILOG: Final = """\
 Every option of ansible-playbook may be given, and means what it means there: -i, --limit, --tags, --check,
@@ -42,6 +46,10 @@ Every option of ansible-playbook may be given, and means what it means there: -i
 Ctrl-C once: {once}. Twice: stop now; the next run says where things stand.
 exit status: 0 done, 1 failed or reverted, 2 wrong usage or refused, 3 unreachable, 130 interrupted
 """
+
+
+REFUSED: Final = "'metal_acting' failed: "
+"""What stands in Ansible's words before the reason why a run has nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +98,18 @@ ROLLBACK: Final = Verb(
 
 
 def project() -> Path:
-    """Return the directory of the project: the working directory or one above it, else where the package is.
+    """Return the directory of the project; another project's ``site.yml`` here or above is not ours.
 
     Raises:
         UserError: there is none.
     """
-    here = Path.cwd()
-    for place in (here, *here.parents, *Path(__file__).resolve().parents):
-        if (place / "site.yml").is_file() and (place / "roles").is_dir():
-            return place
-    raise UserError("found no site.yml here or above, expected minimax-metal's directory; change into it")
+    place = find_project()
+    if place is None:
+        raise UserError(
+            "found minimax-metal installed without its playbooks (pip brings the Python package alone), "
+            "expected a checkout; clone the repository, type make setup there, and run its .venv/bin/metal"
+        )
+    return place
 
 
 def view_for(
@@ -134,9 +144,9 @@ def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
     )
 
 
-def earlier(store: Store, verb: str, *, check: bool) -> History | None:
-    """Return how the last run of a verb went, if one went well."""
-    run = store.latest(verb, check=check)
+def earlier(store: Store, same: Mapping[str, Any]) -> History | None:
+    """Return how the last run that was asked the same went, if one went well."""
+    run = store.latest(**same)
     if run is None:
         return None
     state = Run().take_all(record for record in run.records() if record["kind"] in {"play", "task", "stats"})
@@ -157,27 +167,33 @@ def run_verb(verb: Verb, argv: Sequence[str]) -> int:
     playbook = root / verb.playbook
     if not playbook.is_file():
         raise UserError(f"found no {verb.playbook} in {root}, expected a whole checkout of minimax-metal")
-    # Ansible finds its settings in the working directory only; from elsewhere it is told.
-    if not Path("ansible.cfg").exists():
-        os.environ.setdefault("ANSIBLE_CONFIG", str(root / "ansible.cfg"))
+    look_for(words.inventories)
+    # Ansible would take another project's settings from the working directory; ours name our modules.
+    os.environ["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")
     command = [playbook_program(), *words.ansible, str(playbook)]
     if words.lists:
         os.execv(command[0], command)  # noqa: S606  # it runs nothing: Ansible's own answer is the answer
     passwords = ask_passwords(words.passwords)
     redactor = secrets_known(words, passwords)
     store = Store(runs_directory(words.own.runs))
-    history = earlier(store, verb.name, check=words.check)
+    same: dict[str, Any] = {
+        "verb": verb.name,
+        "check": words.check,
+        "limit": words.limit,
+        "tags": list(words.tags),
+        "inventories": [str(one.resolve()) for one in words.inventories],
+    }
+    history = earlier(store, same)
     kept = store.new(verb.name)
     if verb.stops_itself:
-        command[1:1] = ["-e", f"metal_rollout_stop_file={kept.path.resolve() / 'stop'}"]
+        # As JSON: NAME=VALUE ends at a space in the path.
+        command[1:1] = ["-e", json.dumps({"metal_rollout_stop_file": str(kept.path.resolve() / "stop")})]
     show = view_for(words, verb, history, os.environ, sys.stdout.isatty())
     about: dict[str, Any] = {
         "schema": 1,
         "run": kept.name,
-        "verb": verb.name,
+        **same,
         "command": hidden(["ansible-playbook", *words.ansible, verb.playbook], redactor),
-        "check": words.check,
-        "limit": words.limit,
         "who": f"{getpass.getuser()}@{socket.gethostname()}",
         "metal": __version__,
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -215,8 +231,10 @@ def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Sho
                 show.note(f"  {line}")
     if not run.hosts:
         # Ansible stopped before it asked a host: what it said is the reason.
-        for line in (kept.path / "output.log").read_text(encoding="utf-8").splitlines()[-12:]:
-            show.note(f"  {line}")
+        said = (kept.path / "output.log").read_text(encoding="utf-8").splitlines()
+        reasons = [line for line in said if "nothing was done" in line] or said[-12:]
+        for line in dict.fromkeys(reasons):
+            show.note(f"  {one_line(line.partition(REFUSED)[2] or line)}")
     show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}")
     show.note(f"report: {kept.path / 'report.html'}")
 

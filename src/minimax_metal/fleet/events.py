@@ -156,6 +156,8 @@ class Run:
     stats: Mapping[str, Mapping[str, int]] | None = None
     began: float = 0.0
     latest: float = 0.0
+    over: bool = False
+    """Whether it has ended: until then a host that is asked nothing waits for its turn."""
     stopping: str = ""
     """How somebody asked it to stop: after the hosts in work, or now."""
     said: list[Said] = field(default_factory=list)
@@ -197,6 +199,11 @@ class Run:
     def seconds(self) -> float:
         """How long it has run, by its own events."""
         return max(0.0, self.latest - self.began)
+
+    def verdict_of(self, host: Host) -> str:
+        """Return one word for a host at this moment: its verdict, or ``waiting`` while others are at work."""
+        verdict = host.verdict
+        return "waiting" if not self.over and verdict in {"changed", "unchanged"} else verdict
 
     def seen_stages(self) -> list[str]:
         """Return the stages that any host has been in, in their order."""
@@ -321,6 +328,7 @@ class Run:
             )
 
     def _stats(self, record: Record) -> None:
+        self.over = True
         self.stats = {key: value for key, value in record.items() if isinstance(value, Mapping)}
         failures = self.stats.get("failures", {})
         for host in self.hosts.values():
@@ -333,6 +341,7 @@ class Run:
                     stage.status = "changed" if stage.changes else "ok"
 
     def _end(self, at: float) -> None:
+        self.over = True
         for host in self.hosts.values():
             host.cut, host.busy, host.progress = host.busy, False, None
             for stage in host.stages.values():

@@ -97,7 +97,7 @@ def read_configuration(path: Path) -> Configuration:
 
 
 def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
-    """Put other workers of one host into the configuration, where its old ones stood; return whether it changed.
+    """Put other workers of one host where its old ones stood in the configuration; return whether it changed.
 
     Raises:
         UserError: the configuration can't be read, or one of the URLs is another host's.

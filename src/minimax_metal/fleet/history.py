@@ -31,5 +31,7 @@ class History:
             counts[name] -= 1
             known = self.left_at.get((name, counts[name]))
             if known is not None:
-                return max(0.0, known - (now - at))
+                # Later than the last run was: how much later nobody knows.
+                left = known - (now - at)
+                return left if left > 0.0 else None
         return None

@@ -25,7 +25,8 @@ class Words:
     inventories: tuple[Path, ...]
     extra_variables: tuple[str, ...]
     limit: str | None
-    tags: bool
+    tags: tuple[str, ...]
+    """Tags that are run and, with ``-`` before them, skipped; none: all."""
     check: bool
     lists: bool
     passwords: tuple[tuple[str, str], ...]
@@ -93,7 +94,16 @@ def read_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Words:
         inventories=tuple(Path(one) for one in seen.inventory if "," not in one),
         extra_variables=tuple(seen.extra_vars),
         limit=seen.limit,
-        tags=bool(seen.tags or seen.skip_tags),
+        tags=tuple(
+            sorted(
+                {
+                    sign + tag.strip()
+                    for sign, given in (("", seen.tags), ("-", seen.skip_tags))
+                    for one in given
+                    for tag in one.split(",")
+                }
+            )
+        ),
         check=seen.check,
         lists=any(getattr(seen, option.strip("-").replace("-", "_")) for option in LISTING),
         passwords=tuple(prompts),

@@ -29,6 +29,8 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+LOCKED = "found the fleet locked by"
+"""What :func:`minimax_metal.fleet.verdict.lock_refusals` says."""
 ANSIBLE_UNREACHABLE = 4
 ANSIBLE_INTERRUPTED = 99
 
@@ -42,7 +44,8 @@ def exit_status(returned: int, run: Run, *, stopped: bool) -> Exit:
         stopped: whether somebody asked it to stop.
     """
     if returned == 0 and not stopped:
-        return Exit.DONE
+        # Nothing done is not success: no host was asked anything.
+        return Exit.DONE if run.hosts else Exit.REFUSED
     changed = any(host.changes for host in run.hosts.values())
     failed = [failure for failure in run.failures if failure.kind == "failed"]
     if stopped and (returned in {0, ANSIBLE_INTERRUPTED} or not failed):
@@ -51,7 +54,14 @@ def exit_status(returned: int, run: Run, *, stopped: bool) -> Exit:
         return Exit.INTERRUPTED
     if not run.hosts:
         return Exit.REFUSED
-    refused = failed and not changed and all(failure.stage == "preflight" for failure in failed)
+    refused = (
+        failed
+        and not changed
+        and all(
+            failure.stage == "preflight" or any(LOCKED in line for line in failure.lines)
+            for failure in failed
+        )
+    )
     if refused:
         lines = [line for failure in failed for line in failure.lines]
         away = all(any(f": {code}: " in line for code in AWAY) for line in lines)

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import yaml
+
+from minimax_metal.common.files import read_bounded
 from minimax_metal.fleet.secret_shapes import MASK, is_secret_name, without_secrets
 
 __all__ = ("MASK", "Redactor", "is_secret_name", "slim")
@@ -153,11 +156,12 @@ def secrets_of_extra_variables(words: Iterable[str]) -> list[str]:
     found: list[str] = []
     for word in words:
         if word.startswith("@"):
+            found += _of_file(Path(word[1:]))
             continue
         if word.lstrip().startswith(("{", "[")):
             try:
-                found += _named(json.loads(word))
-            except ValueError:
+                found += _named(yaml.load(word, _Values))  # noqa: S506  # a subclass of the safe loader
+            except (yaml.YAMLError, ValueError, RecursionError):
                 found.append(word)
             continue
         try:
@@ -169,6 +173,24 @@ def secrets_of_extra_variables(words: Iterable[str]) -> list[str]:
             if is_secret_name(name):
                 found.append(value)
     return found
+
+
+class _Values(yaml.SafeLoader):
+    """Reads Ansible's YAML; what is encrypted in it is no secret as it stands."""
+
+
+_Values.add_multi_constructor(
+    "!", lambda loader, suffix, node: node.value if isinstance(node, yaml.ScalarNode) else None
+)
+
+
+def _of_file(path: Path) -> list[str]:
+    """Return the secrets in a file of variables; Ansible says what is wrong with one that can't be read."""
+    try:
+        content = yaml.load(read_bounded(path, 1 << 20), _Values)  # noqa: S506  # a subclass of the safe loader
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
+        return []
+    return _named(content)
 
 
 def _named(value: Any, *, secret: bool = False) -> list[str]:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
+from minimax_metal.fleet.check_reports import BYTES, host_of, number, shaped
+from minimax_metal.fleet.check_reports import level as level_of
 from minimax_metal.fleet.events import Host, Run
 from minimax_metal.fleet.plain import spell
 from minimax_metal.fleet.redact import Redactor, secrets_of_environment
@@ -36,26 +39,32 @@ def keep_checks(kept: Kept, run: Run, redactor: Redactor) -> None:
     """Copy the reports of post-checks, which the play fetched, to the run: the next run writes them anew."""
     for host, path in run.fetched:
         source = Path(path)
-        if source.suffix != ".json" or not source.is_file():
+        if source.suffix != ".json":
             continue
-        try:
-            checked = redactor.value(json.loads(source.read_bytes()))
-        except (OSError, ValueError):
-            continue
-        if isinstance(checked, dict) and "checks" in checked:
+        checked = _read(source)
+        if checked is not None and "checks" in checked:
             (kept.path / CHECKS).mkdir(mode=0o700, exist_ok=True)
             place = Kept(kept.path / CHECKS)
-            place.write(f"{host}.{source.stem}.json", json.dumps(checked, ensure_ascii=False))
+            name = f"{host}.{source.stem}.json".replace("/", "_")
+            place.write(name, json.dumps(redactor.value(shaped(checked)), ensure_ascii=False))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Return a report that came from a host; None where it is too large, or no mapping of JSON."""
+    try:
+        found = json.loads(read_bounded(path, BYTES))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def checks_of(kept: Kept) -> dict[str, dict[str, Any]]:
     """Return the reports of post-checks that a run left, by ``HOST.INSTANCE``."""
     found = {}
     for path in sorted((kept.path / CHECKS).glob("*.json")):
-        try:
-            found[path.stem] = json.loads(path.read_bytes())
-        except (OSError, ValueError):
-            continue
+        checked = _read(path)
+        if checked is not None:
+            found[path.stem] = shaped(checked)
     return found
 
 
@@ -85,16 +94,17 @@ def _stage(host: Host, name: str) -> dict[str, Any]:
 
 def _figures(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Return figures of a post-check beside those of the one before it."""
-    old = {level.get("concurrency"): level for level in (before or {}).get("figures") or []}
+    old = {level_of(level.get("concurrency")): level for level in (before or {}).get("figures") or []}
     rows = []
     for level in now.get("figures") or []:
+        at_once = level_of(level.get("concurrency"))
         for name, key, digits in FIGURES:
-            values = [_number(one.get(key)) for one in (old.get(level.get("concurrency"), {}), level)]
+            values = [number(one.get(key)) for one in (old.get(at_once, {}), level)]
             if values[1] is not None:
                 change = (values[1] / values[0] - 1.0) * 100.0 if values[0] else None
                 rows.append(
                     {
-                        "name": f"{name}, {level.get('concurrency')} at once",
+                        "name": f"{name}, {at_once} at once",
                         "before": None if values[0] is None else round(values[0], digits),
                         "after": round(values[1], digits),
                         "change_percent": None if change is None else round(change, 1),
@@ -103,18 +113,12 @@ def _figures(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[d
     return rows
 
 
-def _number(value: Any) -> float | None:
-    if isinstance(value, Mapping):
-        value = value.get("median")
-    return float(value) if isinstance(value, int | float) else None
-
-
-def _checks(kept: Kept, store: Store | None) -> list[dict[str, Any]]:
+def _checks(kept: Kept, store: Store | None, hosts: Collection[str]) -> list[dict[str, Any]]:
     now = checks_of(kept)
     before = earlier_checks(store, kept, list(now)) if store else {}
     return [
         {
-            "host": name.partition(".")[0] if "." in name else name,
+            "host": host_of(name, hosts),
             "name": name,
             "model": one.get("model"),
             "url": one.get("url"),
@@ -173,7 +177,7 @@ def data_of(kept: Kept, store: Store | None = None) -> dict[str, Any]:
             for host in run.hosts.values()
         ],
         "changes": _changes(run),
-        "checks": _checks(kept, store),
+        "checks": _checks(kept, store, list(run.hosts)),
         "failures": [
             {
                 "host": one.host,
@@ -247,5 +251,5 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(write(kept, store))
     except OSError as error:
-        raise UserError(f"cannot write into {kept.path} ({error.strerror}); put it right") from None
+        raise UserError(f"cannot write into {kept.path} ({error.strerror}); fix its rights") from None
     return 0

@@ -8,6 +8,8 @@ from typing import Final
 
 STAGES: Final[tuple[str, ...]] = (
     "preflight",
+    "artefact_cache",
+    "package_sources",
     "host_tools",
     "host_tuning",
     "model_weights",
@@ -28,6 +30,8 @@ STAGES: Final[tuple[str, ...]] = (
 
 SHORT: Final[dict[str, str]] = {
     "preflight": "plan",
+    "artefact_cache": "cache",
+    "package_sources": "sources",
     "host_tools": "tools",
     "host_tuning": "tuning",
     "model_weights": "weights",
@@ -61,6 +65,11 @@ _FILES: Final[dict[str, str]] = {
     "preflight.yml": "preflight",
     "stop.yml": "stop",
     "gateway.yml": "gateway",
+    "gateway_plan.yml": "gateway",
+    "cache.yml": "artefact_cache",
+    "lock.yml": "preflight",
+    "release.yml": "preflight",
+    "decide.yml": "preflight",
 }
 """Files whose tasks belong to a stage, where neither role nor tag says so."""
 

@@ -119,11 +119,15 @@ class Store:
             raise UserError(f"found {what} in {self.directory}, expected one; metal report --list names them")
         return found[0]
 
-    def latest(self, verb: str, *, check: bool) -> Kept | None:
-        """Return the newest run of a verb that went well; None where there is none."""
+    def latest(self, **same: Any) -> Kept | None:
+        """Return the newest run that went well and was asked the same; None where there is none.
+
+        Args:
+            same: what its ``run.json`` must say: verb, check mode, inventories, limit, tags.
+        """
         for run in reversed(self.all()):
             about = run.about
-            if (about.get("verb"), about.get("check"), about.get("exit")) == (verb, check, 0):
+            if about.get("exit") == 0 and all(about.get(key) == value for key, value in same.items()):
                 return run
         return None
 

@@ -25,6 +25,8 @@ SCREEN: Final = 660
 AXIS: Final = 26
 COLOURS: Final[dict[str, str]] = {
     "preflight": "#94a3b8",
+    "artefact_cache": "#7dd3fc",
+    "package_sources": "#a5b4fc",
     "host_tools": "#60a5fa",
     "host_tuning": "#38bdf8",
     "model_weights": "#2563eb",

@@ -42,10 +42,13 @@ VERDICTS: Final[dict[str, str]] = {
     "failed": "bold red",
     "interrupted": "bold yellow",
     "reverted": "bold magenta",
+    "waiting": "dim",
     "changed": "yellow",
     "unchanged": "green",
 }
-_ORDER: Final = ("unreachable", "failed", "interrupted", "reverted", "running", "changed", "unchanged")
+_ORDER: Final = (
+    "unreachable", "failed", "interrupted", "reverted", "running", "waiting", "changed", "unchanged",
+)  # fmt: skip
 
 
 def cell(stage: Stage | None, now: float, *, compact: bool) -> Text:
@@ -74,7 +77,7 @@ def picked(run: Run, room: int) -> tuple[list[Host], list[Host]]:
     hosts = list(run.hosts.values())
     if len(hosts) <= room:
         return hosts, []
-    ranked = sorted(hosts, key=lambda host: _ORDER.index(host.verdict))
+    ranked = sorted(hosts, key=lambda host: _ORDER.index(run.verdict_of(host)))
     chosen = {host.name for host in ranked[: max(1, room)]}
     return [host for host in hosts if host.name in chosen], [
         host for host in hosts if host.name not in chosen
@@ -91,7 +94,7 @@ def hosts_table(run: Run, hosts: Sequence[Host], stages: Sequence[str], now: flo
         table.add_column(SHORT[stage], no_wrap=True, justify="left")
     table.add_column("", no_wrap=True)
     for host in hosts:
-        verdict = host.verdict
+        verdict = run.verdict_of(host)
         table.add_row(
             escape(host.name),
             *(cell(host.stages.get(stage), now, compact=compact) for stage in stages),
@@ -100,9 +103,9 @@ def hosts_table(run: Run, hosts: Sequence[Host], stages: Sequence[str], now: flo
     return table
 
 
-def others_line(hosts: Sequence[Host]) -> Text:
+def others_line(run: Run, hosts: Sequence[Host]) -> Text:
     """Return one line for the hosts there is no room for."""
-    verdicts = [host.verdict for host in hosts]
+    verdicts = [run.verdict_of(host) for host in hosts]
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in _ORDER if name in verdicts)
     return Text(f"and {len(hosts)} more: {counts}", style="dim")
 
@@ -215,7 +218,7 @@ class View:
         parts: list[RenderableType] = [self.header(now), Text("")]
         parts.append(hosts_table(run, hosts, columns_of(run, self.expected), now, self.console.width))
         if others:
-            parts.append(others_line(others))
+            parts.append(others_line(run, others))
         if progress:
             parts += [Text(""), progress]
         if not self.over and run.task:

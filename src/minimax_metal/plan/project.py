@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-PACKAGED: Final = Path(__file__).resolve().parents[1] / "ansible"
-"""Where a wheel holds them."""
 MARKS: Final = ("site.yml", "ansible.cfg", "roles/sglang_service", "plugins/modules/metal_facts.py")
 """What only this project's directory has, all of it."""
 
@@ -17,12 +15,12 @@ def is_project(directory: Path) -> bool:
 
 
 def find_project() -> Path | None:
-    """Return the project that this package belongs to: its checkout, or what the wheel brought; else None.
+    """Return the project that this package belongs to: its checkout; else the one we stand in; else None.
 
-    The working directory does not count: another project's ``site.yml`` there is not ours.
+    Another project's ``site.yml`` in the working directory or above it is not ours.
     """
-    checkout = Path(__file__).resolve().parents[3]
-    for place in (checkout, PACKAGED):
+    checkout, here = Path(__file__).resolve().parents[3], Path.cwd()
+    for place in (checkout, here, *here.parents):
         if is_project(place):
             return place
     return None
