@@ -18,7 +18,8 @@ _UUID: Final = re.compile(
     r"\b((?:GPU|MIG)-)?[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\b"
 )
 _SERIAL: Final = re.compile(
-    r"(?im)^(\s*(?:Chassis )?Serial(?: Number)?\s*[:=]\s*|.*?\bserial(?:_number)?[\"']?\s*[:=]\s*[\"']?)"
+    r"(?im)^([^\S\n]*(?:Chassis )?Serial(?: Number)?\s{0,80}[:=]\s{0,80}|"
+    r".*?\bserial(?:_number)?[\"']?\s*[:=]\s*[\"']?)"
     r"(?!N/A\b|None\b|\[N/A\])([A-Za-z0-9-]{4,})"
 )
 _GUID: Final = re.compile(r"\b0x[0-9a-fA-F]{16}\b")

@@ -18,7 +18,7 @@ RUNNING: Final = "running"
 _RESULTS: Final = ("ok", "changed", "skipped", "failed", "unreachable")
 
 _SAID = re.compile(r"^\s+(?P<host>[^\s:]+): (?P<what>weights|engine) (?P<name>[^\s:]+): (?P<text>.+)$")
-_SHARE = re.compile(r"(?P<share>\d+(?:\.\d+)?) %")
+_SHARE = re.compile(r"(?P<share>\d{1,12}(?:\.\d{1,6})?) %")
 
 
 @dataclass

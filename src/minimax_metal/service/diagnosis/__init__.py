@@ -34,6 +34,8 @@ EVIDENCE: Final = 8
 _GPU_CODES: Final = frozenset(
     {"cuda", "engine", "echo", "nccl", "nccl-timeout", "rank-death", "crash", "killed", "watchdog"}
 )
+_HEALS: Final = frozenset({"nfs"})
+"""Needs an operator, and the next start may succeed without one all the same."""
 _IO_CODES: Final = frozenset({"weights", "io-error", "config", "shared-memory", "killed", "crash"})
 
 
@@ -78,7 +80,9 @@ def diagnose(
             return _of_event(event, reason=reason)
     if reason is None and signal is not None:
         reason = _of_signal(signal)
-    return _with_xids(reason, xids)
+    reason = _with_xids(reason, xids)
+    notes = [event for event in events if event.weight == Weight.NOTE]
+    return _of_event(notes[0]) if reason is None and notes else reason
 
 
 def _grave(xids: Sequence[Xid], events: Sequence[Event]) -> Reason | None:
@@ -109,7 +113,7 @@ def _of_event(
         event.code,
         f"{cause}{also}; {event.remedy}",
         final=final,
-        gpu=event.who == Who.OPERATOR and event.weight == Weight.GRAVE,
+        gpu=event.who == Who.OPERATOR and event.code not in _HEALS,
         who=event.who if final or event.who != Who.USER else Who.RESTART,
         cause=cause,
         remedy=event.remedy,

@@ -132,7 +132,11 @@ def find(line: Line, at: int) -> Finding | None:
                 continue
             if match := rule.pattern.search(part):
                 groups = {key: value for key, value in match.groupdict().items() if value}
-                return Finding(at, rule, words_of(match[0]), line, groups)
+                # Whole words: what a pattern allows before its own may begin inside one.
+                start = match.start()
+                if start and not part[start - 1].isspace():
+                    start = part.rfind(" ", 0, start) + 1
+                return Finding(at, rule, words_of(part[start : match.end()]), line, groups)
     return None
 
 
