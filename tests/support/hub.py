@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from lab.hub import Store
+from tests.support.models import ARCHITECTURE, safetensors
 
 REPOSITORY = "MiniMaxAI/MiniMax-M2.5"
 PROJECT = Path(__file__).parents[2]
@@ -29,9 +30,12 @@ def model(shards: int = 6, size: int = 3_000_000, seed: int = 7) -> dict[str, by
     """Return the files of a model of random bytes: ``shards`` of about ``size`` bytes, and small ones."""
     noise = random.Random(seed)  # noqa: S311  test data
     names = [f"model-{number:05}-of-{shards:05}.safetensors" for number in range(shards)]
-    files = {name: noise.randbytes(size + noise.randrange(size // 10 + 1)) for name in names}
+    files = {
+        name: safetensors({name: noise.randbytes(size + noise.randrange(size // 10 + 1))}) for name in names
+    }
     return files | {
-        "config.json": b"{}\n",
+        "config.json": json.dumps({"architectures": [ARCHITECTURE]}).encode(),
+        "tokenizer_config.json": b"{}\n",
         "README.md": b"# A model\n",
         "empty.txt": b"",
         "tokenizer.json": b'{"version": "1.0"}',

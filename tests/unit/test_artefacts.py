@@ -41,15 +41,18 @@ from minimax_metal.artefacts.sources import Listing
 from minimax_metal.artefacts.web import Body
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
+from tests.support.models import safetensors
 
 PATIENCE = 60.0
 """Seconds for what takes a fraction of one: a busy machine is no failure."""
 
 QUICK = Options(workers=2, stall=60, attempts=2, backoff=0.01, interval=0.2)
 CONTENT = {
-    "config.json": b"{}\n",
-    "model-00000-of-00002.safetensors": b"a" * 300_000,
-    "model-00001-of-00002.safetensors": b"b" * 200_000,
+    "config.json": b'{"architectures": ["MiniMaxM2ForCausalLM"]}\n',
+    "tokenizer.json": b"{}\n",
+    "tokenizer_config.json": b"{}\n",
+    "model-00000-of-00002.safetensors": safetensors({"w0": b"a" * 300_000}),
+    "model-00001-of-00002.safetensors": safetensors({"w1": b"b" * 200_000}),
     INDEX: json.dumps(
         {"weight_map": {f"w{n}": f"model-0000{n}-of-00002.safetensors" for n in range(2)}}
     ).encode(),
@@ -67,7 +70,7 @@ def model(tmp_path: Path) -> Path:
     for path, content in CONTENT.items():
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(content)
-    for leftover in (".cache/huggingface/x", "._____temp/part", ".msc", ".mv", ".git/config"):
+    for leftover in (".cache/huggingface/x", "__pycache__/part", ".msc", ".mv", ".git/config"):
         (directory / leftover).parent.mkdir(parents=True, exist_ok=True)
         (directory / leftover).write_text("leftover")
     return directory
@@ -137,7 +140,7 @@ def test_no_source_can_serve(tmp_path: Path) -> None:
 def test_an_incomplete_source_is_refused(tmp_path: Path, model: Path) -> None:
     (model / "model-00001-of-00002.safetensors").unlink()
     request = request_for(tmp_path, model)
-    with pytest.raises(RefusedError, match=r"lacks 1 file\(s\) that its index names"):
+    with pytest.raises(RefusedError, match=r"model-00001-of-00002.*: missing; .*index.json names it"):
         run_pull(request)
     assert not request.path.exists()
 
@@ -158,7 +161,7 @@ def test_the_hashes_of_a_manifest_at_the_source_are_held_against_it(tmp_path: Pa
     first = request_for(tmp_path, model)
     run_pull(first)
     shard = first.path / "model-00000-of-00002.safetensors"
-    shard.write_bytes(b"x" * 300_000)
+    shard.write_bytes(shard.read_bytes()[:-9] + b"x" * 9)
     raw = {
         "path": str(tmp_path / "srv2" / "m" / "main"),
         "sources": [{"kind": "directory", "path": str(first.path)}],
@@ -196,16 +199,17 @@ def test_a_verified_file_is_not_read_again(tmp_path: Path, model: Path) -> None:
     broken = json.loads((model / INDEX).read_text())
     broken["weight_map"]["w9"] = "model-00009.safetensors"
     (model / INDEX).write_text(json.dumps(broken))
+    with pytest.raises(PullError, match="its index names"):
+        run_pull(request_for(tmp_path, model, accept=["weights-unproved"]))
     request = request_for(tmp_path, model)
-    with pytest.raises(PullError):
-        run_pull(request)
     kept = (request.staging / "model-00000-of-00002.safetensors").stat()
     # Same size and time, other bytes: only a file that is not read again keeps them.
-    (request.staging / "model-00000-of-00002.safetensors").write_bytes(b"z" * 300_000)
+    other = CONTENT["model-00000-of-00002.safetensors"][:-9] + b"z" * 9
+    (request.staging / "model-00000-of-00002.safetensors").write_bytes(other)
     os.utime(request.staging / "model-00000-of-00002.safetensors", ns=(kept.st_atime_ns, kept.st_mtime_ns))
     (model / INDEX).write_bytes(CONTENT[INDEX])
     run_pull(request)
-    assert tree(request.path)["model-00000-of-00002.safetensors"][:1] == b"z"
+    assert tree(request.path)["model-00000-of-00002.safetensors"] == other
 
 
 def test_order_of_the_system_calls(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -764,7 +768,7 @@ def test_command(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]
     (target / "config.json").unlink()
     capsys.readouterr()
     assert commands.main(["check", *flag]) == commands.EXIT_INCOMPLETE
-    assert capsys.readouterr().out == "config.json: missing, expected 3 bytes\n"
+    assert capsys.readouterr().out == "config.json: missing, expected 44 bytes\n"
 
 
 def test_command_exit_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

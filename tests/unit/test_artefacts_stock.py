@@ -13,6 +13,7 @@ import pytest
 from minimax_metal.artefacts import check, commands, stock
 from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
 from minimax_metal.errors import UserError
+from tests.support import models
 
 FILES = {"config.json": b"{}", "model-1.safetensors": b"a" * 3_000_000, "sub/vocab.txt": b"hello"}
 
@@ -58,8 +59,8 @@ def test_verify_reads_every_byte(root: Path, capsys: pytest.CaptureFixture[str])
     (directory / "notes.txt").write_text("mine")
     assert commands.main(["verify", "--workers", "2", str(directory)]) == 1
     said = capsys.readouterr().out
-    assert "config.json is missing" in said
-    assert "model-1.safetensors has sha256" in said
+    assert "config.json: is missing" in said
+    assert "model-1.safetensors: has sha256" in said
     assert "notes.txt: not in the manifest" in said
     assert "2 of 3 files damaged; fetch them again with: metal weights pull --repair" in said
 
@@ -75,9 +76,28 @@ def test_verify_tells_how_far_it_is(root: Path) -> None:
     assert all(total == manifest.bytes for _, total in seen)
 
 
-def test_verify_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert commands.main(["verify", str(tmp_path)]) == 1
-    assert "not verified by metal" in capsys.readouterr().err
+def test_verify_without_a_manifest_names_each_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On any directory, and by the files alone: statuses 0, 1 and 2."""
+    whole = models.write(tmp_path / "whole", models.model())
+    assert commands.main(["verify", str(whole)]) == 0
+    assert "held to no hash" in capsys.readouterr().out
+    assert commands.main(["verify", "--model", "minimax-m2.5", str(whole)]) == 1
+    assert "the catalogue's size of MiniMax-M2.5" in capsys.readouterr().out
+    (whole / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    (whole / f"{models.INDEX}.aria2").touch()
+    assert commands.main(["verify", "--json", str(whole), str(tmp_path / "gone")]) == 2
+    found, gone = json.loads(capsys.readouterr().out)
+    assert [problem["path"] for problem in found["problems"]] == [f"{models.INDEX}.aria2", "tokenizer.json"]
+    assert found["whole"] is False
+    assert found["proved_by"] == "files themselves"
+    assert (gone["proved_by"], gone["error"]) == (None, "does not exist; expected a model's directory")
+    (tmp_path / "empty").mkdir()
+    assert commands.main(["verify", str(tmp_path / "empty")]) == 1
+    assert commands.main(["verify", str(whole / "config.json")]) == 2
+    with pytest.raises(UserError, match="expected one of MiniMax"):
+        commands.main(["verify", "--model", "x", str(whole)])
 
 
 # Who uses what -------------------------------------------------------------------------------------------

@@ -5,8 +5,9 @@ Exit status:
 =====  ======================================================================================
 0      verified there (``check``: complete; ``list``, ``remove``, ``prune``, ``adopt``: done)
 1      ``pull``: no source could bring it for now; ``await``: the pull failed;
-       ``verify``: a file is damaged or missing; ``resolve``: a source can't be asked
-2      usage, a wrong request file, or something that is used was to be removed
+       ``verify``: a file is not what it should be; ``resolve``: a source can't be asked
+2      usage, a wrong request file, a directory that ``verify`` can't look at, or something that is used was
+       to be removed
 3      ``check``: not complete; a line for every file that is missing
 4      ``pull``: the disk cannot hold it
 5      ``pull``: every source refuses for good (no such repository or revision, gated, damaged)
@@ -29,7 +30,6 @@ from types import FrameType
 from typing import Final
 
 from minimax_metal.artefacts import follow, stock
-from minimax_metal.artefacts.check import reread
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import Manifest, missing
 from minimax_metal.artefacts.part import flush
@@ -45,7 +45,7 @@ from minimax_metal.artefacts.pull import (
     spell_bytes,
 )
 from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
-from minimax_metal.common.privileges import acting_as_owner_of, files_as, untrusted_owner
+from minimax_metal.common.privileges import files_as, untrusted_owner
 from minimax_metal.errors import UserError
 
 EXIT_FAILED: Final = 1
@@ -136,8 +136,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     writer.add_argument("path", type=Path, help="the directory with the model's files")
     writer.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
-    checker = verb_of("verify", _verify, "read every byte of a model directory and hold it to its manifest")
-    checker.add_argument("path", nargs="+", type=Path, help="the model directory")
+    checker = verb_of(
+        "verify",
+        _verify,
+        "say whether a directory is a whole model: every byte by its manifest, else what its files prove",
+    )
+    checker.add_argument("path", nargs="+", type=Path, metavar="DIRECTORY", help="a model's directory, any")
+    checker.add_argument("--model", metavar="NAME", help="what it has to be, as the catalogue names it")
+    checker.add_argument("--json", action="store_true", help="as JSON")
     checker.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
 
     def store(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -329,38 +335,9 @@ def _resolve(request: Request, arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    bad = False
-    for path in arguments.path:
-        with acting_as_owner_of(path):
-            manifest = Manifest.read(path)
-        if manifest is None:
-            print(f"{path}: not there, or not verified by metal", file=sys.stderr)
-            bad = True
-            continue
-        with acting_as_owner_of(path):
-            found = reread(
-                path,
-                manifest,
-                arguments.workers,
-                lambda done, total: print(f"{100 * done / max(1, total):.1f} % read", file=sys.stderr),
-            )
-        for line in found.damaged:
-            print(line)
-        for line in found.strangers:
-            print(f"{line}: not in the manifest")
-        if found.damaged:
-            bad = True
-            print(
-                f"{path}: {len(found.damaged)} of {len(manifest.files)} files damaged; fetch them again "
-                "with: metal weights pull --repair --request FILE"
-            )
-        else:
-            rate = found.bytes / found.seconds if found.seconds else 0
-            print(
-                f"{path}: {len(manifest.files)} files, {spell_bytes(found.bytes)}, all as in the manifest "
-                f"({spell_bytes(rate)}/s)"
-            )
-    return EXIT_FAILED if bad else 0
+    from minimax_metal.artefacts import verifying
+
+    return verifying.run(arguments)
 
 
 def _list(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,7 @@
-"""What can go wrong between a source and the disk, as one line each. Standard library only."""
+"""What can go wrong between a source and the disk, as one line each. Standard library only.
+
+What a source says of itself ends in these lines, and they end on terminals: control characters are taken out.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ import errno
 import os
 import re
 from collections.abc import Iterator
+from typing import Final
+
+from minimax_metal.common.text import one_line as _clean
+
+_LONGEST: Final = 4_000
 
 
 class SourceError(Exception):
@@ -24,11 +32,14 @@ class SourceError(Exception):
         busy: bool = False,
         after: float | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(_clean(message, _LONGEST))
         self.permanent = permanent
         self.space = space
         self.busy = busy
         self.after = after
+        self.status: int | None = None
+        """The HTTP status that it came from, and the hub's own code for it (Hugging Face: X-Error-Code)."""
+        self.code = ""
 
 
 def transport_error(name: object, error: BaseException) -> SourceError:
@@ -64,7 +75,7 @@ def system_reason(error: BaseException) -> str | None:
 
 def one_line(error: BaseException) -> str:
     """Return an exception as one short line, without the query part of URLs (signatures live there)."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = _clean(str(error)) or type(error).__name__
     text = re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]*", r"\1", text)
     text = re.sub(r"(url: /[^\s?)]*)\?[^\s)]*", r"\1", text)
     text = re.sub(r"(https?://)[^/@\s]+@", r"\1", text)

@@ -28,6 +28,7 @@ from typing import Any, Final, TextIO
 
 from minimax_metal.artefacts.bound import Bound
 from minimax_metal.artefacts.errors import SourceError, one_line, transport_error
+from minimax_metal.artefacts.examine import Expected, examine
 from minimax_metal.artefacts.manifest import (
     FOLDER,
     DamagedFileError,
@@ -37,12 +38,13 @@ from minimax_metal.artefacts.manifest import (
     sync,
     verify,
 )
+from minimax_metal.artefacts.pacing import Gate, Throttle
 from minimax_metal.artefacts.part import Part
 from minimax_metal.artefacts.proof import Proof
 from minimax_metal.artefacts.request import Source
 from minimax_metal.artefacts.share.settings import Share
-from minimax_metal.artefacts.sources import Listing, Origin, open_source
-from minimax_metal.artefacts.web import Gate, Throttle
+from minimax_metal.artefacts.sources import ACCEPT_UNPROVED, Listing, Origin, open_source
+from minimax_metal.artefacts.web import Body
 from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 
@@ -50,6 +52,9 @@ ATTEMPTS: Final = 3
 """Times a file may come with wrong bytes before its source is given up."""
 RETRIES: Final = 2
 """Tries of one file in a row that bring nothing, within one attempt at a source."""
+LEAST: Final = 64 << 10
+"""New bytes of a file, or all that were missing, without which a connection counts as fruitless: a source
+that sends a few bytes each time would be asked for ever."""
 
 JOURNAL: Final = "verified.jsonl"
 
@@ -133,6 +138,8 @@ class Attempt:
         pause: seconds before a file is tried again, doubled for each further try.
         patience: seconds that a source which answers 429 or 503 is waited for before it is given up.
         rate: bytes a second at most, all files together; 0 is no limit.
+        expected: what the catalogue says of the model, for files that nobody states a hash of.
+        accept_unproved: take such files although they don't prove that they are the model.
     """
 
     origin: Origin
@@ -142,6 +149,8 @@ class Attempt:
     pause: float = 1.0
     patience: float = 900.0
     rate: float = 0.0
+    expected: Expected | None = None
+    accept_unproved: bool = False
     have: int = 0
     fetched: int = 0
     from_peers: int = 0
@@ -158,6 +167,8 @@ class Attempt:
         self.gate = Gate(self.pause)
         self.throttle = Throttle(self.rate)
         self.listed: dict[str, Entry] = {}
+        self.versions: dict[str, str] = {}
+        """What the source called each file's bytes when it first sent some."""
 
     def say(self, event: str, **fields: Any) -> None:
         """Write one event."""
@@ -204,8 +215,25 @@ class Attempt:
                 permanent=True,
             )
         record = self.origin.record() if isinstance(self.origin, Bound) else {}
+        record = {**record, **self._prove(listing)}
         Manifest(name, listing.revision, source, tuple(done.values()), record).write(self.staging)
         return listing.revision
+
+    def _prove(self, listing: Listing) -> dict[str, Any]:
+        """Prove by the files themselves what nobody states a hash of; return what the manifest keeps of it.
+
+        Raises:
+            SourceError: a file is not what it should be, and nobody accepted that.
+        """
+        if all(entry.sha256 or entry.git_oid for entry in listing.files):
+            return {}
+        found = examine(self.staging, self.expected, {entry.path for entry in listing.files})
+        if found.ok:
+            return {"examined": f"{len(found.files)} files, {found.tensors} tensors, {found.bytes} bytes"}
+        if not self.accept_unproved:
+            raise SourceError(f"what came is not proved to be the model: {found.line()}", permanent=True)
+        self.say("note", text=f"accepted by {ACCEPT_UNPROVED}: {found.line()}")
+        return {"accepted": ACCEPT_UNPROVED, "problems": [str(problem) for problem in found.problems[:100]]}
 
     def _listing(self) -> Listing:
         """Return the files of the model."""
@@ -320,7 +348,7 @@ class Attempt:
                     except SourceError as error:
                         if error.permanent:
                             raise
-                        fruitless = 0 if part.offset > before else fruitless
+                        fruitless = 0 if part.offset - before >= LEAST else fruitless
                         if error.busy:
                             self._be_patient(error)
                             continue
@@ -348,6 +376,7 @@ class Attempt:
             self.gate.passed()
             if body.total is not None and body.total != entry.size:
                 raise SourceError(f"{entry.path} has {body.total} bytes there, expected {entry.size}")
+            self._same_version(entry, part, body)
             position = body.start
             for block in body.blocks:
                 if self.halted.is_set():
@@ -356,7 +385,6 @@ class Attempt:
                 self.throttle.take(len(block))
                 with self.lock:
                     self.fetched += len(block)
-                    self.failures = 0
                 # Some mirrors send the whole file whatever was asked: what is here already is passed over.
                 news = block[max(0, part.offset - position) :]
                 position += len(block)
@@ -366,10 +394,22 @@ class Attempt:
                     part.write(news)
                     with self.lock:
                         self.have += len(news)
+                        self.failures = 0
         if part.offset < entry.size:
             raise SourceError(
                 f"the connection ended after {part.offset} of {entry.size} bytes of {entry.path}"
             )
+
+    def _same_version(self, entry: Entry, part: Part, body: Body) -> None:
+        """Begin a file anew that nobody states a hash of, when it is another one there by now."""
+        if entry.sha256 or entry.git_oid or body.version is None:
+            return
+        before = self.versions.setdefault(entry.path, body.version)
+        if before != body.version and part.offset:
+            self.versions[entry.path] = body.version
+            self._lose(part.offset)
+            part.restart()
+            raise SourceError(f"{entry.path} changed there while it was read; beginning it anew")
 
     def _note(self, found: Entry, journal: Journal) -> Entry:
         journal.add(self.staging, found)
@@ -389,19 +429,27 @@ class Attempt:
         """Say every second how much is here, when that changed."""
         ended = threading.Event()
 
+        said: tuple[int, ...] = ()
+
+        def tell() -> None:
+            nonlocal said
+            with self.lock:
+                now = (self.have, self.fetched, self.hashed, self.from_peers)
+            if now != said:
+                said = now
+                self.say("progress", have=now[0], fetched=now[1], hashed=now[2], peers=now[3])
+
         def beat() -> None:
-            said: tuple[int, ...] = ()
             while not ended.wait(1.0):
-                with self.lock:
-                    now = (self.have, self.fetched, self.hashed, self.from_peers)
-                if now != said:
-                    said = now
-                    self.say("progress", have=now[0], fetched=now[1], hashed=now[2], peers=now[3])
+                tell()
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield
+        except BaseException:
+            tell()  # what came within the last second counts for the source, too
+            raise
         finally:
             ended.set()
             thread.join()
@@ -424,10 +472,13 @@ def main() -> int:
     staging = Path(job["staging"])
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
     source = Source.parse(job["source"])
+    wanted = job.get("expected") or {}
+    expected = Expected(tuple(wanted.get("architectures") or ()), wanted.get("bytes"), wanted.get("name"))
+    accept_unproved = bool(job.get("accept_unproved"))
     try:
         proof = None if job.get("proof") is None else Proof.parse(job["proof"])
         origin = Bound(
-            open_source(source, float(job.get("stall", 60.0))),
+            open_source(source, float(job.get("stall", 60.0)), expected, accept_unproved),
             source,
             proof,
             accept_unhashed=bool(job.get("accept_unhashed")),
@@ -444,6 +495,8 @@ def main() -> int:
         "pause": float(job.get("pause", 1.0)),
         "patience": float(job.get("patience", 900.0)),
         "rate": float(job.get("rate", 0.0)),
+        "expected": expected,
+        "accept_unproved": accept_unproved,
     }
     share = Share.parse(job.get("share"))
     attempt = Attempt(origin, staging, events, **knobs)

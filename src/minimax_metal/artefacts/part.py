@@ -175,6 +175,14 @@ class Part:
         self.marks.unlink(missing_ok=True)
         return replace(entry, sha256=found)
 
+    def restart(self) -> None:
+        """Begin anew, with nothing."""
+        os.ftruncate(self._file, 0)
+        self.marks.unlink(missing_ok=True)
+        self.offset, self._next, self._sha256 = 0, STEP, hashlib.sha256()
+        if self._git is not None:
+            self._git = hashlib.sha1(f"blob {self.entry.size}\0".encode(), usedforsecurity=False)
+
     def discard(self) -> None:
         """Remove what is there."""
         self.path.unlink(missing_ok=True)

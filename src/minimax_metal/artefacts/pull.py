@@ -264,6 +264,7 @@ def _try_source(
         if outcome.permanent:
             return outcome.reason, True, fetched, peers
         # Whatever came is kept, so an attempt that brought something does not count against the source.
+        # Only what is new counts: a source that sends the same bytes again and again would never be left.
         fruitless = 1 if outcome.brought else fruitless + 1
         if fruitless >= options.attempts:
             return f"{outcome.reason} ({fruitless} attempts)", False, fetched, peers

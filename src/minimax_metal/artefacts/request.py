@@ -11,7 +11,8 @@ A request is JSON::
                  {"kind": "http", "endpoint": "http://gpu01:8080/MiniMax-M2.5"}],
      "adopt": ["/home/me/.cache/huggingface"],                  # optional, what may be there already
      "proof": {"by": "hub", …, "files": […]},                   # optional, what the files are, see proof.py
-     "accept": ["weights-unhashed"],                            # optional, what the user takes unproved
+     "accept": ["weights-unhashed", "weights-unproved"],        # optional, what the user takes unproved
+     "architectures": ["MiniMaxM2ForCausalLM"],                 # optional, what config.json has to name
      "manifest": "/root/manifest.json",                         # optional, in the place of a proof: a file
      "owner": "sglang:sglang",                                  # optional, when root pulls
      "share": {"me": "gpu01", "peers": [{"name": "gpu02", "address": "10.0.0.2"}]},  # optional, see share/,
@@ -45,6 +46,8 @@ MODELSCOPE: Final = "modelscope"
 DIRECTORY: Final = "directory"
 HTTP: Final = "http"
 HUBS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE)
+ACCEPT_UNPROVED: Final = "weights-unproved"
+"""Name of the acceptance: a directory whose files can't be proved to be a whole model is taken as it is."""
 KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY, HTTP)
 
 
@@ -131,6 +134,8 @@ class Request:
     proof: Proof | None = None
     """What the files have to be, whatever a source or another host says."""
     accept: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    """What a directory without a manifest has to name in its config.json; () for any."""
 
     @property
     def accept_unhashed(self) -> bool:
@@ -154,6 +159,11 @@ class Request:
         return named(
             raw, str(self.manifest), time, repository=None, revision=self.revision, resolver="this host"
         )
+
+    @property
+    def expected(self) -> dict[str, Any]:
+        """What a directory without a manifest has to be."""
+        return {"architectures": list(self.architectures), "bytes": self.bytes, "name": self.name}
 
     @property
     def staging(self) -> Path:
@@ -195,10 +205,15 @@ class Request:
             raise UserError(f"request adopt {adopt!r} is no list of directories; expected absolute paths")
         revision, manifest = _text(raw, "revision"), _text(raw, "manifest")
         proof = raw.get("proof") or None
-        accept = raw.get("accept") or []
+        accept, architectures = raw.get("accept") or [], raw.get("architectures") or []
         if not isinstance(accept, list) or not all(isinstance(code, str) for code in accept):
             raise UserError(
-                f"request accept {accept!r} is not a list of codes; expected {ACCEPT_UNHASHED} in it"
+                f"request accept {accept!r} is not a list of codes; expected {ACCEPT_UNHASHED} or "
+                f"{ACCEPT_UNPROVED} in it"
+            )
+        if not isinstance(architectures, list) or not all(isinstance(one, str) for one in architectures):
+            raise UserError(
+                f"request architectures {architectures!r} is not a list; run playbooks/weights.yml again"
             )
         return cls(
             path=Path(path),
@@ -212,6 +227,7 @@ class Request:
             manifest=None if manifest is None else Path(manifest),
             share=_share(raw.get("share")),
             proof=None if proof is None else Proof.parse(proof),
+            architectures=tuple(architectures),
             accept=tuple(accept),
         )
 

@@ -1,63 +1,66 @@
 """The places a model comes from, each behind the same few calls: list the files, open one at an offset.
 
-Hugging Face and ModelScope are read by their documented HTTP protocols, not by their clients, because of
-what these were seen to do: ``huggingface_hub`` 2.4 never continues a partial file that another process left
-(a kill costs up to eight shards) and compares sizes only; ``modelscope`` 1.40 gives a large shard one hour
-and needs its space twice. The lab's hub is held to both protocols by the unmodified clients.
-
-* Hugging Face: ``/api/models/<id>/revision/<revision>?blobs=true`` states commit, sizes, SHA-256 (large
-  files) and git ids (small ones); ``/<id>/resolve/<commit>/<path>`` is the file or a redirect to it. Plain
-  HTTP throughout, so Xet storage plays no part: hub and mirrors answer with whole files.
-* ModelScope: ``/api/v1/models/<id>/repo/files`` states sizes and SHA-256, ``…/repo?FilePath=`` is the file.
-  It names no commit for a branch; git does (``<id>.git/info/refs``, git's own smart HTTP protocol).
+The hubs are in :mod:`.hubs`, directories that a web server hands out in :mod:`.served`; here are directories
+of this host, tokens, and what opens a source.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote
 
+from minimax_metal.artefacts import listings
 from minimax_metal.artefacts.errors import SourceError, transport_error
-from minimax_metal.artefacts.manifest import FILE as MANIFEST
-from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.artefacts.request import HF_MIRROR, HTTP, HUGGINGFACE, MODELSCOPE, Source, is_commit
+from minimax_metal.artefacts.examine import Expected, examine
+from minimax_metal.artefacts.hubs import (
+    DEFAULT_BRANCHES,
+    DEFAULT_ENDPOINTS,
+    MODELSCOPE_LIMIT,
+    HuggingFace,
+    ModelScope,
+    parse_refs,
+    reading,
+)
+from minimax_metal.artefacts.hubs import endpoint_of as _endpoint
+from minimax_metal.artefacts.listings import Listing
+from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.request import (
+    ACCEPT_UNPROVED,
+    HF_MIRROR,
+    HTTP,
+    HUGGINGFACE,
+    MODELSCOPE,
+    Source,
+    is_commit,
+)
+from minimax_metal.artefacts.served import Served
 from minimax_metal.artefacts.web import Body, Web
 from minimax_metal.errors import UserError
 
-LEFTOVERS: Final = frozenset(
-    {FOLDER, ".cache", ".git", ".huggingface", ".lock", ".mdl", ".msc", ".mv", "._____temp", "__pycache__"}
-)
-"""Names that hub clients and tools leave in a model directory; no part of a model."""
-
-DEFAULT_ENDPOINTS: Final = {
-    HUGGINGFACE: ("HF_ENDPOINT", "https://huggingface.co"),
-    HF_MIRROR: ("HF_ENDPOINT", "https://hf-mirror.com"),
-    MODELSCOPE: ("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"),
-}
-"""Per kind of source: the variable its own client reads, and that client's default."""
-
-DEFAULT_BRANCHES: Final = {HUGGINGFACE: "main", HF_MIRROR: "main", MODELSCOPE: "master"}
-
-MODELSCOPE_LIMIT: Final = 3000
-"""Entries after which ModelScope cuts a listing off without a word (``REPO_FILES_TRUNCATION_LIMIT`` in
-``modelscope_hub`` 0.5.1)."""
+__all__ = [
+    "ACCEPT_UNPROVED",
+    "DEFAULT_BRANCHES",
+    "DEFAULT_ENDPOINTS",
+    "MODELSCOPE_LIMIT",
+    "Directory",
+    "HuggingFace",
+    "Listing",
+    "ModelScope",
+    "Origin",
+    "Served",
+    "_endpoint",
+    "open_source",
+    "parse_refs",
+    "resolve",
+    "token_of",
+]
 
 _BLOCK: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Every file of the model at the revision that the source resolved."""
-
-    files: tuple[Entry, ...]
-    revision: str | None
+MOST_TOKEN: Final = 1 << 16
 
 
 class Origin(Protocol):
@@ -105,162 +108,23 @@ def token_of(source: Source) -> str | None:
     return None
 
 
-def open_source(source: Source, stall: float = 60.0) -> Origin:
-    """Return the reader for a source."""
+def open_source(
+    source: Source, stall: float = 60.0, expected: Expected | None = None, accept_unproved: bool = False
+) -> Origin:
+    """Return the reader for a source.
+
+    Args:
+        source: where.
+        stall: seconds without a byte after which a connection is dropped.
+        expected: what the catalogue says of the model, for a directory that has no manifest.
+        accept_unproved: take such a directory although its files don't prove it.
+    """
     if source.kind in {HUGGINGFACE, HF_MIRROR, MODELSCOPE}:
         web = Web(str(source), source.revision, token_of(source), stall)
         return ModelScope(source, web) if source.kind == MODELSCOPE else HuggingFace(source, web)
     if source.kind == HTTP:
         return Served(source, Web(str(source), source.revision, token_of(source), stall))
-    return Directory(source)
-
-
-def _endpoint(source: Source) -> str:
-    variable, default = DEFAULT_ENDPOINTS[source.kind]
-    return (source.endpoint or os.environ.get(variable) or default).rstrip("/")
-
-
-@dataclass
-class HuggingFace:
-    """A repository on any endpoint that speaks Hugging Face's protocol."""
-
-    source: Source
-    web: Web
-    revision: str | None = field(default=None, init=False)
-
-    def list(self) -> Listing:
-        """Return the files with the sizes and the SHA-256 (large files) or git ids (small ones) it states."""
-        wanted = self.source.revision or DEFAULT_BRANCHES[self.source.kind]
-        raw = self.web.json(
-            f"{_endpoint(self.source)}/api/models/{self.source.repository}/revision/{quote(wanted, safe='')}",
-            {"blobs": "true"},
-        )
-        with _reading(self.source):
-            files = tuple(self._entry(file) for file in raw["siblings"])
-            self.revision = str(raw["sha"])
-        if is_commit(wanted) and self.revision != wanted:
-            raise SourceError(f"{self.source} answers {self.revision} for {wanted}", permanent=True)
-        return Listing(files, self.revision)
-
-    def _entry(self, file: Any) -> Entry:
-        lfs = file.get("lfs")
-        size = lfs["size"] if lfs else file.get("size")
-        if size is None:
-            raise SourceError(f"{self.source} states no size for {file['rfilename']}", permanent=True)
-        if lfs:
-            return Entry(file["rfilename"], int(size), str(lfs["sha256"]), stated=True)
-        return Entry(file["rfilename"], int(size), git_oid=file.get("blobId"))
-
-    def open(
-        self, entry: Entry, offset: int, end: int | None = None
-    ) -> contextlib.AbstractContextManager[Body]:
-        """Open one file at the commit that :meth:`list` resolved."""
-        revision = self.revision or self.source.revision or DEFAULT_BRANCHES[self.source.kind]
-        where = f"{self.source.repository}/resolve/{quote(revision, safe='')}/{quote(entry.path)}"
-        return self.web.open(f"{_endpoint(self.source)}/{where}", offset=offset, end=end)
-
-    def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash, as the hub states it."""
-        return entry.sha256 or entry.git_oid
-
-
-@dataclass
-class ModelScope:
-    """A repository on any endpoint that speaks ModelScope's protocol."""
-
-    source: Source
-    web: Web
-    revision: str | None = field(default=None, init=False)
-
-    @property
-    def _api(self) -> str:
-        return f"{_endpoint(self.source)}/api/v1/models/{self.source.repository}"
-
-    def list(self) -> Listing:
-        """Return the files with the sizes and SHA-256 that the hub states, at one commit."""
-        wanted = self.source.revision or DEFAULT_BRANCHES[MODELSCOPE]
-        revision = wanted if is_commit(wanted) else self._commit(wanted)
-        self.revision = revision or wanted
-        found = self._page(None, recursive=True)
-        if len(found) >= MODELSCOPE_LIMIT:
-            found = self._walk()
-        with _reading(self.source):
-            files = tuple(
-                Entry(file["Path"], int(file["Size"]), file.get("Sha256") or None, bool(file.get("Sha256")))
-                for file in found
-                if file.get("Type") != "tree"
-            )
-        return Listing(files, self.revision)
-
-    def _page(self, root: str | None, *, recursive: bool) -> Sequence[Any]:
-        parameters = {"Revision": str(self.revision), "Recursive": str(recursive)}
-        answer = self.web.json(
-            f"{self._api}/repo/files", parameters | ({"Root": root} if root is not None else {})
-        )
-        with _reading(self.source):
-            if answer.get("Success") is False:
-                raise SourceError(f"{self.source}: {answer.get('Message') or 'refused'}", permanent=True)
-            return tuple(answer["Data"]["Files"] or ())
-
-    def _walk(self) -> Sequence[Any]:
-        """List folder by folder: one listing of everything is cut off."""
-        files: deque[Any] = deque()
-        folders: deque[str | None] = deque([None])
-        while folders:
-            page = self._page(folders.pop(), recursive=False)
-            if len(page) >= MODELSCOPE_LIMIT:
-                raise SourceError(f"{self.source} lists folders incompletely", permanent=True)
-            files += [file for file in page if file.get("Type") != "tree"]
-            folders += [file["Path"] for file in page if file.get("Type") == "tree"]
-        return tuple(files)
-
-    def _commit(self, branch: str) -> str | None:
-        """Return the commit of a branch or tag as git tells it; None when the hub does not speak git."""
-        url = f"{_endpoint(self.source)}/{self.source.repository}.git/info/refs"
-        try:
-            text = self.web.text(url, {"service": "git-upload-pack"})
-        except SourceError as error:
-            if error.permanent:
-                return None
-            raise
-        return parse_refs(text).get(branch)
-
-    def open(
-        self, entry: Entry, offset: int, end: int | None = None
-    ) -> contextlib.AbstractContextManager[Body]:
-        """Open one file at the revision that :meth:`list` resolved."""
-        parameters = {"Revision": str(self.revision or self.source.revision), "FilePath": entry.path}
-        return self.web.open(f"{self._api}/repo", parameters, offset, end)
-
-    def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash; without one a partial file is good for this pull only."""
-        return entry.sha256
-
-
-def parse_refs(text: str) -> dict[str, str]:
-    """Return branch or tag -> commit from git's reference advertisement (gitprotocol-http(5), pkt-lines).
-
-    An annotated tag counts as the commit it points to.
-    """
-    found: dict[str, str] = {}
-    for commit, kind, name, peeled in re.findall(
-        r"([0-9a-f]{40}) refs/(heads|tags)/([^\s\0^]+)(\^\{\})?", text
-    ):
-        if kind == "heads" or peeled or name not in found:
-            found[name] = commit
-    return found
-
-
-@contextlib.contextmanager
-def _reading(source: Source) -> Iterator[None]:
-    """Turn a listing of another shape than documented into one line."""
-    try:
-        yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise SourceError(
-            f"{source} describes its files in a way that is not understood ({type(error).__name__}: {error})",
-            permanent=True,
-        ) from error
+    return Directory(source, expected, accept_unproved)
 
 
 @dataclass
@@ -268,6 +132,8 @@ class Directory:
     """A directory that holds the model: a disk, an NFS path, a hub client's snapshot (links are followed)."""
 
     source: Source
+    expected: Expected | None = None
+    accept_unproved: bool = False
 
     @property
     def root(self) -> Path:
@@ -275,21 +141,31 @@ class Directory:
         return self.source.path or Path("/nonexistent")
 
     def list(self) -> Listing:
-        """Return the directory's files, with the hashes of its manifest where it has one of ours."""
+        """Return the directory's files, with the hashes of its manifest where it has one of ours.
+
+        Without a manifest every file is proved, as far as files can prove themselves (:mod:`.examine`).
+
+        Raises:
+            SourceError: a file is not what it should be; the line names it.
+        """
         if not self.root.is_dir():
             raise SourceError(f"{self.source} does not exist or is no directory", permanent=True)
         manifest = Manifest.read(self.root)
         if manifest is not None:
             return Listing(manifest.files, manifest.revision)
-        files = []
         try:
-            for path in sorted(self.root.rglob("*")):
-                relative = path.relative_to(self.root)
-                if LEFTOVERS.isdisjoint(relative.parts) and path.is_file():
-                    files.append(Entry(relative.as_posix(), path.stat().st_size))
+            found = examine(self.root, self.expected)
         except OSError as error:
             raise transport_error(self.source, error) from error
-        return Listing(tuple(files), self.source.revision)
+        if found.problems and not self.accept_unproved:
+            raise SourceError(
+                f"{self.source} is not proved to be the model: {found.line()}; 'metal weights verify' on it "
+                f"shows everything; fix it, or accept it as it is ({ACCEPT_UNPROVED})",
+                permanent=True,
+            )
+        with reading(self.source):
+            files = (Entry(path, size) for path, size in sorted(found.files.items()))
+            return listings.listing(files, self.source.revision)
 
     @contextlib.contextmanager
     def open(self, entry: Entry, offset: int, end: int | None = None) -> Iterator[Body]:
@@ -318,34 +194,6 @@ class Directory:
         except OSError:
             return None
         return f"{self.root / entry.path}:{status.st_size}:{status.st_mtime_ns}"
-
-
-@dataclass
-class Served:
-    """A verified directory that another host serves as plain files over HTTP, its manifest with it."""
-
-    source: Source
-    web: Web
-
-    def list(self) -> Listing:
-        """Return what the manifest there says."""
-        raw = self.web.json(f"{self.source.endpoint}/{FOLDER}/{MANIFEST}")
-        with _reading(self.source):
-            manifest = Manifest.parse(raw)
-        wanted, there = self.source.revision, manifest.revision
-        if is_commit(wanted) and is_commit(there) and wanted != there:
-            raise SourceError(f"{self.source} hold revision {there}, not {wanted}", permanent=True)
-        return Listing(manifest.files, manifest.revision)
-
-    def open(
-        self, entry: Entry, offset: int, end: int | None = None
-    ) -> contextlib.AbstractContextManager[Body]:
-        """Open one file at an offset."""
-        return self.web.open(f"{self.source.endpoint}/{quote(entry.path)}", offset=offset, end=end)
-
-    def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash."""
-        return entry.sha256
 
 
 def resolve(source: Source) -> Source:

@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 
 from minimax_metal.artefacts.progress import Options, PullError, Reporter, spell_bytes, spell_seconds
 from minimax_metal.artefacts.publish import check_space
-from minimax_metal.artefacts.request import Request, Source
+from minimax_metal.artefacts.request import ACCEPT_UNPROVED, Request, Source
 
 CRAWL: Final = 1 << 20
 """Bytes that have to come while a pull is patient (15 minutes by default): 1.2 kB/s."""
@@ -34,17 +34,19 @@ class Outcome:
     space: bool = False
     verified: int = 0
     fetched: int = 0
+    gained: int = 0
+    """Bytes of the model that are here now and were not before."""
     peers: int = 0
     """Of the bytes fetched, those that other hosts of the fleet sent."""
     crawled: bool = False
     """Whether it was ended because next to nothing came for a long time."""
     enough: int = 1
-    """Bytes from which on an attempt has brought something."""
+    """New bytes from which on an attempt has brought something."""
 
     @property
     def brought(self) -> bool:
         """Whether it brought something: then it does not count against its source."""
-        return not self.crawled and (self.verified > 0 or self.fetched >= self.enough)
+        return not self.crawled and (self.verified > 0 or self.gained >= self.enough)
 
 
 class Watch:
@@ -59,7 +61,7 @@ class Watch:
         self.outcome = Outcome()
         self.total: int | None = None
         self.files = 0
-        self.have = 0
+        self.have = self.begun = 0
         self.waiting = ""
         self.pause = 0.0
         self.silence = 3 * options.stall + 60
@@ -83,6 +85,8 @@ class Watch:
             "share": None if self.request.share is None else self.request.share.as_dict(),
             "proof": None if self.proof is None else self.proof.as_dict(),
             "accept_unhashed": self.request.accept_unhashed,
+            "accept_unproved": ACCEPT_UNPROVED in self.request.accept,
+            "expected": self.request.expected,
         }
         child = subprocess.Popen(
             [sys.executable, "-m", "minimax_metal.artefacts.fetch"],
@@ -159,11 +163,12 @@ class Watch:
         kind = event.get("event")
         if kind == "listed":
             self.total, self.files = int(event["bytes"]), int(event["files"])
-            self.have = self.total - int(event["needed"])
+            self.have = self.begun = self.total - int(event["needed"])
             self.outcome.enough = min(CRAWL, max(1, self.total // 100))
             check_space(self.request, int(event["needed"]), self.options.spare)
         elif kind == "progress":
             self.have, self.outcome.fetched = int(event["have"]), int(event["fetched"])
+            self.outcome.gained = self.have - self.begun
             self.outcome.peers, self.hashed = int(event.get("peers", 0)), int(event.get("hashed", 0))
             self.waiting, self.pause = "", 0.0
         elif kind == "verified":

@@ -2,38 +2,59 @@
 
 ``requests`` rather than the HTTP client of the check: two threads that also hash took 1.5 GB/s from a
 loopback with it, 0.7 GB/s with the other (measured on two cores, requests 2.34 and httpx2 2.16). It honours
-``HTTPS_PROXY``, ``NO_PROXY`` and ``REQUESTS_CA_BUNDLE`` of the environment, and sends ``Authorization`` to no
-other host than the one it was meant for, also after a redirect.
+``HTTPS_PROXY``, ``NO_PROXY`` and ``REQUESTS_CA_BUNDLE`` of the environment. Redirects are followed here, by
+the rules of :mod:`.redirects`; what an answer means is in :mod:`.answers`.
+
+Nothing is read without a limit: descriptions of a model have :data:`DOCUMENT_BYTES` and
+:data:`DOCUMENT_SECONDS`, headers a time, bodies of files are cut by their reader at the size that is known.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import random
+import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
+from urllib.parse import parse_qs, urlsplit
 
 import requests
 import urllib3
 
 from minimax_metal import __version__
+from minimax_metal.artefacts import redirects
+from minimax_metal.artefacts.answers import (
+    RangeError,
+    Refusal,
+    Span,
+    begins_page,
+    is_page,
+    patience,
+    read_json,
+    span_of,
+    title_of,
+)
+from minimax_metal.artefacts.connections import Adapter, rules
 from minimax_metal.artefacts.errors import SourceError, causes, one_line, system_reason, transport_error
+from minimax_metal.artefacts.pacing import Gate, Throttle
+
+__all__ = ["BLOCK", "Body", "Document", "Gate", "Head", "Throttle", "Web", "patience"]
 
 BLOCK: Final = 1 << 20
 """Bytes taken from a connection at a time, at most."""
-
 CONNECT_SECONDS: Final = 20.0
-BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that mean "not now"."""
-
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_RESET = re.compile(r"\bt=(\d+)")
+DOCUMENT_BYTES: Final = 8 << 20
+"""Of a model's description; Hugging Face's of 10,000 files has 2.5 MB."""
+DOCUMENT_SECONDS: Final = 120.0
+REFUSAL_BYTES: Final = 64 << 10
+"""Read of an answer that refuses: enough to know whose word it is."""
+POINTER: Final = b"version https://git-lfs.github.com/spec/"
+"""How git-lfs begins what it keeps in git in the place of a file (git-lfs docs/spec.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +65,28 @@ class Body:
     total: int | None
     """The whole file's size as the server states it with this answer; None when it does not."""
     blocks: Iterator[bytes]
+    stop: int | None = None
+    """Where this answer ends, as the server states it."""
+    version: str | None = None
+    """What the server calls these bytes (a strong ETag): another one means other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that was read in full, its headers, and the URL that answered."""
+
+    content: bytes
+    headers: Mapping[str, str]
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a server says of a file before it sends it; ``linked_*``: Hugging Face's for large files."""
+
+    size: int | None
+    etag: str | None
+    commit: str | None
 
 
 class _Bearer(requests.auth.AuthBase):
@@ -53,9 +96,18 @@ class _Bearer(requests.auth.AuthBase):
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers.pop("Authorization", None)
         if self.token:
             request.headers["Authorization"] = f"Bearer {self.token}"
         return request
+
+
+class _Session(requests.Session):
+    """Follows no redirect by itself, nor prepares to: that would read the redirect's body without a limit."""
+
+    def resolve_redirects(self, *_: Any, **__: Any) -> Generator[requests.Response, None, None]:
+        """Yield nothing."""
+        yield from ()
 
 
 @dataclass
@@ -74,25 +126,69 @@ class Web:
     token: str | None = None
     stall: float = 60.0
     local: threading.local = field(default_factory=threading.local)
+    home: set[str] = field(default_factory=set)
+    """Kinds of addresses that the source itself was reached at."""
+    ranges: bool = True
+    """Whether the source is asked for parts: not any more where its answers to that were of no use."""
 
     def json(self, url: str, parameters: Mapping[str, str] | None = None) -> Any:
         """Return the JSON document at a URL; raises :class:`SourceError`."""
-        with self._errors():
-            answer = self._get(url, parameters or {}, {}, stream=False)
-            self._check(answer)
-            try:
-                return answer.json()
-            except ValueError as error:
+        return self.json_and_headers(url, parameters)[0]
+
+    def json_and_headers(
+        self, url: str, parameters: Mapping[str, str] | None = None
+    ) -> tuple[Any, Mapping[str, str]]:
+        """Return the JSON document at a URL, and the answer's headers; raises :class:`SourceError`."""
+        found = self.document(url, parameters)
+        try:
+            return read_json(found.content), found.headers
+        except ValueError as error:
+            if is_page(found.headers, found.content):
+                raise self._page(found.url, found.content) from error
+            if found.content.lstrip()[:1] in (b"{", b"["):
                 raise SourceError(
-                    f"{self.name} answered no JSON; is the endpoint a model hub?", permanent=True
+                    f"{self.name} answered no JSON but a beginning of it ({one_line(error)}); its answer is "
+                    "cut off or damaged"
                 ) from error
+            raise SourceError(
+                f"{self.name} answered no JSON; is the endpoint a model hub?", permanent=True
+            ) from error
 
     def text(self, url: str, parameters: Mapping[str, str] | None = None) -> str:
         """Return the text at a URL; raises :class:`SourceError`."""
+        return self.document(url, parameters).content.decode("utf-8", "replace")
+
+    def document(self, url: str, parameters: Mapping[str, str] | None = None) -> Document:
+        """Return what is at a URL, read in full; raises :class:`SourceError`."""
         with self._errors():
-            answer = self._get(url, parameters or {}, {}, stream=False)
-            self._check(answer)
-            return answer.text
+            answer = self._get(url, parameters or {}, {})
+            with contextlib.closing(answer):
+                self._check(answer, url)
+                content = _decoded(self.name, answer.headers, self._read(answer, DOCUMENT_BYTES))
+                return Document(content, answer.headers, str(answer.url))
+
+    def head(self, url: str) -> Head:
+        """Return what the source says of a file; a redirect to another host is not followed for it.
+
+        Raises:
+            SourceError: no answer, or a refusal.
+        """
+        with self._errors():
+            answer = self._get(url, {}, {}, method="HEAD", stay=True)
+            with contextlib.closing(answer):
+                away = answer.status_code in redirects.STATUSES
+                if not away:
+                    self._check(answer, url)
+                    if is_page(answer.headers, b"") and not url.endswith((".html", ".htm")):
+                        raise self._page(str(answer.url), b"")
+                headers = answer.headers
+                size = headers.get("X-Linked-Size") or (None if away else headers.get("Content-Length"))
+                etag = headers.get("X-Linked-Etag") or (None if away else headers.get("ETag"))
+                return Head(
+                    int(size) if size and re.fullmatch("[0-9]{1,16}", size.strip()) else None,
+                    etag.strip().removeprefix("W/").strip('"') if etag else None,
+                    headers.get("X-Repo-Commit"),
+                )
 
     @contextlib.contextmanager
     def open(
@@ -104,94 +200,197 @@ class Web:
     ) -> Iterator[Body]:
         """Yield a file's bytes from ``offset`` on, up to ``end`` where the server heeds that.
 
+        A server whose answer to a range is of no use is asked for the whole file from then on: what is here
+        already is passed over.
+
         The connection is closed when the context ends, unless it was read to its end: then it is used again.
 
         Raises:
             SourceError: no answer, a refusal, or a connection that was lost or went quiet on the way.
         """
         headers = {}
-        if offset or end is not None:
+        if self.ranges and (offset or end is not None):
             headers = {"Range": f"bytes={offset}-" if end is None else f"bytes={offset}-{end - 1}"}
-        with self._errors():
-            answer = self._get(url, parameters or {}, headers, stream=True)
-            with contextlib.closing(answer):
-                self._check(answer)
-                yield self._body(answer, offset)
+        try:
+            with self._errors():
+                answer = self._get(url, parameters or {}, headers)
+        except RangeError:
+            self.ranges = self.ranges and not offset
+            raise
+        with self._errors(), contextlib.closing(answer):
+            try:
+                self._check(answer, url)
+                # Of the whole file any answer will do that begins at its beginning.
+                asked = (offset, end) if headers else (0, None)
+                span = span_of(self.name, answer.status_code, answer.headers, *asked)
+            except RangeError:
+                self.ranges = self.ranges and not headers
+                raise
+            yield self._body(answer, span, _file_name(url, parameters or {}))
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self.local, "session", None)
         if session is None:
-            session = requests.Session()
+            session = _Session()
             session.headers["User-Agent"] = f"minimax-metal/{__version__}"
             # Bytes as they are on the hub: a compressed answer has other offsets and another length.
             session.headers["Accept-Encoding"] = "identity"
-            session.auth = _Bearer(self.token)
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, Adapter())
             self.local.session = session
         return session
 
     def _get(
-        self, url: str, parameters: Mapping[str, str], headers: Mapping[str, str], stream: bool
+        self,
+        url: str,
+        parameters: Mapping[str, str],
+        headers: Mapping[str, str],
+        method: str = "GET",
+        stay: bool = False,
     ) -> requests.Response:
-        return self._session().get(
-            url,
-            params=parameters,
-            headers=dict(headers),
-            stream=stream,
-            timeout=(min(CONNECT_SECONDS, self.stall), self.stall),
+        """Return an answer after the redirects; ``stay``: not to another scheme, host or port."""
+        try:
+            home = redirects.origin_of(url)
+        except ValueError as error:
+            raise SourceError(f"{self.name}: {one_line(error)}", permanent=True) from error
+        where, query = url, dict(parameters)
+        for hop in range(redirects.HOPS + 1):
+            here = redirects.origin_of(where)
+            with rules(self._first if hop == 0 else self._later(here[1]), max(self.stall, 1.0)):
+                answer = self._session().request(
+                    method,
+                    where,
+                    params=query,
+                    headers=dict(headers),
+                    stream=True,
+                    allow_redirects=False,
+                    auth=_Bearer(self._token_for(here) if here == home else None),
+                    timeout=(min(CONNECT_SECONDS, self.stall), self.stall),
+                )
+            location = answer.headers.get("Location")
+            if answer.status_code not in redirects.STATUSES or location is None:
+                return answer
+            # Requests hands headers on as Latin-1; servers send UTF-8 there.
+            location = location.encode("latin-1", "replace").decode("utf-8", "replace")
+            target = redirects.following(self.name, str(answer.url), location)
+            if stay and redirects.origin_of(target) != home:
+                return answer
+            self._finish(answer)
+            where, query = target, {}
+            host = redirects.origin_of(target)[1]
+            if (address := redirects.literal(host)) is not None:
+                self._allow(host, address)
+        raise SourceError(f"{self.name} redirects more than {redirects.HOPS} times; check the endpoint")
+
+    def _first(self, address: str) -> None:
+        self.home.add(redirects.kind_of(address))
+
+    def _later(self, host: str) -> Any:
+        return lambda address: self._allow(host, address)
+
+    def _allow(self, host: str, address: str) -> None:
+        if not redirects.may_go(self.home, redirects.kind_of(address)):
+            raise redirects.refused(self.name, host, address, self.home)
+
+    def _token_for(self, where: redirects.Origin) -> str | None:
+        if self.token is None or where[0] == "https" or redirects.stays_inside(where[1], where[2]):
+            return self.token
+        raise SourceError(
+            f"{self.name}: the token is not sent to {where[1]} over http, where everybody on the way reads "
+            "it; use an https endpoint, or leave out the token",
+            permanent=True,
         )
 
-    def _check(self, answer: requests.Response) -> None:
+    def _finish(self, answer: requests.Response) -> None:
+        """Let the connection be used again after a redirect, whose body is short; else close it."""
+        try:
+            length = answer.headers.get("Content-Length", "")
+            if length.isascii() and length.isdigit() and int(length[:9]) <= REFUSAL_BYTES:
+                self._read(answer, REFUSAL_BYTES)
+        except (SourceError, OSError, requests.RequestException, urllib3.exceptions.HTTPError):
+            pass
+        finally:
+            answer.close()
+
+    def _read(self, answer: requests.Response, limit: int, seconds: float = DOCUMENT_SECONDS) -> bytes:
+        """Return a whole body.
+
+        Raises:
+            SourceError: it has more than ``limit`` bytes, or takes longer than ``seconds``.
+        """
+        content, until = bytearray(), time.monotonic() + seconds
+        while block := answer.raw.read1(1 << 16, decode_content=False):
+            content += block
+            if len(content) > limit:
+                raise SourceError(
+                    f"{self.name} answers with more than {limit >> 20 or 1} MiB where a description of a "
+                    "model was asked for; is the endpoint a model hub?",
+                    permanent=True,
+                )
+            if time.monotonic() > until:
+                raise SourceError(f"{self.name}: its answer did not end within {seconds:.0f} s")
+        return bytes(content)
+
+    def _check(self, answer: requests.Response, url: str) -> None:
         """Raise what an answer without the document means."""
-        status = answer.status_code
-        if status in {200, 206}:
+        if answer.status_code in {200, 206}:
             return
-        elsewhere = bool(answer.history) and _host(answer.url) != _host(answer.history[0].url)
-        if status in BUSY:
-            raise SourceError(
-                f"{self.name} answered {status}", busy=status in {429, 503}, after=patience(answer.headers)
-            )
-        code = answer.headers.get("X-Error-Code", "")
-        if code == "GatedRepo" or (status == 403 and not elsewhere):
-            raise SourceError(
-                f"{self.name} is gated, or the token may not read it: accept its licence there and give the "
-                "pull a token (model_weights_token_files)",
-                permanent=True,
-            )
-        if status == 403:
-            # A signed address that ran out, or a clock that makes it look so: the hub signs a new one.
-            raise SourceError(f"{self.name}: {_host(answer.url)} answered 403")
-        if status == 401:
-            said = "does not accept the token" if self.token else "does not exist or needs a token"
-            raise SourceError(f"{self.name} {said}", permanent=True)
-        if code == "RevisionNotFound":
-            raise SourceError(f"{self.name} has no revision {self.revision}", permanent=True)
-        if status == 404:
-            which = "" if code == "RepoNotFound" else f" (revision {self.revision})"
-            raise SourceError(f"{self.name}{which} does not exist or needs a token", permanent=True)
-        if status == 416:
-            raise SourceError(f"{self.name} has fewer bytes of a file than it states")
-        raise SourceError(f"{self.name} answered {status}", permanent=400 <= status < 500)
+        body = bytearray()
+        with contextlib.suppress(OSError, requests.RequestException, urllib3.exceptions.HTTPError):
+            until = time.monotonic() + min(10.0, self.stall)
+            while len(body) < REFUSAL_BYTES and time.monotonic() < until:
+                block = answer.raw.read1(REFUSAL_BYTES, decode_content=False)
+                body += block
+                if not block:
+                    break
+        first, last = _host(url), _host(str(answer.url))
+        with contextlib.suppress(SourceError):
+            body[:] = _decoded(self.name, answer.headers, bytes(body[:REFUSAL_BYTES]))
+        error = Refusal(
+            self.name,
+            answer.status_code,
+            answer.headers,
+            bytes(body),
+            last,
+            self.revision,
+            elsewhere=first != last,
+            token=self.token is not None,
+        ).error()
+        error.status, error.code = answer.status_code, answer.headers.get("X-Error-Code", "").strip()[:60]
+        raise error
 
-    def _body(self, answer: requests.Response, offset: int) -> Body:
-        encoding = answer.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise SourceError(f"{self.name} sends files as {encoding}, which was not asked for")
-        length = answer.headers.get("Content-Length", "")
-        start, total = 0, int(length) if length.isdigit() else None
-        if answer.status_code == 206:
-            found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-            if found is None:
-                raise SourceError(f"{self.name} sends a part of a file without saying which")
-            start = int(found[1])
-            total = None if found[3] == "*" else int(found[3])
-        if start > offset:
-            raise SourceError(f"{self.name} sends byte {start} on, {offset} was asked for")
-        return Body(start, total, self._blocks(answer))
+    def _page(self, url: str, content: bytes) -> SourceError:
+        return SourceError(
+            f"{self.name}: {_host(url)} answered with an HTML page{title_of(content)}, not with what was "
+            "asked for: a login page, a captive portal or a proxy; log in or give the pull a token "
+            "(model_weights_token_files), set HTTPS_PROXY, or use another source"
+        )
 
-    def _blocks(self, answer: requests.Response) -> Iterator[bytes]:
+    def _body(self, answer: requests.Response, span: Span, file: str) -> Body:
+        limit = None if span.stop is None else span.stop - span.start
+        blocks = self._blocks(answer, limit)
+        if span.start == 0:
+            first = next(blocks, b"")
+            if begins_page(first) and not file.endswith((".html", ".htm", ".xhtml", ".md")):
+                raise self._page(str(answer.url), first)
+            if first.startswith(POINTER):
+                raise SourceError(
+                    f"{self.name} serves a git-LFS pointer in the place of {one_line(ValueError(file))}; "
+                    "use a source that has the file itself",
+                    permanent=True,
+                )
+            blocks = itertools.chain([first] if first else [], blocks)
+        etag = answer.headers.get("ETag", "").strip()
+        strong = etag if len(etag) > 2 and etag.startswith('"') and etag.endswith('"') else None
+        return Body(span.start, span.total, blocks, span.stop, strong)
+
+    def _blocks(self, answer: requests.Response, limit: int | None) -> Iterator[bytes]:
         with self._errors():
             # What is there, not a full block: an end loses nothing, and slow lines show progress.
             while block := answer.raw.read1(BLOCK, decode_content=False):
+                if limit is not None and (limit := limit - len(block)) < 0:
+                    raise SourceError(f"{self.name} sends more bytes than it says")
                 yield block
 
     @contextlib.contextmanager
@@ -202,7 +401,7 @@ class Web:
             requests.RequestException,
             urllib3.exceptions.HTTPError,
             OSError,
-            json.JSONDecodeError,
+            ValueError,  # a URL or a header that can't be
         ) as error:
             raise self.failure(error) from error
 
@@ -221,88 +420,44 @@ class Web:
                 permanent=True,
             )
         if isinstance(error, requests.exceptions.ProxyError):
+            if "407" in text:
+                return Refusal(self.name, 407, {}, b"", "").error()
             return SourceError(f"{self.name}: the proxy does not connect ({system_reason(error) or text})")
         if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
             return SourceError(f"{self.name}: {text}", permanent=True)
         return transport_error(self.name, error)
 
 
-def patience(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait; None when it says nothing that can be read.
+def _decoded(name: str, headers: Mapping[str, str], content: bytes) -> bytes:
+    """Return a description as it was before it was compressed; proxies do that unasked.
 
-    ``Retry-After`` as seconds or as a date, which counts from the server's own ``Date``: the clock of this
-    host may be wrong. Hugging Face says the same as ``RateLimit: "api";r=0;t=55``.
+    Raises:
+        SourceError: it is compressed in another way, or much too long.
     """
-    after = headers.get("Retry-After", "").strip()
-    if after.isdigit():
-        return float(after)
-    if after:
-        with contextlib.suppress(ValueError, TypeError):
-            until = parsedate_to_datetime(after).timestamp()
-            date = headers.get("Date")
-            now = parsedate_to_datetime(date).timestamp() if date else time.time()
-            return max(0.0, until - now)
-    if found := _RESET.search(headers.get("RateLimit", "")):
-        return float(found[1])
-    return None
+    encoding = headers.get("Content-Encoding", "").strip().lower()
+    if encoding in {"", "identity"} or not content:
+        return content
+    try:
+        if encoding not in {"gzip", "x-gzip", "deflate"}:
+            raise ValueError(encoding)
+        # 32: a header of gzip or of zlib, whichever is there.
+        found = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, DOCUMENT_BYTES + 1)
+        if len(found) > DOCUMENT_BYTES:
+            raise ValueError("too long")
+    except (zlib.error, ValueError) as error:
+        raise SourceError(
+            f"{name} sends its answer as {one_line(ValueError(encoding))}, which can't be read here; "
+            "whatever compresses it on the way must pass it on as it is"
+        ) from error
+    return found
 
 
-@dataclass
-class Gate:
-    """Holds all threads back while a source asked for patience, so that they don't storm it."""
-
-    backoff: float = 2.0
-    limit: float = 60.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    until: float = 0.0
-    refusals: int = 0
-
-    def refused(self, after: float | None) -> float:
-        """Note a refusal; return the seconds everybody waits.
-
-        What was asked for, else a doubling pause; a bit more by chance, so that a fleet does not come back
-        in one instant.
-        """
-        with self.lock:
-            now = time.monotonic()
-            if now >= self.until:  # several threads are refused in the same moment: that counts once
-                self.refusals += 1
-            pause = min(self.limit, self.backoff * 2 ** (self.refusals - 1)) if after is None else after
-            pause *= 1 + random.random() / 10  # noqa: S311  no secret hangs on it
-            self.until = max(self.until, now + pause)
-            return self.until - now
-
-    def passed(self) -> None:
-        """Note a request that was served."""
-        with self.lock:
-            self.refusals = 0
-
-    def wait(self, halted: threading.Event) -> None:
-        """Return when requests are welcome again, or when ``halted`` is set."""
-        while (left := self.until - time.monotonic()) > 0 and not halted.is_set():
-            halted.wait(min(left, 1.0))
-
-
-@dataclass
-class Throttle:
-    """Shares ``rate`` bytes a second among threads; 0 is no limit."""
-
-    rate: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    ready: float = 0.0
-    sleep: Callable[[float], None] = time.sleep
-
-    def take(self, size: int) -> None:
-        """Return when ``size`` more bytes may have come in."""
-        if self.rate <= 0:
-            return
-        with self.lock:
-            now = time.monotonic()
-            # What was not used in the last second is lost: no burst after a pause.
-            self.ready = max(self.ready, now - 1.0) + size / self.rate
-            left = self.ready - now
-        if left > 0:
-            self.sleep(left)
+def _file_name(url: str, parameters: Mapping[str, str]) -> str:
+    return (
+        parameters.get("FilePath")
+        or parse_qs(urlsplit(url).query).get("FilePath", [""])[0]
+        or urlsplit(url).path
+    )
 
 
 def certificate_reason(text: str) -> str:

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 from minimax_metal.artefacts.errors import SourceError, transport_error
-from minimax_metal.artefacts.fetch import RETRIES
+from minimax_metal.artefacts.fetch import LEAST, RETRIES
 from minimax_metal.artefacts.manifest import DamagedFileError
 from minimax_metal.artefacts.share.board import PATIENCE, Claim
 from minimax_metal.artefacts.share.pieces import PieceFile
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 REST: Final = 30.0
 """Seconds after which an origin that failed is tried again, while other hosts bring what there is."""
+
+VAIN: Final = 3
+"""Times in a row that an origin fails without a piece between them, until it is given up for this attempt."""
 
 IDLE: Final = 1.0
 """Seconds after which a thread that has nothing to do looks by itself, unheard of any news."""
@@ -35,6 +38,8 @@ class OriginReader:
         self.lock = threading.Lock()
         self.again = 0.0
         """When an origin that failed is tried again."""
+        self.vain = 0
+        """Failures of the origin since it last brought a piece to this host."""
 
     def close(self, error: SourceError) -> None:
         """Read nothing from the origin for now, and say so."""
@@ -42,14 +47,18 @@ class OriginReader:
         if error.space:
             it.fail(error)
             return
-        self.again = float("inf") if error.permanent else time.monotonic() + REST
         with it.changed:
-            it.shut = error
             told, it.board.origin = not it.board.origin, False
+            if not told:
+                self.vain += 1
+            over = error.permanent or self.vain >= VAIN
+            it.shut = error
             it.changed.notify_all()
+        self.again = float("inf") if over else time.monotonic() + REST
         if not told:
             it.log.post(["origin", False])
-            it.say("note", text=f"{error}; the other hosts are asked")
+            tried = f" ({self.vain} times without a piece, it is left now)" if over and self.vain > 1 else ""
+            it.say("note", text=f"{error}{tried}; the other hosts are asked")
 
     def _reopen(self) -> None:
         it = self.attempt
@@ -110,7 +119,7 @@ class OriginReader:
     def _read(self, claim: Claim) -> None:
         """Read a claim, over as many connections as it takes; raises :class:`SourceError`."""
         it = self.attempt
-        run = _Run(it, it.stores[claim.key], claim)
+        run = _Run(it, it.stores[claim.key], claim, self)
         try:
             self._receive(run)
         finally:
@@ -129,7 +138,7 @@ class OriginReader:
                 if error.busy:
                     it._be_patient(error)
                     continue
-                fruitless = 0 if run.offset > before else fruitless + 1
+                fruitless = 0 if run.offset - before >= LEAST else fruitless + 1
                 if fruitless >= RETRIES:
                     raise
                 it.say("retry", path=run.store.entry.path, reason=str(error), offset=run.offset)
@@ -139,8 +148,10 @@ class OriginReader:
 class _Run:
     """Bytes of a claim as they come in; ``offset``: where the next one belongs."""
 
-    def __init__(self, attempt: SharedAttempt, store: PieceFile, claim: Claim) -> None:
-        self.attempt, self.store = attempt, store
+    def __init__(
+        self, attempt: SharedAttempt, store: PieceFile, claim: Claim, reader: OriginReader | None = None
+    ) -> None:
+        self.attempt, self.store, self.reader = attempt, store, reader
         self.number = claim.first
         self.offset = store.span(claim.first)[0]
         self.end = store.span(claim.last)[1]
@@ -168,7 +179,7 @@ class _Run:
         it, entry = self.attempt, self.store.entry
         with it.origin.open(entry, self.offset, self.end) as body:
             it.gate.passed()
-            if body.total is not None and body.total not in {entry.size, self.end - self.offset}:
+            if body.total is not None and body.total != entry.size:
                 raise SourceError(f"{entry.path} has {body.total} bytes there, expected {entry.size}")
             position, heeded = body.start, body.start == self.offset
             if not heeded:
@@ -220,5 +231,7 @@ class _Run:
                 it.say("damaged", path=path, reason=str(error))
                 it.count_damage(path, error)
                 raise SourceError(str(error))
+            if self.reader is not None:
+                self.reader.vain = 0
             if not here:
                 it.keep((self.store.key, number), found, it.share.me)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from minimax_metal.artefacts.web import patience
+from minimax_metal.artefacts.answers import patience
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.area import PARTIAL, Area, area
 from minimax_metal.staging.bundle.document import File

@@ -1,0 +1,105 @@
+"""Connections that look at whom they reached, and that don't wait for the headers of an answer for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import urllib3
+from requests.adapters import HTTPAdapter
+
+_rules = threading.local()
+HEADER_SECONDS: Final = 60.0
+
+
+@contextlib.contextmanager
+def rules(reached: Callable[[str], None], seconds: float) -> Iterator[None]:
+    """Hold this thread's requests to rules meanwhile.
+
+    Args:
+        reached: told the IP address of every new connection that does not go through a proxy, before a byte
+            is sent; what it raises ends the request.
+        seconds: from the request to the end of the answer's headers, at most.
+    """
+    _rules.reached, _rules.seconds = reached, seconds
+    try:
+        yield
+    finally:
+        _rules.reached = None
+
+
+def _look(connection: Any, made: socket.socket) -> socket.socket:
+    reached = getattr(_rules, "reached", None)
+    if reached is not None and connection.proxy is None:
+        try:
+            reached(str(made.getpeername()[0]))
+        except BaseException:
+            made.close()
+            raise
+    return made
+
+
+class _Watched:
+    """Ends a connection whose headers do not come in time: one byte a minute is no stall for a socket."""
+
+    def getresponse(self) -> Any:
+        made = self.sock  # type: ignore[attr-defined]  # of the connection class beside it
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            with contextlib.suppress(OSError):
+                # Of the socket itself: TLS has no say in this, and its object is not made for two threads.
+                socket.socket.shutdown(made, socket.SHUT_RDWR)
+
+        timer = threading.Timer(getattr(_rules, "seconds", HEADER_SECONDS), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            found = super().getresponse()  # type: ignore[misc]
+        except Exception as error:
+            if late.is_set():
+                raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end") from error
+            raise
+        finally:
+            timer.cancel()
+        if late.is_set():  # the headers were cut, and read as if they had ended there
+            raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end")
+        return found
+
+
+class _Plain(_Watched, urllib3.connection.HTTPConnection):
+    def _new_conn(self) -> socket.socket:
+        return _look(self, super()._new_conn())
+
+
+class _Secure(_Watched, urllib3.connection.HTTPSConnection):
+    def _new_conn(self) -> socket.socket:
+        return _look(self, super()._new_conn())
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _Secure
+
+
+class Adapter(HTTPAdapter):
+    """Makes such connections for a session of requests."""
+
+    def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
+        """Make the pools of direct connections."""
+        super().init_poolmanager(*arguments, **more)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+
+    def proxy_manager_for(self, proxy: str, **more: Any) -> Any:
+        """Return the pools of connections through a proxy."""
+        manager = super().proxy_manager_for(proxy, **more)
+        manager.pool_classes_by_scheme = {"http": _PlainPool, "https": _SecurePool}
+        return manager

@@ -1,0 +1,81 @@
+"""Names that a download leaves while it is going on, and folders that tools keep beside a model: pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+TOOL_FOLDERS: Final = frozenset(
+    {
+        ".cache",
+        ".git",
+        ".huggingface",
+        ".lock",
+        ".mdl",
+        ".minimax-metal",
+        ".msc",
+        ".mv",
+        "._____temp",
+        ".____temp",
+        "__pycache__",
+    }
+)
+"""Folders and files that hub clients and tools leave in a model directory; no part of a model."""
+
+_MODEL: Final = r"\.(?:safetensors|json|model|txt|py|bin|jinja|md|gguf)"
+_UNFINISHED: Final = (
+    # aria2 keeps its state beside the file, which has its full size from the beginning.
+    (r"\.aria2(?:__temp)?$", "aria2"),
+    (r"\.incomplete$", "a hub client"),
+    (r"\.crdownload$", "Chrome"),
+    (r"\.part(?:ial)?$", "a browser, rclone or another tool"),
+    (r"\.filepart$", "WinSCP"),
+    (
+        r"\.(?:download|downloading|unfinished|unconfirmed|opdownload|ucas|xltd|td|!ut|!qb|bc!)$",
+        "a downloader",
+    ),
+    (r"\.(?:tmp|temp)$", "another tool"),
+    (r"\.st[0-9]?$", "axel"),
+    (_MODEL + r"\.lock$", "another tool"),
+    # rsync: .NAME.XXXXXX; aws s3, s5cmd and others: NAME.XXXXXXXX
+    (r"^\." + r".+" + _MODEL + r"\.[A-Za-z0-9]{6}$", "rsync"),
+    (r"\.safetensors\.[A-Za-z0-9]{6,10}$", "a copy"),
+    (r"\.safetensors\.[0-9]{1,3}$", "a second download of the file"),
+)
+_COMPILED: Final = tuple((re.compile(pattern, re.IGNORECASE), tool) for pattern, tool in _UNFINISHED)
+_BESIDE: Final = re.compile(
+    r"\.(?:sha256|sha512|md5|sha1|sha256sum|md5sum|metadata|index\.json|gitattributes|gitignore|gitmodules"
+    r"|config|txt|yaml|yml|jinja|minisig|asc|sig)$",
+    re.IGNORECASE,
+)
+
+
+def unfinished(name: str) -> str | None:
+    """Return the tool whose unfinished download has a file name like this; None for an ordinary name."""
+    if _BESIDE.search(name):
+        return None
+    for pattern, tool in _COMPILED:
+        if pattern.search(name):
+            return tool
+    return None
+
+
+def unfinished_in_tool_folder(parts: tuple[str, ...], siblings: frozenset[str]) -> bool:
+    """Return whether a file in a tool's own folder shows a download that has not ended.
+
+    Args:
+        parts: path below the model directory, the tool's folder first.
+        siblings: names in the same folder.
+    """
+    name = parts[-1]
+    if parts[0] in {".cache", ".huggingface"}:
+        if name.endswith(".incomplete"):
+            return True
+        # huggingface_hub leaves each file's lock, and writes its .metadata when the file is whole.
+        return (
+            name.endswith(".lock")
+            and "download" in parts[:-1]
+            and f"{name.removesuffix('.lock')}.metadata" not in siblings
+        )
+    # modelscope moves a file out of its folder when it is whole.
+    return parts[0] in {"._____temp", ".____temp"} and not name.startswith(".")
