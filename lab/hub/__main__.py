@@ -10,6 +10,7 @@ from pathlib import Path
 import uvicorn
 
 from lab.hub.application import create
+from lab.hub.dialects import DIALECTS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--faults", type=Path, help="file of rules by which answers fail; see lab/hub/faults.py"
     )
+    parser.add_argument("--dialect", choices=DIALECTS, help="as a repository manager or mirror speaks it")
     options = parser.parse_args(argv)
     if not options.root.is_dir():
         print(f"found no folder {options.root}; publish models into it first", file=sys.stderr)
@@ -36,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     host, port = listener.getsockname()[:2]
     print(f"model hub on http://{host}:{port}, serving {options.root}", file=sys.stderr, flush=True)
     configuration = uvicorn.Config(
-        create(options.root, log, faults=options.faults),
+        create(options.root, log, faults=options.faults, dialect=options.dialect),
         access_log=False,
         log_level="warning",
         server_header=False,

@@ -19,8 +19,9 @@ class AccessLog:
     """Writes a line to ``log`` when a request is over, however it ended.
 
     Keys: ``time`` (UTC, when it began), ``client`` (address), ``method``, ``path``, ``query``, ``range`` (as
-    asked or null), ``status`` (null: no answer), ``bytes`` (of the body, handed to the socket), ``seconds``,
-    ``agent``, ``token`` (whether it brought one), ``fault`` (what was done to it on purpose, or null).
+    asked or null), ``status`` (null: no answer), ``part`` (the answer's Content-Range or null), ``bytes`` (of
+    the body, handed to the socket), ``seconds``, ``agent``, ``token`` (whether it brought one), ``fault``
+    (what was done to it on purpose, or null).
     """
 
     def __init__(self, app: ASGIApp, log: TextIO) -> None:
@@ -34,13 +35,15 @@ class AccessLog:
             return
         began, clock = datetime.now(UTC), time.monotonic()
         status: int | None = None
+        part: str | None = None
         sent = 0
 
         async def counted(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, part, sent
             await send(message)
             if message["type"] == "http.response.start":
                 status = message["status"]
+                part = Headers(raw=message["headers"]).get("content-range")
             elif message["type"] == "http.response.body":
                 sent += len(message.get("body", b""))
 
@@ -56,6 +59,7 @@ class AccessLog:
                 "query": scope["query_string"].decode("latin-1"),
                 "range": headers.get("range"),
                 "status": status,
+                "part": part,
                 "bytes": sent,
                 "seconds": round(time.monotonic() - clock, 4),
                 "agent": headers.get("user-agent"),

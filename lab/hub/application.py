@@ -13,15 +13,23 @@ from starlette.types import ASGIApp
 
 from lab.hub import git, huggingface, modelscope
 from lab.hub.accesslog import AccessLog
+from lab.hub.dialects import Dialect
 from lab.hub.faults import Faults
 from lab.hub.store import Store
 
 
-def create(root: Path, log: TextIO, page: int = huggingface.PAGE, faults: Path | None = None) -> ASGIApp:
+def create(
+    root: Path,
+    log: TextIO,
+    page: int = huggingface.PAGE,
+    faults: Path | None = None,
+    dialect: str | None = None,
+) -> ASGIApp:
     """Return the hub over the repositories published under ``root``; requests are logged to ``log``.
 
     What is published while it runs is served from the next request on. ``GET /healthz`` answers "ok".
-    ``faults``: the file that :mod:`lab.hub.faults` reads, whether it exists yet or not.
+    ``dialect``: one of :data:`lab.hub.dialects.DIALECTS`. ``faults``: the file that :mod:`lab.hub.faults`
+    reads, whether it exists yet or not.
     """
     store = Store(root)
 
@@ -36,4 +44,5 @@ def create(root: Path, log: TextIO, page: int = huggingface.PAGE, faults: Path |
             *huggingface.routes(store, page),
         ]
     )
-    return AccessLog(Faults(app, faults), log)
+    spoken: ASGIApp = app if dialect is None else Dialect(app, dialect)
+    return AccessLog(Faults(spoken, faults), log)

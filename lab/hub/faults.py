@@ -9,6 +9,14 @@ The first rule that matches a request acts on it. ``match`` is a regular express
 on (default: all). By ``fault``:
 
 ==================  =================================================================================
+``page``            answers ``status`` with a page of HTML, as what stands in between does: 403 of a WAF
+                    (Zscaler, Ekultek/WhatWaf issue 178), 200 of a captive portal
+``login``           redirects to a page of HTML with 200, as a single sign-on does
+``pointer``         serves a git-LFS pointer in the place of the file (git-lfs docs/spec.md)
+``empty``           answers 200 without a byte
+``no-part``         answers a range with 206 and no Content-Range
+``other-part``      answers a range with another one than was asked for
+``multipart``       answers a range as multipart/byteranges (RFC 9110, section 14.6)
 ``busy``            answers ``status`` (429, 503, ...), with ``Retry-After: <retry_after>`` where given
 ``cut``             ends the connection after ``after`` bytes of the answer's body
 ``stall``           sends nothing more after ``after`` bytes, and keeps the connection
@@ -31,13 +39,21 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+LOGIN = "/login"
 PIECE = 16 << 10
 """Bytes sent at a time where a rule counts bytes or time."""
 
-KINDS = frozenset({"busy", "cut", "stall", "throttle", "corrupt", "truncate", "ignore-ranges"})
+KINDS = frozenset(
+    {"busy", "cut", "stall", "throttle", "corrupt", "truncate", "ignore-ranges", "page", "login", "pointer"}
+    | {"empty", "no-part", "other-part", "multipart"}
+)
+PAGE = """<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 4.01 Transitional//EN">
+<html><head><title>Internet Security by Zscaler</title></head><body>This site is blocked.</body></html>
+"""
+POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{0:064}\nsize 4995584792\n"
 
 
 @dataclass
@@ -110,6 +126,9 @@ class Faults:
             headers = {} if rule.retry_after is None else {"Retry-After": rule.retry_after}
             await PlainTextResponse("not now\n", rule.status, headers)(scope, receive, send)
             return
+        if instead := _instead(rule, scope):
+            await instead(scope, receive, send)
+            return
         if rule.fault == "ignore-ranges":
             scope = {**scope, "headers": [pair for pair in scope["headers"] if pair[0] != b"range"]}
         spoiled = _Spoiled(rule, Headers(scope=scope).get("range"), receive, send)
@@ -118,6 +137,28 @@ class Faults:
         except ConnectionAbortedError:
             # Returning without the rest of the body makes the server drop the connection.
             return
+
+
+def _instead(rule: Rule, scope: Scope) -> Response | None:
+    """Return what is answered in the place of the hub's answer, for the rules that do that."""
+    ranged = Headers(scope=scope).get("range") is not None
+    if rule.fault == "page":
+        return HTMLResponse(PAGE, rule.status)
+    if rule.fault == "login":
+        if scope["path"] == LOGIN:
+            return HTMLResponse("<html><head><title>Sign in</title></head></html>")
+        return RedirectResponse(LOGIN, 302)
+    if rule.fault == "pointer":
+        return PlainTextResponse(POINTER)
+    if rule.fault == "empty":
+        return Response(b"")
+    if rule.fault == "multipart" and ranged:
+        return Response(b"--x\r\n\r\n--x--\r\n", 206, media_type="multipart/byteranges; boundary=x")
+    if rule.fault == "no-part" and ranged:
+        return Response(b"x" * 100, 206)
+    if rule.fault == "other-part" and ranged:
+        return Response(b"x" * 100, 206, {"Content-Range": "bytes 1000000000-1000000099/4915962496"})
+    return None
 
 
 @dataclass

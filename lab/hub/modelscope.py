@@ -53,7 +53,8 @@ def routes(store: Store) -> list[Route]:
         found = snapshot(request)
         entry = found.file(request.query_params.get("FilePath", ""))
         headers = {"ETag": f'"{entry.sha256}"', "X-Linked-ETag": f'"{entry.sha256}"'}
-        return file_response(store.object(entry.sha256), entry.path, headers)
+        # The hub answers a range with 200 and a right Content-Range (modelscope/modelscope_hub issue 50).
+        return file_response(store.object(entry.sha256), entry.path, headers, slices_as_ok=True)
 
     api = "/api/v1/models/{repository:path}"
     both = ["GET", "HEAD"]

@@ -86,14 +86,14 @@ class Hub:
                 path = parse_qs(line["query"])["FilePath"][0]
             if path is None:
                 continue
-            asked = re.match(r"bytes=(\d+)-", line["range"] or "")
-            first = int(asked[1]) if asked and line["status"] == 206 else 0
+            part = re.match(r"bytes (\d+)-", line["part"] or "")
+            first = int(part[1]) if part else 0
             found[path].append((first, line["bytes"], line["fault"]))
         return found
 
 
 @contextmanager
-def running(folder: Path, files: Mapping[str, bytes]) -> Iterator[Hub]:
+def running(folder: Path, files: Mapping[str, bytes], dialect: str | None = None) -> Iterator[Hub]:
     """Run a hub that publishes ``files``, with its working files below ``folder``."""
     source = folder / "published"
     for path, content in files.items():
@@ -108,6 +108,7 @@ def running(folder: Path, files: Mapping[str, bytes]) -> Iterator[Hub]:
             [
                 *(sys.executable, "-m", "lab.hub", "--root", str(store.root), "--port", "0"),
                 *("--access-log", str(log), "--faults", str(faults)),
+                *(() if dialect is None else ("--dialect", dialect)),
             ],
             cwd=PROJECT,
             stdout=output,

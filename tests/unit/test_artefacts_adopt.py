@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from minimax_metal.artefacts.pull import Options, Reporter, pull
 from minimax_metal.artefacts.request import Request
 from minimax_metal.errors import UserError
 from minimax_metal.service.notify import Notifier
+from tests.support import models
 from tests.support.hub import REPOSITORY, Hub, model, running
 
 QUICK = Options(workers=3, stall=5, attempts=2, backoff=0.05, interval=0.2, spare=0)
@@ -265,3 +267,44 @@ def test_root_adopts_for_the_owner_of_the_models(hub: Hub, tmp_path: Path) -> No
     shared = {path for path in found if path.is_file() and path.stat().st_nlink > 1}
     assert {path.stat().st_uid for path in found if path not in shared} == {65534}
     assert {path.stat().st_uid for path in mine.rglob("*")} == {0}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        ("gone", "it does not exist"),
+        ("empty", "it is empty"),
+        ("file", "it is not a directory"),
+        ("other", "none of the model's .* files is there, but notes.txt; .: holds no .safetensors file"),
+        ("pointers", "of another size, e.g. model-0.*a git-LFS pointer"),
+        ("aria2", "an unfinished download of aria2"),
+        ("parent", "none of the model's .* files is there, but A, B; .: holds 2 models"),
+    ],
+)
+def test_an_adoption_that_finds_nothing_says_what_it_saw(
+    spoil: str, words: str, hub: Hub, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+    if spoil == "file":
+        mine.touch()
+    elif spoil != "gone":
+        mine.mkdir()
+    if spoil == "other":
+        (mine / "notes.txt").touch()
+    if spoil in {"pointers", "aria2"}:
+        for name in hub.files:
+            if name.endswith(".safetensors"):
+                (mine / name).write_bytes(pointer)
+    if spoil == "aria2":
+        (mine / "model.safetensors.aria2").touch()
+    if spoil == "parent":
+        models.write(mine / "A", models.model())
+        models.write(mine / "B", models.model())
+    said: list[str] = []
+    request = Request.parse({"path": str(tmp_path / "srv" / "m" / "r"), "sources": [hub.source()]})
+    request.path.parent.mkdir(parents=True)
+    assert not adopt.adopt(request, said.append, [mine], 0).ways
+    assert len(said) == 1
+    assert re.search(words, said[0]), said
+    assert str(mine) in said[0]

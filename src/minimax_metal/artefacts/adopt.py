@@ -33,6 +33,7 @@ from typing import Final
 from minimax_metal.artefacts.check import workers_by_default
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.fetch import Journal
+from minimax_metal.artefacts.looked import saw
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, sync, verify
 from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.sources import Listing, open_source
@@ -78,14 +79,6 @@ def places(directory: Path, repositories: Iterator[str] | list[str], revision: s
     # Without a repository's id a cache of one model is still a cache.
     found += _snapshots(directory, revision)
     return [path for path in dict.fromkeys(found) if path.is_dir()]
-
-
-def _readable(directory: Path) -> bool:
-    try:
-        with os.scandir(directory):
-            return True
-    except OSError:
-        return False
 
 
 def _snapshots(root: Path, revision: str | None) -> list[Path]:
@@ -220,18 +213,21 @@ def adopt(
     adopted = Adopted()
     listing, where = listing_of(request)
     if listing is None:
-        say(f"adopting nothing: no source says what the files have to be ({where})")
+        named = ", ".join(map(str, directories))
+        say(
+            f"adopting nothing from {named}: no source says what the files have to be ({where}); without a "
+            "hub, name a whole directory as metal_weights_source"
+        )
         return adopted
     repositories = [source.repository for source in request.sources if source.repository]
     found: list[Path] = []
     blobs: list[Path] = []
+    looked: dict[Path, list[Path]] = {}
     for directory in directories:
         with reading(directory):
             here = places(directory, repositories, listing.revision)
             blobs += _blobs(here)
-            readable = _readable(directory)
-        if not readable:
-            say(f"adopting nothing from {directory}: it does not exist or cannot be read")
+        looked[directory] = here
         found += here
     staging = request.staging
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -272,6 +268,10 @@ def adopt(
 
     with ThreadPoolExecutor(workers or workers_by_default(), thread_name_prefix="adopt") as pool:
         list(pool.map(one, sorted(listing.files, key=lambda entry: -entry.size)))
+    if not adopted.ways and not all((staging / entry.path).exists() for entry in listing.files):
+        for directory, here in looked.items():
+            with reading(directory):
+                say(f"adopting nothing from {directory}: {saw(directory, here, listing.files)}")
     return adopted
 
 

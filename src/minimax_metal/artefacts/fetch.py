@@ -231,7 +231,11 @@ class Attempt:
         if found.ok:
             return {"examined": f"{len(found.files)} files, {found.tensors} tensors, {found.bytes} bytes"}
         if not self.accept_unproved:
-            raise SourceError(f"what came is not proved to be the model: {found.line()}", permanent=True)
+            raise SourceError(
+                f"what came is not proved to be the model: {found.line()}; use another source, or "
+                "accept it as it is with model_weights_accept_unproved",
+                permanent=True,
+            )
         self.say("note", text=f"accepted by {ACCEPT_UNPROVED}: {found.line()}")
         return {"accepted": ACCEPT_UNPROVED, "problems": [str(problem) for problem in found.problems[:100]]}
 

@@ -160,7 +160,7 @@ class Directory:
         if found.problems and not self.accept_unproved:
             raise SourceError(
                 f"{self.source} is not proved to be the model: {found.line()}; 'metal weights verify' on it "
-                f"shows everything; fix it, or accept it as it is ({ACCEPT_UNPROVED})",
+                "shows everything; fix it, or accept it as it is with model_weights_accept_unproved",
                 permanent=True,
             )
         with reading(self.source):

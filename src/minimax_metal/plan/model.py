@@ -74,6 +74,8 @@ class ModelPlan:
     trust_remote_code: bool
     licence: str
     sampling: Mapping[str, Any] | None
+    architectures: tuple[str, ...] = ()
+    """What ``config.json`` has to name, any of them."""
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> M
         ),
         licence=checkpoint.licence,
         sampling=checkpoint.sampling.model_dump() if checkpoint.sampling else None,
+        architectures=checkpoint.architectures,
     )
 
 

@@ -125,7 +125,10 @@ class _Look:
             self._configuration()
             self._tokenizer()
             self._size()
-        self.found.problems.sort(key=lambda problem: (problem.path == ".", problem.path))
+        # A download that goes on explains the rest: it comes first.
+        self.found.problems.sort(
+            key=lambda problem: (" download" not in problem.text, problem.path == ".", problem.path)
+        )
         return self.found
 
     # What is there ------------------------------------------------------------------------------------
