@@ -114,16 +114,16 @@ class Proof:
                 f"the statement of the model's files can't be read ({type(error).__name__}: "
                 f"{one_line(str(error), 200)}); run playbooks/weights.yml again"
             ) from error
-        if texts["by"] not in _SAID_BY or not files:
-            raise UserError(
-                f"the statement of the model's files is by {one_line(repr(texts['by']), 80)} with "
-                f"{len(files)} files; expected one of {', '.join(_SAID_BY)}, and at least one file"
-            )
         for key, value in (texts | known).items():
             if (value is not None or key in texts) and (
                 not isinstance(value, str) or one_line(value) != value
             ):
                 raise UserError("the statement of the model's files holds text with control characters")
+        if texts["by"] not in _SAID_BY or not files:
+            raise UserError(
+                f"the statement of the model's files is by {one_line(repr(texts['by']), 80)} with "
+                f"{len(files)} files; expected one of {', '.join(_SAID_BY)}, and at least one file"
+            )
         return cls(**texts, **known, files=files)
 
 
@@ -155,7 +155,7 @@ def named(
     """
     try:
         if isinstance(raw, Mapping) and "siblings" in raw:
-            found: tuple[Entry, ...] = tuple(_sibling(one) for one in raw["siblings"])
+            found = _siblings(raw)
             about = raw.get("sha")
         elif isinstance(raw, Mapping) and "by" in raw:
             proof = Proof.parse(raw)
@@ -186,20 +186,25 @@ def _is_id(revision: Any) -> bool:
     return isinstance(revision, str) and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", revision) is not None
 
 
-def _sibling(raw: Any) -> Entry:
-    """Read a file as Hugging Face's API states it (``blobs=true``)."""
-    lfs = raw.get("lfs")
-    if lfs:
-        return Entry(raw["rfilename"], int(lfs["size"]), str(lfs["sha256"]), stated=True)
-    return Entry(raw["rfilename"], int(raw["size"]), git_oid=str(raw["blobId"]))
+def _siblings(raw: Any) -> tuple[Entry, ...]:
+    """Read the files as Hugging Face's API states them (``blobs=true``)."""
+    files = []
+    for file in raw["siblings"]:
+        lfs = file.get("lfs")
+        hashed = {"size": lfs["size"], "sha256": lfs["sha256"]} if lfs else {}
+        files.append({"size": file.get("size"), "git_oid": None if lfs else file.get("blobId"), **hashed})
+        files[-1]["path"] = file["rfilename"]
+    return entries(files)
 
 
 def _of_bundle(raw: Mapping[str, Any], base: str) -> tuple[Entry, ...]:
     """Return the files of a model in a bundle, from the bundle's own manifest."""
-    return tuple(
-        Entry(file["path"].removeprefix(base), int(file["size"]), str(file["sha256"]), stated=True)
-        for file in raw["files"]
-        if file["path"].startswith(base) and not file["path"].startswith(f"{base}{FOLDER}/")
+    return entries(
+        [
+            {"path": file["path"].removeprefix(base), "size": file["size"], "sha256": file["sha256"]}
+            for file in raw["files"]
+            if file["path"].startswith(base) and not file["path"].startswith(f"{base}{FOLDER}/")
+        ]
     )
 
 

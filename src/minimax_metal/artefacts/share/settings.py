@@ -87,9 +87,11 @@ class Share:
         if len(set(names)) != len(names):
             raise UserError(f"request share names a host twice: {', '.join(sorted(names))}")
         allow = raw.get("allow") or []
+        if not isinstance(allow, list):
+            raise UserError(f"model_weights_share_allow is {allow!r}; expected a list of networks")
         for network in allow:
             try:
-                ipaddress.ip_network(network, strict=False)
+                ipaddress.ip_network(str(network), strict=False)
             except ValueError as error:
                 raise UserError(
                     f"model_weights_share_allow holds {network!r}, which is no network"
@@ -97,6 +99,8 @@ class Share:
         if not peers:
             return None
         secret_file = raw.get("secret_file")
+        if secret_file is not None and not isinstance(secret_file, str):
+            raise UserError(f"request share secret_file is {secret_file!r}; expected a path")
         return cls(
             me=raw["me"],
             peers=tuple(peers),
@@ -106,7 +110,7 @@ class Share:
             uploads=_number(raw, "uploads", 8, 1, 1 << 16),
             rate=_number(raw, "rate", 0, 0, 1 << 50),
             poll=_seconds(raw, "poll", 0.25),
-            allow=tuple(allow),
+            allow=tuple(map(str, allow)),
             secret_file=Path(secret_file) if secret_file else None,
         )
 
