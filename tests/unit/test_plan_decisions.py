@@ -693,3 +693,25 @@ def test_a_password_in_a_url_is_a_secret_and_ordinary_variables_are_not() -> Non
         "COMPASS": "north",
     }
     assert secret_names(ordinary) == []
+
+
+def test_a_size_below_one_that_is_lifted_is_as_if_it_were_not_set() -> None:
+    # A plan that fits and starts nothing, before.
+    result = decide("H200", 8, model="M2.5", tp_size=-1, ep_size=0, accept_refusals=["parallelism"])
+    assert result.fits
+    assert (result.parallelism, len(result.services)) == (decide("H200", 8, model="M2.5").parallelism, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "variables"),
+    [
+        ("parallelism", {"model": "M2.5", "tp_size": 16}),
+        ("layout", {"model": "M2.5", "layout": "tp4"}),
+        ("model-unknown", {"model": "M9"}),
+        ("engine-unknown", {"model": "M2.5", "engine_release": "0.0.1"}),
+    ],
+)
+def test_what_leaves_nothing_to_start_is_not_lifted(code: str, variables: dict[str, Any]) -> None:
+    result = decide("H200", 8, **variables, accept_refusals=[code])
+    assert codes(result) == {code}
+    assert result.accepted == ()

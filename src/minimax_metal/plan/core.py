@@ -99,6 +99,10 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     firewall = firewall_plan(settings, services, found)
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
+    if not services and not found.refusals:
+        # What was lifted leaves nothing to start (16 ranks on 8 GPUs, an unknown model): it stands after all.
+        found.refusals, found.accepted = found.accepted, []
+        found.warnings = [one for one in found.warnings if not one.code.startswith("accepted-")]
     checks = None
     if model and parsers:
         image = "image" in model.modalities

@@ -127,10 +127,9 @@ def _spread(
         replicas = layout[1]
     per_replica = board.count // replicas
     usual = checkpoint.parallelism.get(per_replica)
-    tp = settings.tp_size or (usual.tp if usual else per_replica)
-    ep = settings.ep_size or (usual.ep if usual and usual.tp == tp else 1)
-    if tp < 1 or ep < 1:
-        return None  # the range check said so already
+    # A size below 1 is refused by its range; where that is lifted, it is as if it were not set.
+    tp = max(settings.tp_size or 0, 0) or (usual.tp if usual else max(1, per_replica))
+    ep = max(settings.ep_size or 0, 0) or (usual.ep if usual and usual.tp == tp else 1)
     if tp * replicas > board.count:
         found.refuse(
             "parallelism",
