@@ -117,7 +117,10 @@ def check_sick(facts: HostFacts, known: Iterable[Gpu], found: Findings) -> None:
         )
     for why, indices in bad.items():
         found.refuse(
-            "gpu-sick", f"{_listed(indices)}: {why}", "GPUs that answer nvidia-smi with values", REPAIR
+            "gpu-sick",
+            f"{_listed(indices)}: {why}",
+            "GPUs that answer nvidia-smi with values",
+            REPAIR.replace("INDEX", ",".join(map(str, indices))),
         )
 
 
