@@ -3,7 +3,7 @@
 Lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the standard
 library alone; ``metal plan`` needs none of the clients that ``metal check`` brings.
 
-Exit status: what the verb documents; 2 for a usage error or anything the user must put right; 130 after
+Exit status: what the verb documents; 2 for a usage error or anything the user must fix; 130 after
 Ctrl-C.
 """
 

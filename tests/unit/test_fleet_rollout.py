@@ -17,8 +17,10 @@ from minimax_metal.fleet.rollout import (
     no_room,
     outsider,
     pools_of,
+    serving_of,
     work_of,
 )
+from minimax_metal.fleet.verdict import standing
 
 UNIT = "sglang@minimax-m2.5.service"
 PLAN = {
@@ -240,3 +242,22 @@ def test_gateways_drain_what_the_recorded_release_serves() -> None:
     assert gateway_workers(facts, plan) == ["http://gpu01:8000", "http://gpu01:8001", "https://gpu01:9000"]
     assert gateway_workers({"record": None}, plan) == ["https://gpu01:9000"]
     assert gateway_workers({"record": {"workers": ["https://gpu01:9000"]}}, plan) == ["https://gpu01:9000"]
+
+
+ODD: list[Any] = [None, 7, "x", [], {"units": 3}, {"units": {"sglang@a.service": None}}, {"journal": "x"},
+                  {"record": [1]}, {"record": {"units": 3, "workers": {}}}, {"differs": 5, "newer": {"a": 1}},
+                  {"units": {"u": {"active": "yes", "start_seconds": "long"}}}]  # fmt: skip
+
+
+@pytest.mark.parametrize("facts", ODD, ids=repr)
+def test_what_one_host_answers_decides_nothing_for_others(facts: Any) -> None:
+    """Before, an answer of another shape was a traceback that ended the rollout of all."""
+    good = fleet(1)[0]
+    odd = work_of("gpu02", "digest", {"services": []}, facts)
+    assert decide([good, odd, outsider("gpu03", facts)], []).refusals is not None
+    assert serving_of(facts, gateway=True) == 0
+
+
+def test_no_escape_of_a_host_stands_in_what_a_rollout_says() -> None:
+    journal = {"run": "\x1b[2Jr", "ended": "now", "result": "failed", "message": "a\nb\x9b"}
+    assert standing("gpu01", journal) == "gpu01: rollout r failed from no release to None: a b"

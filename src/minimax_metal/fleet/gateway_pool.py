@@ -162,7 +162,7 @@ def read_drained(path: Path) -> frozenset[str]:
     raw = _read_json(path, "the list of drained workers")
     if not isinstance(raw, Mapping) or not isinstance(raw.get("drained"), list):
         raise UserError(
-            f'{path}: found no list of drained workers; expected {{"drained": [URL, ...]}}; put it right'
+            f'{path}: found no list of drained workers; expected {{"drained": [URL, ...]}}; fix the file'
         )
     return frozenset(str(url) for url in raw["drained"])
 

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -21,11 +20,16 @@ from typing import Any, Final
 from urllib.parse import urljoin
 
 from minimax_metal import __version__
+from minimax_metal.common.files import read_bounded
+from minimax_metal.common.program import run as run_program
 from minimax_metal.service.health import ask, opener_for, parse_figures
 from minimax_metal.service.record import DIRECTORY, Records
 
 SCHEMA: Final = 1
 STATE: Final = Path("/var/lib/minimax-metal")
+SYSTEMD_SECONDS: Final = 5.0
+DOCUMENT_BYTES: Final = 4 << 20
+"""Most that is read of a file of ours: a release record has about 60 KB."""
 FIGURES_SECONDS: Final = 1.5
 """A status is a glance: an engine that does not show its figures in that time has none to show."""
 PROPERTIES: Final = (
@@ -92,16 +96,13 @@ def health_of(active: str, status: str) -> str:
 
 
 def _systemctl(*words: str) -> str:
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
-            ["systemctl", *words], capture_output=True, text=True, timeout=10, check=False
-        ).stdout
-    return ""
+    answer = run_program(["systemctl", *words], seconds=SYSTEMD_SECONDS)
+    return answer.out if not answer.timed_out else ""
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(read_bounded(path, DOCUMENT_BYTES))
         return found if isinstance(found, dict) else None
     return None
 

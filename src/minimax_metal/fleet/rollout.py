@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+from minimax_metal.common.text import one_line
 from minimax_metal.fleet.verdict import standing
 
 DEFAULT_BATCHES: Final[tuple[str, ...]] = ("1", "25%", "100%")
@@ -93,6 +94,38 @@ OUT_OF_POOL: Final = frozenset({"drain", "stop", "sglang_service", "post_check",
 """Stages of a host that the gateways send nothing to, until the stage ``undrain`` is over."""
 
 
+def tidy(facts: Any) -> dict[str, Any]:
+    """Return what ``metal_fleet_facts`` collected with every part of the type that is decided by.
+
+    It is the host's own word: what is of another type is as if it was not there, and no other host suffers.
+    """
+    facts = facts if isinstance(facts, Mapping) else {}
+    found: dict[str, Any] = dict(facts)
+    units = facts.get("units")
+    found["units"] = {
+        str(name): {
+            "active": unit.get("active") is True,
+            "state": one_line(str(unit.get("state") or "inactive"), 40),
+            "stale": unit.get("stale") is True,
+            "start_seconds": unit["start_seconds"]
+            if isinstance(unit.get("start_seconds"), int | float) and 0 < unit["start_seconds"] < 1e6
+            else None,
+        }
+        for name, unit in (units.items() if isinstance(units, Mapping) else ())
+        if isinstance(unit, Mapping)
+    }
+    for key in ("journal", "record"):
+        found[key] = dict(facts[key]) if isinstance(facts.get(key), Mapping) else None
+    if found["record"] is not None:
+        for key in ("units", "workers"):
+            names = found["record"].get(key)
+            found["record"][key] = [str(one) for one in names] if isinstance(names, list) else []
+    for key in ("differs", "newer"):
+        names = facts.get(key)
+        found[key] = [one_line(str(one), 300) for one in names] if isinstance(names, list) else []
+    return found
+
+
 def serving_of(facts: Mapping[str, Any], gateway: bool) -> int:
     """Return how many replicas of a host serve: units that are ready, and none of a host that is kept out
     of the pool.
@@ -101,6 +134,7 @@ def serving_of(facts: Mapping[str, Any], gateway: bool) -> int:
         facts: what ``metal_fleet_facts`` collected.
         gateway: whether clients come through a gateway.
     """
+    facts = tidy(facts)
     journal = facts.get("journal") or {}
     stopped_there = journal.get("ended") is None and journal.get("stage") in OUT_OF_POOL
     if gateway and (stopped_there or journal.get("result") == "failed"):
@@ -126,6 +160,7 @@ def work_of(
         driver: what is to be done about the NVIDIA driver, in words; empty when nothing is.
         gateway: whether clients come through a gateway.
     """
+    facts = tidy(facts)
     units: Mapping[str, Mapping[str, Any]] = facts.get("units") or {}
     services = plan.get("services") or []
     wanted = [str(service["unit"]) for service in services]
@@ -150,7 +185,7 @@ def work_of(
     others = [f"{path} differs" for path in facts.get("differs") or [] if not _bears_on_process(path)]
     if record.get("digest") != digest:
         others.append(
-            f"release {facts['current']} is in force, the plan is {digest}"
+            f"release {facts.get('current')} is in force, the plan is {digest}"
             if record
             else "no release is recorded"
         )
@@ -180,6 +215,7 @@ def outsider(host: str, facts: Mapping[str, Any] | None, gateway: bool = False) 
     nothing."""
     if not facts:
         return Work(host=host, kind="none", planned=0)
+    facts = tidy(facts)
     units = facts.get("units") or {}
     record = facts.get("record") or {}
     return Work(
@@ -202,7 +238,7 @@ def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[s
         facts: what ``metal_fleet_facts`` collected.
         plan: what was decided.
     """
-    recorded = (facts.get("record") or {}).get("workers") or []
+    recorded = (tidy(facts).get("record") or {}).get("workers") or []
     planned = [service.get("worker_url") for service in plan.get("services") or []]
     return [str(url) for url in dict.fromkeys([*recorded, *planned]) if url]
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from minimax_metal.common.text import one_line
+
 
 def standing(host: str, journal: Mapping[str, Any]) -> str:
-    """Return where an earlier run left a host; empty where it ended well."""
-    if not journal:
-        return ""
+    """Return where an earlier run left a host; empty where it ended well. The journal is the host's word."""
+    return one_line(_standing(host, journal)) if isinstance(journal, Mapping) and journal else ""
+
+
+def _standing(host: str, journal: Mapping[str, Any]) -> str:
     run, stage = journal.get("run"), journal.get("stage")
     way = f"from {journal.get('from_release') or 'no release'} to {journal.get('to_release')}"
     if journal.get("ended") is None:
@@ -29,8 +33,8 @@ def failure_text(task: str, result: Mapping[str, Any], width: int = 400) -> str:
     said = failed[0].get("msg") or failed[0].get("stderr") or failed[0].get("stdout") or "no reason given"
     if said == "non-zero return code":
         said = failed[0].get("stderr") or failed[0].get("stdout") or said
-    words = " ".join((" ".join(map(str, said)) if isinstance(said, (list, tuple)) else str(said)).split())
-    return f"{task}: {words if len(words) <= width else words[: width - 1] + '…'}"
+    text = " ".join(map(str, said)) if isinstance(said, list | tuple) else str(said)
+    return f"{task}: {one_line(text, width)}"
 
 
 def verdict(
@@ -107,7 +111,7 @@ def lock_refusals(held: Mapping[str, str]) -> list[str]:
     by_holder: dict[str, list[str]] = {}
     for host, words in held.items():
         if words:
-            by_holder.setdefault(words, []).append(host)
+            by_holder.setdefault(one_line(str(words), 400), []).append(host)
     return [
         f"{', '.join(hosts)}: found the fleet locked by {words}; expected nobody else at work on it; "
         "wait until that run has ended or, when it is dead, take the lock from it with "

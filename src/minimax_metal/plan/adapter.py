@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
+from minimax_metal.common.text import printable
 from minimax_metal.errors import UserError
 from minimax_metal.plan.connection import trouble_of
 from minimax_metal.plan.core import plan, refused_plan, setting_refusals
@@ -159,7 +160,9 @@ def role_options(roles: Path) -> Mapping[str, tuple[str, ...]]:
 
 def refusal_lines(plan: Mapping[str, Any]) -> list[str]:
     """One line for each reason in a plan's dictionary."""
-    return [Refusal(**refusal).line(str(plan["host"])) for refusal in plan["refusals"]]
+    lines = (Refusal(**refusal).line(str(plan["host"])) for refusal in plan["refusals"])
+    # Some of it is what a host said: no line breaks a line, and none carries what a terminal acts on.
+    return [" ".join(printable(line).split()) for line in lines]
 
 
 def catalog_for(settings: Settings) -> Catalog:
