@@ -26,6 +26,8 @@ from lab.engine import environment
 from lab.engine.environment import cache_root
 from lab.models.description import MODELS
 from lab.models.training_run import trained
+from minimax_metal.fleet.gateway_client import Web
+from minimax_metal.fleet.gateway_identity import Examiner, Seen
 from minimax_metal.service.output import PHASES
 from tests.support.real_engine import with_own_memory
 
@@ -81,7 +83,13 @@ class Served:
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 with_own_memory([*command, "--", *engine]),
-                env={**inherited, "HF_HUB_OFFLINE": "1", "NOTIFY_SOCKET": str(folder / "notify")},
+                env={
+                    **inherited,
+                    "HF_HUB_OFFLINE": "1",
+                    "NOTIFY_SOCKET": str(folder / "notify"),
+                    # Ready only when the guard has proved to be in the engine.
+                    "METAL_IDENTITY": f"http://127.0.0.1:{self.port}",
+                },
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -169,6 +177,17 @@ def test_from_start_to_a_stop_after_a_stall(served: Served) -> None:
     own = {text.partition(",")[0] for _, text in PHASES}
     assert phases & own, said
     assert phases <= own | {"loading"}, phases
+
+    examiner = Examiner(USER_KEY, Web(None, None))
+    assert examiner.ask(f"http://127.0.0.1:{served.port}") is Seen.PROVEN
+    chat = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}
+    assert served.ask("POST", "/v1/chat/completions", chat)[0] == 200
+    image = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
+    chat["messages"] = [{"role": "user", "content": [image]}]
+    status, text = served.ask("POST", "/v1/chat/completions", chat)
+    assert (status, "metal_allowed_media_domains" in text) == (400, True)
+    status, text = served.ask("POST", "/v1/completions", {"model": "nobody", "prompt": "x"})
+    assert (status, json.loads(text)["error"]["code"]) == (404, "model_not_found")
 
     # Keys: needed, told apart, and in nothing that is said.
     assert served.ask("GET", "/v1/models", key=None)[0] == 401

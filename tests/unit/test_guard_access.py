@@ -92,6 +92,28 @@ def test_no_spelling_of_a_path_gets_around_its_class(path: str, method: str, key
     assert (answer.status, engine.seen) == (404 if key else 401, [])
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/llm/v1/models", 200),
+        ("/v1/models", 200),
+        ("/llm", 404),
+        ("/llmv1/models", 404),
+        ("/llm/llm/v1/models", 404),
+        ("/llm/pause_generation", 401),
+        ("/llm/health", 200),
+    ],
+)
+def test_a_prefix_of_the_servers_own_is_taken_off_as_its_router_does(path: str, expected: int) -> None:
+    application, _ = guard()
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await application({**scope, "root_path": "/llm"}, receive, send)
+
+    method = "POST" if "pause" in path else "GET"
+    assert ask(behind, method, path, None, [bearer(USER)]).status == expected
+
+
 def test_another_method_than_the_routes_own_is_refused_and_head_goes_where_get_does() -> None:
     application, engine = guard()
     assert ask(application, "DELETE", "/v1/models", None, [bearer(USER)]).status == 405

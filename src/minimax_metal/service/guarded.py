@@ -66,8 +66,8 @@ class GuardProbe:
             return True
         self.since = now if self.since is None else self.since
         self.note = (
-            f"the engine answers without its guard ({PATH}: {status}), expected the plug-in minimax-metal; look "
-            "for it in the engine's own lines, and run the playbook again"
+            f"the engine answers without its guard ({PATH}: {status}), expected the plug-in minimax-metal; "
+            "look for it in the engine's own lines, and run the playbook again"
         )
         return False
 

@@ -68,7 +68,7 @@ class Guard:
 
     async def http(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
-        path = scope["path"]
+        path = route_path(scope)
         body = Body(self.bodies)
         try:
             await self.let_through(path, body, scope, receive, send)
@@ -84,7 +84,7 @@ class Guard:
             await self.prove(self.identity, scope, send)
             return
         try:
-            access, headers, trusted = self.admitted(scope)
+            access, headers, trusted = self.admitted(path, scope)
             if _is_preflight(scope):
                 await self.application(scope, receive, send)
                 return
@@ -107,7 +107,7 @@ class Guard:
             send = back_pressure(send, path)
         await self.counted(works, scope, receive, send)
 
-    def admitted(self, scope: Message) -> tuple[Access, Headers, bool]:
+    def admitted(self, path: str, scope: Message) -> tuple[Access, Headers, bool]:
         """Who may call what is asked, the headers for the engine, and whether a manager has proved to be one.
 
         Raises:
@@ -115,7 +115,7 @@ class Guard:
         """
         headers: Headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         settings = self.settings
-        access, methods = access_to(scope["path"])
+        access, methods = access_to(path)
         if access is Access.OPEN or _is_preflight(scope):
             return access, headers, False
         wanted = settings.user_key
@@ -140,7 +140,7 @@ class Guard:
         """Answer a gateway's question whether this is the engine."""
         proof = own.answer(bytes(scope.get("query_string", b"")))
         if proof is None:
-            await answer(send, scope["path"], Refused(400, "expected ?nonce= and 32 to 128 hex digits"))
+            await answer(send, identity.PATH, Refused(400, "expected ?nonce= and 32 to 128 hex digits"))
         else:
             await _send_whole(send, {"type": "http.response.start", "status": 200}, dumps({"proof": proof}))
 
@@ -231,6 +231,17 @@ class Guard:
             await _send_whole(send, start, body)
 
         return _held_back(send, lambda _: True, whole)
+
+
+def route_path(scope: Message) -> str:
+    """The path as the engine's router compares it: without the prefix of ``--fastapi-root-path``.
+
+    As Starlette's own ``get_route_path`` has it (starlette/_utils.py).
+    """
+    path, root = str(scope["path"]), str(scope.get("root_path") or "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in {"", "/"}:
+        return path[len(root) :]
+    return path
 
 
 def back_pressure(send: Send, path: str) -> Send:
