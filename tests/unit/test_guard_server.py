@@ -83,7 +83,8 @@ def test_an_upgrade_opens_nothing(served: tuple[int, Recorder]) -> None:
     before = len(engine.kinds)
     head = (
         "GET /v1/realtime HTTP/1.1\nHost: x\nUpgrade: websocket\nConnection: Upgrade\n"
-        f"Sec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\nAuthorization: Bearer {USER}"
+        "Sec-WebSocket-Version: 13\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\n"
+        f"Authorization: Bearer {USER}"
     )
     assert status(port, head) in {400, 403, 404}
     assert len(engine.kinds) == before
