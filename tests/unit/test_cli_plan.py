@@ -299,6 +299,27 @@ def test_facts_are_collected_for_the_directories_that_are_asked_for(
     assert len(ran) == 3
 
 
+def test_variables_of_roles_are_held_to_their_bounds_before_any_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    variables = {
+        "metal_model": "MiniMax-M2.5",
+        "sglang_gateway_port": 70_000,
+        "host_tools_requirements": "x\nExecStart=/bin/sh",
+        "sglang_service_api_key": "{{ lookup('env', 'NOWHERE') }}\n",
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+    }
+    (tmp_path / "hosts.json").write_text(
+        json.dumps({"gpu_hosts": {"hosts": {"gpu-a": {}}, "vars": variables}})
+    )
+    status, out, _ = metal(capsys, "-i", str(tmp_path / "hosts.json"), "--json")
+    found = [one["found"].partition(":")[0] for one in json.loads(out)[0]["refusals"]]
+    assert (status, found) == (1, ["host_tools_requirements", "sglang_gateway_port"])
+
+
 def test_a_what_if_without_gpus_says_the_count(capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = metal(capsys, "--model", "M2.5", "--gpu", "H200", "--count", "0", "--json")
     (refusal,) = json.loads(out)[0]["refusals"]

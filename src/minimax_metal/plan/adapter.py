@@ -120,6 +120,12 @@ def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str]
     return refused_plan(host, [refusal]).as_dict()
 
 
+def role_values(values: Mapping[str, Any], roles: Path | None) -> dict[str, Any]:
+    """Those of a host's variables that begin like one of a role's; none where the roles are not here."""
+    prefixes = tuple(f"{role}_" for role in role_options(roles)) if roles is not None else ()
+    return {name: value for name, value in values.items() if prefixes and name.startswith(prefixes)}
+
+
 def roles_directory() -> Path | None:
     """The project's roles; none where only the hosts' part of the package is installed."""
     root = find_project()

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from minimax_metal.errors import UserError
-from minimax_metal.plan.adapter import catalog_for, plan_host, roles_directory, with_hashes
+from minimax_metal.plan.adapter import catalog_for, plan_host, role_values, roles_directory, with_hashes
 from minimax_metal.plan.ansible_programs import add_options, options_of
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
@@ -157,7 +157,14 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
     roles = roles_directory()
     return [
         (
-            plan_host(host.name, {**host.variables, **variables}, host.facts, host.names, roles),
+            plan_host(
+                host.name,
+                {**host.variables, **variables},
+                host.facts,
+                host.names,
+                roles,
+                role_values(host.written, roles),
+            ),
             host.secrets,
         )
         for host in hosts

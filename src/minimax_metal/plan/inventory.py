@@ -53,6 +53,8 @@ class InventoryHost:
     names: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """What came out of encrypted variables: never shown."""
+    written: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Other variables as the inventory has them, without those that are templates or encrypted."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def read_inventory(
             fresh[host] if host in fresh else _cached(_cache_file(cache, host)),
             tuple(hostvars[host]),
             tuple(decrypted_of(hostvars[host], values)),
+            {name: value for name, value in hostvars[host].items() if _is_plain(value)},
         )
         for host, values in variables.items()
     ]
@@ -169,6 +172,12 @@ def _young(path: Path, oldest: float) -> bool:
         return path.stat().st_mtime >= oldest
     except OSError:
         return False
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value means what is written: neither a template nor encrypted."""
+    text = json.dumps(value, default=str)
+    return not any(sign in text for sign in ("{{", "{%", "__ansible_vault", "$ANSIBLE_VAULT"))
 
 
 def _answers(facts: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> bool:
