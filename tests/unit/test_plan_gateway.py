@@ -108,3 +108,18 @@ def test_the_configuration_on_the_host_names_keys_and_holds_none() -> None:
     assert [worker["url"] for worker in found["workers"]] == ["http://gpu01:8000", "http://gpu02:8000"]
     keyless = decide(settings={"metal_api_keys": False})
     assert configuration(keyless.as_dict(), Options())["api_key_file"] is None
+
+
+def test_workers_that_can_prove_themselves_have_to_unless_they_are_taken_on_trust() -> None:
+    plans = {"gpu01": worker_plan("http://gpu01:8000"), "gpu02": worker_plan("http://gpu02:8000")}
+    plans["gpu01"]["services"][0]["proves"] = True
+    assert [worker.proves for worker in decide(plans).workers] == [True, False]
+    assert configuration(decide(plans).as_dict(), Options())["workers"][0]["proves"] is True
+    assert not any(worker.proves for worker in decide(plans, require_proof=False).workers)
+    assert not any(worker.proves for worker in decide(plans, settings={"metal_api_keys": False}).workers)
+
+
+def test_the_largest_request_has_a_bound_and_the_bound_has_one() -> None:
+    assert flag(decide(), "--max-payload-size") == str(64 * 2**20)
+    assert flag(decide(max_request_mib=8), "--max-payload-size") == str(8 * 2**20)
+    assert [one.code for one in decide(max_request_mib=0).refusals] == ["limit"]

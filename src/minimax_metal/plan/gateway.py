@@ -52,6 +52,7 @@ class Options:
     queued_per_worker: int = 8
     max_concurrent_requests: int = 0
     max_request_mib: int = 64
+    require_proof: bool = True
     tls_certificate: str | None = None
     tls_key: str | None = None
     worker_ca_certificate: str | None = None
@@ -62,7 +63,7 @@ class Options:
         """From what Ansible has validated already; empty texts are as if they were not set."""
         whole = {field.name for field in fields(cls) if isinstance(field.default, int)}
         given: dict[str, Any] = {
-            name: int(value) if name in whole else value
+            name: bool(value) if name == "require_proof" else int(value) if name in whole else value
             for name, value in raw.items()
             if value not in (None, "")
         }
@@ -139,7 +140,7 @@ def gateway_plan(
     sha256 = catalog.lock_sha256[lock_file]
     digest = hashlib.sha256(f"{release.release} {python}\n{sha256}\n".encode()).hexdigest()[:12]
     environment = f"{DIRECTORY}/{release.release}-{digest}"
-    workers = _workers(settings, plans, before, found)
+    workers = _workers(plans, before, settings.api_keys and options.require_proof, found)
     _check(options, found)
     return GatewayPlan(
         host=settings.host,
@@ -169,9 +170,9 @@ def _uv_environment(tools: HostToolsPlan | None, *, managed: bool) -> dict[str, 
 
 
 def _workers(
-    settings: Settings,
     plans: Mapping[str, Mapping[str, Any]],
     before: Sequence[Mapping[str, Any]],
+    proof: bool,
     found: Findings,
 ) -> tuple[WorkerPlan, ...]:
     """The workers of every GPU host, in the order of the inventory."""
@@ -185,7 +186,7 @@ def _workers(
                     model=plan["model"]["served_name"],
                     weight=service["limits"]["weight"],
                     max_running_requests=service["limits"]["max_running_requests"],
-                    proves=bool(service.get("proves")) and settings.api_keys,
+                    proves=bool(service.get("proves")) and proof,
                 )
                 for service in plan["services"]
             ]
