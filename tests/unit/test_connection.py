@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minimax_metal.fleet.redact import Redactor
 from minimax_metal.plan.connection import trouble_in, trouble_of
 from minimax_metal.plan.connection_rules import RULES
 
@@ -195,6 +196,9 @@ def test_each_cause_is_told_apart(said: str, code: str, found: str, remedy: str)
     assert remedy in trouble.remedy
     assert "\n" not in trouble.line()
     assert "check its address" not in trouble.line()
+    # What is to be typed passes the masking of secrets as it is.
+    line = trouble.refusal().line("gpu01")
+    assert Redactor().text(line) == line
 
 
 @pytest.mark.parametrize("noise", [

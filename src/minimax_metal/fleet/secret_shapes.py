@@ -12,7 +12,7 @@ MASK: Final = "***"
 
 _WORD: Final = (
     r"(?:api[-_ ]?key|admin[-_]?key|access[-_]?key(?:[-_]?id)?|secret[-_]?key|private[-_]?key|account[-_]?key|"
-    r"subscription[-_]?key|auth[-_]?pass|auth[-_]?token|security[-_]?token|token|secret|passwor[dt]|passwd|"
+    r"subscription[-_]?key|auth[-_]?pass|auth[-_]?token|security[-_]?token|token|secret|passwor[dt]|(?<!no)passwd|"
     r"passphrase|credentials?|pwd|virtual[-_]?auth|requirepass|masterauth)"
 )
 _NAME: Final = rf"(?:{_WORD}(?<!token)s?|token)"
@@ -21,6 +21,7 @@ _VALUE: Final = (
     r"(?:\\?\"(?:[^\"\\\n]|\\[^\"\n]){1,8192}\\?\"?|\\?'(?:[^'\\\n]|\\[^'\n]){1,8192}\\?'?|"
     r"[^\s\"',;&<>(){}\[\]]{3,8192})"
 )
+_PLAIN: Final = r"[^\s\"',;&<>(){}\[\]]{3,8192}"
 
 
 def _masking(pattern: str, flags: int = re.IGNORECASE) -> re.Pattern[str]:
@@ -43,8 +44,13 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
     _masking(r"(\b(?:bearer|basic)[ \t]{1,4})(?=[^\s]{0,512}[\d=+/_.-])[A-Za-z0-9._~+/=-]{8,8192}"),
     # YAML blocks: NAME: | and the lines below it.
     _masking(rf"({_NAME}[\"']?[ \t]{{0,4}}:[ \t]{{0,4}}[|>][+\-\d]{{0,3}}[ \t]{{0,4}}\n)(?:[ \t][^\n]{{0,8192}}(?:\n|\Z)){{1,80}}"),
-    # NAME=VALUE, NAME: VALUE, "NAME": "VALUE", 'NAME' => VALUE
-    _masking(rf"({_NAME}\\?[\"']?[ \t]{{0,8}}(?::=|=>|[=:])[ \t]{{0,8}}(?:!!?\w{{1,16}}[ \t]{{1,4}})?){_NOTHING}{_VALUE}"),
+    # NAME=VALUE, NAME := VALUE, 'NAME' => VALUE, "NAME": VALUE
+    _masking(rf"({_NAME}(?:\\?[\"']?[ \t]{{0,8}}(?::=|=>|=)|\\?[\"'][ \t]{{0,8}}:)[ \t]{{0,8}}){_NOTHING}{_VALUE}"),
+    # NAME: VALUE, where the value is quoted, is all of the line or has a digit: else it is a sentence
+    _masking(
+        rf"({_NAME}[ \t]{{0,8}}:[ \t]{{0,8}}(?:!!?\w{{1,16}}[ \t]{{1,4}})?){_NOTHING}"
+        rf"(?:(?=\\?[\"']){_VALUE}|{_PLAIN}(?=[ \t]{{0,8}}(?:$|[\r\n,}}\]\"'&;]))|(?=[^\s\d]{{0,512}}\d){_PLAIN})"
+    ),
     # --name VALUE, also as two words of a list, and configuration files that part by space
     _masking(rf"(--?[\w-]{{0,64}}?{_NAME}\\?[\"']?,?[ \t]{{1,8}}){_NOTHING}{_VALUE}"),
     _masking(rf"(\b(?:auth_pass|requirepass|masterauth|machine\s{{1,4}}\S{{1,255}}\s{{1,4}}login\s{{1,4}}\S{{1,255}}\s{{1,4}}password|login\s{{1,4}}\S{{1,255}}\s{{1,4}}password)[ \t]{{1,8}}){_NOTHING}[^\s\"']{{1,8192}}"),
