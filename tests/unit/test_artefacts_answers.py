@@ -390,6 +390,8 @@ def redirecting(location: str) -> Any:
         ("http://user:secret@127.0.0.1/x", "with a name or a password"),
         ("http://[::1", "not a URL"),
         ("http://127.0.0.1:x/", "not a URL"),
+        ("http://127.0.0.1\\@169.254.169.254/", "not a URL|with a name"),
+        ("http://127.0.0.1\\.evil.example/", "not a URL"),
         ("", "redirects more than"),
     ],
 )

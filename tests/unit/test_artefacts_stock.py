@@ -93,6 +93,8 @@ def test_verify_without_a_manifest_names_each_file(
     assert found["whole"] is False
     assert found["proved_by"] == "files themselves"
     assert (gone["proved_by"], gone["error"]) == (None, "does not exist; expected a model's directory")
+    Manifest("m", None, {}, ()).write(whole)
+    assert commands.main(["verify", str(whole)]) == 1, "a manifest that names nothing proves nothing"
     (tmp_path / "empty").mkdir()
     assert commands.main(["verify", str(tmp_path / "empty")]) == 1
     assert commands.main(["verify", str(whole / "config.json")]) == 2

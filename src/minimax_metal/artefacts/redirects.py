@@ -16,6 +16,8 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import urljoin, urlsplit
 
+import urllib3
+
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.common.text import has_controls, one_line
 
@@ -88,8 +90,12 @@ def following(name: str, url: str, location: str) -> str:
     try:
         target = urljoin(url, location.strip())
         parts = urlsplit(target)
-        scheme, host, _ = origin_of(target)
-    except ValueError as error:
+        scheme, host, port = origin_of(target)
+        # What connects reads URLs in its own way: both have to mean the same host.
+        other = urllib3.util.parse_url(target)
+        if (other.host or "").strip("[]").lower() != host or (other.port or port) != port:
+            raise ValueError(target)
+    except (ValueError, urllib3.exceptions.LocationParseError) as error:
         raise SourceError(f"{name} redirects to {said!r}, which is not a URL", permanent=True) from error
     if scheme not in {"http", "https"} or not host or has_controls(location) or len(location) > 16_384:
         raise SourceError(f"{name} redirects to {said!r}; expected a URL with http or https", permanent=True)

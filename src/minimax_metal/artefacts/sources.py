@@ -39,6 +39,7 @@ from minimax_metal.artefacts.request import (
 )
 from minimax_metal.artefacts.served import Served
 from minimax_metal.artefacts.web import Body, Web
+from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 
 __all__ = [
@@ -90,7 +91,7 @@ def token_of(source: Source) -> str | None:
     """
     if source.token_file is not None:
         try:
-            token = source.token_file.read_text(encoding="utf-8").strip()
+            token = read_bounded(source.token_file, MOST_TOKEN).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no text"
             raise UserError(f"cannot read the token file {source.token_file}: {reason}") from error
@@ -103,7 +104,7 @@ def token_of(source: Source) -> str | None:
         candidates.append(Path(path))
     for candidate in candidates:
         with contextlib.suppress(OSError):
-            if token := candidate.read_text(encoding="utf-8").strip():
+            if token := read_bounded(candidate, MOST_TOKEN).decode("utf-8", "replace").strip():
                 return token
     return None
 

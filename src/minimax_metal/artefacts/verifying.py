@@ -124,8 +124,10 @@ def _by_hashes(
         # A line begins with the file's path, which may hold anything; a path here is one of the manifest's.
         path = next((one.path for one in manifest.files if line.startswith(f"{one.path} ")), ".")
         result.problems.append({"path": path, "text": one_line(line.removeprefix(path).strip(), 500)})
+    if not any(entry.size for entry in manifest.files):
+        result.problems.append({"path": f"{FOLDER}/{FILE}", "text": "names no file with any bytes in it"})
     result.strangers = [one_line(path, 300) for path in found.strangers]
-    result.status = DAMAGED if found.damaged else WHOLE
+    result.status = DAMAGED if result.problems else WHOLE
     return result
 
 

@@ -16,18 +16,15 @@ import itertools
 import re
 import threading
 import time
-import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
 import requests
 import urllib3
 
-from minimax_metal import __version__
-from minimax_metal.artefacts import redirects
+from minimax_metal.artefacts import redirects, sessions
 from minimax_metal.artefacts.answers import (
     RangeError,
     Refusal,
@@ -39,8 +36,9 @@ from minimax_metal.artefacts.answers import (
     span_of,
     title_of,
 )
-from minimax_metal.artefacts.connections import Adapter, rules
-from minimax_metal.artefacts.errors import SourceError, causes, one_line, system_reason, transport_error
+from minimax_metal.artefacts.connections import rules
+from minimax_metal.artefacts.errors import SourceError, one_line
+from minimax_metal.artefacts.failures import decoded, failure
 from minimax_metal.artefacts.pacing import Gate, Throttle
 
 __all__ = ["BLOCK", "Body", "Document", "Gate", "Head", "Throttle", "Web", "patience"]
@@ -87,27 +85,6 @@ class Head:
     size: int | None
     etag: str | None
     commit: str | None
-
-
-class _Bearer(requests.auth.AuthBase):
-    """The token, or none: either way ``~/.netrc`` is left unread."""
-
-    def __init__(self, token: str | None) -> None:
-        self.token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers.pop("Authorization", None)
-        if self.token:
-            request.headers["Authorization"] = f"Bearer {self.token}"
-        return request
-
-
-class _Session(requests.Session):
-    """Follows no redirect by itself, nor prepares to: that would read the redirect's body without a limit."""
-
-    def resolve_redirects(self, *_: Any, **__: Any) -> Generator[requests.Response, None, None]:
-        """Yield nothing."""
-        yield from ()
 
 
 @dataclass
@@ -164,7 +141,9 @@ class Web:
             answer = self._get(url, parameters or {}, {})
             with contextlib.closing(answer):
                 self._check(answer, url)
-                content = _decoded(self.name, answer.headers, self._read(answer, DOCUMENT_BYTES))
+                content = decoded(
+                    self.name, answer.headers, self._read(answer, DOCUMENT_BYTES), DOCUMENT_BYTES
+                )
                 return Document(content, answer.headers, str(answer.url))
 
     def head(self, url: str) -> Head:
@@ -231,13 +210,7 @@ class Web:
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self.local, "session", None)
         if session is None:
-            session = _Session()
-            session.headers["User-Agent"] = f"minimax-metal/{__version__}"
-            # Bytes as they are on the hub: a compressed answer has other offsets and another length.
-            session.headers["Accept-Encoding"] = "identity"
-            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            for scheme in ("http://", "https://"):
-                session.mount(scheme, Adapter())
+            session = sessions.new()
             self.local.session = session
         return session
 
@@ -265,7 +238,7 @@ class Web:
                     headers=dict(headers),
                     stream=True,
                     allow_redirects=False,
-                    auth=_Bearer(self._token_for(here) if here == home else None),
+                    auth=sessions.Bearer(self._token_for(here) if here == home else None),
                     timeout=(min(CONNECT_SECONDS, self.stall), self.stall),
                 )
             location = answer.headers.get("Location")
@@ -346,7 +319,7 @@ class Web:
                     break
         first, last = _host(url), _host(str(answer.url))
         with contextlib.suppress(SourceError):
-            body[:] = _decoded(self.name, answer.headers, bytes(body[:REFUSAL_BYTES]))
+            body[:] = decoded(self.name, answer.headers, bytes(body[:REFUSAL_BYTES]), DOCUMENT_BYTES)
         error = Refusal(
             self.name,
             answer.status_code,
@@ -407,49 +380,7 @@ class Web:
 
     def failure(self, error: BaseException) -> SourceError:
         """Return what an exception of the HTTP library means."""
-        text = one_line(error)
-        if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError) or any(
-            isinstance(cause, TimeoutError | urllib3.exceptions.ReadTimeoutError) for cause in causes(error)
-        ):
-            return SourceError(f"{self.name}: not one byte in {self.stall:g} s")
-        if "certificate" in text.lower():
-            when = "the host's clock, " if re.search(r"not yet valid|expired", text) else ""
-            return SourceError(
-                f"{self.name}: its certificate is refused ({certificate_reason(text)}); check {when}"
-                "the proxy and the host's CA certificates",
-                permanent=True,
-            )
-        if isinstance(error, requests.exceptions.ProxyError):
-            if "407" in text:
-                return Refusal(self.name, 407, {}, b"", "").error()
-            return SourceError(f"{self.name}: the proxy does not connect ({system_reason(error) or text})")
-        if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
-            return SourceError(f"{self.name}: {text}", permanent=True)
-        return transport_error(self.name, error)
-
-
-def _decoded(name: str, headers: Mapping[str, str], content: bytes) -> bytes:
-    """Return a description as it was before it was compressed; proxies do that unasked.
-
-    Raises:
-        SourceError: it is compressed in another way, or much too long.
-    """
-    encoding = headers.get("Content-Encoding", "").strip().lower()
-    if encoding in {"", "identity"} or not content:
-        return content
-    try:
-        if encoding not in {"gzip", "x-gzip", "deflate"}:
-            raise ValueError(encoding)
-        # 32: a header of gzip or of zlib, whichever is there.
-        found = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, DOCUMENT_BYTES + 1)
-        if len(found) > DOCUMENT_BYTES:
-            raise ValueError("too long")
-    except (zlib.error, ValueError) as error:
-        raise SourceError(
-            f"{name} sends its answer as {one_line(ValueError(encoding))}, which can't be read here; "
-            "whatever compresses it on the way must pass it on as it is"
-        ) from error
-    return found
+        return failure(self.name, self.stall, error)
 
 
 def _file_name(url: str, parameters: Mapping[str, str]) -> str:
@@ -458,12 +389,6 @@ def _file_name(url: str, parameters: Mapping[str, str]) -> str:
         or parse_qs(urlsplit(url).query).get("FilePath", [""])[0]
         or urlsplit(url).path
     )
-
-
-def certificate_reason(text: str) -> str:
-    """Return the part of an SSL error that people can act on."""
-    found = re.search(r"certificate verify failed: ([^(\]]+)", text)
-    return found[1].strip() if found else "not trusted"
 
 
 def _host(url: str) -> str:

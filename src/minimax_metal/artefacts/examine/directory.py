@@ -14,13 +14,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.artefacts.examine.leftovers import TOOL_FOLDERS, unfinished, unfinished_in_tool_folder
 from minimax_metal.artefacts.examine.safetensors import POINTER, Header, UnsoundError, read
+from minimax_metal.artefacts.examine.walk import code_of, files_below, holes_of
 from minimax_metal.common.text import has_controls, one_line
 
 INDEX: Final = "model.safetensors.index.json"
@@ -135,7 +136,7 @@ class _Look:
 
     def _files(self) -> None:
         looked = 0
-        for parts, siblings in _walk(self.root):
+        for parts, siblings in files_below(self.root):
             looked += 1
             path = "/".join(parts)
             if self.only is not None and path not in self.only:
@@ -222,7 +223,7 @@ class _Look:
             try:
                 with (self.root / path).open("rb") as file:
                     header = self.headers[path] = read(file.fileno())
-                    holes = _holes(file.fileno(), header.size)
+                    holes = holes_of(file.fileno(), header.size)
             except UnsoundError as error:
                 self.problem(path, str(error))
                 self.unsound.add(path)
@@ -304,7 +305,7 @@ class _Look:
             name = f" ({self.expected.name})" if self.expected.name else ""
             is_of = ", ".join(self.found.architectures)
             self.problem("config.json", f"is of {is_of}, expected {' or '.join(wanted)}{name}: another model")
-        for path in sorted(_code(raw)):
+        for path in sorted(code_of(raw)):
             if path not in self.found.files:
                 self.problem(path, "missing; config.json loads code from it (auto_map)")
         for path in ("generation_config.json", "tokenizer_config.json", "tokenizer.json"):
@@ -348,70 +349,3 @@ class _Look:
         else:
             return raw
         return None
-
-
-def _walk(root: Path) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
-    """Yield every file below a directory as its components, with the names beside it; links stay links.
-
-    A link to a directory is followed where it leads, but not twice into the same one.
-    """
-    seen: set[tuple[int, int]] = set()
-    stack: list[tuple[str, ...]] = [()]
-    while stack:
-        here = stack.pop()
-        folder = root.joinpath(*here)
-        try:
-            status = folder.stat()
-        except OSError:
-            yield here, frozenset()
-            continue
-        if (status.st_dev, status.st_ino) in seen or len(here) > 12:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            names = sorted(path.name for path in folder.iterdir())
-        except OSError:
-            if not here:
-                raise
-            yield here, frozenset()
-            continue
-        beside = frozenset(names)
-        for name in names:
-            # Not Path.is_dir, which raises where a folder may be listed and not entered.
-            if os.path.isdir(folder / name):  # noqa: PTH112
-                if here or name not in {".git", "__pycache__", ".minimax-metal"}:
-                    stack.append((*here, name))
-            else:
-                yield (*here, name), beside
-
-
-def _holes(descriptor: int, size: int) -> int:
-    """Return the bytes of a file that were never written; 0 where its file system does not say."""
-    holes = position = 0
-    with contextlib.suppress(OSError):
-        for _ in range(10_000):
-            if position >= size:
-                break
-            hole = os.lseek(descriptor, position, os.SEEK_HOLE)
-            if hole >= size:
-                break
-            try:
-                position = os.lseek(descriptor, hole, os.SEEK_DATA)
-            except OSError:
-                position = size
-            holes += position - hole
-    return holes
-
-
-def _code(configuration: Mapping[str, Any]) -> set[str]:
-    """Return the files with code that a configuration loads from the model's own directory."""
-    found: set[str] = set()
-    auto_map = configuration.get("auto_map")
-    for value in auto_map.values() if isinstance(auto_map, dict) else ():
-        for one in value if isinstance(value, list) else [value]:
-            # "repository--module.Class" loads it from elsewhere.
-            if isinstance(one, str) and re.fullmatch(
-                r"[A-Za-z_][A-Za-z0-9_]{0,100}\.[A-Za-z0-9_.]{1,100}", one
-            ):
-                found.add(f"{one.partition('.')[0]}.py")
-    return found
