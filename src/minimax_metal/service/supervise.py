@@ -22,49 +22,29 @@ Exit status:
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import time
 import urllib.parse
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-from minimax_metal.service import gpus, incidents
+from minimax_metal.service import incidents
 from minimax_metal.service.arguments import Settings, parse
-from minimax_metal.service.diagnosis import EXIT_NEVER, Reason, Who, diagnose, find_events, find_xids
-from minimax_metal.service.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
+from minimax_metal.service.control import EXIT_STOPPED, TEARDOWN_SECONDS, spell
+from minimax_metal.service.diagnosis import EXIT_NEVER, diagnose, find_events, find_xids
 from minimax_metal.service.guarded import GuardProbe
 from minimax_metal.service.health import HealthProbe, Watch
 from minimax_metal.service.listener import Port
 from minimax_metal.service.notify import Notifier
-from minimax_metal.service.output import Journal, Output, Secrets
-from minimax_metal.service.processes import (
-    Signals,
-    accepts_connections,
-    group_alive,
-    restarts,
-    signal_name,
-)
+from minimax_metal.service.output import Output, Secrets
+from minimax_metal.service.processes import signal_name
+from minimax_metal.service.starting import Starting
 
-EXIT_STOPPED: Final = 0
 EXIT_USAGE: Final = 2
 EXIT_HUNG: Final = 123
 EXIT_START_TIMEOUT: Final = 124
 EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NO_PROGRAM: Final = 127
-
-KILL_GRACE_SECONDS: Final = 10.0
-"""How long a killed process group may take to vanish."""
-
-TEARDOWN_SECONDS: Final = 90.0
-"""An engine with nothing in flight looks for SIGTERM every 5 s and takes up to 15 s and 60 s to end its ranks
-(``tokenizer_manager.py``, 0.5.23)."""
-
-DELAYS: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds before a start by systemd itself, by the number of incidents of the last hour."""
 
 START_MARGIN_SECONDS: Final = 180.0
 """What the unit's TimeoutStartSec is above ``--start-timeout``: to end an engine that is late and say why."""
@@ -73,19 +53,13 @@ JOURNAL_SECONDS: Final = 3.0
 """How long the end waits for a journal that does not take the last lines."""
 
 
-class Supervisor:
+class Supervisor(Starting):
     """One engine process from its start to its end."""
 
     def __init__(self, settings: Settings, notifier: Notifier) -> None:
-        self.settings = settings
-        self.notifier = notifier
-        self.signals = Signals()
-        self.journal = Journal()
-        self.started = time.monotonic()
+        super().__init__(settings, notifier)
         self.began = time.time()
-        self.drain = Drain.of_environment(dict(os.environ))
         self.secrets = Secrets(())
-        self.output: Output | None = None
         self.port = Port(settings.address[1])
         self.guard = GuardProbe(settings.ready_url, None)
 
@@ -150,83 +124,6 @@ class Supervisor:
                 watch.halted.set()
                 self.kill_group(engine)
                 output.finish()
-
-    def prepare(self) -> int | None:
-        """Wait until the engine may start; an exit status when it may not."""
-        self.drain.clear()
-        pause = self.delay()
-        if pause:
-            text = f"{self.incidents_of_last_hour()} incidents"
-            self.say(f"{text} within the last hour: waiting {spell(pause)} before the next start")
-            now = f"systemctl restart {self.settings.unit} starts at once"
-            if not self.wait(pause, f"waiting before the next start, {text} within the last hour; {now}"):
-                return EXIT_STOPPED
-        problem = self.taken()
-        deadline = time.monotonic() + self.settings.free_timeout
-        while problem is not None and time.monotonic() < deadline:
-            if not self.wait(2.0, f"waiting: {problem.text}"):
-                return EXIT_STOPPED
-            problem = self.taken()
-        if problem is None:
-            return None
-        if self.stopping():
-            return EXIT_STOPPED
-        status = problem.status or EXIT_NEVER
-        self.report("start", "was not started", problem, status)
-        return self.fail(status, f"engine was not started: {problem.text}; {self.again}")
-
-    def delay(self) -> float:
-        """Seconds to wait before a start: growing with the incidents of the last hour, none by hand."""
-        if restarts(self.settings.unit) == 0:
-            return 0.0
-        return DELAYS[min(self.incidents_of_last_hour(), len(DELAYS) - 1)]
-
-    def incidents_of_last_hour(self) -> int:
-        """How often the engine ended by itself lately."""
-        return incidents.recent(self.settings.state / "incidents", self.settings.instance, 3600.0)
-
-    def taken(self) -> Reason | None:
-        """What an engine needs and somebody else holds."""
-        host, port = self.settings.address
-        if accepts_connections(host, port):
-            return Reason(
-                "port",
-                f"port {port} is taken, expected a free one; find the program with "
-                f"ss -ltnp 'sport = :{port}' and stop it, or set metal_port",
-                final=True,
-                who=Who.USER,
-            )
-        try:
-            memory = gpus.read_memory(self.settings.gpus, self.stopping) if self.settings.gpus else None
-        except gpus.GpuError as error:
-            return Reason("gpu", f"{error}; {error.remedy}", final=True, gpu=error.operator, who=Who.OPERATOR)
-        if memory is not None and memory.mig:
-            names = ",".join(map(str, memory.mig))
-            return Reason(
-                "mig",
-                f"GPU {names}: MIG is on, expected off; turn it off with nvidia-smi -i {names} -mig 0, then "
-                "reset the GPU (nvidia-smi --gpu-reset) or reboot",
-                final=True,
-                who=Who.USER,
-            )
-        if memory is None or not memory.taken:
-            return None
-        held = "; ".join(memory.taken)
-        return Reason(
-            "gpu-memory",
-            f"{held}; expected free GPUs; stop that process or, if it is gone, reset the GPU "
-            "(nvidia-smi --gpu-reset) or reboot",
-            final=True,
-            who=Who.USER,
-        )
-
-    def wait(self, seconds: float, status: str) -> bool:
-        """Wait and say so; false when a stop was asked for."""
-        deadline = time.monotonic() + seconds
-        self.notifier.send(STATUS=status, EXTEND_TIMEOUT_USEC=int((seconds + 30.0) * 1e6))
-        while self.signals.stop is None and (rest := deadline - time.monotonic()) > 0:
-            self.signals.wait(rest)
-        return self.signals.stop is None
 
     def follow(self, engine: subprocess.Popen[bytes], probe: HealthProbe, watch: Watch) -> int:
         """Follow the engine until it ends or a stop is asked for."""
@@ -339,177 +236,6 @@ class Supervisor:
         why = f": {reason.text}" if reason else ""
         more = f"report: {where}" if where else f"its own words: journalctl -u {self.settings.unit} -n 50"
         return self.fail(status, f"engine {how}{why} ({more}; {self.again})")
-
-    def report(
-        self,
-        kind: str,
-        how: str,
-        reason: Reason | None,
-        status: int,
-        xids: Sequence[str] = (),
-        lines: Sequence[str] = (),
-    ) -> Path | None:
-        """Keep a report of an incident; none where it can't be written, which hides nothing else."""
-        incident = incidents.Incident(
-            instance=self.settings.instance,
-            kind=kind,
-            how=how,
-            reason=reason.text if reason else None,
-            code=reason.code if reason else None,
-            phase=self.output.phase if self.output else "",
-            age_seconds=round(self.age(), 1),
-            exit_status=status,
-            xids=list(xids),
-            output=list(lines),
-            who=str(reason.who) if reason else None,
-            evidence=list(reason.evidence) if reason else [],
-        )
-        try:
-            return incidents.write_report(self.settings.state / "incidents", incident, stop=self.stopping)
-        except OSError as error:
-            self.say(f"the report of this incident could not be kept: {error.strerror or error}")
-            return None
-
-    def stop(self, engine: subprocess.Popen[bytes], *, ready: bool) -> int:
-        """Let requests in flight finish, end the engine, and see that its GPUs are free."""
-        name = self.signals.stop.name if self.signals.stop is not None else "SIGTERM"
-        if not ready:
-            self.say(f"{name}: stopping an engine that was not ready yet")
-            self.notifier.send(STOPPING=1, STATUS="stopping: the engine was not ready yet")
-            self.end_engine(engine, min(self.settings.stop_timeout, TEARDOWN_SECONDS))
-            return EXIT_STOPPED
-        self.say(f"{name}: draining, up to {spell(self.settings.stop_timeout)} for requests in flight")
-        self.notifier.send(
-            STOPPING=1, STATUS="stopping: new requests are refused, those in flight may finish"
-        )
-        begun = time.monotonic()
-        deadline = begun + self.settings.stop_timeout
-        drained = self.wait_for_requests(engine, deadline)
-        if drained is None:
-            # No plug-in: the engine drains by itself, as well as it does.
-            obeyed = self.end_engine(engine, self.settings.stop_timeout)
-        else:
-            obeyed = self.end_engine(engine, TEARDOWN_SECONDS if drained == 0 else KILL_GRACE_SECONDS)
-            if drained:
-                self.say(
-                    f"{drained} requests did not finish within {spell(self.settings.stop_timeout)}: cut off"
-                )
-        took = spell(time.monotonic() - begun)
-        self.say(f"engine stopped after {took}" if obeyed else f"engine did not stop within {took}: killed")
-        self.kill_group(engine)
-        self.look_for_ghosts()
-        return EXIT_STOPPED
-
-    def wait_for_requests(self, engine: subprocess.Popen[bytes], deadline: float) -> int | None:
-        """How many requests are still in flight when all are done or time is up; none: nobody counts them."""
-        try:
-            self.drain.begin()
-        except OSError as error:
-            self.say(f"cannot drain: {error.strerror or error}")
-            return None
-        patience = time.monotonic() + ANSWER_SECONDS
-        quiet, next_status = 0, 0.0
-        while engine.poll() is None:
-            now = time.monotonic()
-            running = self.drain.running()
-            if running is None:
-                if now >= patience:
-                    return None
-            elif running == 0:
-                quiet += 1
-                if quiet >= QUIET_LOOKS:
-                    return 0
-            else:
-                quiet = 0
-                if now >= deadline or self.signals.hurry:
-                    return running
-                if now >= next_status:
-                    self.notifier.status(
-                        f"stopping: {running} requests in flight have another {spell(deadline - now)}"
-                    )
-                    next_status = now + 2.0
-            self.signals.wait(0.1)
-        return 0
-
-    def end_engine(self, engine: subprocess.Popen[bytes], patience: float) -> bool:
-        """Send SIGTERM to the engine, SIGKILL to its group after ``patience``; return whether it obeyed.
-
-        SIGTERM goes to the engine's main process alone: it ends its ranks itself once requests are done, and
-        a rank that got the signal first would break them off.
-        """
-        with contextlib.suppress(ProcessLookupError):
-            engine.terminate()
-        deadline = time.monotonic() + patience
-        next_status = time.monotonic() + 2.0
-        while engine.poll() is None:
-            now = time.monotonic()
-            if now >= deadline or self.signals.hurry:
-                self.kill_group(engine)
-                return False
-            if now >= next_status:
-                self.notifier.status(f"stopping: the engine has another {spell(deadline - now)} to end")
-                next_status = now + 2.0
-            self.signals.wait(min(0.5, deadline - now))
-        return True
-
-    def look_for_ghosts(self) -> None:
-        """Say what still holds memory of the GPUs; the next start waits for it, or fails if it stays."""
-        try:
-            memory = gpus.read_memory(self.settings.gpus) if self.settings.gpus else None
-        except gpus.GpuError as error:
-            self.say(f"{error}; {error.remedy}")
-            return
-        for line in memory.taken if memory else ():
-            self.say(f"after the stop, {line}")
-
-    def kill_group(self, engine: subprocess.Popen[bytes]) -> None:
-        """Kill whatever is left of the engine's process group and wait until it is gone."""
-        deadline = time.monotonic() + KILL_GRACE_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(engine.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                # Nobody left (or only zombies that init has yet to reap).
-                break
-            if engine.poll() is not None and not group_alive(engine.pid):
-                break
-            time.sleep(0.02)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            engine.wait(timeout=1.0)
-
-    def age(self) -> float:
-        """Seconds since the engine was started."""
-        return time.monotonic() - self.started
-
-    def stopping(self) -> bool:
-        """Whether a stop was asked for: what takes long ends then."""
-        return self.signals.stop is not None
-
-    @property
-    def again(self) -> str:
-        """How to start again by hand, also where systemd has given up."""
-        unit = self.settings.unit
-        return f"again: systemctl reset-failed {unit}; systemctl start {unit}"
-
-    def say(self, text: str) -> None:
-        """Write one line to the journal; never waits for it."""
-        self.journal.say(f"metal supervise: {text}")
-
-    def fail(self, code: int, message: str) -> int:
-        """Say why, on the journal and on the status line, and return ``code``."""
-        self.say(message)
-        self.notifier.send(STATUS=f"failed: {message}")
-        return code
-
-
-def spell(seconds: float) -> str:
-    """Return a duration for people: ``34 s``, ``5 min 02 s``, ``3 h 07 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def main(argv: list[str]) -> int:
