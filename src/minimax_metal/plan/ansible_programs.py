@@ -27,7 +27,7 @@ ANSWER_BYTES: Final = 8 << 20
 OUTPUT_BYTES: Final = 256 << 20
 """Most that is read of what a program prints; an inventory of a thousand hosts is about 50 MB."""
 SECONDS: Final = 900.0
-HOST_SECONDS: Final = 300
+HOST_SECONDS: Final = 400
 """How long a host may take to be read while the others go on; what is asked there has limits of 30 s each."""
 
 _VAULT: Final = ("vault_password_file", "vault_id")
