@@ -39,7 +39,7 @@ ops@gpu01: Permission denied (publickey)."""
 
 # (what was said, code, words of the finding, words of the remedy); the report or source is named.
 CASES = [
-    # ansible/ansible#19584 and plugins/connection/ssh.py: sudo asked, and no password was given
+    # ansible/ansible#13077 and plugins/connection/ssh.py: sudo asked, and no password was given
     ("Missing sudo password", "sudo-password", "wants a password", "--ask-become-pass"),
     # plugins/become/sudo.py `missing`
     ("sudo: a password is required\n", "sudo-password", "wants a password", "NOPASSWD"),
@@ -61,9 +61,9 @@ CASES = [
     ("Sorry, user deploy is not allowed to execute '/bin/sh -c echo BECOME-SUCCESS' as root on gpu01.",
      "sudo-denied", "deploy", "usermod -aG sudo deploy"),
     ("Sorry, user deploy may not run sudo on gpu01.", "sudo-denied", "deploy", "usermod"),
-    # RHEL's old default; ansible/ansible#13697
+    # RHEL's old default (requiretty): sudo plugins/sudoers
     ("sudo: sorry, you must have a tty to run sudo", "sudo-tty", "requiretty", "!requiretty"),
-    # ansible/ansible#31694, #54949: plugins/connection/ssh.py
+    # ansible/ansible#14426, #25961: plugins/connection/ssh.py
     ("Timeout (12s) waiting for privilege escalation prompt: ", "sudo-timeout", "12 s", "time sudo -n true"),
     ("Timeout (32s) waiting for privilege escalation prompt: [sudo via ansible, key=abc] password:",
      "sudo-timeout", "32 s", "--timeout"),
@@ -109,7 +109,7 @@ CASES = [
     # plugins/connection/ssh.py
     ("to use the 'ssh' connection type with passwords or pkcs11_provider, you must install the sshpass program",
      "controller-sshpass", "sshpass", "apt-get install sshpass"),
-    # ansible/ansible#11536, #23266
+    # ansible/ansible#11536, #16840
     ('unix_listener: "/home/a.very.long.user/.ansible/cp/ansible-ssh-ec2-203-0-113-7.compute.example-22-ubuntu'
      '.XXXXXXXXXXXXXXXX" too long for Unix domain socket', "controller-control-path", "too long",
      "ANSIBLE_SSH_CONTROL_PATH_DIR"),
@@ -119,7 +119,7 @@ CASES = [
      "ISO8859-1", "LC_ALL=C.UTF-8"),
     ("ERROR: Ansible could not initialize the preferred locale: unsupported locale setting", "controller-locale",
      "locale", "LC_ALL=C.UTF-8"),
-    # executor/module_common.py on hosts without Python; ansible/ansible#19605
+    # a host without Python: its shell's words, and those of plugins/action/__init__.py
     ("/bin/sh: 1: /usr/bin/python3: not found\n", "python-missing", "/usr/bin/python3", "apt-get install python3"),
     ("The module interpreter '/opt/py/bin/python3.11' was not found.", "python-missing", "/opt/py/bin/python3.11",
      "ansible_python_interpreter"),
@@ -185,6 +185,23 @@ CASES = [
     ("The vault password file /etc/fleet/pw was not found", "vault-password", "/etc/fleet/pw", "fix the path"),
     ("couldn't resolve module/action 'metal_facts'. This often indicates a misspelling", "controller-module", "modules",
      "ANSIBLE_CONFIG"),
+    ("[sudo] password for ops: ", "sudo-password", "wants a password", "-K"),
+    (">>> /etc/sudoers.d/x: syntax error near line 1 <<<", "sudo-broken", "broken", "visudo -c"),
+    # LemmyNet/lemmy-ansible#15: sudo speaks the host's language
+    ("sudo: es requereix una contrasenya\r\n", "sudo-failed", "es requereix una contrasenya", "-K"),
+    ("sudo: Ein Passwort ist notwendig", "sudo-failed", "Ein Passwort ist notwendig", "-K"),
+    ("Enter passphrase for key '/home/ops/.ssh/id_rsa': ", "ssh-login", "/home/ops/.ssh/id_rsa", "ssh-add /home/ops/.ssh/id_rsa"),
+    ("ops@gpu01's password: ", "ssh-login", "asks ops", "--ask-pass"),
+    ("Access denied for user ops by PAM account configuration [preauth]", "ssh-login", "PAM", "AllowUsers"),
+    ("No user exists for uid 1000", "controller-user", "/etc/passwd", "uid"),
+    ("input is not vault encrypted data", "vault-password", "damaged", "encrypt_string"),
+    ("The vault password file /a b/pw was not found", "vault-password", "/a b/pw", "fix the path"),
+    # another release's wording
+    ("Ansible requires Python 3.8 or newer on the target. Current version: 3.6.8 (default)", "python-old", "Python 3.6.8", "newer"),
+    ("ssh: connect to host bastion port 22: Connection timed out\nkex_exchange_identification: Connection closed by "
+     "remote host", "ssh-proxy", "bastion", "ssh bastion"),
+    ("ssh: connect to host gpu01 port 22: Resource temporarily unavailable", "unreachable", "Resource", "ssh -v gpu01"),
+    ("Received message too long 1298753390", "host-output", "prints something", ".bashrc"),
 ]  # fmt: skip
 
 

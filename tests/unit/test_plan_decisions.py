@@ -624,7 +624,7 @@ def test_a_plan_is_frozen() -> None:
 
 
 def test_a_host_that_answers_with_a_failure_is_refused_by_its_cause() -> None:
-    """ansible/awx#2319, ansible/ansible#31694: sudo that asks is no wrong address."""
+    """ansible/awx#2319, ansible/ansible#13077: sudo that asks is no wrong address."""
     failed = {"failed": True, "msg": "Missing sudo password"}
     probe = {"stdout": "python3=/usr/bin/python3 sudo=/usr/bin/sudo uid=1000\n"}
     raw = raw_facts_of(probe, failed, "192.0.2.1", "ops")

@@ -25,7 +25,8 @@ AWAY: Final = frozenset({"unreachable", "ssh-host-key", "ssh-login", "ssh-proxy"
 _NOISE: Final = re.compile(
     r"^(?:debug\d:|OpenSSH_|Warning: Permanently added|Shared connection to|Connection to \S+ closed\.|"
     r"\*\* WARNING: connection is not using|\*\* This session may|\*\* The server may need|"
-    r"ControlSocket \S+ already exists|sudo: unable to resolve host|\[WARNING\]|\[DEPRECATION|Origin: |<<<)"
+    r"ControlSocket \S+ already exists|sudo: unable to resolve host|(?:ba)?sh: warning: setlocale|"
+    r"\[WARNING\]: (?!.{0,300}(?:vault|decrypt))|\[DEPRECATION|Origin: |<<<)"
 )
 _SAYS_NOTHING: Final = re.compile(
     r"^(?:MODULE FAILURE\b.*|non-zero return code|See std(?:out|err).*|"

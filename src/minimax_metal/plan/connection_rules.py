@@ -56,12 +56,18 @@ _VAULT_REMEDY: Final = (
 )
 
 _CONTROLLER: Final = (
+    _rule("vault-password", r"input is not vault encrypted data|unhexlify|Vault (?:format|envelope)|invalid vault ?text|Odd-length string",
+          "an encrypted value (ansible-vault) that is damaged", "a whole one, as ansible-vault wrote it",
+          "encrypt it again: ansible-vault encrypt_string (its lines must keep their indentation)"),
+    _rule("controller-user", r"No user exists for uid (?P<version>\d{1,10})|You don't exist, go away|getpwuid\(\): uid not found",
+          "a user on this machine without an entry in /etc/passwd (a container's uid)", "a user that ssh knows",
+          "run it as a user of this machine, or add the uid to /etc/passwd"),
     _rule("vault-password", r"no vault secrets found|A vault password must be specified|no vault secrets (?:to|were) (?!found that)",
           "encrypted variables (ansible-vault) and no vault password", "the vault's password", _VAULT_REMEDY),
     _rule("vault-password", r"Decryption failed|no vault secrets were found that could decrypt|HMAC verification failed",
           "a vault password that does not open the encrypted variables", "the password they were encrypted with",
           f"{_VAULT_REMEDY}; ansible-vault view FILE tries one"),
-    _rule("vault-password", r"vault password (?:file|script) <file> (?:was not found|could not be)|Could not read vault password file <file>",
+    _rule("vault-password", r"vault password (?:file|script) (?P<file2>[^\n]{1,300}?) (?:was not found|could not be)|Could not read vault password file <file>",
           "no vault password file {file}", "a file that holds the vault's password",
           "fix the path in --vault-password-file or ANSIBLE_VAULT_PASSWORD_FILE"),
     _rule("vault-password", r"Invalid vault password was provided|Problem running vault password script|Vault password (?:client )?script[^\n]{0,300}returned (?:non-zero|an error)",
@@ -72,7 +78,7 @@ _CONTROLLER: Final = (
           "type export LC_ALL=C.UTF-8 and run the same command again"),
     _rule("controller-terminal", r"Ansible requires blocking IO",
           "standard input or output that does not block", "a plain terminal or pipe", "run it again with </dev/null 2>&1 | cat"),
-    _rule("controller-sshpass", r"must install the sshpass program|sshpass: (?:command )?not found|No such file or directory: b?'sshpass'",
+    _rule("controller-sshpass", r"must install the sshpass program|requires? (?:the )?sshpass|sshpass: (?:command )?not found|No such file or directory: b?'sshpass'",
           "an SSH password in use and no program sshpass on this machine", "sshpass, or an SSH key",
           "type apt-get install sshpass here, or give the host a key: ssh-copy-id {user}@{host}"),
     _rule("controller-ssh", r"Unable to execute ssh command line on a controller|No such file or directory: b?'(?:/usr/bin/)?ssh'|(?:^|[ :])ssh: (?:command )?not found",
@@ -131,6 +137,14 @@ _SSH: Final = (
     _rule("ssh-login", r"agent refused operation|Could not open a connection to your authentication agent|communication with agent failed|agent has no identities",
           "an SSH agent that signs nothing", "a key that the agent may use",
           "type ssh-add -l, then ssh-add KEY (a key on a token wants its touch or its PIN)"),
+    _rule("ssh-login", r"Enter passphrase for key '?<file>",
+          "a private key with a passphrase ({file}) that nobody can type here", "a key in the agent", "type ssh-add {file} and run it again"),
+    _rule("ssh-login", r"(?P<user>[\w.+-]{1,64})@(?P<name>[\w.:%-]{1,255})'s password:|^password:",
+          "a host that asks {user} for a password", "a key, or the password", "type ssh-copy-id {user}@{name}, or run it with --ask-pass (-k)"),
+    _rule("ssh-login", r"Access denied for user|Connection closed by authenticating user|not allowed because not listed in AllowUsers|Account locked",
+          "a user whom the host's SSH server or PAM refuses", "a user who may log in", "look there at journalctl -u ssh: AllowUsers, AllowGroups, access.conf"),
+    _rule("ssh-login", r"(?:exec|subsystem) request failed on channel|This service allows sftp connections only|ForceCommand",
+          "a server that runs no commands for this user", "a user with a plain shell", "look there at ForceCommand and restrict in sshd_config and authorized_keys"),
     _rule("ssh-login", r"no mutual signature (?:supported|algorithm)",
           "a key type that the host no longer accepts (ssh-rsa with SHA-1)", "a key both sides accept",
           "make a new one: ssh-keygen -t ed25519, then ssh-copy-id {user}@{host}"),
@@ -159,10 +173,10 @@ _SSH: Final = (
 )  # fmt: skip
 
 _PROXY: Final = (
-    _rule("ssh-proxy", r"Could not resolve hostname <name>: [^\n]{1,120}[\s\S]{0,400}?UNKNOWN port 65535",
+    _rule("ssh-proxy", r"Could not resolve hostname <name>: [^\n]{1,120}[\s\S]{0,400}?(?:UNKNOWN port|(?:kex|ssh)_exchange_identification)",
           "a jump host {name} whose name is not known here", "a jump host that this machine reaches",
           "fix the name in ProxyJump or ProxyCommand (~/.ssh/config, ansible_ssh_common_args)"),
-    _rule("ssh-proxy", r"connect to host <name> port (?P<port>\d{1,5}): (?P<why>[^\n]{1,80})[\s\S]{0,400}?UNKNOWN port 65535",
+    _rule("ssh-proxy", r"connect to host <name> port (?P<port>\d{1,5}): (?P<why>[^\n]{1,80})[\s\S]{0,400}?(?:UNKNOWN port|(?:kex|ssh)_exchange_identification)",
           "a jump host {name} that does not answer at port {port} ({why})", "a jump host that this machine reaches",
           "try ssh {name} alone; fix ProxyJump or ProxyCommand (~/.ssh/config, ansible_ssh_common_args)"),
     _rule("ssh-proxy", r"administratively prohibited",
@@ -180,7 +194,7 @@ _PROXY: Final = (
 )  # fmt: skip
 
 _SUDO: Final = (
-    _rule("sudo-broken", r"sudo: [^\n]{0,120}(?:must be owned by uid 0|effective uid is not 0|no new privileges|world writable|parse error|syntax error|is owned by uid|no valid sudoers)|sudo: unable to (?:stat|open|read) /etc/sudoers[^\n]{0,80}|parse error in <file>",
+    _rule("sudo-broken", r"error in /etc/sudoers|>>> [^\n]{0,200}syntax error|sudo: [^\n]{0,120}(?:must be owned by uid 0|effective uid is not 0|no new privileges|world writable|parse error|syntax error|is owned by uid|no valid sudoers)|sudo: unable to (?:stat|open|read) /etc/sudoers[^\n]{0,80}|parse error in <file>",
           "a sudo on the host that is broken (its own message says how)", "a sudo that works", "log in as root and type visudo -c"),
     _rule("sudo-account", r"sudo: (?:PAM account management error|account validation failure|Account or password is expired|PAM authentication error|unknown u(?:ser|id))[^\n]{0,80}|you do not exist in the passwd database",
           "a sudo that refuses the account (locked, expired or unknown)", "an account that may use sudo",
@@ -202,12 +216,15 @@ _SUDO: Final = (
           "a sudo that did not answer in {seconds} s", "a sudo that answers at once",
           "on the host type time sudo -n true: it often waits for DNS or LDAP (the host's own name in /etc/hosts helps), "
           "or asks in words that Ansible does not know; --timeout 60 gives it longer"),
+    _rule("sudo-password", r"\[sudo[^\]\n]{0,200}\] password",
+          "a sudo that wants a password", "the password, or sudo without one",
+          "run it with --ask-become-pass (-K) or ansible_become_password in a vault"),
     _rule("sudo-missing", r"sudo: (?:command )?not found|command not found: sudo|(?:bash|sh|env|exec)[^\n]{0,40}sudo'?: No such file",
           "no sudo on the host", "sudo, or SSH as root", "install it there: apt-get install sudo; or set ansible_user: root"),
 )  # fmt: skip
 
 _PYTHON: Final = (
-    _rule("python-old", r"requires a minimum of Python version (?P<what>[\d.]{1,8})\.? Current version: (?P<version>[\d.]{1,8})",
+    _rule("python-old", r"(?:requires a minimum of (?:Python2 version [\d.]{1,8} or )?Python3? version|requires Python) (?P<what>[\d.]{1,8}\d)(?: or newer[^\n.]{0,40})?\.?(?: Current version: (?P<version>[\d.]{1,8}))?",
           "Python {version} on the host", "Python {what} or newer",
           "install a newer one there and set ansible_python_interpreter to it, or take a newer distribution"),
     _rule("python-old", r"future feature annotations is not defined|(?:AnsiballZ|ansible)[\s\S]{0,3000}SyntaxError: (?:invalid syntax|future)|SyntaxError: future feature",
@@ -276,6 +293,11 @@ _NETWORK: Final = (
 )  # fmt: skip
 
 _INVENTORY: Final = (
+    _rule("unreachable", r"connect to host <name> port (?P<port>\d{1,5}): (?P<why>[^\n]{1,80})",
+          "no connection to {name} at port {port} ({why})", "a host that is up, and a way to it", "try ssh -v {name}: it says where the connection stops"),
+    _rule("host-output", r"junk (?:after|before) the JSON|Received message too long",
+          "a host whose shell prints something at every login", "a shell that is silent when nobody looks",
+          "make ~/.bashrc and /etc/profile.d there print nothing without a terminal: ssh {host} true must say nothing"),
     _rule("host-timeout", r"expected time frame \((?P<seconds>\d{1,6})\)|did not answer within (?P<seconds2>\d{1,6}) s|Timed out after (?P<seconds3>\d{1,6}) second",
           "a host that did not answer in {seconds} s and was left out", "an answer in time",
           "log in there and see what hangs (dmesg, ps axo stat,cmd: state D); metal_host_timeout_seconds gives it longer"),
