@@ -131,7 +131,7 @@ def test_a_directory_is_taken_as_it_is_only_where_that_is_accepted_and_recorded(
     run(request)
     manifest = Manifest.read(request.path)
     assert manifest is not None
-    assert manifest.proof["accepted"] == "weights-unproved"
+    assert manifest.proof["accepted"] == ["weights-unproved"]
     assert manifest.proof["problems"] == ["tokenizer.json: missing, and no other tokenizer is there"]
     (folder / "tokenizer.json").write_bytes(b"{}")
     other = request_for(tmp_path / "other", source, architectures=["MiniMaxM3ForCausalLM"], bytes=10**9)

@@ -26,6 +26,7 @@ from minimax_metal.artefacts.share.renewal import BOTH_SECONDS, renewed
 from minimax_metal.artefacts.wishes import Wish, store_directory, wish_of
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle import signature
+from tests.support.hub import model
 
 COMMIT, OTHER = "c" * 40, "d" * 40
 HUGGING = "https://huggingface.co"
@@ -127,6 +128,28 @@ def test_without_anybody_outside_it_is_said_and_not_kept(tmp_path: Path) -> None
     assert list(tmp_path.glob("*.json")) == []
 
 
+def test_where_the_first_host_has_no_way_either_two_more_try(tmp_path: Path) -> None:
+    proof = Proof(HUB, HUGGING, "gpu03", "2026-11-29T00:00:00Z", FILES, "A/B", COMMIT)
+    tried: list[int] = []
+
+    def host(number: int, answer: Proof | None) -> Proof | None:
+        tried.append(number)
+        return answer
+
+    ask = Asked()
+    for number in (1, 2):
+        assert (
+            resolve(wish(MIRROR), tmp_path, ask=ask, elsewhere=lambda n=number: host(n, None)).proof is None
+        )  # type: ignore[misc]  # mypy knows no defaults of a lambda
+    found = resolve(wish(MIRROR), tmp_path, ask=ask, elsewhere=lambda: host(3, proof))
+    assert found.proof == proof
+    assert tried == [1, 2, 3]
+    assert len(ask.asked) == 2, "the controller waited once"
+    for number in range(6):
+        resolve(wish(MIRROR), tmp_path / "2", ask=ask, elsewhere=lambda n=number: host(n, None))  # type: ignore[misc]  # as above
+    assert len(tried) == 6
+
+
 def test_of_many_hosts_one_waits_for_sources_that_do_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,13 +239,15 @@ def test_the_users_manifest_comes_first(tmp_path: Path) -> None:
 def test_a_directory_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = tmp_path / "model"
     there.mkdir()
-    (there / "config.json").write_bytes(b"{}\n")
+    for path, content in model(shards=1, size=1000).items():
+        (there / path).parent.mkdir(exist_ok=True)
+        (there / path).write_bytes(content)
     assert commands.main(["manifest", str(there)]) == 0
     file = tmp_path / "m.json"
     file.write_text(capsys.readouterr().out)
     found = resolve(wish(DISK, manifest=file), tmp_path / "s", ask=Asked())
     assert found.proof is not None
-    assert [entry.path for entry in found.proof.files] == ["config.json"]
+    assert sorted(entry.path for entry in found.proof.files) == sorted(model(shards=1, size=1000))
     assert found.proof.unhashed == ()
     with pytest.raises(UserError, match="found no directory"):
         commands.main(["manifest", str(tmp_path / "none")])

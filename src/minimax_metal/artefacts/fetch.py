@@ -215,7 +215,9 @@ class Attempt:
                 permanent=True,
             )
         record = self.origin.record() if isinstance(self.origin, Bound) else {}
-        record = {**record, **self._prove(listing)}
+        proved = self._prove(listing)
+        accepted = [*record.get("accepted", []), *proved.get("accepted", [])]
+        record = {**record, **proved} | ({"accepted": accepted} if accepted else {})
         Manifest(name, listing.revision, source, tuple(done.values()), record).write(self.staging)
         return listing.revision
 
@@ -237,7 +239,7 @@ class Attempt:
                 permanent=True,
             )
         self.say("note", text=f"accepted by {ACCEPT_UNPROVED}: {found.line()}")
-        return {"accepted": ACCEPT_UNPROVED, "problems": [str(problem) for problem in found.problems[:100]]}
+        return {"accepted": [ACCEPT_UNPROVED], "problems": [str(problem) for problem in found.problems[:100]]}
 
     def _listing(self) -> Listing:
         """Return the files of the model."""
@@ -482,7 +484,10 @@ def main() -> int:
     try:
         proof = None if job.get("proof") is None else Proof.parse(job["proof"])
         origin = Bound(
-            open_source(source, float(job.get("stall", 60.0)), expected, accept_unproved),
+            # Hashes prove more than what is in the files.
+            open_source(
+                source, float(job.get("stall", 60.0)), expected, accept_unproved or proof is not None
+            ),
             source,
             proof,
             accept_unhashed=bool(job.get("accept_unhashed")),

@@ -30,6 +30,8 @@ from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle import store as bundles
 
+HOSTS_ASKED: Final = 3
+"""Hosts that try the hub, one after the other, where the controller has no way to it."""
 STALL: Final = 10.0
 """Seconds without a byte after which a source that is asked for its list is given up."""
 TRIES: Final = 2
@@ -125,15 +127,18 @@ def resolve(
             return Resolved(
                 kept.proof, settled(wish.sources, kept.settled), _warnings(wish, store, kept.proof)
             )
-        if not wish.again and (said := recent_failure(store, wish)) is not None:
-            return Resolved(None, wish.sources, _warnings(wish, store, None, said))
-        reasons: list[str] = []
         candidates = wish.candidates()
+        said = None if wish.again else recent_failure(store, wish)
+        reasons, hosts = said or ([], 0)
         hubs = [source for source in candidates if authority(source)[0] == HUB]
-        found = _of_bundle(wish, reasons) or first(hubs, ask, wish.accept_unhashed, reasons)
-        if found is None and hubs and (proof := elsewhere()) is not None:
-            found = hubs[0], proof
-        if found is None:
+        found = None
+        if said is None:
+            found = _of_bundle(wish, reasons) or first(hubs, ask, wish.accept_unhashed, reasons)
+        if found is None and hubs and hosts < HOSTS_ASKED:
+            hosts += 1
+            if (proof := elsewhere()) is not None:
+                found = hubs[0], proof
+        if found is None and said is None:
             mirrors = [source for source in candidates if source not in hubs]
             found = first(mirrors, ask, wish.accept_unhashed, reasons)
         if found is None:
@@ -142,7 +147,7 @@ def resolve(
                     kept.proof, settled(wish.sources, kept.settled), _warnings(wish, store, kept.proof)
                 )
             if keep:
-                note_failure(store, wish, reasons)
+                note_failure(store, wish, reasons, hosts)
             return Resolved(None, wish.sources, _warnings(wish, store, None, reasons))
         source, proof = found
         _compare(wish, kept, proof, store)

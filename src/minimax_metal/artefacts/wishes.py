@@ -108,19 +108,19 @@ def file_of(store: Path, wish: Wish) -> Path:
     return store / f"{name}.json"
 
 
-def note_failure(store: Path, wish: Wish, reasons: Sequence[str]) -> None:
+def note_failure(store: Path, wish: Wish, reasons: Sequence[str], hosts: int) -> None:
     """Keep for some minutes that nobody could say: of many hosts' tasks one waits for the sources."""
-    content = {"wish": _digest(wish), "time": time.time(), "reasons": list(reasons)}
+    content = {"wish": _digest(wish), "time": time.time(), "reasons": list(reasons), "hosts": hosts}
     write_atomic(file_of(store, wish).with_suffix(".failed"), json.dumps(content) + "\n", mode=0o600)
 
 
-def recent_failure(store: Path, wish: Wish) -> list[str] | None:
-    """Return why nobody could say some minutes ago; None when that is not known or too long ago."""
+def recent_failure(store: Path, wish: Wish) -> tuple[list[str], int] | None:
+    """Return why nobody could say some minutes ago, and how many hosts had tried; None when long ago."""
     try:
         raw: Any = json.loads(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
         if raw["wish"] == _digest(wish) and 0 <= time.time() - raw["time"] < RECENT:
-            return [str(reason) for reason in raw["reasons"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return [str(reason) for reason in raw["reasons"]], int(raw["hosts"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         pass
     return None
 
