@@ -29,6 +29,7 @@ from minimax_metal.plan.driver_sources import (
     source_pins,
 )
 from minimax_metal.staging.bundle.debian import only_key
+from tests.support.templates import render
 from tests.unit.test_no_builds import Quiet
 
 ROLE = Path(__file__).parents[2] / "roles/nvidia_driver"
@@ -281,3 +282,14 @@ def test_no_setting_writes_a_line_of_its_own_into_apts_files(text: str) -> None:
         problem = settings_problem(*given)
         assert problem is not None
         assert "\n" not in problem
+
+
+def test_the_roles_template_writes_the_same_preferences(tmp_path: Path) -> None:
+    pins = source_pins([DEBIAN, OURS], URL)["pins"]
+    text = render(tmp_path / "pref", "nvidia-source.pref.j2", {}, __nvidia_driver_source_pins={"pins": pins})
+    stanzas = [
+        "\n".join(line for line in stanza.splitlines() if not line.startswith("Explanation:"))
+        for stanza in text.strip().split("\n\n")
+    ]
+    assert stanzas == preferences(pins).strip().split("\n\n")
+    assert len(stanzas) == 4
