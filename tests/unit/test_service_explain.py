@@ -116,6 +116,20 @@ def test_the_last_start_of_a_journal_counts() -> None:
     assert reason.code == "arguments"
 
 
+def test_an_earlier_end_is_judged_by_its_own_start() -> None:
+    """The start after it was ready, and was stopped in order."""
+    text = (
+        "Nov 20 01:00:00 h systemd[1]: Starting sglang@m.service - x...\n"
+        "Nov 20 01:10:00 h metal[5]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
+        "Nov 20 02:00:00 h systemd[1]: Starting sglang@m.service - x...\n"
+        "Nov 20 02:10:00 h metal[6]: [2026-11-20 02:10:00 TP0] Decode batch. #running-req: 1\n"
+        "Nov 20 02:11:00 h metal[6]: metal supervise: SIGTERM: draining, up to 10 min\n"
+    )
+    reason = explain.explain(text)
+    assert reason is not None
+    assert (reason.code, reason.who) == ("memory", Who.USER)
+
+
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "minimax_metal.cli", "explain", *arguments],

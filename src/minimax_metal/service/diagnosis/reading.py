@@ -141,7 +141,7 @@ def find(line: Line, at: int) -> Finding | None:
 
 
 def last_start(lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the lines of the last start in a journal of several."""
+    """Return the lines of the last start that says anything, in a journal of several."""
     starts = [
         number
         for number, line in enumerate(lines)
@@ -152,8 +152,9 @@ def last_start(lines: Sequence[Line]) -> Sequence[Line]:
         )
         and _START.match(line.text[:200])
     ]
-    for begin in reversed(starts):
-        part = lines[begin:]
+    ends = [*starts[1:], len(lines)]
+    for begin, end in reversed(list(zip(starts, ends, strict=False))):
+        part = lines[begin:end]
         if any(find(line, 0) or EXCEPTION.match(line.text) for line in part):
             return part
     return lines
