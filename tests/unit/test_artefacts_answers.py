@@ -359,6 +359,21 @@ def test_headers_that_do_not_end_are_not_waited_for(endless: tuple[str, list[byt
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.parametrize("status", ["200 OK", "403 Forbidden"])
+def test_trailers_that_do_not_end_are_not_waited_for(
+    status: str, endless: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the HTTP library reads by itself, between two blocks, has a limit of time, too."""
+    url, pieces = endless
+    beginning = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n"
+    pieces[:] = [beginning.encode(), b"X: y\r\n" * 1000, b"0"]
+    monkeypatch.setattr("minimax_metal.artefacts.web.DOCUMENT_SECONDS", 1.0)
+    begun = time.monotonic()
+    with pytest.raises(SourceError):
+        Web("hub", stall=2).json(url)
+    assert time.monotonic() - begun < 20
+
+
 def test_endless_headers_and_interim_answers_end(endless: tuple[str, list[bytes]]) -> None:
     url, pieces = endless
     for beginning, piece in (

@@ -32,6 +32,31 @@ def rules(reached: Callable[[str], None], seconds: float) -> Iterator[None]:
         _rules.reached = None
 
 
+@contextlib.contextmanager
+def ended_after(seconds: float) -> Iterator[threading.Event]:
+    """End the connection of this thread's last request when what is done meanwhile takes longer.
+
+    A socket's own time limit begins anew with every byte. Yields an event that is set when it was ended.
+    """
+    made: socket.socket | None = getattr(_rules, "made", None)
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        with contextlib.suppress(OSError):
+            if made is not None:
+                # Of the socket itself: TLS has no say in this, and its object is not made for two threads.
+                socket.socket.shutdown(made, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()
+
+
 def _look(connection: Any, made: socket.socket) -> socket.socket:
     reached = getattr(_rules, "reached", None)
     if reached is not None and connection.proxy is None:
@@ -47,26 +72,14 @@ class _Watched:
     """Ends a connection whose headers do not come in time: one byte a minute is no stall for a socket."""
 
     def getresponse(self) -> Any:
-        made = self.sock  # type: ignore[attr-defined]  # of the connection class beside it
-        late = threading.Event()
-
-        def end() -> None:
-            late.set()
-            with contextlib.suppress(OSError):
-                # Of the socket itself: TLS has no say in this, and its object is not made for two threads.
-                socket.socket.shutdown(made, socket.SHUT_RDWR)
-
-        timer = threading.Timer(getattr(_rules, "seconds", HEADER_SECONDS), end)
-        timer.daemon = True
-        timer.start()
-        try:
-            found = super().getresponse()  # type: ignore[misc]
-        except Exception as error:
-            if late.is_set():
-                raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end") from error
-            raise
-        finally:
-            timer.cancel()
+        _rules.made = self.sock  # type: ignore[attr-defined]  # of the connection class beside it
+        with ended_after(getattr(_rules, "seconds", HEADER_SECONDS)) as late:
+            try:
+                found = super().getresponse()  # type: ignore[misc]
+            except Exception as error:
+                if late.is_set():
+                    raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end") from error
+                raise
         if late.is_set():  # the headers were cut, and read as if they had ended there
             raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end")
         return found

@@ -15,7 +15,6 @@ import contextlib
 import itertools
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -36,7 +35,7 @@ from minimax_metal.artefacts.answers import (
     span_of,
     title_of,
 )
-from minimax_metal.artefacts.connections import rules
+from minimax_metal.artefacts.connections import ended_after, rules
 from minimax_metal.artefacts.errors import SourceError, one_line
 from minimax_metal.artefacts.failures import decoded, failure
 from minimax_metal.artefacts.pacing import Gate, Throttle
@@ -141,9 +140,8 @@ class Web:
             answer = self._get(url, parameters or {}, {})
             with contextlib.closing(answer):
                 self._check(answer, url)
-                content = decoded(
-                    self.name, answer.headers, self._read(answer, DOCUMENT_BYTES), DOCUMENT_BYTES
-                )
+                found = self._read(answer, DOCUMENT_BYTES, DOCUMENT_SECONDS)
+                content = decoded(self.name, answer.headers, found, DOCUMENT_BYTES)
                 return Document(content, answer.headers, str(answer.url))
 
     def head(self, url: str) -> Head:
@@ -280,29 +278,30 @@ class Web:
         try:
             length = answer.headers.get("Content-Length", "")
             if length.isascii() and length.isdigit() and int(length[:9]) <= REFUSAL_BYTES:
-                self._read(answer, REFUSAL_BYTES)
+                self._read(answer, REFUSAL_BYTES, min(10.0, self.stall))
         except (SourceError, OSError, requests.RequestException, urllib3.exceptions.HTTPError):
             pass
         finally:
             answer.close()
 
-    def _read(self, answer: requests.Response, limit: int, seconds: float = DOCUMENT_SECONDS) -> bytes:
+    def _read(self, answer: requests.Response, limit: int, seconds: float) -> bytes:
         """Return a whole body.
 
         Raises:
             SourceError: it has more than ``limit`` bytes, or takes longer than ``seconds``.
         """
-        content, until = bytearray(), time.monotonic() + seconds
-        while block := answer.raw.read1(1 << 16, decode_content=False):
-            content += block
-            if len(content) > limit:
-                raise SourceError(
-                    f"{self.name} answers with more than {limit >> 20 or 1} MiB where a description of a "
-                    "model was asked for; is the endpoint a model hub?",
-                    permanent=True,
-                )
-            if time.monotonic() > until:
-                raise SourceError(f"{self.name}: its answer did not end within {seconds:.0f} s")
+        content = bytearray()
+        with ended_after(seconds) as late:
+            while block := answer.raw.read1(1 << 16, decode_content=False):
+                content += block
+                if len(content) > limit:
+                    raise SourceError(
+                        f"{self.name} answers with more than {limit >> 20 or 1} MiB where a description of a "
+                        "model was asked for; is the endpoint a model hub?",
+                        permanent=True,
+                    )
+        if late.is_set():
+            raise SourceError(f"{self.name}: its answer did not end within {seconds:.0f} s")
         return bytes(content)
 
     def _check(self, answer: requests.Response, url: str) -> None:
@@ -310,13 +309,14 @@ class Web:
         if answer.status_code in {200, 206}:
             return
         body = bytearray()
-        with contextlib.suppress(OSError, requests.RequestException, urllib3.exceptions.HTTPError):
-            until = time.monotonic() + min(10.0, self.stall)
-            while len(body) < REFUSAL_BYTES and time.monotonic() < until:
-                block = answer.raw.read1(REFUSAL_BYTES, decode_content=False)
+        with (
+            contextlib.suppress(OSError, requests.RequestException, urllib3.exceptions.HTTPError),
+            ended_after(min(10.0, self.stall)),
+        ):
+            while len(body) < REFUSAL_BYTES and (
+                block := answer.raw.read1(REFUSAL_BYTES, decode_content=False)
+            ):
                 body += block
-                if not block:
-                    break
         first, last = _host(url), _host(str(answer.url))
         with contextlib.suppress(SourceError):
             body[:] = decoded(self.name, answer.headers, bytes(body[:REFUSAL_BYTES]), DOCUMENT_BYTES)
