@@ -181,7 +181,7 @@ def changed(answer: dict[str, Any], path: list[int], value: Any) -> Any:
     return copy
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(st.integers(0, 40), max_size=5), JSON)
 def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], value: Any) -> None:
     """Wrong types anywhere in it: before, such an answer was a traceback for all."""
@@ -201,7 +201,9 @@ def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], val
         {"stdout": None, "rc": None},
         {"stdout": '{"schema": 1, "instances": [' + "0," * 50_000 + "0]}"}, {"msg": ["x"], "stderr": {}},
         {"rc": 124, "stdout": ""}, {"failed": True, "unreadable": "an answer that is not JSON"},
-        {"stdout": '{"schema": 1, "release": [1]}'}, {"stdout": '{"schema": 1, "cpu_count": 1e999}'},
+        {"stdout": '{"schema": 1, "release": [1]}'},
+        {"stdout": '{"schema": 1, "release": {"": null}}'},
+        {"stdout": '{"schema": 1, "cpu_count": 1e999}'},
     ],
 )  # fmt: skip
 def test_such_an_answer_is_unreadable_and_nothing_more(answer: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ TEXT: Final = 400
 ITEMS: Final = 4_000
 """Values that are kept of a whole answer: a plan of 8 replicas has about 600."""
 DEPTH: Final = 12
+MOST: Final = 1e12
+"""Of seconds or requests: more than that is no measurement."""
 
 
 class UnreadableError(Exception):
@@ -84,11 +86,12 @@ def _part(of: Mapping[str, Any], key: str, kind: type | tuple[type, ...], defaul
 
 def _whole(of: Mapping[str, Any], key: str) -> int | None:
     value = _part(of, key, (int, float), None)
-    return None if value is None else int(value)
+    return None if value is None or abs(value) >= 1 << 63 else int(value)
 
 
 def _number(of: Mapping[str, Any], key: str) -> Any:
-    return _part(of, key, (int, float), None)
+    value = _part(of, key, (int, float), None)
+    return value if value is None or abs(value) < MOST else None
 
 
 def _instance(value: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _uptime(instance: Mapping[str, Any]) -> str:
 
 def _release(host: Mapping[str, Any]) -> str:
     release = host.get("release")
-    return f"{release['number']} {str(release['digest'])[:7]}" if release else "-"
+    return f"{release.get('number', '?')} {str(release.get('digest', '?'))[:7]}" if release else "-"
 
 
 def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:
