@@ -139,8 +139,8 @@ class Links:
         return [number for number, state in self.states.items() if not state.endswith("GB/s")]
 
 
-_HEAD = re.compile(r"GPU (\d+): (.*?)(?: \(UUID: .*\))?\s*$")
-_LINK = re.compile(r"\s*Link (\d+):\s*(.*?)\s*$")
+_HEAD = re.compile(r"GPU (\d{1,4}): (.*)")
+_LINK = re.compile(r"Link (\d{1,4}):\s*+(.*)")
 
 
 def parse_links(text: str) -> tuple[Links, ...]:
@@ -150,8 +150,8 @@ def parse_links(text: str) -> tuple[Links, ...]:
     """
     found: list[tuple[int, str, dict[int, str]]] = []
     for line in text.splitlines():
-        if head := _HEAD.match(line):
-            found.append((int(head[1]), head[2], {}))
-        elif (link := _LINK.match(line)) and found:
+        if head := _HEAD.match(line.rstrip()):
+            found.append((int(head[1]), head[2].partition(" (UUID: ")[0], {}))
+        elif (link := _LINK.match(line.strip())) and found:
             found[-1][2][int(link[1])] = link[2]
     return tuple(Links(index, name, states) for index, name, states in found if states)

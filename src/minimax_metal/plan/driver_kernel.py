@@ -10,6 +10,8 @@ from typing import Any, Final
 from minimax_metal.plan.driver import built_for
 from minimax_metal.plan.versions import version_key
 
+RELEASE_CHARACTERS: Final = 64
+"""A kernel's name at most: utsname(2)."""
 _RELEASE: Final = re.compile(r"\d+\.\d+(?:\.\d+)*(?P<mark>\+\w+)?(?:-\d+)*-(?P<flavour>[a-z][a-z0-9-]*)")
 _DEBIAN: Final = re.compile(r"(cloud-|rt-)?(amd64|arm64|arm64-16k)")
 _UBUNTU: Final = re.compile(
@@ -47,7 +49,7 @@ class Headers:
 
 def headers_of(kernel: str) -> Headers:
     """The packages of a kernel's headers, by the name that ``uname -r`` gives it."""
-    found = _RELEASE.fullmatch(kernel)
+    found = _RELEASE.fullmatch(kernel) if len(kernel) <= RELEASE_CHARACTERS else None
     flavour = found["flavour"] if found else ""
     if flavour == "pve":
         stem = "proxmox" if version_key(kernel.split("-")[0]) >= version_key(PROXMOX_RENAMED) else "pve"

@@ -10,7 +10,7 @@ from minimax_metal.errors import UserError
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import near
 
-_MEMORY = re.compile(r"\s*\b(\d+)\s*G(?:i?B)?\b\s*", re.IGNORECASE)
+_MEMORY = re.compile(r"\b(\d{1,6})\s{0,3}G(?:i?B)?\b", re.IGNORECASE)
 _NEAR_ENOUGH = 0.08
 """How far a memory size people say ("144GB") may be from what nvidia-smi prints, in GiB or GB."""
 

@@ -25,8 +25,10 @@ POCKETS: Final = (
     "-proposed-updates",
     "-backports-sloppy",
 )
-_LINE = re.compile(r"(?P<head>\s*deb\s+(?:\[[^\]]*\]\s+)?)(?P<uri>\S+)(?P<tail>\s+(?P<suite>\S+)\s+\S.*)")
-_FIELD = re.compile(r"(?P<name>[A-Za-z-]+):[ \t]*(?P<value>.*)")
+_LINE = re.compile(
+    r"(?P<head>\s*+deb\s++(?:\[[^\]]*+\]\s++)?)(?P<uri>\S++)(?P<tail>\s++(?P<suite>\S++)\s++\S.*)"
+)
+_FIELD = re.compile(r"(?P<name>[A-Za-z-]++):[ \t]*+(?P<value>.*)")
 _STALE = "Check-Valid-Until: no"
 
 Address = Callable[[str, str], str]
