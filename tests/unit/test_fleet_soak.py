@@ -216,7 +216,16 @@ def test_the_simulated_engine_counts_what_a_soak_looks_at(tmp_path: Path) -> Non
     environment = {"SIMULATED_FAULTS": "late_errors:3", "SIMULATED_TOKEN_SECONDS": "0.03"}
     with simulated_engine(tmp_path, environment=environment) as engine:
         empty = soak.scrape(engine.url)
-        words = ["trial", engine.url, "--model", "m", "--count", "5", "--concurrency", "1"]
+        words = [
+            "trial",
+            engine.url,
+            "--model",
+            "MiniMaxAI/MiniMax-M2.5",
+            "--count",
+            "5",
+            "--concurrency",
+            "1",
+        ]
         assert soak.main(words) == 1
         counted = soak.scrape(engine.url)
     assert empty == Figures()
