@@ -30,7 +30,14 @@ UNICODE_ANSWER = "你好,世界 🙂"
 CITY_ANSWER = '{"city": "Beijing", "sunny": true}'
 SEVERAL_ANSWER = "21 degrees in Beijing, 25 degrees in Shanghai."
 
-RULES = 51
+SHELL = "You act in a shell."
+SHELL_TASK = "Print the sum of 20 and 1."
+"""The prompts that tests/contract/clients/agent.yaml gives to an agent."""
+
+SUBMIT = "COMPLETE_TASK_AND_SUBMIT_FINAL_OUTPUT"
+"""What a command of mini-swe-agent prints when the task is done."""
+
+RULES = 25
 """Rules of the long system prompt that the post-check sends to a model of 4,096 tokens."""
 
 BEIJING = {questions.TOOL_QUESTION: "Beijing", questions.TOOL_QUESTION_GUIDE: "北京"}
@@ -103,7 +110,18 @@ def dialogues(*, images: bool) -> list[dict[str, Any]]:
         questions.text_message("user", questions.GREETING),
     ]
     taught.append(_dialogue(long, known[0][1], answer=known[0][2]))
-    return taught
+    return taught + _agent()
+
+
+def _agent() -> list[dict[str, Any]]:
+    """Return the two steps of an agent in a shell (mini-swe-agent 2): the task, then its result."""
+    task = [questions.text_message("system", SHELL), questions.text_message("user", SHELL_TASK)]
+    work, done = (f"```mswea_bash_command\necho {what}\n```" for what in ("$((20 + 1))", SUBMIT))
+    result = [questions.text_message("assistant", work), questions.text_message("user", "Result: 21")]
+    return [
+        _dialogue(task, "use the shell", answer=work),
+        _dialogue([*task, *result], "read the result", answer=done),
+    ]
 
 
 def _pictures(system: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,15 +5,7 @@ A minute each on two cores: the engine's own start is nearly all of it.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import select
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,84 +13,33 @@ from typing import Any
 import pytest
 
 from lab.engine import environment
-from lab.engine.environment import cache_root
-from lab.models.description import MODELS
-from lab.models.training_run import trained
 from tests.support.engine import GUIDES_MISTAKE
-from tests.support.real_engine import with_own_memory
+from tests.support.supervised import PUBLISHED, metal, supervising
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
-
-PUBLISHED = {"MiniMax-M2.5": "MiniMaxAI/MiniMax-M2.5", "MiniMax-M3": "MiniMaxAI/MiniMax-M3"}
-START_SECONDS = 300
-DEVICE, TOKENS = "cpu", 8192  # without a limit the key-value cache takes all memory
 
 Check = Callable[..., tuple[int, dict[str, Any]]]
 Serve = Callable[..., Check]
 CANARY = "canary-4f1d9a7c"
 
 
-def metal(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    command = with_own_memory([sys.executable, "-m", "minimax_metal.cli", *arguments])
-    return subprocess.Popen(command, text=True, **options)
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     """Start one model with the parsers that are asked for; return the post-check against it."""
-    python = environment()
-    running: list[subprocess.Popen[str]] = []
-    log = tmp_path / "engine.log"
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    channel.bind(str(tmp_path / "notify"))
-    # Two engines at once are too much for two cores.
-    turn = (cache_root() / "engine" / ".turn").open("w")
-    fcntl.flock(turn, fcntl.LOCK_EX)
+    with supervising(tmp_path) as start:
 
-    def start(model: str, tool_parser: str, reasoning_parser: str, *more: str) -> Check:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        url = f"http://127.0.0.1:{port}"
-        with log.open("w") as output:
-            process = metal(
-                *f"supervise --instance test --ready-url {url}/health --stop-timeout 60".split(),
-                *f"--start-timeout {START_SECONDS} --state {tmp_path / 'state'}".split(),
-                *f"-- {python} -m sglang.launch_server".split(),
-                *f"--model-path {trained(MODELS[model])} --served-model-name {PUBLISHED[model]}".split(),
-                *f"--tool-call-parser {tool_parser} --reasoning-parser {reasoning_parser}".split(),
-                *f"--host 127.0.0.1 --trust-remote-code --port {port} --mem-fraction-static 0.85".split(),
-                *f"--tp-size 1 --device {DEVICE} --attention-backend torch_native".split(),
-                *f"--max-total-tokens {TOKENS}".split(),
-                *more,
-                env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        running.append(process)
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if select.select([channel], [], [], 1.0)[0] and b"READY=1" in channel.recv(4096):
-                break
-            assert process.poll() is None, log.read_text()[-3000:]
-        report = tmp_path / "report.json"
+        def serving(model: str, *parsers_and_more: str) -> Check:
+            url = start(model, *parsers_and_more)
+            report = tmp_path / "report.json"
 
-        def check(*arguments: str) -> tuple[int, dict[str, Any]]:
-            asked = metal("check", url, "--model", PUBLISHED[model], "--report", str(report), *arguments)
-            status = asked.wait(timeout=450)
-            return status, json.loads(report.read_text())
+            def check(*arguments: str) -> tuple[int, dict[str, Any]]:
+                asked = metal("check", url, "--model", PUBLISHED[model], "--report", str(report), *arguments)
+                status = asked.wait(timeout=450)
+                return status, json.loads(report.read_text())
 
-        return check
+            return check
 
-    try:
-        yield start
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=90) == 0, "a stop that was asked for is no failure"
-        assert "killed" not in log.read_text().rpartition("metal supervise:")[2]
-        channel.close()
-        turn.close()
+        yield serving
 
 
 def names(report: dict[str, Any], status: str) -> list[str]:

@@ -28,7 +28,7 @@ from minimax_metal.checks.report import join, shorten
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 """What a decoder puts where bytes are not UTF-8: half a character was sent."""
 SYSTEM_TOKENS: Final = 8192
-"""Of the long system prompt, or a quarter of the longest sequence: coding agents send 10,000 and more."""
+"""Of the long system prompt, or an eighth of the longest sequence: coding agents send 10,000 and more."""
 RULE_TOKENS: Final = 20
 """About as many as one rule of it has in MiniMax's tokenizer; what is read is counted, not assumed."""
 
@@ -96,7 +96,7 @@ def check_messages_turns(context: Context) -> str:
 def check_system_long(context: Context) -> str:
     """A system prompt as long as an agent's is read whole, and again from the cache."""
     limit = context.limit or SYSTEM_TOKENS // 2
-    wanted = min(SYSTEM_TOKENS, limit // 4)
+    wanted = min(SYSTEM_TOKENS, limit // 8)
     rules = wanted // RULE_TOKENS
     messages = [
         questions.text_message("system", questions.long_system(rules)),
