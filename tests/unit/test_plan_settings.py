@@ -63,6 +63,21 @@ def test_an_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) ->
         ("metal_engine_extra_args", "--x 'y"),
         ("metal_engine_extra_environment", ["A=B"]),
         ("metal_engine_extra_packages", ["/not/hashed.whl"]),
+        *(
+            # uv and pip build a path that is not a wheel, --only-binary or not, with a backend of its own.
+            ("metal_engine_extra_packages", [{"path": path, "sha256": "a" * 64}])
+            for path in (
+                "/a/x-1.tar.gz",
+                "/a/x-1.zip",
+                "/a/x",
+                "/a/x.whl/setup.py",
+                "/a/-r.whl",
+                "/a/.whl",
+                "/a/x.whl.tar.gz",
+                "/a/x.WHL",
+                "/a/x y.whl",
+            )
+        ),
     ],
 )
 def test_a_wrong_type_is_refused_with_what_was_found(name: str, value: object) -> None:

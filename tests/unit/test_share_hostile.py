@@ -31,7 +31,7 @@ from minimax_metal.artefacts.share.settings import Peer, Share
 from tests.support.hub import Hub, model, running
 
 A, B, C = "gpu01", "gpu02", "gpu03"
-SECRET, OTHER, OLD = "ab" * 32, "cd" * 32, "ef" * 32
+SECRET, OTHER, OLD = "ab01" * 16, "cd23" * 16, "ef45" * 16
 SHA = "0" * 64
 
 

@@ -308,7 +308,7 @@ def test_whoever_answers_at_a_hosts_address_defines_no_model(
     proved: bool, accepted: bool, tmp_path: Path
 ) -> None:
     """The origin can't be asked. Before, the impostor's files were verified, as "huggingface, stated"."""
-    (tmp_path / "secret").write_text("ab" * 32)
+    (tmp_path / "secret").write_text("ab01" * 16)
     evil = {"config.json": b"{}\n", "modeling.py": b"import os; os.system('id')\n"}
     with impostor(evil) as port:
         request = request_for(

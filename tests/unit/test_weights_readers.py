@@ -23,7 +23,7 @@ from minimax_metal.artefacts.share.renewal import renewed
 from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.errors import UserError
 
-SECRET = "ab" * 32
+SECRET = "ab12cd34" * 8
 SEED = int(os.environ.get("METAL_FUZZ_SEED", "7"))
 ROUNDS = int(os.environ.get("METAL_FUZZ_ROUNDS", "1500"))
 FOREIGN = (KeyError, TypeError, ValueError, AttributeError, UserError)

@@ -339,9 +339,47 @@ def test_a_bundles_signed_manifest_states_what_its_weights_are(tmp_path: Path) -
     assert bundled.served(Source("http", "A/B", COMMIT, "http://h/x"), "A/B", COMMIT)[0] is None
 
 
+def test_a_bundle_that_the_user_names_needs_its_signature_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, foreign, disk = tmp_path / "key", tmp_path / "foreign", tmp_path / "disk"
+    for one in (key, foreign):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(one)], check=True)
+    entry = {"path": f"weights/A/B/{COMMIT}/config.json", "size": 3, "sha256": "5" * 64}
+    content = json.dumps({"schema": 1, "created": "now", "contents": {}, "files": [entry]}).encode()
+    disk.mkdir()
+    (disk / "manifest.json").write_bytes(content)
+    monkeypatch.setattr(signature, "SIGNERS", tmp_path / "signers")
+
+    def asked(named: Path) -> Proof | None:
+        wish = Wish("A/B", COMMIT, (Source("hf", "A/B", COMMIT),), manifest=named)
+        return resolve(wish, tmp_path / "store", ask=lambda _: pytest.fail("asked a source")).proof
+
+    # By its directory or by its file, without keys, without a signature, with another's, after a change.
+    for named in (disk, disk / "manifest.json"):
+        (disk / "manifest.json.sig").unlink(missing_ok=True)
+        with pytest.raises(
+            UserError, match=r"found no signature on .*manifest.json, expected one by a key of"
+        ):
+            asked(named)
+        (tmp_path / "signers").write_text(key.with_suffix(".pub").read_text())
+        (disk / "manifest.json.sig").write_bytes(signature.sign(content, foreign))
+        with pytest.raises(UserError, match="a signature by none of the known keys"):
+            asked(named)
+        (disk / "manifest.json.sig").write_bytes(signature.sign(content, key))
+        proof = asked(named)
+        assert proof is not None
+        assert (proof.by, proof.files[0].sha256) == ("bundle", "5" * 64)
+        (disk / "manifest.json").write_bytes(content.replace(b"555", b"556"))
+        with pytest.raises(UserError, match="none of the known keys"):
+            asked(named)
+        (disk / "manifest.json").write_bytes(content)
+        (tmp_path / "signers").unlink()
+
+
 # The secret ------------------------------------------------------------------------------------------------
 
-ONE, TWO, NEW = "1a" * 32, "2b" * 32, "3c" * 32
+ONE, TWO, NEW = "1a5d" * 16, "2b6e" * 16, "3c7f" * 16
 NOW = 1_800_000_000.0
 
 

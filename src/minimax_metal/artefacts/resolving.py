@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,6 +28,7 @@ from minimax_metal.artefacts.wishes import Kept, Wish, file_of, locked, note_fai
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
+from minimax_metal.staging.bundle import signature
 from minimax_metal.staging.bundle import store as bundles
 
 HOSTS_ASKED: Final = 3
@@ -192,10 +193,7 @@ def settled(sources: Sequence[Source], known: Sequence[tuple[Source, str]]) -> t
 def _of_user(wish: Wish, file: Path) -> Proof:
     file = file.expanduser()
     if file.is_dir():
-        bundle = bundles.read(file)
-        if bundle.signer is not None:
-            return of(bundle.manifest, str(file), bundle.signer, wish.repository, wish.revision)
-        file = file / bundles.MANIFEST
+        return _of_bundle_at(wish, file)
     try:
         raw = json.loads(read_bounded(file, MOST_BYTES))
         changed = datetime.fromtimestamp(file.stat().st_mtime, UTC)
@@ -204,6 +202,9 @@ def _of_user(wish: Wish, file: Path) -> Proof:
             f"model_weights_manifest: found {file} that can't be read ({one_line(str(error), 200)}), "
             "expected the JSON of 'metal weights manifest DIRECTORY'; write it again"
         ) from error
+    if isinstance(raw, Mapping) and "contents" in raw:
+        # A bundle's: whoever had the disk can have written it. With its signature, or not at all.
+        return _of_bundle_at(wish, file.parent)
     proof = named(
         raw,
         str(file),
@@ -217,6 +218,23 @@ def _of_user(wish: Wish, file: Path) -> Proof:
             f"{proof.unhashed[0]}; expected one of each; write it with 'metal weights manifest DIRECTORY'"
         )
     return proof
+
+
+def _of_bundle_at(wish: Wish, directory: Path) -> Proof:
+    """Return what the manifest of a bundle states, on the word of who signed it.
+
+    Raises:
+        UserError: it is not a bundle, or nobody who is known here signed it.
+    """
+    bundle = bundles.read(directory)
+    if bundle.signer is None:
+        found = "a signature by none of the known keys" if bundle.signature else "no signature"
+        raise UserError(
+            f"model_weights_manifest: found {found} on {directory / bundles.MANIFEST}, expected one by a key "
+            f"of {signature.SIGNERS}; get the signer's public key by another way than this disk, or name the "
+            "output of 'metal weights manifest DIRECTORY' for files that you trust"
+        )
+    return of(bundle.manifest, str(directory), bundle.signer, wish.repository, wish.revision)
 
 
 def _compare(wish: Wish, kept: Kept | None, proof: Proof, store: Path) -> None:

@@ -36,8 +36,9 @@ ORIGIN = "origin"
 """The preset that others are laid over."""
 TIMEOUT_SECONDS = 600
 """How long uv and pip wait for a byte from a cache, which may still be waiting for its own origin."""
-_URL = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(/[^\s\"';{}$\\]*)?")
-_PROXY = re.compile(r"https?://([^\s\"';{}$\\/@]{1,300}@)?[A-Za-z0-9._\[\]:-]+/?")
+# Printable ASCII, as URLs are written; nothing that ends a word or a line, or begins another, in any file.
+_URL = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(/(?:(?![\"';{}$\\])[!-~])*)?")
+_PROXY = re.compile(r"https?://((?:(?![\"';{}$\\/@])[!-~]){1,300}@)?[A-Za-z0-9._\[\]:-]+/?")
 _CACHE = re.compile(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
 
 

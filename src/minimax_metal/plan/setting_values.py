@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 from minimax_metal.common.text import has_controls, one_line
@@ -25,6 +26,7 @@ ITEMS: Final = 256
 DIGITS: Final = 15
 """Of a whole number: what JSON and floating point carry without loss."""
 _SHOWN: Final = 80
+_WHEEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.!+-]*\.whl")
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 
 
@@ -161,6 +163,9 @@ def _packages(name: str, value: Any) -> tuple[ExtraPackage, ...]:
             # The adapter hashes files before it comes here; the plan itself never opens one.
             raise _wrong(name, item, "a wheel's path with its sha256")
         _text(name, package.path)
+        if not _WHEEL.fullmatch(PurePosixPath(package.path).name):
+            # Installers build what is not a wheel, as root, whatever they were told of an index.
+            raise _wrong(name, package.path, "a wheel: a file whose name ends in .whl")
         if not re.fullmatch(r"[0-9a-f]{64}", package.sha256):
             raise _wrong(name, package.sha256, "a sha256: 64 digits of 0-9a-f")
         packages.append(package)

@@ -18,6 +18,8 @@ from minimax_metal.errors import UserError
 MOST: Final = 2
 """Secrets that are valid at a time."""
 _SECRET: Final = re.compile(r"[0-9a-f]{64}")
+DIFFERENT: Final = 4
+"""Digits that differ at least: 64 zeros, or ``ab`` 32 times, were made by no chance."""
 _MAC: Final = 32
 """Hexadecimal digits of a seal: 128 bits."""
 
@@ -35,7 +37,13 @@ def parse(text: str) -> tuple[str, ...]:
     found = tuple(dict.fromkeys(text.split()))
     if not 1 <= len(found) <= MOST or not all(map(_SECRET.fullmatch, found)):
         raise UserError("no secret of a fleet")
+    if any(map(_weak, found)):
+        raise UserError("a weak secret of a fleet")
     return found
+
+
+def _weak(secret: str) -> bool:
+    return len(set(secret)) < DIFFERENT
 
 
 def name_of(secret: str) -> str:

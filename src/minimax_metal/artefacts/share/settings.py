@@ -149,7 +149,8 @@ class Share:
             return keys.parse(text)
         except UserError as error:
             raise UserError(
-                f"{file} holds no secret of a fleet; remove it and run playbooks/weights.yml again"
+                f"{file} holds {error}, expected 64 random hexadecimal digits; remove it and run "
+                "playbooks/weights.yml again"
             ) from error
 
 
