@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from minimax_metal.fleet.kept_plan import kept_plan
 from minimax_metal.fleet.rollout import Work, decide, gateway_workers, no_room, outsider, serving_of, work_of
 from minimax_metal.fleet.soak import Figures
 from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
@@ -139,6 +140,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "metal_failure_text": failure_text,
+            "metal_kept_plan": kept_plan,
             "metal_lock_refusals": metal_lock_refusals,
             "metal_release_digest": metal_release_digest,
             "metal_rollout": metal_rollout,
