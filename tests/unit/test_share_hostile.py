@@ -44,6 +44,61 @@ def board(names: tuple[str, ...] = (A, B, C), pieces: int = 6) -> Board:
     return it
 
 
+# Numbers that no clock says ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["410 Gone", "200 OK"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+        "Mon, 01 Jan 2026 00:00:00 +99999999999999999999",
+        "Mon, 01 Jan 0001 00:00:00 +2359",
+        "Fri, 31 Dec 9999 23:59:59 -2359",
+        "9" * 60_000,
+        "yesterday",
+    ],
+)
+def test_a_date_that_is_none_is_one_hosts_error(status: str, date: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                for _ in range(4):
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(65536)
+                        head = f"HTTP/1.1 {status}\r\nDate: {date}\r\nContent-Length: 2\r\n\r\n"
+                        connection.sendall(head.encode() + b"{}")
+
+        threading.Thread(target=answer, daemon=True).start()
+        line = Line(Peer(B, "127.0.0.1", server.getsockname()[1]), (SECRET,), stall=2)
+        before = time.time()
+        if status.startswith("200"):
+            assert before - 1 <= line.get("/log").date <= time.time() + 1
+        else:
+            with pytest.raises(PeerError) as caught:
+                line.get("/log")
+            assert len(str(caught.value)) < 300
+            assert str(caught.value).isprintable()
+        line.close()
+
+
+@pytest.mark.parametrize("beat", ["9" * 400, "-1", "NaN", "Infinity", "1e999", "1e30", "null", '"1"', "[]"])
+def test_a_beat_that_no_clock_says_is_none(tmp_path: Path, beat: str) -> None:
+    log = Log(tmp_path, B, 10, [SECRET])
+    (at,) = [path for path in tmp_path.rglob("log") if path.is_file()]
+    before = Reader(B, [SECRET])
+    before.feed(at.read_bytes(), 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json, "dumps", lambda *_, **__: f'["beat",{beat}]')
+        log.post(["beat"])
+    reader = Reader(B, [SECRET])
+    assert reader.feed(at.read_bytes(), 0) is not None
+    assert not reader.strange
+    assert reader.beat == before.beat
+
+
 # Claims ----------------------------------------------------------------------------------------------------
 
 

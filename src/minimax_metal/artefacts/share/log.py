@@ -126,7 +126,8 @@ class Reader:
         for text in content[:end].splitlines():
             line = self._line(text) if text else None
             if isinstance(line, list) and line[:1] == ["beat"]:
-                if len(line) == 2 and isinstance(line[1], int | float):
+                # No time of a clock is later: seconds since 1970 of the year 36,812.
+                if len(line) == 2 and isinstance(line[1], int | float) and 0 <= line[1] < 1 << 40:
                     self.beat = float(line[1])
             elif line is not None:
                 lines.append(line)

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from minimax_metal.artefacts.share.keys import name_of
 from minimax_metal.artefacts.share.settings import Peer
+from minimax_metal.common.text import one_line
 
 LIFE: Final = 300
 """Seconds for which a signature is good."""
@@ -239,7 +240,7 @@ class Line:
             if not answer.isclosed():
                 self.close()
             if answer.status == 410 and date and attempt < 2:
-                self.skew = self._bounded(parsedate_to_datetime(date).timestamp() - time.time())
+                self.skew = self._bounded(_time_of(date) - time.time())
                 continue
             if answer.status == 403 and self.key + 1 < len(self.secrets):
                 self.key += 1
@@ -286,7 +287,8 @@ class Line:
             return error
         if isinstance(error, TimeoutError):
             return PeerError(f"{self.peer.name}: not one byte in {self.stall:g} s")
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        # Some of it is what the other side sent.
+        text = one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)
         return PeerError(f"{self.peer.name}: {text}")
 
 
@@ -303,11 +305,23 @@ def _refusal(name: str, status: int) -> PeerError:
     return PeerError(f"{name} answered {status}")
 
 
+def _time_of(date: str | None) -> float:
+    """Return the seconds since 1970 of a header ``Date``.
+
+    Raises:
+        ValueError: it is none; Python's reader raises OverflowError and TypeError for some.
+    """
+    try:
+        return parsedate_to_datetime((date or "")[:100]).timestamp()
+    except (TypeError, ArithmeticError) as error:
+        raise ValueError(f"not a date: {date!r:.100}") from error
+
+
 def _date(answer: http.client.HTTPResponse) -> float:
     """Return the peer's time, as it says; this host's where it says nothing that can be true."""
     now = time.time()
     try:
-        date = parsedate_to_datetime(answer.headers["Date"]).timestamp()
-    except (KeyError, TypeError, ValueError, OverflowError):
+        date = _time_of(answer.headers["Date"])
+    except (KeyError, ValueError):
         return now
     return date if abs(date - now) <= SKEW else now
