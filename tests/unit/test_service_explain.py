@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,17 @@ from typing import Any
 import pytest
 import yaml
 
+from minimax_metal.plan.settings import SETTINGS
 from minimax_metal.service import explain
-from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, Who
+from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, Who, advice, kernel
+from minimax_metal.service.diagnosis.rules import rules
 
-CASES: list[dict[str, Any]] = yaml.safe_load(
-    (Path(__file__).parent / "data" / "ends.yml").read_text(encoding="utf-8")
-)
+DATA = Path(__file__).parent / "data"
+CASES: list[dict[str, Any]] = [
+    case
+    for name in ("ends.yml", "ends_systems.yml")
+    for case in yaml.safe_load((DATA / name).read_text(encoding="utf-8"))
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -31,6 +37,41 @@ def test_an_end_is_understood(case: dict[str, Any]) -> None:
     assert "\n" not in reason.text
     assert reason.evidence, "an answer shows what it was read from"
     assert case["source"]
+
+
+def test_a_driver_that_starts_says_nothing_bad() -> None:
+    # open-gpu-kernel-modules nv.c and the kernel's lines about a module that DKMS built
+    assert explain.explain(
+        "Mar 30 10:00:01 gpu01 kernel: nvidia: loading out-of-tree module taints kernel.\n"
+        "Mar 30 10:00:01 gpu01 kernel: nvidia: module verification failed: signature and/or required key "
+        "missing - tainting kernel\n"
+        "Mar 30 10:00:01 gpu01 kernel: nvidia-nvswitch3: open (major=510)\n"
+        "Mar 30 10:00:01 gpu01 kernel: NVRM: loading NVIDIA UNIX Open Kernel Module for x86_64  580.126.20\n"
+        "Mar 30 10:00:01 gpu01 kernel: NVRM: GPU at PCI:0000:18:00: GPU-00000000-0000-0000-0000-000000000000"
+    ) is None  # fmt: skip
+
+
+def test_a_remedy_names_settings_that_exist_with_values_that_they_take() -> None:
+    declared = {one.name: one for one in SETTINGS}
+    roles = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in (Path(__file__).parents[2] / "roles").glob("*/meta/argument_specs.yml")
+    )
+    remedies = [rule.remedy for rule in rules()] + [rule.remedy for rule in kernel.rules()]
+    seen = 0
+    for remedy in (*remedies, *(value for value in vars(advice).values() if isinstance(value, str))):
+        for name, value in re.findall(
+            r"\b((?:metal_[a-z_]+[a-z])|[a-z_]+_manage)\b(?:: (true|false|\d+))?", remedy
+        ):
+            seen += 1
+            if not name.startswith("metal_"):
+                assert f"      {name}:" in roles, remedy
+            elif value:
+                kind = declared[name].kind
+                assert (kind == "bool") == (value in {"true", "false"}), (name, kind, remedy)
+            else:
+                assert name in declared, remedy
+    assert seen > 50
 
 
 def by_name(name: str) -> str:

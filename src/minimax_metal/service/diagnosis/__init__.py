@@ -34,7 +34,7 @@ EVIDENCE: Final = 8
 _GPU_CODES: Final = frozenset(
     {"cuda", "engine", "echo", "nccl", "nccl-timeout", "rank-death", "crash", "killed", "watchdog"}
 )
-_HEALS: Final = frozenset({"nfs"})
+_HEALS: Final = frozenset({"nfs", "nic"})
 """Needs an operator, and the next start may succeed without one all the same."""
 _IO_CODES: Final = frozenset({"weights", "io-error", "config", "shared-memory", "killed", "crash"})
 
@@ -125,7 +125,11 @@ def _explains(event: Event, code: str) -> bool:
     """Whether what the kernel said is the cause of what the engine said."""
     if event.code in {"disk", "nfs"}:
         return code in _IO_CODES
-    if event.code in {"iommu", "pcie", "memory-error", "lockup", "bar"}:
+    if event.code in {"driver-held", "secure-boot", "module-kernel"}:
+        return code in {"driver", "gpu-visible"}
+    if event.code == "nic":
+        return code in {"nccl", "nccl-timeout", "nccl-ib", "rendezvous", "rank-death", "echo"}
+    if event.code in {"gpu-gsp", "iommu", "pcie", "memory-error", "lockup", "bar"}:
         return code in _GPU_CODES or code == "driver"
     return code in {"crash", "echo", "rank-death", "engine-silent"}
 

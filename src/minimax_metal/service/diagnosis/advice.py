@@ -114,6 +114,8 @@ def exact(finding: Finding, lines: Sequence[Line], port: int | None) -> tuple[st
         )
     elif code == "build" and (header := finding.groups.get("header")):
         remedy = f"the header {header} is missing; {remedy}"
+    elif code == "build" and (name := finding.groups.get("library")):
+        remedy = f"the linker finds no lib{name.removeprefix('-l')}.so; {remedy}"
     elif code in {"weights", "config"}:
         near = [line.text for line in lines[max(0, finding.at - 12) : finding.at + 4]]
         names = [

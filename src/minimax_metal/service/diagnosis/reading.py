@@ -59,6 +59,8 @@ EXCEPTION: Final = re.compile(
     r"^(?:\[[^\]]{0,80}\]\s?)?((?:[A-Za-z_][\w.]{0,120}\.)?"
     r"[A-Z]\w{0,80}(?:Error|Exception|Exit|Failure)\b(?::? .{0,400}|:?$))"
 )
+# After a traceback any name may be an exception's: pynvml.NVMLError_Unknown, triton's OutOfResources.
+_RAISED: Final = re.compile(r"^((?:[A-Za-z_]\w{0,80}\.){0,8}[A-Za-z_]\w{0,80}(?:: .{0,400}|:?$))")
 _CODE: Final = re.compile(r'^\s{0,8}File "([^"]{1,300})", line (\d{1,7})(?:, in (\S{1,80}))?')
 _PHASE_WEIGHTS: Final = re.compile(
     r"Load weight begin|oading (?:safetensors checkpoint )?shards|Load weight end"
@@ -176,12 +178,16 @@ def read(
     exceptions: list[tuple[int, str]] = []
     healthy: list[int] = []
     fatal: int | None = None
-    ready = capturing = False
+    ready = capturing = tracing = False
     for at, line in enumerate(lines):
         if stop() or (deadline is not None and time.monotonic() > deadline):
             break
         if line.kernel or not line.text:
             continue
+        raised = (
+            _RAISED.match(line.text) if tracing and not line.text.startswith((" ", "Traceback")) else None
+        )
+        tracing = "Traceback (most recent" in line.text or (tracing and line.text.startswith(" "))
         if fatal is None and _FATAL.search(line.text):
             fatal = at
         capturing = capturing or ("aph failed" in line.text and _CAPTURE.search(line.text) is not None)
@@ -192,7 +198,7 @@ def read(
         found = find(line, at)
         if found:
             findings.append(found)
-        elif (exception := EXCEPTION.match(line.text)) and not _BENIGN.search(line.text):
+        elif (exception := EXCEPTION.match(line.text) or raised) and not _BENIGN.search(line.text):
             exceptions.append((at, _told(exception[1], lines, at)))
     begin = max((at for at in healthy if fatal is None or at < fatal), default=-1) + 1
     unknown = _first_unknown(exceptions, begin, fatal)
