@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -216,6 +218,24 @@ def test_each_cause_is_told_apart(said: str, code: str, found: str, remedy: str)
     # What is to be typed passes the masking of secrets as it is.
     line = trouble.refusal().line("gpu01")
     assert Redactor().text(line) == line
+
+
+FIELD: list[dict[str, Any]] = yaml.safe_load(
+    (Path(__file__).parent / "data" / "connection.yml").read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("case", FIELD, ids=[str(case["said"])[:50] for case in FIELD])
+def test_more_of_what_hosts_say_is_told_apart(case: dict[str, Any]) -> None:
+    trouble = trouble_in(case["said"], host="gpu01", user="ops", unreachable="via ssh" in case["said"])
+    assert trouble.code == case["code"], trouble.line()
+    assert case["source"]
+    for words in case["words"]:
+        assert words in trouble.line()
+    for default in ("{", "(it)", "(it;", "FILE", "HOST"):  # what a message does not say leaves no hole
+        assert default not in trouble.line().replace("FILE-cert.pub", "").replace("ID@FILE", "").replace(
+            "--vault-password-file FILE", ""
+        ).replace("ANSIBLE_VAULT_PASSWORD_FILE", "").replace("view FILE", ""), trouble.line()
 
 
 @pytest.mark.parametrize("noise", [

@@ -20,7 +20,10 @@ SHOWN: Final = 400
 _MARK: Final = re.compile(r"^(?:[EWN]:|Error:|Warning:|Notice:)\s*")
 _JOINED: Final = re.compile(r", (?=(?:[EWN]|Error|Warning|Notice):)")
 _COMMAND: Final = re.compile(r"^'?/usr/bin/apt-get .{0,4000}?'? failed: ", re.MULTILINE)
-_URL: Final = re.compile(r"\b(?:https?|ftp|mirror|cdrom)://[^\s'\"<>,;]+")
+# A medium's name is in brackets, with spaces: cdrom://[Debian GNU/Linux 12.5.0 _Bookworm_ - Official DVD]
+_URL: Final = re.compile(
+    r"\bcdrom:(?://)?\[[^\]\n]{1,200}\]|\bfile:/[^\s'\"<>,;]+|\b(?:https?|ftp|mirror)://[^\s'\"<>,;]+"
+)
 _NOISE: Final = re.compile(
     r"Some index files failed to download|Sub-process /usr/bin/dpkg returned an error code|"
     r"Errors were encountered while processing|^Reading (package lists|state information)|"
@@ -53,7 +56,7 @@ def plain(line: str) -> str:
 
 def urls_of(line: str) -> list[str]:
     """The URLs in a line, without what ends a sentence."""
-    return [one.rstrip(".:)]") for one in _URL.findall(line)]
+    return [one if one.startswith("cdrom") else one.rstrip(".:)]") for one in _URL.findall(line)]
 
 
 def url_near(lines: Sequence[str], number: int) -> str | None:
@@ -66,7 +69,10 @@ def url_near(lines: Sequence[str], number: int) -> str | None:
 
 def same_place(url: str, base: str) -> bool:
     """Whether a URL lies below another one: scheme aside, the very host and port, and whole directories."""
-    one, other = urlsplit(url), urlsplit(base)
+    try:
+        one, other = urlsplit(url), urlsplit(base)
+    except ValueError:  # a medium's name, or an address in damaged brackets
+        return False
     if not other.hostname or (one.hostname, _port(url)) != (other.hostname, _port(base)):
         return False
     above = [part for part in other.path.split("/") if part]
@@ -83,7 +89,10 @@ def _port(url: str) -> int | None:
 
 def host_of(url: str) -> str:
     """The host of a URL, for people."""
-    return urlsplit(url).hostname or url
+    try:
+        return urlsplit(url).hostname or url
+    except ValueError:
+        return url
 
 
 def end_of(lines: Sequence[str], limit: int = SHOWN) -> str:

@@ -45,10 +45,11 @@ def failure_line(
 
 
 _RULES: Final[Sequence[Callable[[Failure], str | None]]] = (
-    host.interrupted, host.locked, host.read_only, host.clock, sources.two_keys, host.full,
-    packages.overwrite, packages.broken_archive, packages.dkms, packages.headers, host.held_module,
+    host.interrupted, host.locked, host.read_only, host.clock, host.temporary, host.python_apt,
+    sources.two_keys, sources.medium, host.full, packages.overwrite, packages.mounted,
+    packages.changed_file, packages.broken_archive, packages.dkms, packages.headers, host.held_module,
     packages.not_loaded, sources.proxy, sources.certificate, sources.signature, sources.mismatch,
-    sources.renamed, sources.status, sources.network, packages.missing, packages.unmet,
-    packages.script, sources.sources_file, packages.lists,
+    sources.renamed, sources.status, sources.network, packages.missing, packages.refused,
+    packages.unmet, packages.unconfigured, packages.script, sources.sources_file, packages.lists,
 )  # fmt: skip
 """The order in which they are asked: what stops everything else comes before what follows from it."""

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 from minimax_metal.plan.apt_words import host_of, same_place, url_near
 
 AGAIN: Final = "run the playbook again"
-_ARCHIVE: Final = re.compile(r"(/apt/https?/[^/]+|/apt)?/(debian(-security)?|ubuntu(-ports)?)(/|$)")
+_ARCHIVE: Final = re.compile(
+    r"(/apt/https?/[^/]+|/apt)?/(debian(-security)?|ubuntu(-ports)?)(/(?!pve|pbs|ceph)|$)"
+)
 """The directory of a distribution on a mirror, a fleet's cache or a bundle; a PPA has others before it."""
 
 
@@ -58,11 +60,17 @@ def where(failure: Failure, urls: Sequence[str]) -> tuple[str, str]:
     if len(ours) == len(urls):
         return "NVIDIA's repository", "nvidia_driver_repository_url (or metal_vendor_repository_url)"
     hosts = ", ".join(dict.fromkeys(host_of(one) for one in urls))
+    files = f"the files below /etc/apt on the host that name {hosts}"
     distribution = all(
-        re.search(r"(^|\.)(debian\.org|ubuntu\.com)$", host_of(one)) or _ARCHIVE.match(urlsplit(one).path)
+        re.search(r"(^|\.)(debian\.org|ubuntu\.com)$", host_of(one))
+        or (host_of(one) != one and _ARCHIVE.match(urlsplit(one).path))
         for one in urls
     )
-    files = f"the files below /etc/apt on the host that name {hosts}"
+    if all(re.search(r"(^|\.)nvidia\.(com|cn)$", host_of(one)) for one in urls):
+        return (
+            "another of NVIDIA's repositories than the one in use here",
+            f"{files} (the repository in use is nvidia_driver_repository_url)",
+        )
     if distribution:
         return "the distribution's archive, not NVIDIA's", f"{files}, or metal_distribution_mirror_url"
     if ours:

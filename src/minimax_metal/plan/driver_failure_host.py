@@ -22,7 +22,8 @@ def locked(failure: Failure) -> str | None:
     """Another process has the lock of apt or dpkg: who."""
     found = failure.first(
         r"Could not get lock|Unable to acquire the dpkg|Unable to lock|is another process using it|"
-        r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked|lock was locked by another"
+        r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked|"
+        r"lock was locked by another|is locked by another process"
     )
     if not found:
         return None
@@ -33,6 +34,7 @@ def locked(failure: Failure) -> str | None:
         )
     held = re.search(r"(?:held by process|process with pid) (\d+)(?: \(([^)]+)\))?", failure.text)
     lock = re.search(r"(/var/[\w/.-]*lock[\w-]*)", failure.text)
+    lock = lock or re.search(r'"config": (/var/cache/debconf/[\w.-]+)', failure.text)
     path = lock[1] if lock else "/var/lib/dpkg/lock-frontend"
     who = f"by process {held[1]}" + (f" ({held[2]})" if held[2] else "") if held else "by another process"
     if held and "unattended" in (held[2] or ""):
@@ -75,6 +77,36 @@ def read_only(failure: Failure) -> str | None:
         "writable; journalctl -k on the host says why (a failing disk is mounted read-only); mend or "
         "replace it, then "
         f"{AGAIN}"
+    )
+
+
+def python_apt(failure: Failure) -> str | None:
+    """Ansible's module for apt needs the distribution's own Python."""
+    found = failure.first(
+        r"import python modules: apt|python3?-apt (?:package|must be installed)|bindings for apt are needed"
+    )
+    if not found:
+        return None
+    used = re.search(r"visible from (/\S+?)\.?(?:\s|$)", failure.text)
+    return (
+        f"found a Python without the module apt{f' ({used[1]})' if used else ''}, expected the package "
+        "python3-apt and the distribution's own Python; run apt-get install python3-apt on the host, and set "
+        f"ansible_python_interpreter: /usr/bin/python3, then {AGAIN}"
+    )
+
+
+def temporary(failure: Failure) -> str | None:
+    """apt has no place for its temporary files."""
+    found = failure.first(
+        r"Couldn't create temporary file (\S+)|Unable to mkstemp (\S+)|Couldn't create tempfiles? .{0,80}"
+    )
+    if not found:
+        return None
+    place = next((part for part in found[1].groups() if part), "/tmp").rpartition("/")[0] or "/tmp"  # noqa: S108
+    return (
+        f"found {place} not writable for apt's user _apt ({shortened(plain(failure.lines[found[0]]), 250)}), "
+        f"expected it free for all (ls -ld {place}: drwxrwxrwt) and not full; type chmod 1777 {place} on the "
+        f"host, look at df -h {place}, then {AGAIN}"
     )
 
 

@@ -51,6 +51,55 @@ def overwrite(failure: Failure) -> str | None:
     )
 
 
+def mounted(failure: Failure) -> str | None:
+    """A file of a package is mounted into the host from elsewhere."""
+    found = failure.first(
+        r"unable to (?:make backup link of|install new version of|clean up mess surrounding) '\.?([^']+)'.*"
+        r"(?:cross-device|resource busy|Device or resource)"
+    )
+    if not found:
+        return None
+    return (
+        f"found {found[1][1]} mounted from elsewhere (a container's driver, an overlay), expected a file "
+        f"that dpkg can replace; a container gets the driver from its host: install it there; else findmnt "
+        f"{found[1][1]} shows the mount: unmount it, then {AGAIN}"
+    )
+
+
+def changed_file(failure: Failure) -> str | None:
+    """dpkg asks about a configuration file that somebody changed, and nobody can answer."""
+    if not failure.first(r"end of file on stdin at conffile prompt"):
+        return None
+    named = failure.first(r"Configuration file '([^']+)'")
+    asked = failure.first(r"\*\*\* (\S+) \(Y/I/N")
+    file = named[1][1] if named else asked[1][1] if asked else "a configuration file"
+    return (
+        f"found {file} changed by hand and by its package, expected one of the two; run dpkg --configure -a "
+        f"--force-confold on the host (it keeps yours; --force-confnew takes the package's), then {AGAIN}"
+    )
+
+
+def refused(failure: Failure) -> str | None:
+    """apt would have to downgrade, to change held packages, or to remove essential ones."""
+    found = failure.first(
+        r"Packages were downgraded|Held packages were changed|Removing essential system-critical packages"
+    )
+    if not found:
+        return None
+    what, remedy = {
+        "Pac": (
+            "newer packages installed than the repository in use holds",
+            "apt-get -s install of the packages shows which: purge them, or set metal_driver_branch",
+        ),
+        "Hel": ("packages on hold in the way", "apt-mark showhold lists them, apt-mark unhold lifts it"),
+        "Rem": (
+            "an installation that would remove essential packages",
+            "a source of another distribution or release is configured: apt-cache policy shows it; remove it",
+        ),
+    }[found[1][0][:3]]
+    return f"found {what}, expected packages of one source; on the host: {remedy}; then {AGAIN}"
+
+
 def headers(failure: Failure) -> str | None:
     """No package of a kernel's headers: which kernel, and where they come from."""
     missing = failure.first(
@@ -96,12 +145,28 @@ def dkms(failure: Failure) -> str | None:
         end, remedy = build_failure([line for line in failure.lines if re.search(signs, line)], named)
         log = re.search(r"(/var/lib/dkms/\S+/make\.log)", failure.text)
         where = log[1] if log else "/var/lib/dkms/nvidia/*/build/make.log"
+        failed = f"DKMS failed ({end})" if end else "DKMS failed"
         return (
-            f"found no module of {failure.module or 'the driver'} for kernel {named}: DKMS failed ({end}), "
+            f"found no module of {failure.module or 'the driver'} for kernel {named}: {failed}, "
             f"expected one; {remedy}: read the end of {where} on the host, then run dkms autoinstall and "
             f"the playbook again"
         )
     return None
+
+
+def unconfigured(failure: Failure) -> str | None:
+    """dpkg left packages unconfigured because of one that it names: the first in the chain."""
+    if not failure.first(r"dependency problems prevent configuration of|leaving unconfigured"):
+        return None
+    lacking = failure.first(r"Package (\S+) (?:which provides \S+ )?is not (configured yet|installed)")
+    if not lacking or failure.first(r"subprocess returned error exit status"):
+        return None
+    waits = failure.first(r"prevent configuration of ([^\s:]+)")
+    return (
+        f"found {waits[1][1] if waits else 'packages'} waiting for {lacking[1][1]}, which is not "
+        f"{lacking[1][2]}, expected all packages configured; run dpkg --configure -a and apt-get -f install "
+        f"on the host, which says why {lacking[1][1]} is not, fix it, then {AGAIN}"
+    )
 
 
 def unmet(failure: Failure) -> str | None:
@@ -197,7 +262,14 @@ def not_loaded(failure: Failure) -> str | None:
         return None
     said = (found[1][2] or found[1][3]).strip()
     module = found[1][1] or "nvidia"
-    help_ = next((text for words, text in _LOADING if re.search(words, said)), "journalctl -k -b says why")
+    if re.search(r"probe routine was not called|nouveau|already bound to", failure.text):
+        said += "; another driver has the GPUs"
+    help_ = (
+        "nouveau or vfio-pci has the GPUs (lspci -nnk shows which): blacklist it, run update-initramfs -u "
+        "and reboot"
+        if "another driver" in said
+        else None
+    ) or next((text for words, text in _LOADING if re.search(words, said)), "journalctl -k -b says why")
     return (
         f"found that kernel module {module} can't be loaded ({said}), expected it loaded; {help_}, then "
         f"{AGAIN}"

@@ -31,6 +31,20 @@ def two_keys(failure: Failure) -> str | None:
     )
 
 
+def medium(failure: Failure) -> str | None:
+    """The distribution's installation medium is still a source, and is not in the host."""
+    found = failure.first(r"cdrom:(?://)?\[([^\]]{1,200})\]")
+    if not found or not failure.first(
+        r"Release file|use apt-cdrom|insert the dis[ck]|Media change|Unable to (?:stat|mount)"
+    ):
+        return None
+    return (
+        f"found the installation medium as a source of apt ({found[1][1]}), expected sources that the host "
+        "can reach; delete the line with cdrom: from /etc/apt/sources.list (grep -rn cdrom /etc/apt), then "
+        f"{AGAIN}"
+    )
+
+
 def renamed(failure: Failure) -> str | None:
     """A repository calls itself something else than it did."""
     found = failure.first(r"changed its '(\w+)' value from '([^']*)' to '([^']*)'")
@@ -163,6 +177,11 @@ def signature(failure: Failure) -> str | None:
     )
     if not failure.first(pattern):
         return None
+    # "is not signed" follows where the signed file could not be fetched: then that is the cause.
+    if not failure.first(r"NO_PUBKEY|BADSIG|EXP|KEYREVOKED|REVKEYSIG|Missing key|sqv|invalid|weak") and (
+        failure.first(r"Failed to fetch|\b(?:40[0-6]|410|429|451|5\d\d) +[A-Z]")
+    ):
+        return None
     urls = failure.urls(pattern)
     number = failure.first(r"NO_PUBKEY|BADSIG|EXPKEYSIG|KEYEXPIRED|REVKEYSIG") or failure.first(pattern)
     said = shortened(plain(failure.lines[number[0]]), 300) if number else ""
@@ -227,6 +246,18 @@ def status(failure: Failure) -> str | None:
             f"found {about} without the repository that is expected there ({word}), {whose}; check that it "
             f"holds this distribution and release, and change {place}"
         )
+    if any(host_of(url) == "enterprise.proxmox.com" for url in urls):
+        return (
+            f"found {about} answering {word}: Proxmox's repository for subscribers, expected a source that "
+            "this host may use; without a subscription delete /etc/apt/sources.list.d/pve-enterprise.* (and "
+            f"ceph.*) and add pve-no-subscription of download.proxmox.com, then {AGAIN}"
+        )
+    if "429" in word:
+        return (
+            f"found {about} answering {word}, {whose}, expected the file; that server limits how often it is "
+            f"asked: wait some minutes and {AGAIN}; for a fleet set metal_vendor_repository_url, "
+            "or give it a host in the group cache_hosts"
+        )
     return (
         f"found {about} answering {word}, {whose}, expected the file; check access to it (a firewall or "
         f"mirror that refuses), and {place}; then {AGAIN}"
@@ -250,6 +281,12 @@ def network(failure: Failure) -> str | None:
     whose, place = where(failure, urls)
     about = shown(urls)
     said = shortened(plain(failure.lines[found[0]]), 300)
+    if urls and all(url.startswith("file:") for url in urls):
+        return (
+            f"found no {about} on the host ({said}), expected the package that a source in "
+            "/etc/apt/sources.list.d names there; mount or complete that directory, or delete the source "
+            f"(grep -rn file: /etc/apt), then {AGAIN}"
+        )
     if not urls or all(failure.ours(url) for url in urls):
         return (
             f"found a package repository that does not answer ({said}), expected an answer from "
