@@ -16,7 +16,7 @@ from typing import Any
 
 from minimax_metal.fleet.kept_plan import kept_plan
 from minimax_metal.fleet.rollout import Work, decide, gateway_workers, no_room, outsider, serving_of, work_of
-from minimax_metal.fleet.soak import Figures
+from minimax_metal.fleet.soak import Figures, said
 from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 from minimax_metal.service.record import digest_of
 
@@ -113,14 +113,17 @@ def metal_soak_kind(plan: Mapping[str, Any]) -> str:
 def metal_soak_input(before: str, kind: str, batches: Mapping[str, Any]) -> str:
     """Return the input of ``metal soak watch``: what the host's own figures were, as ``metal soak figures``
     printed them, and those of the last batch with a replica of this kind."""
-    return json.dumps({"before": json.loads(before or "null"), "batch": batches.get(kind)})
+    own = said(before)  # what the host printed is its own word: anything else is as if it had printed nothing
+    return json.dumps({"before": asdict(own) if own else None, "batch": batches.get(kind)})
 
 
 def metal_soak_figures(results: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
     """Return what a host's replicas counted: results of ``metal soak watch``, whose last line has it."""
     total = Figures()
     for one in results:
-        total = total.plus(Figures(**json.loads(one["stdout_lines"][-1])))
+        lines = one.get("stdout_lines")
+        own = said(lines[-1]) if isinstance(lines, (list, tuple)) and lines else None
+        total = total.plus(own) if own else total
     return {"kind": kind, "figures": asdict(total)}
 
 

@@ -185,7 +185,7 @@ def gpu_users(text):
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) < 4:
             continue
-        if not cells[1].isdigit():
+        if not (cells[1].isascii() and cells[1].isdigit() and len(cells[1]) < 19):
             # "[N/A]", "[Insufficient Permissions]": somebody holds it, in another namespace of processes.
             users.append(
                 {"program": "an unnamed process", "unit": None, "gpu_uuid": cells[0], "memory": cells[-1]}

@@ -71,26 +71,31 @@ def document(path: Path) -> dict[str, Any] | None:
     """Return a file of JSON; None where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return a part of a record; empty where it is of another kind: a file may be damaged."""
+    return value if isinstance(value, dict) else {}
 
 
 def record(content: dict[str, Any] | None) -> dict[str, Any] | None:
     """Return what matters of the record in force."""
     if content is None:
         return None
-    plan = content.get("plan") or {}
+    plan = mapping(content.get("plan"))
+    listed = plan.get("services")
+    services = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     return {
         "digest": content.get("digest"),
         "number": content.get("number"),
         "time": content.get("time"),
-        "model": (plan.get("model") or {}).get("served_name"),
-        "engine": (plan.get("engine") or {}).get("release"),
-        "units": [service.get("unit") for service in plan.get("services") or []],
-        "workers": [
-            service["worker_url"] for service in plan.get("services") or [] if service.get("worker_url")
-        ],
+        "model": mapping(plan.get("model")).get("served_name"),
+        "engine": mapping(plan.get("engine")).get("release"),
+        "units": [service.get("unit") for service in services],
+        "workers": [service["worker_url"] for service in services if service.get("worker_url")],
     }
 
 

@@ -241,7 +241,7 @@ def read(path):
     """Return what was written down; None where nothing was, or nothing that can be understood."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 

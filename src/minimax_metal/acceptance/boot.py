@@ -10,6 +10,7 @@ from minimax_metal.acceptance.context import MODULE_NODES, Context
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed
 from minimax_metal.acceptance.smi import sick_values
 from minimax_metal.common import nvidia_smi
+from minimax_metal.common.documents import digits
 from minimax_metal.plan.gpu_state import REPAIR
 
 CONTROL: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
@@ -147,7 +148,7 @@ def check_cold_boot(context: Context) -> Outcome:
         if not ordered & ({MODULE_NODES} | set(context.driver["services"])):
             late.append(f"{service.unit} is not ordered after {MODULE_NODES}")
         started = unit.get("ExecMainStartTimestamp", "").removeprefix("@")
-        if started.isdigit() and int(started) > 0 and float(started) + 1 < made:
+        if (digits(started) or 0) > 0 and float(started) + 1 < made:
             late.append(f"{service.unit} started at {spell_time(float(started))}, before the nodes")
     if late:
         return failed("cold_boot", "; ".join(late), expected, f"{MAKE}; {again}", **figures)

@@ -18,6 +18,7 @@ from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.fabric import MANAGER
 from minimax_metal.acceptance.machine import Answer
 from minimax_metal.acceptance.redaction import Redaction
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import sync_directory
 from minimax_metal.common.privileges import trusted_directory
 
@@ -112,7 +113,7 @@ def _masked(name: str, text: str, redaction: Redaction) -> str:
     """A text without what may not leave; JSON stays JSON."""
     if name.endswith(".json"):
         with contextlib.suppress(ValueError):
-            return json.dumps(redaction.value(json.loads(text)), indent=2, ensure_ascii=False) + "\n"
+            return json.dumps(redaction.value(read_json(text)), indent=2, ensure_ascii=False) + "\n"
     return redaction.text(text)
 
 

@@ -27,6 +27,7 @@ from minimax_metal.acceptance.redaction import Redaction, secrets_of_host
 from minimax_metal.acceptance.report import Report
 from minimax_metal.acceptance.sandbox import Sandbox, is_root, sweep
 from minimax_metal.acceptance.suite import CHECKS, Run, selected
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
 from minimax_metal.common.privileges import trusted_directory
 from minimax_metal.errors import UserError
@@ -161,7 +162,7 @@ def _plan(source: str | None) -> Mapping[str, Any]:
     if source is None:
         record = DIRECTORY / CURRENT
         try:
-            plan = json.loads(record.read_text(encoding="utf-8"))["plan"]
+            plan = read_json(record.read_text(encoding="utf-8"))["plan"]
         except (OSError, ValueError, KeyError):
             raise UserError(
                 f"found no release record at {record}, expected the plan of a host that site.yml has set up; "

@@ -106,7 +106,9 @@ class Compute:
             )
         version = ran.answer.get("version", "unknown")
         return passed(
-            check, f"{version} compiled a kernel in {ran.answer['seconds']:.0f} s", **dict(ran.answer)
+            check,
+            f"{version} compiled a kernel in {_number(ran.answer, 'seconds') or 0.0:.0f} s",
+            **dict(ran.answer),
         )
 
     def name(self, check: str, service: Service) -> str:
@@ -114,9 +116,20 @@ class Compute:
         return check if len(self.context.services) == 1 else f"{check}:{service.instance}"
 
 
+def _number(answer: Mapping[str, Any], key: str) -> float | None:
+    """A number that a program said; None where it is none, or no figure of a machine."""
+    value = answer.get(key)
+    known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e18
+    return float(value) if known and value is not None else None
+
+
 def judge_bandwidth(answer: Mapping[str, Any], cards: int, interconnect: Mapping[str, Any]) -> Outcome:
     """A measured bus bandwidth (bytes a second) against what was published, else against the links."""
-    measured = float(answer["bandwidth"])
+    measured = _number(answer, "bandwidth")
+    if measured is None:
+        return failed(
+            "nccl", "no bandwidth in what the program said", "bytes a second", "fabric, nvlink, xid"
+        )
     # A plan that came as JSON has texts for keys.
     reported = {int(key): value for key, value in (interconnect.get("all_reduce_bandwidth") or {}).items()}
     sources = {int(key): value for key, value in (interconnect.get("all_reduce_source") or {}).items()}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.machine import NO_PROGRAM, TIMED_OUT, Answer
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.text import one_line
 
 SECONDS: Final = 300.0
 CONFIGURATION: Final = 5
@@ -30,7 +31,7 @@ def judge(answer: Answer) -> Outcome:
         return failed("dcgm", answer.error, "a diagnosis", "nvidia-smi; journalctl -u nvidia-dcgm")
     try:
         # Lines of plain text may come before it.
-        data = json.loads(answer.out[answer.out.index("{") :])
+        data = read_json(answer.out[answer.out.index("{") :])
     except ValueError:
         return skipped("dcgm", f"dcgmi gave no diagnosis: {answer.words}", "systemctl start nvidia-dcgm")
     tests = list(_tests(data))
@@ -64,21 +65,30 @@ def _tests(data: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
         if isinstance(root.get(key), Mapping):
             root = root[key]
             break
-    for category in root.get("test_categories") or []:
-        for test in category.get("tests") or []:
-            for result in test.get("results") or []:
-                yield str(test.get("name", "unnamed")), str(result.get("status", "")), result
+    for category in _each(root, "test_categories"):
+        for test in _each(category, "tests"):
+            for result in _each(test, "results"):
+                yield one_line(str(test.get("name", "unnamed")), 80), str(result.get("status", "")), result
+
+
+def _each(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The mappings in a list of a mapping; what is of another kind is none of DCGM's."""
+    found = holder.get(key)
+    return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
 
 def _warnings(result: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
     """The reasons of a failed result: objects with a severity in DCGM 4, plain text before."""
     warnings = result.get("warnings") or result.get("warning") or []
-    for one in [warnings] if isinstance(warnings, str | Mapping) else warnings:
+    for one in warnings if isinstance(warnings, list) else [warnings]:
         if isinstance(one, Mapping):
             severity = one.get("error_severity")
-            yield str(one.get("warning", "no reason")), severity if isinstance(severity, int) else None
+            yield (
+                one_line(str(one.get("warning", "no reason")), 500),
+                severity if isinstance(severity, int) else None,
+            )
         else:
-            yield str(one), None
+            yield one_line(str(one), 500), None
     if not warnings:
         entity = result.get("entity_id", result.get("gpu_id", result.get("gpu_ids", "?")))
-        yield f"GPU {entity}: {result.get('status')}", None
+        yield one_line(f"GPU {entity}: {result.get('status')}", 200), None

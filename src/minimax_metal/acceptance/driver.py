@@ -11,6 +11,7 @@ from typing import Final
 from minimax_metal.acceptance.context import Context
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
 from minimax_metal.acceptance.smi import Gpu, active, throttle_reasons
+from minimax_metal.common.documents import digits
 from minimax_metal.service.diagnosis import XIDS, Event, Weight, Xid, find_events, find_xids
 
 MISMATCH: Final = "an upgrade without a reboot: reboot, or install one version; docs/driver.md"
@@ -80,7 +81,7 @@ def check_versions(context: Context) -> Outcome:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdigit())
+    return tuple(number for part in version.split(".") if (number := digits(part)) is not None)
 
 
 def check_persistence(context: Context) -> Outcome:

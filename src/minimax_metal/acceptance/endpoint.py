@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from minimax_metal.acceptance.context import Context, Service
 from minimax_metal.acceptance.outcome import Outcome, failed, limited, passed, skipped
+from minimax_metal.common.documents import digits
 
 TOLERANCE: Final = 0.05
 GOLDEN: Final = ("models", "chat_parts", "tool_call")
@@ -28,13 +29,14 @@ def logged_tokens(context: Context, service: Service) -> int | None:
     return int(found[0]) if found else None
 
 
-def asked_tokens(argv: Sequence[str]) -> int | None:
+def asked_tokens(argv: Sequence[Any]) -> int | None:
     """A number of KV tokens that the launch line itself sets (``--max-total-tokens``)."""
+    argv = [str(word) for word in argv]  # of a record on the host
     for place, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == "--max-total-tokens":
             value = value or (argv[place + 1] if place + 1 < len(argv) else "")
-            return int(value) if value.isdigit() else None
+            return digits(value)
     return None
 
 

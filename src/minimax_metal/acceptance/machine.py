@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from minimax_metal.common import program
+from minimax_metal.common.documents import digits
 from minimax_metal.common.files import read_head
 from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.common.program import NO_PROGRAM as NO_PROGRAM
@@ -127,5 +128,5 @@ def properties(machine: Machine, unit: str, names: Iterable[str]) -> Mapping[str
 
 def moment(text: str) -> float | None:
     """A time of :func:`properties`."""
-    digits = text.removeprefix("@")
-    return float(digits) if digits.isdigit() and int(digits) > 0 else None
+    seconds = digits(text.removeprefix("@"))
+    return float(seconds) if seconds else None

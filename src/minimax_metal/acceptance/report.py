@@ -9,6 +9,7 @@ from typing import IO, Any, Final
 from minimax_metal import __version__
 from minimax_metal.acceptance.outcome import STATES, Outcome, State, of_dict
 from minimax_metal.checks.table import print_table
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
@@ -88,7 +89,7 @@ def parse(text: str, source: str) -> Report:
         UserError: it is none.
     """
     try:
-        data = json.loads(text)
+        data = read_json(text)
         checks = data["checks"]
         if not isinstance(checks, list) or len(checks) > MOST:
             raise ValueError(f"expected a list of at most {MOST} checks")

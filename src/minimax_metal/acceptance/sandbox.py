@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.acceptance.machine import Machine, properties
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
 from minimax_metal.service.unit import quote
 
@@ -146,7 +147,7 @@ def last_object(text: str) -> dict[str, Any]:
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
             with contextlib.suppress(ValueError):
-                data = json.loads(line)
+                data = read_json(line)
                 if isinstance(data, dict):
                     return data
     return {}

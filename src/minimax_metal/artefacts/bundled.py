@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from minimax_metal.artefacts.errors import SourceError
@@ -10,6 +9,7 @@ from minimax_metal.artefacts.manifest import MOST_BYTES
 from minimax_metal.artefacts.proof import BUNDLE, Proof, named, now
 from minimax_metal.artefacts.request import HTTP, Source
 from minimax_metal.artefacts.web import Web
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle import signature
 from minimax_metal.staging.bundle.store import MANIFEST, SIGNATURE
@@ -57,7 +57,7 @@ def of(content: bytes, where: str, signer: str, repository: str, revision: str) 
         UserError: it is not a bundle's manifest, or the model is not in it.
     """
     try:
-        raw = json.loads(content)
+        raw = read_json(content)
     except (ValueError, RecursionError) as error:
         raise UserError(f"found {where}/{MANIFEST} that is not JSON; make the bundle again") from error
     proof = named(raw, where, now(), repository=repository, revision=revision)

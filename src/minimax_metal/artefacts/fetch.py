@@ -45,6 +45,7 @@ from minimax_metal.artefacts.request import Source
 from minimax_metal.artefacts.share.settings import Share
 from minimax_metal.artefacts.sources import ACCEPT_UNPROVED, Listing, Origin, open_source
 from minimax_metal.artefacts.web import Body
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 
@@ -80,9 +81,9 @@ class Journal:
         journal = cls(staging / FOLDER / JOURNAL)
         if journal.file.exists():
             content = read_bounded(journal.file, JOURNAL_BYTES)
-            for text in content.splitlines():
+            for text in filter(None, content.split(b"\n")):
                 try:
-                    line = json.loads(text)
+                    line = read_json(text)
                     journal.lines[line["path"]] = line
                 except (ValueError, KeyError, TypeError):
                     continue

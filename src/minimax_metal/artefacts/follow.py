@@ -7,7 +7,6 @@ the pull's own last line from the state file as the reason; without a unit it is
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import time
@@ -18,6 +17,7 @@ from typing import Any, Final
 from minimax_metal.artefacts.pull import complete
 from minimax_metal.artefacts.request import Request
 from minimax_metal.common import program
+from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
@@ -87,7 +87,7 @@ def show_unit(unit: str) -> UnitState:
         active=values.get("ActiveState", ""),
         sub=values.get("SubState", ""),
         result=values.get("Result", ""),
-        restarts=int(restarts) if restarts.isdigit() else 0,
+        restarts=digits(restarts) or 0,
     )
 
 
@@ -105,7 +105,7 @@ def machine_is_changing() -> bool:
 def read_state(request: Request) -> Mapping[str, Any]:
     """Return what the pull last wrote about itself; {} when it wrote nothing."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        state = json.loads(read_bounded(request.state, STATE_BYTES))
+        state = read_json(read_bounded(request.state, STATE_BYTES))
         if isinstance(state, dict):
             return {**state, "text": one_line(str(state.get("text", "")))}
     return {}

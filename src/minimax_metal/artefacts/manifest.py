@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.text import has_controls, one_line
 from minimax_metal.errors import UserError
@@ -118,7 +119,7 @@ class Manifest:
     def read(cls, directory: Path) -> Manifest | None:
         """Return the manifest kept in a model directory; None when there is none that can be read."""
         try:
-            return cls.parse(json.loads(read_bounded(directory / FOLDER / FILE, MOST_BYTES)))
+            return cls.parse(read_json(read_bounded(directory / FOLDER / FILE, MOST_BYTES)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
             return None
 
@@ -198,7 +199,7 @@ def missing_from_index(directory: Path, paths: Iterable[str]) -> list[str]:
     if not (directory / INDEX).exists():
         return []
     try:
-        shards = set(json.loads(read_bounded(directory / INDEX, MOST_BYTES))["weight_map"].values())
+        shards = set(read_json(read_bounded(directory / INDEX, MOST_BYTES))["weight_map"].values())
         if not all(isinstance(shard, str) for shard in shards):
             raise TypeError("a shard that is not text")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:

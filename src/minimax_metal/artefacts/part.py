@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
+from minimax_metal.common.documents import digits
 
 STEP: Final = 16 << 20
 """Bytes between two marks."""
@@ -122,10 +123,10 @@ class Part:
                 first, _, second = line.partition(" ")
                 if first == "boot":
                     boot = second
-                elif first == "flushed" and second.isdigit():
-                    flushed = int(second)
-                elif first.isdigit() and len(second) == 64:
-                    marks[int(first)] = second
+                elif first == "flushed" and (number := digits(second)) is not None:
+                    flushed = number
+                elif len(second) == 64 and (number := digits(first)) is not None:
+                    marks[number] = second
         return marks, boot, flushed
 
     def _add_mark(self, line: str) -> None:

@@ -25,7 +25,6 @@ resolved from. Fields that this module does not know are left to whoever wrote t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from typing import Any, Final
 from minimax_metal.artefacts.manifest import MOST_BYTES
 from minimax_metal.artefacts.proof import ACCEPT_UNHASHED, Proof, named
 from minimax_metal.artefacts.share.settings import Share
+from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import has_controls
 from minimax_metal.errors import UserError
@@ -151,7 +151,7 @@ class Request:
         if self.proof is not None or self.manifest is None:
             return self.proof
         try:
-            raw = json.loads(read_bounded(self.manifest, MOST_BYTES))
+            raw = read_json(read_bounded(self.manifest, MOST_BYTES))
             changed = datetime.fromtimestamp(self.manifest.stat().st_mtime, UTC)
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read the manifest {self.manifest}: {error}; write it again") from error
@@ -196,8 +196,8 @@ class Request:
         if not isinstance(sources, list) or not sources:
             raise UserError("the request names no source; expected a list of at least one")
         expected = raw.get("bytes")
-        if isinstance(expected, str) and expected.isdigit():  # templates tend to quote numbers
-            expected = int(expected)
+        if isinstance(expected, str):  # templates tend to quote numbers
+            expected = digits(expected, 19) if digits(expected, 19) is not None else expected
         if expected is not None and (not isinstance(expected, int) or expected < 0):
             raise UserError(f"request bytes {expected!r} is no size; expected a number of bytes or null")
         adopt = raw.get("adopt") or []
@@ -244,7 +244,7 @@ class Request:
                 content = stream.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES} bytes")
-            raw = json.loads(content)
+            raw = read_json(content)
         except OSError as error:
             raise UserError(
                 f"cannot read the request {file}: {error.strerror}; playbooks/weights.yml writes it"
@@ -265,7 +265,7 @@ def _share(raw: Any) -> Share | None:
     if not isinstance(raw, str):
         return Share.parse(raw)
     try:
-        return Share.parse(json.loads(read_bounded(Path(raw), MOST_BYTES)))
+        return Share.parse(read_json(read_bounded(Path(raw), MOST_BYTES)))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -7,7 +7,6 @@ kept and recorded as no more than that. Nothing that a host keeps, and no other 
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from minimax_metal.artefacts.proof import HUB, MIRROR, Proof, differences, named
 from minimax_metal.artefacts.request import DIRECTORY, Request, Source, is_commit
 from minimax_metal.artefacts.sources import open_source
 from minimax_metal.artefacts.wishes import Kept, Wish, file_of, locked, note_failure, recent_failure
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
@@ -195,7 +195,7 @@ def _of_user(wish: Wish, file: Path) -> Proof:
     if file.is_dir():
         return _of_bundle_at(wish, file)
     try:
-        raw = json.loads(read_bounded(file, MOST_BYTES))
+        raw = read_json(read_bounded(file, MOST_BYTES))
         changed = datetime.fromtimestamp(file.stat().st_mtime, UTC)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(

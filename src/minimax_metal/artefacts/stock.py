@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from typing import Final
 
 from minimax_metal.artefacts.manifest import FILE, FOLDER, Manifest, sync
 from minimax_metal.artefacts.pull import staged_bytes
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.errors import UserError
 
@@ -54,7 +54,7 @@ class System:
                 add(path, f"unit {unit} (stop, disable and remove it, or let it serve another model)")
         for file in sorted(self.releases.glob("*.json")):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                path = json.loads(_read(file))["plan"]["model"]["path"]
+                path = read_json(_read(file))["plan"]["model"]["path"]
                 add(path, f"release {file.stem} (a rollback needs it; remove {file} to give that up)")
         for folder in self.processes.glob("[0-9]*"):
             words = _read(folder / "cmdline").split("\0")
@@ -67,7 +67,7 @@ class System:
         found = set()
         for file in self.requests.glob("*.json"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                found.add(Path(json.loads(_read(file))["path"]).resolve())
+                found.add(Path(read_json(_read(file))["path"]).resolve())
         return found
 
 

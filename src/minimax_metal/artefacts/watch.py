@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 from minimax_metal.artefacts.progress import Options, PullError, Reporter, spell_bytes, spell_seconds
 from minimax_metal.artefacts.publish import check_space
 from minimax_metal.artefacts.request import ACCEPT_UNPROVED, Request, Source
+from minimax_metal.common.documents import read_json
 
 CRAWL: Final = 1 << 20
 """Bytes that have to come while a pull is patient (15 minutes by default): 1.2 kB/s."""
@@ -223,7 +224,7 @@ def _read_events(stream: IO[str], put: Callable[[Mapping[str, Any] | None], None
     """Pass the attempt's events on, None at its end."""
     for line in stream:
         try:
-            event = json.loads(line)
+            event = read_json(line)
         except ValueError:
             continue
         if isinstance(event, dict):

@@ -19,6 +19,7 @@ from minimax_metal.artefacts.manifest import MOST_BYTES
 from minimax_metal.artefacts.proof import BUNDLE, HUB, MANIFEST, Proof
 from minimax_metal.artefacts.request import DIRECTORY, HF_MIRROR, HUBS, HUGGINGFACE, MODELSCOPE, Source
 from minimax_metal.artefacts.sources import DEFAULT_ENDPOINTS
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
@@ -117,7 +118,7 @@ def note_failure(store: Path, wish: Wish, reasons: Sequence[str], hosts: int) ->
 def recent_failure(store: Path, wish: Wish) -> tuple[list[str], int] | None:
     """Return why nobody could say some minutes ago, and how many hosts had tried; None when long ago."""
     try:
-        raw: Any = json.loads(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
+        raw: Any = read_json(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
         if raw["wish"] == _digest(wish) and 0 <= time.time() - raw["time"] < RECENT:
             return [str(reason) for reason in raw["reasons"]], int(raw["hosts"])
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
@@ -178,7 +179,7 @@ class Kept:
         """
         file = file_of(store, wish)
         try:
-            raw: Any = json.loads(read_bounded(file, MOST_BYTES))
+            raw: Any = read_json(read_bounded(file, MOST_BYTES))
             if (raw["repository"], raw["revision"]) != (wish.repository, wish.revision):
                 return None  # another model whose name is written the same
             known = [(Source.parse(one["source"]), str(one["commit"])) for one in raw["settled"]]

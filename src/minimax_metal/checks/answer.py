@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, Final
 from minimax_metal.checks import questions
 from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, LimitedError
 from minimax_metal.checks.report import join, shorten
+from minimax_metal.common.documents import read_json
 
 APPEND_THINK: Final = "minimax-append-think"
 
@@ -213,7 +213,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     if call.name != questions.TOOL_NAME:
         raise FailedError(f"a call of {questions.TOOL_NAME}", f"a call of {call.name!r}")
     try:
-        arguments = json.loads(call.arguments)
+        arguments = read_json(call.arguments)
     except ValueError:
         raise FailedError("arguments in JSON", shorten(call.arguments) or "no arguments") from None
     if not isinstance(arguments, dict):
@@ -223,7 +223,7 @@ def _arguments(call: Call) -> dict[str, Any]:
 
 def _words(call: Call) -> str:
     try:
-        arguments = json.loads(call.arguments)
+        arguments = read_json(call.arguments)
         inner = ", ".join(f"{key}={value}" for key, value in arguments.items())
     except (ValueError, AttributeError):
         inner = call.arguments

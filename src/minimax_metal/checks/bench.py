@@ -7,7 +7,6 @@ benchmark in its environment.
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any, Final
 from minimax_metal.checks.context import Context
 from minimax_metal.checks.outcome import FailedError, SkippedError
 from minimax_metal.checks.report import shorten
+from minimax_metal.common.documents import read_json
 
 FIGURES: Final = (
     "completed",
@@ -106,7 +106,7 @@ def _environment(key: str | None) -> dict[str, str]:
 
 def _last_line(file: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8").splitlines()[-1])
+        raw = read_json(file.read_text(encoding="utf-8").splitlines()[-1])
     except (ValueError, IndexError):
         raw = None
     if not isinstance(raw, dict):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
@@ -12,6 +11,7 @@ from minimax_metal.checks import questions
 from minimax_metal.checks.context import Context
 from minimax_metal.checks.conversation import still_answers
 from minimax_metal.checks.outcome import JOURNAL, FailedError, SkippedError
+from minimax_metal.common.metrics import samples
 
 GONE_MARGIN: Final = 0.8
 """Of the time the aborted answer would still have taken: a slot freed later proves nothing."""
@@ -101,9 +101,8 @@ def _running(context: Context) -> int:
 
 
 def _values(text: str, names: Iterable[str]) -> Iterable[float]:
-    for name in names:
-        for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE):
-            yield float(value)
+    wanted = set(names)
+    return (one.value for one in samples(text) if one.name in wanted)
 
 
 # A client that leaves while it waits ----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from minimax_metal.checks.conversation import USER, still_answers
 from minimax_metal.checks.endpoint import STATUS_ERRORS
 from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, SkippedError
 from minimax_metal.checks.report import shorten
+from minimax_metal.common.documents import read_json
 
 FILLER: Final = "The quick brown fox jumps over the lazy dog. "
 CALIBRATION: Final = (4, 12)
@@ -67,7 +67,7 @@ def check_sampling(context: Context) -> str:
 def _generation_config(model_path: str | None) -> str:
     """Return the sampling values of a model folder on this machine in words, or nothing."""
     try:
-        raw = json.loads((Path(model_path or "") / "generation_config.json").read_text(encoding="utf-8"))
+        raw = read_json((Path(model_path or "") / "generation_config.json").read_text(encoding="utf-8"))
         values = {name: raw[name] for name in ("temperature", "top_p", "top_k") if name in raw}
     except (OSError, ValueError, TypeError):
         return ""

@@ -12,6 +12,7 @@ from minimax_metal.checks.context import Context
 from minimax_metal.checks.conversation import USER
 from minimax_metal.checks.outcome import JOURNAL, UNIT, FailedError, LimitedError
 from minimax_metal.checks.report import shorten
+from minimax_metal.common.documents import read_json
 
 STOPS: Final = ("three", "3")
 """Each is in a right answer to the counting question, and in a thought about it."""
@@ -92,7 +93,7 @@ def check_json_schema(context: Context) -> str:
             "--reasoning-parser minimax (M2) or minimax-m3 (M3)",
         )
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except ValueError:
         raise FailedError("JSON in the content", shorten(answer.content) or "an empty answer", UNIT) from None
     cities = questions.CITY_SCHEMA["properties"]["city"]["enum"]

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 from minimax_metal import __version__
 from minimax_metal.checks.table import Row, print_table
 from minimax_metal.common.files import write_atomic
+from minimax_metal.common.text import printable
 
 SCHEMA: Final = 2
 HIDDEN: Final = "[key]"
@@ -197,7 +198,7 @@ _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 def shorten(text: str, limit: int = 300) -> str:
     """Return ``text`` on one line, cut in the middle to ``limit`` characters: both ends of an answer tell."""
-    line = " ".join(text.split())
+    line = " ".join(printable(text).split())
     if len(line) <= limit:
         return line
     half = (limit - 3) // 2

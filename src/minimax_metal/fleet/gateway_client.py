@@ -6,8 +6,6 @@ Standard library only. Proxies of the environment are passed by: both are this f
 from __future__ import annotations
 
 import http.client
-import json
-import re
 import ssl
 import urllib.error
 import urllib.request
@@ -15,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.metrics import MOST, samples
 from minimax_metal.errors import UserError
 
 ASK_SECONDS: Final = 10.0
 MOST_BYTES: Final = 16 * 2**20
 """More is read of no answer: it may come from anybody."""
-RUNNING: Final = re.compile(r"^sglang:num_(?:running|queue)_reqs(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+RUNNING: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Gateway:
                 f"the gateway {self.url} refuses the admin key ({status}); run playbooks/gateway.yml"
             )
         try:
-            found = [_registered(entry) for entry in json.loads(body)["workers"]] if status == 200 else None
+            found = [_registered(entry) for entry in read_json(body)["workers"]] if status == 200 else None
         except (ValueError, KeyError, TypeError):
             found = None
         if found is None:
@@ -107,9 +107,15 @@ def _registered(entry: dict[str, Any]) -> Registered:
     return Registered(
         url=str(entry["url"]).rstrip("/"),
         status=str(entry.get("status") or ("ready" if entry["is_healthy"] else "not_ready")),
-        load=int(entry["load"]),
+        load=_count(entry["load"]),
         model=entry.get("model_id"),
     )
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+        raise ValueError(f"{value!r} is not a count")
+    return int(value)
 
 
 def in_flight(web: Web, url: str) -> int | None:
@@ -121,12 +127,13 @@ def in_flight(web: Web, url: str) -> int | None:
     try:
         status, body = web.get(f"{url}/v1/loads")
         if status == 200:
-            loads = json.loads(body)["loads"]
-            return sum(int(load["num_running_reqs"]) + int(load["num_waiting_reqs"]) for load in loads)
+            loads = read_json(body)["loads"]
+            return sum(_count(load["num_running_reqs"]) + _count(load["num_waiting_reqs"]) for load in loads)
         status, body = web.get(f"{url}/metrics")
     except ConnectionRefusedError:
         return 0
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    counts = RUNNING.findall(body.decode("utf-8", "replace")) if status == 200 else []
-    return sum(int(float(count)) for count in counts) if counts else None
+    text = body.decode("utf-8", "replace") if status == 200 else ""
+    counts = [int(one.value) for one in samples(text, "sglang:") if one.name in RUNNING]
+    return sum(counts) if counts else None

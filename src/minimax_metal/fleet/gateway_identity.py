@@ -9,7 +9,6 @@ manifest too: whoever takes its port next has to prove itself first.
 from __future__ import annotations
 
 import hmac
-import json
 import secrets
 import threading
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity
 from minimax_metal.fleet.gateway_client import Web
 
@@ -63,10 +63,12 @@ class Examiner:
         except OSError:
             return Seen.SILENT
         try:
-            proof = json.loads(body)["proof"] if status == 200 else ""
+            proof = read_json(body)["proof"] if status == 200 else ""
         except (ValueError, KeyError, TypeError):
             proof = ""
-        right = isinstance(proof, str) and hmac.compare_digest(proof.encode(), own.proof(nonce).encode())
+        right = isinstance(proof, str) and hmac.compare_digest(
+            proof.encode("utf-8", "replace"), own.proof(nonce).encode()
+        )
         return Seen.PROVEN if right else Seen.FOREIGN
 
     def ask_all(self, urls: Iterable[str]) -> dict[str, Seen]:

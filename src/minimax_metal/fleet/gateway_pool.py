@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
 from minimax_metal.errors import UserError
 
@@ -176,7 +177,7 @@ def read_withheld(configuration: Configuration) -> frozenset[str]:
     """Return the workers that have not proved to be the engine, those among them that never were asked."""
     able = frozenset(worker.url for worker in configuration.workers if worker.proves)
     try:
-        raw = json.loads(_withheld(configuration).read_bytes())
+        raw = read_json(_withheld(configuration).read_bytes())
         return able & (frozenset(map(str, raw["withheld"])) | (able - frozenset(map(str, raw["asked"]))))
     except (OSError, ValueError, KeyError, TypeError):
         return able
@@ -204,7 +205,7 @@ def write_manifest(configuration: Configuration, drained: Iterable[str]) -> bool
 def published(manifest: Path) -> frozenset[str]:
     """Return the URLs in a manifest; none without one."""
     try:
-        return frozenset(entry["url"] for entry in json.loads(manifest.read_bytes())["workers"])
+        return frozenset(entry["url"] for entry in read_json(manifest.read_bytes())["workers"])
     except (OSError, ValueError, KeyError, TypeError):
         return frozenset()
 
@@ -220,7 +221,7 @@ def only_one(configuration: Configuration) -> Iterator[None]:
 
 def _read_json(path: Path, what: str) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return read_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: found no {what}: {error.strerror}; run playbooks/gateway.yml") from None
     except ValueError as error:

@@ -8,7 +8,6 @@ controller asks every host for it at once.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import socket
@@ -20,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urljoin
 
 from minimax_metal import __version__
+from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.program import run as run_program
 from minimax_metal.service.health import ask, opener_for, parse_figures
@@ -65,7 +65,7 @@ def units(text: str, uptime: float) -> list[Instance]:
         match = re.fullmatch(r"sglang@(.+)\.service", values.get("Id", ""))
         if match is None or values.get("LoadState") == "not-found":
             continue
-        since = int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
+        since = (digits(values.get("ActiveEnterTimestampMonotonic", "")) or 0) / 1e6
         status = values.get("StatusText", "")
         active = values.get("ActiveState", "")
         found.append(
@@ -76,7 +76,7 @@ def units(text: str, uptime: float) -> list[Instance]:
                 "status": status,
                 "health": health_of(active, status),
                 "enabled": values.get("UnitFileState") == "enabled",
-                "restarts": int(values.get("NRestarts") or 0),
+                "restarts": digits(values.get("NRestarts", "")) or 0,
                 "seconds": round(uptime - since, 1) if active == "active" and since else None,
             }
         )
@@ -102,9 +102,13 @@ def _systemctl(*words: str) -> str:
 
 def _json(path: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(read_bounded(path, DOCUMENT_BYTES))
+        found = read_json(read_bounded(path, DOCUMENT_BYTES))
         return found if isinstance(found, dict) else None
     return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def driver_version(text: str) -> str | None:
@@ -144,21 +148,25 @@ def look(
     """Return everything ``metal status`` shows of a host (see the module)."""
     current = Records(releases).current()
     record = _json(current.path) if current else None
-    plan: Mapping[str, Any] = (record or {}).get("plan") or {}
+    plan = _mapping((record or {}).get("plan"))
     instances = units(
         ask_systemd("show", "sglang@*.service", "--all", f"--property={','.join(PROPERTIES)}"),
         time.monotonic(),
     )
-    services = {service["unit"]: service for service in plan.get("services") or []}
+    services = {
+        service["unit"]: service
+        for service in (plan["services"] if isinstance(plan.get("services"), list) else [])
+        if isinstance(service, Mapping) and isinstance(service.get("unit"), str)
+    }
     for instance in instances:
         service = services.get(instance["unit"])
         instance["recorded"] = service is not None
         instance["url"] = service.get("url") if service else None
         if service and instance["active"] == "active":
-            instance |= load(str(service["url"]))
+            instance |= load(str(service.get("url")))
             if not instance["answers"] and instance["health"] == "ready":
                 instance["health"] = "silent"
-    environment = str((plan.get("engine") or {}).get("environment") or "")
+    environment = str(_mapping(plan.get("engine")).get("environment") or "")
     return {
         "schema": SCHEMA,
         "metal": __version__,

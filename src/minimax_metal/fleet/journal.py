@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 from minimax_metal.service.record import DIRECTORY, Records
 
@@ -43,7 +44,7 @@ def now() -> str:
 def read(path: Path = PATH) -> State | None:
     """Return the journal; None where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None

@@ -7,11 +7,11 @@ than that host by it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import has_controls, one_line
 from minimax_metal.errors import UserError
 
@@ -39,7 +39,7 @@ def kept_plan(record: str, host: str) -> dict[str, Any]:
         UserError: it is not a record, or a value is none that a plan can hold.
     """
     try:
-        plan = json.loads(record)["plan"] if len(record) <= LARGEST else None
+        plan = read_json(record)["plan"] if len(record) <= LARGEST else None
     except (ValueError, KeyError, TypeError, RecursionError):
         plan = None
     if not isinstance(plan, dict) or not isinstance(plan.get("services"), list):

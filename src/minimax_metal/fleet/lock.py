@@ -52,7 +52,7 @@ def read(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - also read by a
         text = ""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         found = {}

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import journal
 from minimax_metal.service.record import DIRECTORY, Records, Release
@@ -78,7 +79,7 @@ def kept(records: Records) -> list[Kept]:
     found = []
     for release in records.all():
         with contextlib.suppress(OSError, ValueError):
-            content = json.loads(release.path.read_text(encoding="utf-8"))
+            content = read_json(release.path.read_text(encoding="utf-8"))
             if isinstance(content, dict):
                 found.append(Kept(release, content))
     return found

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.check_reports import BYTES, host_of, number, shaped
@@ -52,7 +53,7 @@ def keep_checks(kept: Kept, run: Run, redactor: Redactor) -> None:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a report that came from a host; None where it is too large, or no mapping of JSON."""
     try:
-        found = json.loads(read_bounded(path, BYTES))
+        found = read_json(read_bounded(path, BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -116,6 +116,14 @@ def tidy(facts: Any) -> dict[str, Any]:
     }
     for key in ("journal", "record"):
         found[key] = dict(facts[key]) if isinstance(facts.get(key), Mapping) else None
+    if found["journal"] is not None:
+        # What is decided by is text there, or nothing; anything else is not this program's journal.
+        found["journal"] = {
+            str(key): value
+            if value is None or isinstance(value, str | int | float)
+            else one_line(str(value), 300)
+            for key, value in found["journal"].items()
+        }
     if found["record"] is not None:
         for key in ("units", "workers"):
             names = found["record"].get(key)

@@ -21,7 +21,6 @@ import argparse
 import concurrent.futures
 import http.client
 import json
-import re
 import sys
 import time
 import urllib.error
@@ -32,6 +31,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.metrics import MOST, samples
 from minimax_metal.errors import UserError
 from minimax_metal.service.health import ask, opener_for
 
@@ -42,9 +43,6 @@ LEAVE_SECONDS: Final = 0.05
 FEW_FAILURES: Final = 2
 """So many failed answers at least make an error rate; one may be a client's doing."""
 
-_LINE = re.compile(
-    r"^(sglang:[a-z0-9_]+)(?:\{(?P<labels>[^}]*)\})?\s+(?P<value>[0-9.eE+-]+)\s*$", re.MULTILINE
-)
 _ANSWERS: Final = "/v1/"
 
 
@@ -105,8 +103,7 @@ def parse(text: str) -> Figures | None:
     """Return the figures of a scrape; None where it holds none of the engine's."""
     sums: dict[str, float] = {}
     found = False
-    for match in _LINE.finditer(text):
-        name, labels, value = match[1], match["labels"] or "", float(match["value"])
+    for name, labels, value in samples(text, "sglang:"):
         found = True
         if name == "sglang:http_responses_total":
             # What clients send; gateways and drains look at /v1/models and /v1/loads with GET, often.
@@ -266,6 +263,29 @@ def trial(url: str, arguments: argparse.Namespace) -> str:
     return f"{arguments.count} trial requests, {arguments.concurrency} at once, in {took:.0f} s"
 
 
+def said(text: Any) -> Figures | None:
+    """Return the figures that a host printed; None where it printed something else."""
+    try:
+        return figures_of(read_json(text) if isinstance(text, str) else None)
+    except (ValueError, TypeError):
+        return None
+
+
+def figures_of(raw: Any) -> Figures | None:
+    """Read figures as ``metal soak figures`` prints them; None for null.
+
+    Raises:
+        TypeError: they are something else.
+    """
+    if not raw:
+        return None
+    figures = Figures(**raw)
+    for name, value in asdict(figures).items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MOST:
+            raise TypeError(f"{name} is not a count")
+    return figures
+
+
 def read_earlier(text: str) -> tuple[Figures | None, Figures | None]:
     """Return the earlier figures of an input: those of the host before, and those of the batch before.
 
@@ -273,9 +293,9 @@ def read_earlier(text: str) -> tuple[Figures | None, Figures | None]:
         UserError: it is something else.
     """
     try:
-        found: Mapping[str, Mapping[str, Any] | None] = (json.loads(text) if text.strip() else None) or {}
+        found: Mapping[str, Mapping[str, Any] | None] = (read_json(text) if text.strip() else None) or {}
         before, batch = found.get("before"), found.get("batch")
-        return Figures(**before) if before else None, Figures(**batch) if batch else None
+        return figures_of(before), figures_of(batch)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
             'found no earlier figures in the input, expected {"before": FIGURES, "batch": FIGURES}, each as '

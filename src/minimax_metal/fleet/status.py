@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.text import one_line, printable
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.answers import UnreadableError, checked
@@ -109,7 +110,7 @@ def answer_of(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     text = text if isinstance(text, str) else ""
     start = text.find("{")
     try:
-        here = json.loads(text[start:]) if start >= 0 else None
+        here = read_json(text[start:]) if start >= 0 else None
     except (ValueError, RecursionError):
         here = None
     if isinstance(here, dict) and here.get("schema") == SCHEMA:
@@ -137,7 +138,10 @@ def _text(value: Any) -> str:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Return what sorts gpu2 before gpu10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [
+        (-1, part) if (number := digits(part)) is None else (number, "")
+        for part in re.split(r"([0-9]+)", name)
+    ]
 
 
 def _line(text: str) -> str:

@@ -42,7 +42,8 @@ def _uptime(instance: Mapping[str, Any]) -> str:
 
 def _release(host: Mapping[str, Any]) -> str:
     release = host.get("release")
-    return f"{release.get('number', '?')} {str(release.get('digest', '?'))[:7]}" if release else "-"
+    # It is the host's word: what is no number of a release may not push the other columns away.
+    return f"{str(release.get('number', '?'))[:6]} {str(release.get('digest', '?'))[:7]}" if release else "-"
 
 
 def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:

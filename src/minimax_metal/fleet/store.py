@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
 from minimax_metal.errors import UserError
-from minimax_metal.fleet.records import Record
+from minimax_metal.fleet.records import Record, shaped
 
 KEPT: Final = 50
 """Runs that are kept; older ones are removed when a new one begins."""
@@ -56,7 +57,7 @@ class Kept:
     def about(self) -> dict[str, Any]:
         """What ``run.json`` says; empty where it can't be read."""
         with contextlib.suppress(OSError, ValueError):
-            about = json.loads((self.path / "run.json").read_bytes())
+            about = read_json((self.path / "run.json").read_bytes())
             if isinstance(about, dict):
                 return about
         return {}
@@ -78,10 +79,11 @@ class Kept:
     def records(self) -> Iterator[Record]:
         """Yield its records; a last line that was cut off with the power is left out."""
         try:
-            with (self.path / "events.jsonl").open(encoding="utf-8") as lines:
+            with (self.path / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
                     with contextlib.suppress(ValueError):
-                        yield json.loads(line)
+                        if (record := shaped(read_json(line))) is not None:
+                            yield record
         except OSError as error:
             raise UserError(
                 f"found no events of run {self.name} ({error.strerror}), "

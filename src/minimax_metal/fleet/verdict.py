@@ -29,7 +29,8 @@ def _standing(host: str, journal: Mapping[str, Any]) -> str:
 def failure_text(task: str, result: Mapping[str, Any], width: int = 400) -> str:
     """Return in one line what failed: the task and what it said."""
     results = result.get("results")
-    failed = [one for one in results or [result] if one.get("failed") or one.get("unreachable")] or [result]
+    items = [one for one in results if isinstance(one, Mapping)] if isinstance(results, list | tuple) else []
+    failed = [one for one in items or [result] if one.get("failed") or one.get("unreachable")] or [result]
     said = failed[0].get("msg") or failed[0].get("stderr") or failed[0].get("stdout") or "no reason given"
     if said == "non-zero return code":
         said = failed[0].get("stderr") or failed[0].get("stdout") or said

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import getpass
-import json
 import os
 import shutil
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.program import TIMED_OUT, Answer
 from minimax_metal.common.program import run as run_program
@@ -147,7 +147,7 @@ def ask(
 def read_answer(path: Path) -> dict[str, Any]:
     """Return what a host answered, from the file that Ansible wrote."""
     try:
-        found = json.loads(read_bounded(path, ANSWER_BYTES))
+        found = read_json(read_bounded(path, ANSWER_BYTES))
     except OSError as error:
         return {"failed": True, "unreadable": f"an answer that can't be read ({error.strerror})"}
     except (ValueError, RecursionError):

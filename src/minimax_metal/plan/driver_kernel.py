@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from minimax_metal.common.documents import digits
 from minimax_metal.plan.driver import built_for
 from minimax_metal.plan.versions import version_key
 
@@ -115,7 +116,10 @@ def next_kernel(bootable: Iterable[str]) -> str | None:
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.findall(r"\d+|[^\d]+", text)]
+    return [
+        (0, part) if (number := digits(part)) is None else (number, "")
+        for part in re.findall(r"[0-9]+|[^0-9]+", text)
+    ]
 
 
 # What the log of a build says, and what helps. Sources of the messages: tests/unit/test_driver_failure.py.

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.program import Answer
 from minimax_metal.errors import UserError
@@ -202,7 +203,7 @@ def _same(one: Any, other: Any) -> bool:
 
 def _cached(path: Path) -> Mapping[str, Any] | None:
     try:
-        facts = json.loads(read_bounded(path, ansible_programs.ANSWER_BYTES))
+        facts = read_json(read_bounded(path, ansible_programs.ANSWER_BYTES))
     except (OSError, ValueError, RecursionError):
         return None
     return facts if isinstance(facts, dict) else None
@@ -227,7 +228,7 @@ def _host_variables(
     pattern = ["--limit", limit] if limit else []
     done = _run("ansible-inventory", *_options(inventories), *reach.inventory, "--list", *pattern)
     try:
-        listing = json.loads(done.out)
+        listing = read_json(done.out)
     except (ValueError, RecursionError):
         listing = None
     if not isinstance(listing, dict):
@@ -247,7 +248,7 @@ def _host_variables(
         if limit and GROUP not in groups:
             whole = _run("ansible-inventory", *_options(inventories), *reach.inventory, "--list")
             try:
-                everything = json.loads(whole.out)
+                everything = read_json(whole.out)
                 groups = {one: _members(everything, one, set()) for one in everything if one != "_meta"}
             except (ValueError, RecursionError, TypeError):
                 pass
@@ -337,8 +338,9 @@ def _members(listing: Mapping[str, Any], group: str, seen: set[str]) -> list[str
     seen.add(group)
     entry = listing.get(group)
     entry = entry if isinstance(entry, Mapping) else {}
-    names = [str(name) for name in entry.get("hosts") or []]
-    for child in entry.get("children") or []:
+    hosts, children = (one if isinstance(one, list) else [] for one in map(entry.get, ("hosts", "children")))
+    names = [str(name) for name in hosts]
+    for child in children:
         names += [name for name in _members(listing, str(child), seen) if name not in names]
     return names
 

@@ -6,6 +6,7 @@ import hashlib
 
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
 from minimax_metal.catalog.schema import Cuda
+from minimax_metal.common.documents import digits
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board
@@ -237,7 +238,7 @@ def driver_plan(
     least = int(minimum.split(".")[0])
     branch = _branch(settings, facts, platform, minimum, found)
     compat = False
-    if not branch.isdigit() or int(branch) < least:
+    if (number := digits(branch)) is None or number < least:
         compat = settings.cuda_compat and branch in cuda.compat_branches
         if compat:
             found.warn(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.documents import digits
+
 FREE_SECONDS: Final = 60.0
 """How long port and GPU memory of an engine that has just ended may take to come free."""
 
@@ -55,9 +57,10 @@ def seconds(text: str) -> float:
 def indices(text: str) -> tuple[int, ...]:
     """Parse GPU indices (for argparse)."""
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not all(part.isdigit() for part in parts):
+    numbers = tuple(number for part in parts if (number := digits(part)) is not None)
+    if len(numbers) != len(parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers")
-    return tuple(int(part) for part in parts)
+    return numbers
 
 
 def state_directory() -> Path:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common import program
+from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.privileges import acting_as_owner_of
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
@@ -109,7 +110,7 @@ def read_unit(unit: str) -> str:
 
 def _time(line: str) -> int:
     try:
-        return int(json.loads(line)["__REALTIME_TIMESTAMP"])
+        return int(read_json(line)["__REALTIME_TIMESTAMP"])
     except (ValueError, KeyError, TypeError):
         return 0
 
@@ -153,9 +154,9 @@ def _port(lines: Sequence[Line]) -> int | None:
             if at < 0 or (sign == " port=" and "server_args=" not in line.text):
                 continue
             word = line.text[at + len(sign) : at + len(sign) + 60].split(" ")[0].split(",")[0]
-            digits = word.rpartition(":")[2].strip("'\")")
-            if digits.isdigit():
-                return int(digits)
+            port = digits(word.rpartition(":")[2].strip("'\")"))
+            if port is not None:
+                return port
     return None
 
 

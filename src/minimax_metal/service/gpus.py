@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from minimax_metal.common import nvidia_smi, program
+from minimax_metal.common.documents import digits
 from minimax_metal.common.text import one_line
 
 ANSWER_SECONDS: Final = 30.0
@@ -134,8 +135,8 @@ def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False
         return None
     rows: dict[int, list[str]] = {}
     for cells in nvidia_smi.rows(_table(path, stop)):
-        if cells[0].isdigit() and int(cells[0]) in indices:
-            rows[int(cells[0])] = cells
+        if (index := digits(cells[0])) is not None and index in indices:
+            rows[index] = cells
     for index, cells in sorted(rows.items()):
         if sick := nvidia_smi.row_sickness(cells):
             raise GpuError(
@@ -155,8 +156,8 @@ def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False
     mig = tuple(sorted(index for index, cells in rows.items() if nvidia_smi.mig_enabled(cells[-1])))
     apps = _ask(path, f"--query-compute-apps={APPS}", FORMAT, stop=stop)
     holders = tuple(
-        Holder(by_uuid[cells[0]], int(cells[1]), ",".join(cells[2:-1]), nvidia_smi.mib(cells[-1]))
+        Holder(by_uuid[cells[0]], pid, ",".join(cells[2:-1]), nvidia_smi.mib(cells[-1]))
         for cells in nvidia_smi.rows(apps.out if apps.ok else "")
-        if len(cells) >= 4 and cells[0] in by_uuid and cells[1].isdigit()
+        if len(cells) >= 4 and cells[0] in by_uuid and (pid := digits(cells[1])) is not None
     )
     return Memory(used, holders, mig)

@@ -9,7 +9,6 @@ nobody asks.
 from __future__ import annotations
 
 import hmac
-import json
 import secrets
 import time
 import urllib.parse
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity
 from minimax_metal.service.health import ask, opener_for
 
@@ -58,7 +58,7 @@ class GuardProbe:
         nonce = secrets.token_hex(32)
         status, text = ask(opener_for(self.url), f"{self.url}?nonce={nonce}", ASK_SECONDS)
         try:
-            proof = json.loads(text)["proof"] if status == "200" else ""
+            proof = read_json(text)["proof"] if status == "200" else ""
         except (ValueError, KeyError, TypeError):
             proof = ""
         if isinstance(proof, str) and hmac.compare_digest(proof.encode(), self.own.proof(nonce).encode()):

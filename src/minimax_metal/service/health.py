@@ -10,7 +10,6 @@ and of one that has had work and shown no progress for a long time.
 from __future__ import annotations
 
 import http.client
-import math
 import ssl
 import threading
 import time
@@ -20,6 +19,8 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+
+from minimax_metal.common.metrics import samples
 
 PROBE_PAUSE_SECONDS: Final = 1.0
 """Between two questions to the health URL while the engine starts."""
@@ -122,18 +123,8 @@ def parse_figures(text: str) -> Figures | None:
     be.
     """
     values: dict[str, float] = {}
-    for line in text.splitlines():
-        if not line.startswith("sglang:") or len(line) > LONGEST_LINE:
-            continue
-        name = line.partition("{")[0].partition(" ")[0]
-        rest = line.rpartition("}")[2] if "{" in line else line[len(name) :]
-        words = rest.split()
-        try:
-            value = float(words[0]) if words else math.nan
-        except ValueError:
-            continue
-        if math.isfinite(value) and 0 <= value <= MOST:
-            values[name] = values.get(name, 0.0) + value
+    for name, _, value in samples(text, "sglang:"):
+        values[name] = values.get(name, 0.0) + value
     if not any(name in values for name in BUSY):
         return None
     running, queued = (int(values.get(name, 0.0)) for name in BUSY)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common import program
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import directory_beneath, new_file, read_beneath
 from minimax_metal.service import kernel_lines as kernel_log
 
@@ -155,7 +156,7 @@ def recent(directory: Path, instance: str, seconds: float, at: float | None = No
     here, count = boot(), 0
     for path in reports(directory, instance):
         try:
-            content = json.loads(read_beneath(directory, f"{instance}/{path.name}", LARGEST))
+            content = read_json(read_beneath(directory, f"{instance}/{path.name}", LARGEST))
             age = newest - float(content["uptime"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue

@@ -11,7 +11,6 @@ Exit status: 1 when journalctl ended or can't be run; systemd starts it again th
 from __future__ import annotations
 
 import argparse
-import json
 import selectors
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.text import one_line
 from minimax_metal.service.diagnosis.kernel import concerns
@@ -43,7 +43,7 @@ JOURNAL: Final = (
 def of_journal(line: str) -> tuple[float, str] | None:
     """Return time (seconds since 1970) and text of a JSON line of journalctl; None for any other line."""
     try:
-        entry = json.loads(line)
+        entry = read_json(line)
         message = entry["MESSAGE"]
         # A message that is not UTF-8 comes as a list of bytes.
         text = bytes(message).decode("utf-8", "replace") if isinstance(message, list) else str(message)

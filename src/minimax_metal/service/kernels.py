@@ -27,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NoReturn
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import directory_beneath, read_bounded, write_atomic
 from minimax_metal.common.privileges import (
     acting_as,
@@ -230,7 +231,7 @@ def note(name: str, content: Mapping[str, Any], directory: Path = NOTES) -> None
 def origin(name: str, directory: Path = NOTES) -> dict[str, Any] | None:
     """Return which host built the kernels that this one took into a cache; None where it took none."""
     try:
-        content = json.loads(read_bounded(directory / f"{name}.json", 1 << 16))
+        content = read_json(read_bounded(directory / f"{name}.json", 1 << 16))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

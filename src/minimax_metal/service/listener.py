@@ -11,6 +11,7 @@ another user's processes can't be read, and need not be: what the engine does no
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import pwd
 import re
@@ -55,7 +56,7 @@ def listening(port: int, proc: Path = Path("/proc")) -> list[Listening]:
     found = []
     for name in ("tcp", "tcp6"):
         try:
-            lines = (proc / "net" / name).read_text(encoding="ascii").splitlines()[1:]
+            lines = (proc / "net" / name).read_text(encoding="ascii", errors="replace").splitlines()[1:]
         except OSError:
             continue  # a host without IPv6 has no such file
         for line in lines:
@@ -63,8 +64,9 @@ def listening(port: int, proc: Path = Path("/proc")) -> list[Listening]:
             if len(fields) < 10 or fields[3] != LISTEN:
                 continue
             address, _, number = fields[1].partition(":")
-            if int(number, 16) == port:
-                found.append(Listening(_address(address), port, int(fields[7]), int(fields[9])))
+            with contextlib.suppress(ValueError):  # a line that is not the kernel's
+                if int(number, 16) == port:
+                    found.append(Listening(_address(address), port, int(fields[7]), int(fields[9])))
     return found
 
 

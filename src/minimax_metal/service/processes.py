@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from minimax_metal.common import program
+from minimax_metal.common.documents import digits
 
 
 class Signals:
@@ -92,4 +93,4 @@ def restarts(unit: str) -> int | None:
     answer = program.run(
         ["systemctl", "show", "--property=NRestarts", "--value", f"{unit}.service"], seconds=10.0
     )
-    return int(answer.out) if answer.ok and answer.out.strip().isdigit() else None
+    return digits(answer.out.strip()) if answer.ok else None

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from minimax_metal import __version__
 from minimax_metal.artefacts.manifest import FILE, FOLDER
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import link_atomic, read_bounded, write_atomic
 from minimax_metal.common.privileges import acting_as_owner_of, trusted_directory
 from minimax_metal.common.text import one_line
@@ -55,7 +56,13 @@ def decided(plan: Mapping[str, Any]) -> dict[str, Any]:
     Free disk, and warnings of it, differ from run to run; of lifted refusals the codes count.
     """
     kept = {key: value for key, value in plan.items() if key not in {"disk", "warnings"}}
-    return kept | {"accepted": sorted(refusal["code"] for refusal in plan.get("accepted") or [])}
+    return kept | {"accepted": sorted(_codes(plan.get("accepted")))}
+
+
+def _codes(accepted: Any) -> list[str]:
+    """Return the codes of lifted refusals; none of what is no list of them."""
+    lifted = accepted if isinstance(accepted, list | tuple) else []
+    return [str(one["code"]) for one in lifted if isinstance(one, Mapping) and "code" in one]
 
 
 def digest_of(plan: Mapping[str, Any]) -> str:
@@ -72,8 +79,9 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     Raises:
         OSError: the manifest is there and can't be read.
     """
-    directory = (plan.get("model") or {}).get("path")
-    if not directory:
+    model = plan.get("model")
+    directory = model.get("path") if isinstance(model, Mapping) else None
+    if not isinstance(directory, str) or not directory:
         return None
     manifest = Path(directory, FOLDER, FILE)
     try:
@@ -85,13 +93,14 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     found = {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
     # Who states what the files are, and who asked for it when; older manifests do not say.
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        found["proof"] = one_line(str(json.loads(content)["proof"]["text"]), 500)
+        found["proof"] = one_line(str(read_json(content)["proof"]["text"]), 500)
     return found
 
 
 def kernels_of(plan: Mapping[str, Any], notes: Path = NOTES) -> dict[str, Any] | None:
     """Return which host built the compiled kernels that this one took over; None where it built its own."""
-    key = (plan.get("kernel_cache") or {}).get("key")
+    cache = plan.get("kernel_cache")
+    key = cache.get("key") if isinstance(cache, Mapping) else None
     found = origin(str(key), notes) if key else None
     return {name: found.get(name) for name in ("built_by", "sha256", "time")} if found else None
 
@@ -164,7 +173,7 @@ class Records:
 def recorded_weights(release: Release) -> dict[str, str] | None:
     """Return what a record says of the weights; None where it says nothing, or can't be read."""
     try:
-        content = json.loads(release.path.read_text(encoding="utf-8"))
+        content = read_json(release.path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     weights = content.get("weights") if isinstance(content, dict) else None
@@ -179,7 +188,7 @@ def read_plan(source: str) -> dict[str, Any]:
     """
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-        plan = json.loads(text)
+        plan = read_json(text)
     except OSError as error:
         raise UserError(
             f"cannot read the plan {source}: {error.strerror}; name a file or - for input"

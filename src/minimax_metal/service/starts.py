@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from minimax_metal.common.documents import digits
+
 PROPERTIES: Final = ("Id", "ActiveState", "SubState", "StatusText", "NRestarts", "Result")
 REFUSED: Final = "start-limit-hit"
 """systemd's result for a unit that failed too often: its status line is an older start's then."""
@@ -70,7 +72,7 @@ def parse_starts(text: str) -> tuple[Start, ...]:
                 unit=values["Id"],
                 state=f"{values['ActiveState']} ({values.get('SubState', '')})",
                 status=values.get("StatusText", "").strip(),
-                restarts=int(restarts) if restarts.isdigit() else 0,
+                restarts=digits(restarts) or 0,
                 result=values.get("Result", "success"),
             )
         )

@@ -7,7 +7,6 @@ stands in its configuration is checked here: an index's pages and hosts' sources
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import socket
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import one_line
 from minimax_metal.plan.mirrors import is_url
 
@@ -126,14 +126,15 @@ def settings_problem(given: Mapping[str, Any]) -> str | None:
         )
     for name in ("index_url", "redirects"):
         urls = given.get(name) or []
-        for url in [urls] if isinstance(urls, str) else urls:
+        for url in urls if isinstance(urls, list | tuple) else [urls]:
             if not is_url(url):
                 return (
                     f"found {one_line(str(url), 120)} in artefact_cache_{name}, expected an http(s) URL "
                     f"without "
                     "credentials, quotes or spaces; fix it"
                 )
-    for one in given.get("resolvers") or []:
+    resolvers = given.get("resolvers") or []
+    for one in resolvers if isinstance(resolvers, list | tuple) else [resolvers]:
         host = str(one).strip("[]") if str(one).startswith("[") else str(one).rpartition(":")[0] or str(one)
         try:
             ip_address(host)
@@ -169,7 +170,7 @@ def index_origins(page: str, url: str) -> list[str]:
     Both forms of answer are read, JSON (PEP 691) and HTML (PEP 503); links may be relative to the page.
     """
     try:
-        links = [str(file["url"]) for file in json.loads(page)["files"]]
+        links = [str(file["url"]) for file in read_json(page)["files"]]
     except (ValueError, KeyError, TypeError):
         reader = _Links()
         reader.feed(page)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+from minimax_metal.common.documents import digits, read_json
 
 
 @dataclass
@@ -35,22 +36,24 @@ def read(lines: Iterable[str]) -> dict[str, Traffic]:
         if start < 0:
             continue
         try:
-            entry = json.loads(line[start:])
+            entry = read_json(line[start:])
         except ValueError:
             continue
+        if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
+            continue
         file = found[entry["path"]]
-        file.clients.add(entry["client"])
-        stated = str(entry.get("of", "")).rpartition("/")[2]
-        if stated.isdigit():
-            file.stated = int(stated)
-        file.sent = max(file.sent, int(entry["sent"] or 0))
-        file.origin_bytes += sum(int(one) for one in _numbers(entry["origin_bytes"]))
+        file.clients.add(str(entry.get("client")))
+        if (stated := digits(str(entry.get("of", "")).rpartition("/")[2])) is not None:
+            file.stated = stated
+        file.sent = max(file.sent, digits(str(entry.get("sent"))) or 0)
+        file.origin_bytes += sum(_numbers(str(entry.get("origin_bytes"))))
     return dict(found)
 
 
-def _numbers(text: str) -> list[str]:
+def _numbers(text: str) -> list[int]:
     """nginx joins the figures of several tries with commas and colons."""
-    return [word for word in text.replace(":", ",").replace(" ", "").split(",") if word.isdigit()]
+    words = text.replace(":", ",").replace(" ", "").split(",")
+    return [number for word in words if (number := digits(word)) is not None]
 
 
 def ratio(traffic: dict[str, Traffic], *endings: str) -> tuple[int, int, int]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import re
 import stat
@@ -22,6 +21,7 @@ from typing import Any, Final
 from minimax_metal.artefacts.examine.leftovers import TOOL_FOLDERS, unfinished, unfinished_in_tool_folder
 from minimax_metal.artefacts.examine.safetensors import POINTER, Header, UnsoundError, read
 from minimax_metal.artefacts.examine.walk import code_of, files_below, holes_of
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import has_controls, one_line
 
 INDEX: Final = "model.safetensors.index.json"
@@ -338,7 +338,7 @@ class _Look:
                 content = file.read(MOST_TEXT + 1)
             if len(content) > MOST_TEXT:
                 raise ValueError("too long")
-            raw = json.loads(content.decode("utf-8-sig"))
+            raw = read_json(content.decode("utf-8-sig"))
             if not isinstance(raw, dict):
                 raise TypeError
         except OSError as error:

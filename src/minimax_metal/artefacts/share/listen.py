@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -15,6 +14,7 @@ from minimax_metal.artefacts.share.board import WINDOW, Board, Claim, Piece
 from minimax_metal.artefacts.share.log import ANNOUNCED, FAINT, Reader, parse_listing
 from minimax_metal.artefacts.share.peers import AbsentError, DeniedError, Line, PeerError
 from minimax_metal.artefacts.share.settings import Peer, Share
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 
 FAILURES: Final = 2
@@ -171,7 +171,7 @@ class Listener:
         try:
             sealed = self.line.get("/manifest", 0, MOST_BYTES).content
             manifest = keys.unseal(self.secrets, ANNOUNCED, self.peer.name, sealed)
-            files, _ = parse_listing(json.loads(manifest))
+            files, _ = parse_listing(read_json(manifest))
         except keys.SealError:
             return self._strange()
         except AbsentError:

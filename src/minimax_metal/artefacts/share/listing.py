@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from minimax_metal.artefacts.share import keys
 from minimax_metal.artefacts.share.log import ANNOUNCED, LISTING, Reader, parse_listing
 from minimax_metal.artefacts.share.peers import AbsentError, Line, PeerError
 from minimax_metal.artefacts.sources import Listing
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,6 +118,6 @@ def _parsed(
 ) -> tuple[list[tuple[Entry, str | None]], str | None] | None:
     """Return a sealed listing; None when it is not sealed by that host, or is not a listing."""
     try:
-        return parse_listing(json.loads(keys.unseal(secrets, kind, name, content)))
+        return parse_listing(read_json(keys.unseal(secrets, kind, name, content)))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UserError):
         return None

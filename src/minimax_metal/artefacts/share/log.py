@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from minimax_metal.artefacts.manifest import FILE, FOLDER, MOST_BYTES, Entry, entries
 from minimax_metal.artefacts.share import keys
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 
 PLACE: Final = f"{FOLDER}/share"
@@ -156,7 +157,7 @@ class Reader:
         if not ours:
             return None
         try:
-            line = json.loads(body)
+            line = read_json(body)
         except (ValueError, RecursionError):
             return None
         return line if isinstance(line, list | dict) else None

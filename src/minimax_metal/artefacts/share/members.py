@@ -52,9 +52,14 @@ def account(came: Iterable[Mapping[str, Any]], size: int) -> str:
         size: bytes of the model.
     """
     rows = list(came)
-    fetched = sum(int(row.get("fetched", 0)) for row in rows)
-    peers = sum(int(row.get("peers", 0)) for row in rows)
+    fetched, peers = (sum(_bytes(row, key) for row in rows) for key in ("fetched", "peers"))
     origin = fetched - peers
     times = f", {origin / size:.2f} × the model" if size else ""
     from_origin = f"{spell_bytes(origin)} from the source{times}"
     return f"{len(rows)} hosts: {from_origin}, {spell_bytes(peers)} from one another"
+
+
+def _bytes(row: Any, key: str) -> int:
+    """Return what a host says it fetched; 0 for anything that no host can have fetched."""
+    value = row.get(key) if isinstance(row, Mapping) else None
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1 << 62 else 0

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
 from minimax_metal.artefacts.part import PARTS, Part
+from minimax_metal.common.documents import digits
 from minimax_metal.common.files import write_atomic
 
 _BLOCK: Final = 1 << 20
@@ -115,9 +116,10 @@ class PieceFile:
             return {}
         found = {}
         for line in lines[1:]:
-            number, _, sha256 = line.partition(" ")
-            if number.isdigit() and int(number) < self.pieces and len(sha256) == 64:
-                found[int(number)] = sha256
+            first, _, sha256 = line.partition(" ")
+            number = digits(first)
+            if number is not None and number < self.pieces and len(sha256) == 64:
+                found[number] = sha256
         return found
 
     def _from_sequential(self, read: Callable[[int], None]) -> dict[int, str]:

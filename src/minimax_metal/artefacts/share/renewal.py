@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from minimax_metal.artefacts.share import keys
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 
 BOTH_SECONDS: Final = 86_400
@@ -86,7 +87,7 @@ def _read(found: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
         secrets = ()
     kept: dict[str, Any] = {"generation": 0, "holders": [], "renewed": 0.0}
     try:
-        raw = json.loads(note)
+        raw = read_json(note)
         generation, holders, since = raw["generation"], raw["holders"], raw["renewed"]
         if isinstance(generation, int) and 0 <= generation < 1 << 31 and isinstance(holders, list):
             named = [name for name in holders if isinstance(name, str)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.artefacts.share import keys
+from minimax_metal.common.documents import digits
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import has_controls
 from minimax_metal.errors import UserError
@@ -172,8 +173,8 @@ def _number(raw: Mapping[str, Any], key: str, default: int, least: int, most: in
     value = raw.get(key)
     if value is None or value == "":
         return default
-    if isinstance(value, str) and value.isdigit():  # templates tend to quote numbers
-        value = int(value)
+    if isinstance(value, str) and (found := digits(value)) is not None:  # templates tend to quote numbers
+        value = found
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise UserError(f"request share {key} is {value!r}; expected {least} to {most}")
     return value

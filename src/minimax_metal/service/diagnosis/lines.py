@@ -5,12 +5,12 @@ All patterns are anchored, all repetitions are bounded: the work is linear in th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import printable
 
 HEAD: Final = 1_500
@@ -91,7 +91,7 @@ def cut(text: str) -> str:
 def _entry(text: str) -> tuple[str, str] | None:
     """Message and program of a line that is a JSON object of journalctl, docker or a log collector."""
     try:
-        fields = json.loads(text)
+        fields = read_json(text)
     except (ValueError, RecursionError):
         return None
     if not isinstance(fields, dict):

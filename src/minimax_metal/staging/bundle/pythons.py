@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.download import Item, get
 from minimax_metal.staging.bundle.wheels import uv_program
@@ -33,7 +33,7 @@ def find(python: str, architecture: str, mirror: str) -> Item:
     ]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     try:
-        url = str(json.loads(done.stdout)[0]["url"])
+        url = str(read_json(done.stdout)[0]["url"])
     except (ValueError, LookupError, TypeError):
         raise UserError(
             f"found no download of Python {python} in uv's list, expected one; update uv"

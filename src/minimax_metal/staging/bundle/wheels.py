@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any, Final
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.download import Item
 from minimax_metal.staging.bundle.wanted import Wheels
@@ -83,31 +84,38 @@ def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> 
         UserError: there is none.
     """
     found: list[tuple[int, str, dict[str, Any]]] = []
-    for wheel in package.get("wheels", []):
-        if wheel["hashes"].get("sha256") not in hashes:
+    wheels = package.get("wheels")
+    for wheel in wheels if isinstance(wheels, list) else []:
+        known = wheel.get("hashes") if isinstance(wheel, Mapping) else None
+        if not isinstance(known, Mapping) or str(known.get("sha256")) not in hashes:
             continue
-        filename = str(wheel.get("name") or str(wheel["url"]).rpartition("/")[2].replace("%2B", "+"))
+        url = str(wheel.get("url") or "")
+        filename = str(wheel.get("name") or url.rpartition("/")[2].replace("%2B", "+"))
         try:
             fitting = parse_wheel_filename(filename)[3]
         except InvalidWheelFilename:
             continue
-        if "/" in filename or not filename.isprintable():
+        if not url or "/" in filename or not filename.isprintable():
             continue
         found += [(order[tag], filename, wheel) for tag in fitting if tag in order]
     if not found:
         raise UserError(
-            f"found no wheel of {package['name']} {package['version']} at the index with a hash of the lock, "
-            "expected "
-            "one; the index holds other files than the lock names, ask another with metal_package_index_url"
+            f"found no wheel of {_said(package, 'name')} {_said(package, 'version')} at the index with a "
+            "hash of the lock, expected one; the index holds other files than the lock names, ask another "
+            "with metal_package_index_url"
         )
     _, filename, wheel = min(found, key=lambda one: one[:2])
     return Wheel(
-        project=canonicalize_name(str(package["name"])),
+        project=canonicalize_name(_said(package, "name")),
         filename=filename,
         url=str(wheel["url"]),
-        size=int(wheel.get("size", -1)),
+        size=size if type(size := wheel.get("size")) is int and 0 <= size < 1 << 44 else -1,
         sha256=str(wheel["hashes"]["sha256"]),
     )
+
+
+def _said(package: Mapping[str, Any], key: str) -> str:
+    return one_line(str(package.get(key) or "a package without one"), 120)
 
 
 def tags(wanted: Wheels) -> list[Tag]:
