@@ -11,7 +11,7 @@ LAB := $(BIN)/python -m lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup lab-setup demo test test-slow unit lint molecule bench engine-bump lab-up lab-down clean
+.PHONY: help setup lab-setup demo test test-slow unit fuzz lint molecule bench engine-bump lab-up lab-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,14 +33,17 @@ lab-setup: setup
 demo: lab-setup ## boot virtual GPU hosts, run site.yml on them, end with a verified reply
 	@scripts/demo
 
-test: ## lint, unit tests, then site.yml on fresh lab hosts under molecule
-	@scripts/stages lint unit molecule
+test: ## lint, unit tests, hostile input, then site.yml on fresh lab hosts under molecule
+	@scripts/stages lint unit fuzz molecule
 
 lint: setup ## ansible-lint (production), yamllint, ruff, types
 	@scripts/stages --only lint
 
 unit: lab-setup ## unit tests
 	@scripts/stages --only unit
+
+fuzz: setup ## hostile input for every reader of foreign text: make fuzz SECONDS=3600
+	@$(BIN)/python -m tests.fuzz --seconds "$(or $(SECONDS),120)"
 
 molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
 	@scripts/stages --only molecule

@@ -1,0 +1,1 @@
+"""Hostile input for every reader of foreign text; ``python -m tests.fuzz`` runs it."""
