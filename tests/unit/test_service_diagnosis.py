@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from minimax_metal.service import explain as explain_module
 from minimax_metal.service import gpus, health, incidents
-from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, diagnose, find_xids
+from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, diagnose, find_events, find_xids
 from minimax_metal.service.health import Judge, parse_figures
 from minimax_metal.service.output import Journal, Output, Secrets
 
@@ -352,3 +353,29 @@ def test_a_stuck_journal_holds_nobody_up() -> None:
     journal.finish(5.0)
     assert journal.is_alive(), "a journal that is gone ends nothing"
     os.close(write_end)
+
+
+def test_hostile_lines_of_the_kernel_are_read_for_so_long_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # 40 ms a line: many beginnings of what one of the patterns looks for.
+    hostile = ["DMAR: " * 330] * 5_000
+    started = time.monotonic()
+    find_events(hostile, seconds=0.5)
+    assert time.monotonic() - started < 3
+    started = time.monotonic()
+    find_events(hostile, seconds=60, stop=lambda: time.monotonic() - started > 0.5)
+    assert time.monotonic() - started < 3
+    for head in ("", "kernel: [1.000001] "):
+        monkeypatch.setattr(explain_module, "SECONDS", 1.5)
+        started = time.monotonic()
+        explain_module.explain("\n".join(f"{head}{line}" for line in hostile))
+        assert time.monotonic() - started < 20
+
+
+def test_a_report_with_a_number_that_is_no_time_counts_as_none(tmp_path: Path) -> None:
+    for number, uptime in enumerate(("9" * 400, "NaN", "-1", "null", "[]")):
+        path = tmp_path / "m" / f"{number + 1:06d}-20261129T000000.000000Z.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('{"boot": "", "uptime": ' + uptime + "}")
+    assert incidents.recent(tmp_path, "m", 3600.0, at=10.0) == 0

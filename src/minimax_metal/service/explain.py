@@ -22,6 +22,7 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -127,16 +128,23 @@ def _first_time(text: str) -> int:
 def explain(text: str, port: int | None = None) -> Reason | None:
     """Why the engine ended whose log this is; none when it does not say."""
     lines = list(read_lines(text.splitlines()[-LINES:]))
-    kernel = [line.text for line in lines if line.kernel or (not line.program and concerns(line.text))]
+    # One limit for all three readings, whatever the lines are made of.
+    share = SECONDS / 3
+    until = time.monotonic() + share
+    kernel = [
+        line.text
+        for line in lines
+        if line.kernel or (not line.program and time.monotonic() < until and concerns(line.text))
+    ]
     systemd = [line.text for line in lines if line.program in {"systemd", "systemd-oomd", "earlyoom"}]
     own = last_start([line for line in lines if not line.kernel])
     return diagnose(
         own,
         find_xids(kernel),
         ready=ready_before_end(own),
-        events=find_events([*kernel, *systemd]),
+        events=find_events([*kernel, *systemd], seconds=share),
         port=port if port is not None else _port(own),
-        seconds=SECONDS,
+        seconds=share,
     )
 
 

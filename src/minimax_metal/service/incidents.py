@@ -158,7 +158,7 @@ def recent(directory: Path, instance: str, seconds: float, at: float | None = No
         try:
             content = read_json(read_beneath(directory, f"{instance}/{path.name}", LARGEST))
             age = newest - float(content["uptime"])
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
+            continue  # the engine's user can write there
         count += content.get("boot") == here and 0 <= age <= seconds
     return count

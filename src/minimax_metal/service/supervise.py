@@ -215,7 +215,7 @@ class Supervisor(Starting):
             self.output.finish()
         # By the clock of now: it may have been set since the start.
         kernel = incidents.kernel_lines(min(self.began, time.time() - self.age()) - 1.0)
-        xids, events = find_xids(kernel), find_events(kernel)
+        xids, events = find_xids(kernel), find_events(kernel, stop=self.stopping)
         lines = self.output.last(200) if self.output else []
         reason = diagnose(
             lines,

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import re
+import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Final
 
 from minimax_metal.service.diagnosis.reason import Who
 from minimax_metal.service.diagnosis.xids import Xid, find_xids
+
+SECONDS: Final = 5.0
+"""Longest reading of the kernel's lines; 1,000 take some hundredths of a second."""
 
 
 class Weight(IntEnum):
@@ -117,10 +121,21 @@ def concerns(text: str) -> bool:
     )
 
 
-def find_events(lines: Sequence[str]) -> list[Event]:
-    """What lines of the kernel's log (and systemd's about the OOM killer) say, Xids aside, oldest first."""
+def find_events(
+    lines: Sequence[str], *, seconds: float = SECONDS, stop: Callable[[], bool] = lambda: False
+) -> list[Event]:
+    """What lines of the kernel's log (and systemd's about the OOM killer) say, Xids aside, oldest first.
+
+    Args:
+        lines: of the log.
+        seconds: limit of the whole; lines that nobody writes take some hundredths of a second each.
+        stop: ends the reading early when it returns true.
+    """
     found: list[Event] = []
+    deadline = time.monotonic() + seconds
     for number, line in enumerate(lines):
+        if time.monotonic() > deadline or stop():
+            break
         text = line[:2000]
         lower = text.lower()
         if "nvrm: the nvidia gpu" in lower:  # a message of three lines
