@@ -12,7 +12,9 @@ module: metal_page
 short_description: Reads one page over HTTP, with a limit of bytes and of time
 description:
   - As C(ansible.builtin.uri) with C(return_content), which reads whatever a server sends into memory.
-  - It only reads, and is the same in check mode. A page that can't be had is not a failure.
+  - What C(~/.netrc) has for the server goes to that server alone; Ansible's own modules send it on after a
+    redirect. A redirect from https to http is not followed.
+  - A page that can't be had is not a failure.
 options:
   url:
     description: What is asked.
@@ -30,6 +32,10 @@ options:
     description: How long the whole page may take.
     type: int
     default: 20
+  dest:
+    description: A file that gets the bytes of the page, whole or not at all. In check mode it is not written.
+    type: path
+extends_documentation_fragment: [ansible.builtin.files]
 author:
   - The minimax-metal authors
 """
@@ -50,16 +56,79 @@ content:
   description: The page; empty where it can't be had.
   returned: always
   type: str
+url:
+  description: What was asked.
+  returned: always
+  type: str
 msg:
   description: Why it can't be had.
   returned: always
   type: str
 """
 
+import os
+import tempfile
 import time
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
+
+REDIRECTS = 5
+
+
+def origin_of(url):
+    """Return scheme, host and port of a URL.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    parts = urlsplit(url)
+    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
+
+
+def ask(module, seconds):
+    """Return the answer, what is known of it, and its status, after redirects."""
+    url = module.params["url"]
+    home = origin_of(url)
+    module.params["follow_redirects"] = "none"  # fetch_url reads it there
+    for _hop in range(REDIRECTS + 1):
+        here = origin_of(url)
+        if here[0] not in {"http", "https"} or (home[0] == "https" and here[0] != "https"):
+            raise ValueError(f"a redirect to {here[0]}://{here[1]}")
+        answer, info = fetch_url(
+            module,
+            url,
+            headers={"Accept": module.params["accept"]},
+            timeout=seconds,
+            use_netrc=here == home,
+        )
+        status = int(info.get("status") or -1)
+        if status not in {301, 302, 303, 307, 308} or not info.get("location"):
+            return answer, info, status
+        url = urljoin(url, info["location"].strip())
+    raise ValueError(f"more than {REDIRECTS} redirects")
+
+
+def keep(module, content):
+    """Write the bytes of a page to the file that was asked for; return whether something changed."""
+    dest = Path(module.params["dest"])
+    there = None
+    if dest.is_file():
+        with dest.open("rb") as file:
+            there = file.read(len(content) + 1)
+    changed = there != content
+    if changed and not module.check_mode:
+        handle, name = tempfile.mkstemp(dir=module.tmpdir)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        module.atomic_move(name, str(dest))
+    if dest.exists():
+        changed = module.set_fs_attributes_if_different(
+            module.load_file_common_arguments(module.params), changed
+        )
+    return changed
 
 
 def main():
@@ -70,15 +139,21 @@ def main():
             "accept": {"type": "str", "default": "*/*"},
             "limit_bytes": {"type": "int", "default": 16 << 20},
             "timeout_seconds": {"type": "int", "default": 20},
+            "dest": {"type": "path"},
         },
+        add_file_common_args=True,
         supports_check_mode=True,
     )
     limit, seconds = module.params["limit_bytes"], module.params["timeout_seconds"]
     deadline = time.monotonic() + seconds
-    answer, info = fetch_url(
-        module, module.params["url"], headers={"Accept": module.params["accept"]}, timeout=seconds
-    )
-    status, said, content = int(info.get("status") or -1), str(info.get("msg") or ""), b""
+    answer, status, said, content = None, -1, "", b""
+    try:
+        answer, info, status = ask(module, seconds)
+        said = str(info.get("msg") or "")
+        if status != 200 and not said.startswith("Request failed"):
+            said = f"Request failed: {said}"
+    except ValueError as error:
+        said = str(error)
     # What is there, not a full block: a server that sends a byte now and then is not waited for.
     read = getattr(answer, "read1", getattr(answer, "read", None))
     try:
@@ -89,7 +164,8 @@ def main():
     except (OSError, ValueError) as error:
         status, said = -1, str(error)
     text = content.decode("utf-8", "replace") if status == 200 else ""
-    module.exit_json(changed=False, status=status, content=text, msg=said[:400])
+    changed = status == 200 and module.params["dest"] is not None and keep(module, content)
+    module.exit_json(changed=changed, status=status, content=text, msg=said[:400], url=module.params["url"])
 
 
 if __name__ == "__main__":

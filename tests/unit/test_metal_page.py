@@ -17,6 +17,14 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 
 
+ASKED: list[tuple[str, str | None]] = []
+TARGETS = {
+    "/away-file": "file:///etc/hostname",
+    "/away-ftp": "ftp://127.0.0.1/x",
+    "/away-round": "/away-round",
+}
+
+
 class Server(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/page":
@@ -25,6 +33,21 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
+        elif self.path.startswith("/away"):
+            ASKED.append((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
+            self.send_response(302)
+            target = (
+                f"http://localhost:{self.server.server_address[1]}/end"
+                if self.path == "/away"
+                else TARGETS[self.path]
+            )
+            self.send_header("Location", target)
+            self.end_headers()
+        elif self.path == "/end":
+            ASKED.append((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"\x99\x01end")
         elif self.path == "/missing":
             self.send_error(404)
         else:
@@ -52,10 +75,10 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def ask(url: str, **more: Any) -> dict[str, Any]:
+def ask(url: str, check: bool = False, **more: Any) -> dict[str, Any]:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("ansible")), "localhost", "-c", "local", "-i", "localhost,", "-o",
-         "-m", "metal_page", "-a", json.dumps({"url": url, **more})],
+         "-m", "metal_page", "-a", json.dumps({"url": url, **more}), *(["--check"] if check else [])],
         check=False, capture_output=True, text=True, cwd=REPOSITORY, timeout=120,
     )  # fmt: skip
     assert "=> {" in done.stdout, done.stdout + done.stderr
@@ -77,3 +100,38 @@ def test_a_page_is_read_and_no_more_than_was_asked_for(url: str) -> None:
     nobody = ask("http://127.0.0.1:9/")
     assert nobody["status"] == -1
     assert "refused" in nobody["msg"]
+
+
+def test_credentials_go_to_their_own_server_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login mirror password of-127\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ASKED.clear()
+    assert ask(f"{url}/away")["status"] == 200
+    (first, sent), *later = ASKED
+    assert first == "127.0.0.1"
+    assert str(sent).startswith("Basic ")
+    assert later == [("localhost", None)]
+
+
+def test_redirects_lead_to_pages_only(url: str) -> None:
+    for path, why in (("file", "file://"), ("ftp", "ftp://127.0.0.1"), ("round", "more than 5 redirects")):
+        found = ask(f"{url}/away-{path}")
+        assert (found["status"], found["content"]) == (-1, "")
+        assert why in found["msg"]
+
+
+def test_the_bytes_of_a_page_are_kept_in_a_file(url: str, tmp_path: Path) -> None:
+    dest = tmp_path / "key"
+    assert ask(f"{url}/end", dest=str(dest), mode="0640", check=True)["changed"]
+    assert not dest.exists()
+    for changed in (True, False):
+        assert ask(f"{url}/end", dest=str(dest), mode="0640")["changed"] is changed
+        assert dest.read_bytes() == b"\x99\x01end"
+        assert dest.stat().st_mode & 0o777 == 0o640
+    for path in ("endless", "missing"):
+        found = ask(f"{url}/{path}", dest=str(dest), limit_bytes=1 << 20, timeout_seconds=3)
+        assert not found["changed"]
+        assert dest.read_bytes() == b"\x99\x01end"

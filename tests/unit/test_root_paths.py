@@ -17,8 +17,8 @@ THEIRS = re.compile(
 )
 """Directories that a service's user owns, and how tasks name them."""
 BY_NAME = {
-    "assemble", "blockinfile", "copy", "fetch", "file", "get_url", "lineinfile", "replace", "slurp",
-    "synchronize", "template", "unarchive",
+    "assemble", "blockinfile", "copy", "fetch", "file", "get_url", "metal_page", "lineinfile", "replace",
+    "slurp", "synchronize", "template", "unarchive",
 }  # fmt: skip
 """Modules that open, write or change what has a name."""
 ALLOWED = {
