@@ -121,7 +121,7 @@ def metal_soak_figures(results: Sequence[Mapping[str, Any]], kind: str) -> dict[
     """Return what a host's replicas counted: results of ``metal soak watch``, whose last line has it."""
     total = Figures()
     for one in results:
-        lines = one.get("stdout_lines")
+        lines = one.get("stdout_lines") if isinstance(one, Mapping) else None
         own = said(lines[-1]) if isinstance(lines, (list, tuple)) and lines else None
         total = total.plus(own) if own else total
     return {"kind": kind, "figures": asdict(total)}

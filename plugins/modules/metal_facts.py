@@ -139,7 +139,10 @@ def listening_sockets(proc="/proc"):
         for line in (read_text(Path(proc, table)) or "").splitlines()[1:]:
             fields = line.split()
             if len(fields) > 9 and fields[3] == "0A":
-                sockets[fields[9]] = int(fields[1].rsplit(":", 1)[1], 16)
+                try:
+                    sockets[fields[9]] = int(fields[1].rpartition(":")[2], 16)
+                except ValueError:
+                    continue  # no line of the kernel's
     return sockets
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
 import time
@@ -19,6 +20,8 @@ from tests.fuzz.target import Failure, Target, judge
 
 EXAMPLES: Final = 100
 """Inputs of one round: each round begins at another, fixed, place."""
+LEAST: Final = 5
+"""Changed inputs that every target gets, however slow the machine is."""
 FAILED: Final = Path(".make/fuzz")
 
 
@@ -44,7 +47,7 @@ class Ran:
 
 
 def fuzz(target: Target, seconds: float, first: int = 0) -> Ran:
-    """Give a target its seeds, then changed ones, until the time is up; at least one round of them."""
+    """Give a target its seeds, then changed ones, until the time is up; a few of them at least."""
     ran = Ran(target)
     deadline = time.monotonic() + seconds
     for content in (*target.seeds, *target.kept):
@@ -58,7 +61,13 @@ def fuzz(target: Target, seconds: float, first: int = 0) -> Ran:
             return ran
 
 
+class _OverError(BaseException):
+    """The time is up; hypothesis takes no such exception for a finding."""
+
+
 def _round(ran: Ran, number: int, deadline: float) -> None:
+    least = len(ran.target.seeds) + len(ran.target.kept) + LEAST
+
     @hypothesis.seed(number)
     @settings(
         max_examples=EXAMPLES, database=None, deadline=None, phases=[Phase.generate],
@@ -66,12 +75,14 @@ def _round(ran: Ran, number: int, deadline: float) -> None:
     )  # fmt: skip
     @given(inputs(ran.target))
     def take(content: bytes) -> None:
-        if time.monotonic() < deadline or ran.count < 20:
-            ran.take(content)
+        if time.monotonic() >= deadline and ran.count >= least:
+            raise _OverError
+        ran.take(content)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        take()
+        with contextlib.suppress(_OverError):
+            take()
 
 
 def tell(ran: Ran) -> None:
