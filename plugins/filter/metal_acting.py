@@ -14,7 +14,7 @@ from ansible.errors import AnsibleError, AnsibleFilterError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 
-from minimax_metal.plan.acting import no_hosts, unknown_tags
+from minimax_metal.plan.acting import no_hosts, unknown_tags, unreadable
 from minimax_metal.plan.tags import tags_of
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
@@ -46,7 +46,10 @@ def metal_acting(
         str(one).rpartition("/")[2] if "," not in str(one) else str(one)
         for one in context.CLIARGS.get("inventory") or ()
     ]
-    why = no_hosts(names, groups, _within(groups, limit), limit=str(limit or ""), inventories=inventories)
+    within = _within(groups, limit)
+    why = no_hosts(names, groups, within, limit=str(limit or ""), inventories=inventories)
+    if why and (broken := unreadable(str(one) for one in context.CLIARGS.get("inventory") or ())):
+        why = no_hosts(names, groups, within, limit=str(limit or ""), inventories=inventories, broken=broken)
     if why := why or _tags():
         raise AnsibleFilterError(why)
     return hosts

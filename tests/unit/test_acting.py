@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.plan.acting import no_hosts, unknown_tags
+from minimax_metal.plan.acting import no_hosts, unknown_tags, unreadable
 from minimax_metal.plan.ansible_programs import program
 from minimax_metal.plan.tags import tags_of
 
@@ -25,6 +25,40 @@ def test_a_missing_group_is_named_with_those_that_exist() -> None:
     assert "did you mean gpu_host" in said
     assert "empty" not in said
     assert "without a host" in no_hosts(["gpu_hosts"], {"gpu_hosts": []})
+
+
+@pytest.mark.parametrize(("name", "text", "words"), [
+    # ansible-core plugins/inventory/yaml.py: each is only warned of, and the hosts in it are left out
+    ("tab.yml", "gpu_hosts:\n\thosts: {a: }\n", ["tab.yml line 2 column 1"]),
+    ("colon.yml", "gpu_hosts:\n  hosts:\n    gpu01: {a: b\n", ["colon.yml line"]),
+    ("list.json", '{"gpu_hosts": ["gpu01"]}', ["the hosts of gpu_hosts are a list", "gpu01: "]),
+    ("dashes.yml", "gpu_hosts:\n  hosts:\n    - gpu01\n", ["the hosts of gpu_hosts are a list"]),
+    ("flat.yml", "- gpu01\n- gpu02\n", ["a list, not a mapping"]),
+    ("vault.yml", "$ANSIBLE_VAULT;1.1;AES256\n3338\n", ["ansible-vault"]),
+])  # fmt: skip
+def test_a_file_that_ansible_can_t_read_is_named(
+    tmp_path: Path, name: str, text: str, words: list[str]
+) -> None:
+    (tmp_path / name).write_text(text)
+    for inventory in (tmp_path / name, tmp_path):
+        broken = unreadable([inventory])
+        said = no_hosts(["gpu_hosts"], {}, inventories=["x"], broken=broken)
+        for word in words:
+            assert word in said
+        assert "no group with hosts" not in said
+        assert "\n" not in said
+
+
+def test_inventories_that_can_be_read_are_not_blamed(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.yml", "gpu_hosts: {hosts: {a: }, vars: {x: !vault secret, y: !unsafe z}}"),
+        ("aws_ec2.yml", "plugin: amazon.aws.aws_ec2\nkeyed_groups: [{key: tags}]\n"),
+        ("empty.yml", ""),
+        ("hosts", "[gpu_hosts]\n\tgpu01"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert unreadable([tmp_path]) == "", name
+    assert unreadable(["gpu01,"]) == ""
 
 
 def test_a_limit_that_leaves_none_is_named_with_the_hosts_there_are() -> None:

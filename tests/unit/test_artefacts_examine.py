@@ -155,6 +155,13 @@ def test_what_is_not_whole_is_named(spoil: Spoil, path: str, words: str, whole: 
     assert words in problems(whole)[path]
 
 
+def test_a_byte_order_mark_is_named(whole: Path) -> None:
+    # huggingface/transformers reads its JSON files as plain UTF-8: "Unexpected UTF-8 BOM"
+    config = whole / "config.json"
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert "byte order mark" in problems(whole)["config.json"]
+
+
 def test_the_parent_of_two_models_is_not_a_model(tmp_path: Path) -> None:
     for name in ("MiniMax-M2.5", "MiniMax-M3"):
         write(tmp_path / name, model())

@@ -72,6 +72,14 @@ def test_memory_is_a_number_or_nothing() -> None:
         # dcgm-exporter#604, in the spellings of four releases of nvidia-smi
         (f"{HANDLE} GPU5: 0000:BA:00.0: Unknown Error", "gpu-lost", "GPU5 (0000:BA:00.0)"),
         (f"{HANDLE} GPU 0000:BA:00.0: Unknown Error", "gpu-lost", "GPU (0000:BA:00.0)"),
+        # jamesstringer90/Easy-GPU-PV#276: another release's word
+        ("Unable to detect the device handle for GPU0000:B1:00.0: Unknown Error", "gpu-lost",
+         "GPU (0000:B1:00.0)"),
+        # nvidia-smi(1), exit status 12
+        ("NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA "
+         "Display Driver is properly installed and present in your system.", "no-library", None),
+        # nvml.h, NVML_ERROR_OPERATING_SYSTEM
+        ("Failed to initialize NVML: GPU access blocked by the operating system", "gpu-silent", None),
         (f"{HANDLE} GPU 000:BA:80.0: Unknown Error", "gpu-lost", "GPU (000:BA:80.0)"),
         (f"{HANDLE} gpu 0000:01:00.0: GPU is lost.  Reboot the system", "gpu-lost", "GPU (0000:01:00.0)"),
         (f"{HANDLE} GPU3: 0000:4E:00.0: GPU requires reset", "gpu-reset", "GPU3 (0000:4E:00.0)"),
@@ -98,3 +106,10 @@ def test_daemons_have_names() -> None:
     assert nvidia_smi.daemon("nvidia-cuda-mps-server") == "NVIDIA's MPS server"
     assert nvidia_smi.daemon("/usr/bin/nv-hostengine -n") == "DCGM"
     assert nvidia_smi.daemon("/opt/sglang/bin/python3") is None
+
+
+def test_a_warning_names_its_gpu() -> None:
+    # nvidia-smi(1), exit status 14, after a complete table
+    text = "0, GPU-0, 4 MiB, Disabled\nWARNING: infoROM is corrupted at gpu 0000:BA:00.0\n"
+    assert nvidia_smi.warnings(text) == [("0000:BA:00.0", "infoROM is corrupted")]
+    assert nvidia_smi.warnings("0, GPU-0, 4 MiB, Disabled") == []

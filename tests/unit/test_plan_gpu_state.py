@@ -288,6 +288,13 @@ def test_a_vgpu_is_said_to_be_one(name: str) -> None:
     assert "pass the whole GPU through" in text
 
 
+def test_a_board_without_a_name_asks_for_a_newer_driver() -> None:
+    # NVIDIA forum, open-gpu-kernel-modules#797: a driver that is older than the board
+    text = line(named("NVIDIA Graphics Device, 183359 MiB, 10.0"), "gpu-unknown")
+    assert "metal_driver_branch" in text
+    assert "did you mean" not in text
+
+
 def test_names_of_whole_boards_are_not_taken_for_vgpus() -> None:
     for name in ("NVIDIA A100-SXM4-64GB", "NVIDIA H20-3f", "NVIDIA A100-PCIE-40GB", "NVIDIA PG506-230"):
         assert "vGPU" not in line(named(f"{name}, 65536 MiB, 8.0"), "gpu-unknown")

@@ -222,6 +222,25 @@ def test_a_cell_that_is_an_error_names_a_sick_gpu(smi: Path, cell: str) -> None:
         gpus.read_memory([0, 3])
 
 
+@pytest.mark.parametrize("status", [0, 14])
+def test_a_corrupted_inforom_is_named_where_it_is_this_replica_s(smi: Path, status: int) -> None:
+    """nvidia-smi(1), "RETURN VALUE" 14; before, the table's rows were the reason, cut at 200 characters."""
+    smi.write_text(
+        "#!/bin/sh\ncase $1 in\n*bus_id*) printf '0, 00000000:18:00.0\\n3, 00000000:BA:00.0\\n';;\n"
+        "--query-gpu*) printf '0, GPU-a, 4, Disabled\\n3, GPU-d, 4, Disabled\\n"
+        "WARNING: infoROM is corrupted at gpu 0000:BA:00.0\\n';;\nesac\n"
+        f"exit {status}\n"
+    )
+    smi.chmod(0o755)
+    with pytest.raises(
+        gpus.GpuError, match=r"warns of the GPU at 0000:BA:00.0: infoROM is corrupted"
+    ) as raised:
+        gpus.read_memory([0, 3])
+    assert raised.value.operator
+    assert "nvidia-smi --gpu-reset" in raised.value.remedy
+    assert gpus.read_memory([0]) is not None, "another replica's GPU is no matter of this one"
+
+
 def test_mig_is_seen_and_an_older_nvidia_smi_is_asked_without_it(smi: Path) -> None:
     answer(smi, "0, GPU-a, 411, Disabled\\n2, GPU-c, 411, Enabled\\n")
     memory = gpus.read_memory([0, 2])

@@ -104,7 +104,7 @@ class Refusal:
 
 
 _HANDLE: Final = re.compile(
-    r"Unable to determine the device handle for (?:gpu|GPU) ?"
+    r"Unable to (?:determine|detect) the device handle for (?:gpu|GPU) ?"
     # GPU5: 0000:BA:00.0, GPU5, GPU 0000:BA:00.0 and GPU0000:BA:00.0: the number of the last one is no index.
     r"(?:(\d{1,3})(?![0-9a-fA-F]*:[0-9a-fA-F]{2}[:.])(?:: ?)?)?"
     r"([0-9a-fA-F]{3,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F])?:? ?([^\n]{0,200})"
@@ -120,6 +120,19 @@ def handle(line: str) -> tuple[int | None, str | None, str] | None:
     if found is None:
         return None
     return (int(found[1]) if found[1] else None), found[2], found[3].strip()
+
+
+WARNED: Final = 14
+"""Exit status of a complete answer with a warning (nvidia-smi(1), "RETURN VALUE")."""
+_WARNING: Final = re.compile(r"WARNING: {0,4}(.{1,80}?) at gpu ([0-9a-fA-F:.]{7,20})", re.IGNORECASE)
+
+
+def warnings(text: str) -> list[tuple[str, str]]:
+    """Return the PCI address and the words of each GPU that nvidia-smi warns of: ``infoROM is corrupted``.
+
+    It ends with 14 then (nvidia-smi(1), "RETURN VALUE"), after a complete answer.
+    """
+    return [(found[2], found[1]) for line in text.splitlines() if (found := _WARNING.search(line[:2000]))]
 
 
 def refusal(text: str) -> Refusal | None:
@@ -167,6 +180,25 @@ _REFUSALS: Final[tuple[tuple[str, Refusal], ...]] = (
             "no-gpu",
             "the driver is loaded and no GPU came up",
             "dmesg | grep NVRM says why (RmInitAdapter, BAR, off the bus); reboot, else repair",
+        ),
+    ),
+    (
+        "couldn't find libnvidia-ml.so",
+        Refusal(
+            "no-library",
+            "the driver's library libnvidia-ml.so is missing",
+            "reinstall it on the host: apt-get install --reinstall libnvidia-ml1 (of Ubuntu: "
+            "libnvidia-compute-BRANCH), then ldconfig",
+            operator=False,
+        ),
+    ),
+    (
+        "blocked by the operating system",
+        Refusal(
+            "gpu-silent",
+            "the operating system blocks the GPUs",
+            "look at dmesg: a kernel lockdown, an IOMMU fault or a GPU taken off the bus; in a virtual "
+            "machine, update its host's driver",
         ),
     ),
     ("GPU is lost", Refusal("gpu-lost", "a GPU is lost", _RESET)),

@@ -24,6 +24,7 @@ from minimax_metal.fleet.answers import UnreadableError, checked
 from minimax_metal.fleet.here import SCHEMA, STATE, look
 from minimax_metal.plan import ansible_programs
 from minimax_metal.plan.connection import trouble_in, trouble_of
+from minimax_metal.plan.inventory import read_variables
 from minimax_metal.plan.vault import masked
 
 EPILOG: Final = """\
@@ -89,6 +90,7 @@ def ask_hosts(
         trouble = trouble_in(done.err)
         if trouble.code == "vault-password" or trouble.code.startswith("controller-"):
             raise UserError(trouble.line())
+        read_variables(inventories, limit=limit)  # it names the groups that there are
         raise UserError(
             f"found that ansible asked no host ({one_line(ansible_programs.last_words(done), 300)}), "
             "expected hosts in group gpu_hosts; fix the inventory or --limit: nothing was done"

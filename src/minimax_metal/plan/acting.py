@@ -4,10 +4,60 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final
+
+import yaml
+
+from minimax_metal.common.files import read_bounded
+
+FILE_BYTES: Final = 2 << 20
+"""Most that is read of one file of an inventory."""
 
 BUILT_IN: Final = frozenset({"all", "ungrouped"})
 SPECIAL_TAGS: Final = frozenset({"all", "always", "never", "tagged", "untagged"})
+
+
+class _AnyTag(yaml.SafeLoader):
+    """Reads the form of a file; what tags mean (``!vault``) is Ansible's."""
+
+
+_AnyTag.add_multi_constructor("", lambda loader, suffix, node: None)
+
+
+def unreadable(inventories: Iterable[str | Path]) -> str:
+    """Return which file of an inventory Ansible could not read, and where; empty where none is known.
+
+    Ansible only warns of such a file, and goes on without the hosts in it.
+    """
+    for inventory in map(Path, inventories):
+        files = sorted(inventory.iterdir()) if inventory.is_dir() else [inventory]
+        for file in files:
+            if file.suffix not in {".yml", ".yaml", ".json"} or not file.is_file():
+                continue
+            try:
+                text = read_bounded(file, FILE_BYTES)
+                if text.startswith(b"$ANSIBLE_VAULT"):
+                    return f"{file}: encrypted with ansible-vault, and no password that opens it was given"
+                found = yaml.load(text, _AnyTag)  # noqa: S506  it makes plain data only
+            except yaml.MarkedYAMLError as error:
+                mark = error.problem_mark
+                where = f" line {mark.line + 1} column {mark.column + 1}" if mark else ""
+                return f"{file}{where}: {error.problem or 'not YAML'}"
+            except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+                return f"{file}: {str(error).splitlines()[0][:200]}"
+            if found is None or (isinstance(found, dict) and "plugin" in found):
+                continue
+            if not isinstance(found, dict):
+                return f"{file}: a {type(found).__name__}, not a mapping of groups"
+            for group, inside in found.items():
+                hosts = inside.get("hosts") if isinstance(inside, dict) else inside
+                if isinstance(hosts, list):
+                    return (
+                        f"{file}: the hosts of {group} are a list; write each as a key with a colon behind "
+                        f"it (hosts: {{{hosts[0] if hosts else 'gpu01'}: }})"
+                    )
+    return ""
 
 
 def no_hosts(
@@ -17,6 +67,7 @@ def no_hosts(
     *,
     limit: str = "",
     inventories: Sequence[str] = (),
+    broken: str = "",
 ) -> str:
     """Return why a run has nothing to act on, in one line; empty where it has.
 
@@ -26,6 +77,7 @@ def no_hosts(
         within: hosts that ``--limit`` leaves; None without a limit.
         limit: what was typed behind ``--limit``.
         inventories: as typed behind ``-i``.
+        broken: what :func:`unreadable` says of them.
     """
     where = ", ".join(inventories) or "the inventory"
     name = " or ".join(wanted)
@@ -40,6 +92,11 @@ def no_hosts(
         return (
             f"found no host of group {name} within --limit {limit}, expected at least one of {hosts}; "
             "fix --limit: nothing was done"
+        )
+    if broken:
+        return (
+            f"found an inventory that Ansible can't read ({broken}), expected YAML with group {name}; fix "
+            "that file: nothing was done"
         )
     near = difflib.get_close_matches(wanted[0], known, n=1, cutoff=0.6)
     empty = [group for group in wanted if group in groups]

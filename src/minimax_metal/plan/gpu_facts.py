@@ -22,9 +22,6 @@ _LINES: Final = 400
 _LINE: Final = 1_000
 _VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?![\d.])")
 _CAPABILITY: Final = re.compile(r"\d{1,3}\.\d{1,2}")
-_WARNING: Final = re.compile(r"WARNING: {0,4}(.{1,80}?) at gpu ([0-9a-fA-F:.]{7,20})", re.IGNORECASE)
-_CORRUPTED: Final = 14
-"""Exit status of a complete answer with such a warning (nvidia-smi(1), "RETURN VALUE")."""
 _SOUND_ACTIONS: Final = frozenset({"none", "n/a", "not supported", ""})
 
 
@@ -122,11 +119,10 @@ def read_smi(raw: Any) -> SmiAnswer:
     status = _status(raw.get("returncode"))
     refusal = nvidia_smi.refusal("\n".join((*err, *out)))
     warned = tuple(
-        LostGpu(None, _address(found[2]), one_line(found[1], 100))
-        for line in (*err, *out)
-        if (found := _WARNING.search(line))
+        LostGpu(None, _address(address), one_line(words, 100))
+        for address, words in nvidia_smi.warnings("\n".join((*err, *out)))
     )
-    if (status and not (status == _CORRUPTED and warned)) or not gpus:
+    if (status and not (status == nvidia_smi.WARNED and warned)) or not gpus:
         return SmiAnswer(
             present=True,
             gpus=gpus,

@@ -203,6 +203,14 @@ def refuse_unknown_gpu(name: str, facts: HostFacts, catalog: Catalog, found: Fin
         f"{seen.memory_bytes // nvidia_smi.MIB} MiB" if seen.memory_bytes else f"memory {seen.memory_cell}"
     )
     what = f"GPU {name}, {memory}, compute capability {seen.compute_capability or 'unknown'}"
+    if name.endswith("Graphics Device"):
+        return found.refuse(
+            "gpu-unknown",
+            f"{what}: a driver that is older than the board has no name for it",
+            "a driver that knows the GPU",
+            "set metal_driver_branch to a branch that lists it (lspci -nn -d 10de: shows its device id); a "
+            f"sample board stays nameless: then {add}",
+        )
     if _VGPU.search(name):
         return found.refuse(
             "gpu-unknown",

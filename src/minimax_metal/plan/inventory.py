@@ -21,7 +21,7 @@ from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.program import Answer
 from minimax_metal.errors import UserError
 from minimax_metal.plan import ansible_programs
-from minimax_metal.plan.acting import no_hosts
+from minimax_metal.plan.acting import no_hosts, unreadable
 from minimax_metal.plan.adapter import raw_facts_of
 from minimax_metal.plan.connection import Trouble, trouble_in
 from minimax_metal.plan.vault import MARK, decrypted_of, encrypted_files, is_encrypted
@@ -255,7 +255,12 @@ def _host_variables(
         within: list[str] | None = [] if limit else None
         raise UserError(
             no_hosts(
-                [GROUP], groups, within, limit=limit or "", inventories=[str(one) for one in inventories]
+                [GROUP],
+                groups,
+                within,
+                limit=limit or "",
+                inventories=[str(one) for one in inventories],
+                broken=unreadable(inventories),
             )
         )
     hostvars = hostvars if isinstance(hostvars, dict) else {}

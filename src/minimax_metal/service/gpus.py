@@ -94,7 +94,19 @@ def _ask(path: str, *arguments: str, stop: Callable[[], bool]) -> program.Answer
     return program.run([path, *arguments], seconds=ANSWER_SECONDS, stop=stop)
 
 
-def _table(path: str, stop: Callable[[], bool]) -> str:
+def _ours(
+    path: str, indices: Sequence[int], warned: Sequence[tuple[str, str]], stop: Callable[[], bool]
+) -> list[tuple[str, str]]:
+    """Which of the GPUs that nvidia-smi warns of are these; all where their addresses can't be told."""
+    if not warned:
+        return []
+    rows = nvidia_smi.rows(_ask(path, "--query-gpu=index,pci.bus_id", FORMAT, stop=stop).out)
+    places = {cells[1].lower()[-12:]: cells[0] for cells in rows if len(cells) == 2 and cells[0].isdigit()}
+    wanted = {str(index) for index in indices}
+    return [one for one in warned if places.get(one[0].lower()[-12:], next(iter(wanted), "")) in wanted]
+
+
+def _table(path: str, indices: Sequence[int], stop: Callable[[], bool]) -> str:
     """The table of all GPUs, with MIG where this nvidia-smi knows it.
 
     Raises:
@@ -108,7 +120,15 @@ def _table(path: str, stop: Callable[[], bool]) -> str:
         known = nvidia_smi.refusal(answer.out + answer.err)
         if known is not None and known.code == "field":
             continue
-        if answer.ok:
+        warned = _ours(path, indices, nvidia_smi.warnings(f"{answer.out}\n{answer.err}"), stop)
+        if warned:
+            told = ", ".join(f"the GPU at {address}: {words}" for address, words in warned[:8])
+            raise GpuError(
+                f"nvidia-smi warns of {told}",
+                "drain the host, reset that GPU (nvidia-smi --gpu-reset) or reboot; if it stays, have it "
+                "repaired",
+            )
+        if answer.ok or (answer.status == nvidia_smi.WARNED and known is None):
             # A lost GPU is not in the table then, or has no values there.
             return answer.out
         words = one_line(f"{answer.out} {answer.err}", 200)
@@ -134,7 +154,7 @@ def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False
     if path is None:
         return None
     rows: dict[int, list[str]] = {}
-    for cells in nvidia_smi.rows(_table(path, stop)):
+    for cells in nvidia_smi.rows(_table(path, indices, stop)):
         if (index := digits(cells[0])) is not None and index in indices:
             rows[index] = cells
     for index, cells in sorted(rows.items()):

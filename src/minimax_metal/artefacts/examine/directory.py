@@ -8,6 +8,7 @@ proved is that the numbers in the tensors are the right ones: only hashes of the
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
@@ -338,7 +339,12 @@ class _Look:
                 content = file.read(MOST_TEXT + 1)
             if len(content) > MOST_TEXT:
                 raise ValueError("too long")
-            raw = read_json(content.decode("utf-8-sig"))
+            if content.startswith(codecs.BOM_UTF8):
+                self.problem(
+                    path, "begins with a byte order mark, which the engine can't read: save it without"
+                )
+                content = content.removeprefix(codecs.BOM_UTF8)
+            raw = read_json(content.decode("utf-8"))
             if not isinstance(raw, dict):
                 raise TypeError
         except OSError as error:

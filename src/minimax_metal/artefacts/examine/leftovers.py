@@ -40,7 +40,7 @@ _UNFINISHED: Final = (
     # rsync: .NAME.XXXXXX; aws s3, s5cmd and others: NAME.XXXXXXXX
     (r"^\." + r".+" + _MODEL + r"\.[A-Za-z0-9]{6}$", "rsync"),
     (r"\.safetensors\.[A-Za-z0-9]{6,10}$", "a copy"),
-    (r"\.safetensors\.[0-9]{1,3}$", "a second download of the file"),
+    (r"\.safetensors\.[0-9]{1,3}$", "wget (a second copy)"),
 )
 _COMPILED: Final = tuple((re.compile(pattern, re.IGNORECASE), tool) for pattern, tool in _UNFINISHED)
 _BESIDE: Final = re.compile(
