@@ -53,7 +53,7 @@ def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:
         state = Text(host["state"], style=STYLES.get(host["state"], ""))
         return [[name, "-", "-", "-", "-", state, "-", "-", Text(str(host.get("why", "")), style="dim")]]
     applied = host["applied"]
-    model = " ".join(filter(None, (applied.get("model"), applied.get("format"))))
+    model = " ".join(str(one) for one in (applied.get("model"), applied.get("format")) if one)
     notes = [*host.get("drift", [])]
     lock, rollout = host.get("lock"), host.get("rollout")
     if lock:
