@@ -44,6 +44,10 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "keep the kernel's lines about GPUs where the engine's supervisor reads them",
     ),
     "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
+    "keys": (
+        "minimax_metal.fleet.key_commands:main",
+        "change the fleet's keys while it serves (playbooks/rotate.yml)",
+    ),
     "lock": ("minimax_metal.fleet.lock:main", "who changes the fleet, seen from this host"),
     "plan": (
         "minimax_metal.plan.commands:main",

@@ -89,7 +89,11 @@ def test_the_guard_answers_what_the_gateway_expects_without_a_key() -> None:
 
         return ask(asked, method, "/metal/identity")
 
-    assert get(b"nonce=" + b"ab" * 32).json == {"proof": Identity(KEY, url).proof("ab" * 32)}
+    assert get(b"nonce=" + b"ab" * 32).json == {
+        "proof": Identity(KEY, url).proof("ab" * 32),
+        "proofs": [Identity(KEY, url).proof("ab" * 32)],
+        "managers": [],
+    }
     for query in (b"", b"nonce=", b"nonce=xyz", b"nonce=" + b"A" * 64, b"nonce=" + b"a" * 200, b"\xff",
                   b"nonce=" + b"ab" * 32 + b"&nonce=" + b"cd" * 32):  # fmt: skip
         assert get(query).status == 400

@@ -8,7 +8,6 @@ manifest too: whoever takes its port next has to prove itself first.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import threading
 import time
@@ -16,8 +15,7 @@ from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Final
 
-from minimax_metal.common.documents import read_json
-from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity
+from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity, proven
 from minimax_metal.fleet.gateway_client import Web
 
 ASK_SECONDS: Final = 5.0
@@ -62,14 +60,7 @@ class Examiner:
             return Seen.DOWN
         except OSError:
             return Seen.SILENT
-        try:
-            proof = read_json(body)["proof"] if status == 200 else ""
-        except (ValueError, KeyError, TypeError):
-            proof = ""
-        right = isinstance(proof, str) and hmac.compare_digest(
-            proof.encode("utf-8", "replace"), own.proof(nonce).encode()
-        )
-        return Seen.PROVEN if right else Seen.FOREIGN
+        return Seen.PROVEN if status == 200 and proven(body, own, nonce) else Seen.FOREIGN
 
     def ask_all(self, urls: Iterable[str]) -> dict[str, Seen]:
         """Ask several at once, for ``LOOK_SECONDS`` at most: an answer without end holds nobody up."""

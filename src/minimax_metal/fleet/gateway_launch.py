@@ -23,22 +23,28 @@ API_KEY, ADMIN_KEY = "api_key", "admin_key"
 def key_arguments(directory: Path) -> list[str]:
     """Return smg's arguments for the keys in a directory, as systemd hands them over; either may be missing.
 
+    A file holds a key in each line, the one in use first: two while keys are changed. smg asks workers
+    with the
+    one in use; the other is a tenant's (``--tenant-api-key``), which it takes from clients and hands on.
+
     Raises:
         UserError: a file can't be read.
     """
 
-    def key(name: str) -> str | None:
+    def keys(name: str) -> list[str]:
         path = directory / name
         try:
-            return path.read_text(encoding="ascii").strip() if path.exists() else None
+            return path.read_text(encoding="ascii").split() if path.exists() else []
         except OSError as error:
             raise UserError(f"{path}: found no key: {error.strerror}; run playbooks/gateway.yml") from None
 
     found: list[str] = []
-    if client := key(API_KEY):
-        found += ["--api-key", client]
-    if admin := key(ADMIN_KEY):
-        found += ["--control-plane-api-keys", f"metal:metal:admin:{admin}"]
+    for place, client in enumerate(keys(API_KEY)):
+        found += ["--tenant-api-key", f"metal-{place + 1}:{client}"] if place else ["--api-key", client]
+    if admins := keys(ADMIN_KEY):
+        names = [f"metal{place + 1 if place else ''}" for place in range(len(admins))]
+        words = [f"{name}:{name}:admin:{admin}" for name, admin in zip(names, admins, strict=True)]
+        found += ["--control-plane-api-keys", *words]
     return found
 
 

@@ -139,7 +139,7 @@ def worker_url(text: str) -> str:
 
 
 def read_key(path: Path | None) -> str | None:
-    """Return the key in a file, none without a file.
+    """Return the key in use in a file, its first line; none without a file.
 
     Raises:
         UserError: the file can't be read.
@@ -147,7 +147,7 @@ def read_key(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: found no key: {error}; run as root, or run playbooks/gateway.yml") from None
 

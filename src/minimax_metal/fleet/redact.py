@@ -6,6 +6,7 @@ to be secret are masked wherever they appear, and so is what looks like one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -17,6 +18,8 @@ from urllib.parse import quote
 import yaml
 
 from minimax_metal.common.files import read_bounded
+from minimax_metal.errors import UserError
+from minimax_metal.fleet import rotation
 from minimax_metal.fleet.secret_shapes import MASK, is_secret_name, without_secrets
 
 __all__ = ("MASK", "Redactor", "is_secret_name", "slim")
@@ -138,9 +141,17 @@ def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
     found = []
     for directory in directories:
         try:
-            paths = [path for path in sorted(directory.iterdir()) if path.is_file()]
+            # A hidden file is the state of a change of keys, whose values are asked for by name.
+            paths = [
+                path
+                for path in sorted(directory.iterdir())
+                if path.is_file() and not path.name.startswith(".")
+            ]
         except OSError:
             continue
+        with contextlib.suppress(UserError):
+            state = rotation.read(directory)
+            found += [value for pair in (state.keys.values() if state else ()) for value in pair]
         for path in paths:
             try:
                 if path.stat().st_size <= 64 << 10:

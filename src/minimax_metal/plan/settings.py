@@ -200,6 +200,8 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_gateway_plan",
         "metal_host_timeout_seconds",
         "metal_keep_releases",
+        "metal_keys_do",
+        "metal_keys_names",
         "metal_loaded",
         "metal_lock_break",
         "metal_plan",

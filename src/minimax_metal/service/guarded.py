@@ -8,7 +8,6 @@ nobody asks.
 
 from __future__ import annotations
 
-import hmac
 import secrets
 import time
 import urllib.parse
@@ -17,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minimax_metal.common.documents import read_json
-from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity
+from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity, proven
 from minimax_metal.service.health import ask, opener_for
 
 ASK_SECONDS: Final = 5.0
@@ -57,11 +55,7 @@ class GuardProbe:
         self.asked = now
         nonce = secrets.token_hex(32)
         status, text = ask(opener_for(self.url), f"{self.url}?nonce={nonce}", ASK_SECONDS)
-        try:
-            proof = read_json(text)["proof"] if status == "200" else ""
-        except (ValueError, KeyError, TypeError):
-            proof = ""
-        if isinstance(proof, str) and hmac.compare_digest(proof.encode(), self.own.proof(nonce).encode()):
+        if status == "200" and proven(text, self.own, nonce):
             self.own, self.note = None, ""
             return True
         self.since = now if self.since is None else self.since

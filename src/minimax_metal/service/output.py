@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from minimax_metal.engine_plugin.minimax_metal_engine.keys import FILE as ACCEPTED
+from minimax_metal.engine_plugin.minimax_metal_engine.keys import parse
 from minimax_metal.service.diagnosis.lines import cut
 
 LINES_KEPT: Final = 300
@@ -55,14 +57,21 @@ class Secrets:
 
     @classmethod
     def of_directory(cls, directory: Path | None) -> Secrets:
-        """Those in ``<directory>/*_key``, one each.
+        """Those in ``<directory>/*_key``, one each, and all that ``accepted.json`` lists.
 
         Raises:
             OSError: a key is there and can't be read.
         """
         if directory is None:
             return cls(())
-        return cls(path.read_text(encoding="utf-8").strip() for path in sorted(directory.glob("*_key")))
+        found = [path.read_text(encoding="utf-8").strip() for path in sorted(directory.glob("*_key"))]
+        if (directory / ACCEPTED).exists():
+            try:
+                keys = parse((directory / ACCEPTED).read_bytes())
+            except ValueError:
+                return cls(found)  # the guard refuses it by name
+            found += [*keys.user, *keys.admin]
+        return cls(found)
 
     def out_of(self, text: str) -> str:
         """``text`` without them."""

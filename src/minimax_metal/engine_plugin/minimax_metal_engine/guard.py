@@ -11,7 +11,7 @@ from .body import Bodies, Body, ClientGoneError, again
 from .drain import Drain
 from .errors import Application, Message, Receive, Refused, Send, answer
 from .fetch import Fetcher, as_data
-from .keys import Headers, carries, with_key
+from .keys import Accepted, Headers, carries, with_key
 from .routes import SHOWS_KEYS, Access, access_to
 from .settings import Settings
 
@@ -53,8 +53,19 @@ class Guard:
         self.fetcher = Fetcher(settings.media_domains, settings.max_request_bytes)
         self.fetches = asyncio.Semaphore(FETCHES_AT_ONCE)
         named = settings.identity and settings.user_key
-        self.identity = identity.Identity(settings.user_key, settings.identity) if named else None  # type: ignore[arg-type]
-        self.hidden = tuple(json.dumps(text)[1:-1].encode() for text in settings.secrets)
+        self.identity = identity.Identities(settings.identity) if named else None  # type: ignore[arg-type]
+        own = ((key,) if key else () for key in (settings.user_key, settings.admin_key))
+        self.own = Accepted(*own)
+
+    def keys(self) -> Accepted:
+        """The keys that count now."""
+        return self.settings.accepted.now() if self.settings.accepted else self.own
+
+    def hidden(self) -> tuple[bytes, ...]:
+        """All that no answer may show, as it stands in JSON; longest first."""
+        keys = self.keys()
+        found = {*self.settings.secrets, *self.own.user, *self.own.admin, *keys.user, *keys.admin}
+        return tuple(json.dumps(text)[1:-1].encode() for text in sorted(found, key=len, reverse=True))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -101,8 +112,8 @@ class Guard:
         except Refused as refused:
             await answer(send, path, refused, close=not read)
             return
-        if path in SHOWS_KEYS and self.hidden:
-            send = self.redacting(send)
+        if path in SHOWS_KEYS and (hidden := self.hidden()):
+            send = redacting(send, hidden)
         elif works:
             send = back_pressure(send, path)
         await self.counted(works, scope, receive, send)
@@ -118,14 +129,14 @@ class Guard:
         access, methods = access_to(path)
         if access is Access.OPEN or _is_preflight(scope):
             return access, headers, False
-        wanted = settings.user_key
-        if access is Access.MANAGERS:
-            wanted = settings.admin_key or settings.user_key
+        keys = self.keys()
+        wanted, allowed = settings.user_key, keys.user
+        if access is Access.MANAGERS and settings.admin_key:
+            wanted, allowed = settings.admin_key, keys.admin
         if wanted is not None:
-            held = carries(headers, wanted)
-            if not held and not (
-                access is Access.CLOSED and settings.admin_key and carries(headers, settings.admin_key)
-            ):
+            if access is Access.CLOSED:
+                allowed = (*allowed, *keys.admin)
+            if not carries(headers, allowed):
                 raise Refused(401, "Unauthorized: expected a key in Authorization: Bearer, or in x-api-key")
             headers = with_key(headers, wanted)
         if access is Access.CLOSED:
@@ -136,13 +147,16 @@ class Guard:
             raise Refused(415, "a compressed request is not taken; send it as it is")
         return access, headers, access is Access.MANAGERS and settings.admin_key is not None
 
-    async def prove(self, own: identity.Identity, scope: Message, send: Send) -> None:
+    async def prove(self, own: identity.Identities, scope: Message, send: Send) -> None:
         """Answer a gateway's question whether this is the engine."""
-        proof = own.answer(bytes(scope.get("query_string", b"")))
-        if proof is None:
+        nonce = identity.asked(bytes(scope.get("query_string", b"")))
+        if nonce is None:
             await answer(send, identity.PATH, Refused(400, "expected ?nonce= and 32 to 128 hex digits"))
-        else:
-            await _send_whole(send, {"type": "http.response.start", "status": 200}, dumps({"proof": proof}))
+            return
+        keys = self.keys()
+        # In a thread: a key that is new is stretched first.
+        found = await asyncio.to_thread(own.answers, nonce, keys.user, keys.admin)
+        await _send_whole(send, {"type": "http.response.start", "status": 200}, dumps(found))
 
     async def checked(self, path: str, body: bytes, scope: Message) -> tuple[bytes, Message]:
         """A client's body after all checks; with allowed media in it instead of its address.
@@ -222,15 +236,16 @@ class Guard:
         finally:
             self.drain.running -= 1
 
-    def redacting(self, send: Send) -> Send:
-        """``send`` for an answer without the keys."""
 
-        async def whole(start: Message, body: bytes) -> None:
-            for secret in self.hidden:
-                body = body.replace(secret, b"***")
-            await _send_whole(send, start, body)
+def redacting(send: Send, hidden: tuple[bytes, ...]) -> Send:
+    """``send`` for an answer without the keys."""
 
-        return _held_back(send, lambda _: True, whole)
+    async def whole(start: Message, body: bytes) -> None:
+        for secret in hidden:
+            body = body.replace(secret, b"***")
+        await _send_whole(send, start, body)
+
+    return _held_back(send, lambda _: True, whole)
 
 
 def route_path(scope: Message) -> str:

@@ -6,20 +6,26 @@
 ``METAL_REQUEST_SECONDS``      time in which a body has to arrive (60)
 ``METAL_MAX_IMAGE_PIXELS``     pixels of all images of a request together (128 million)
 ``METAL_IDENTITY``             address by which gateways reach this engine, which it proves to be
-``METAL_SECRETS``              directory of ``api_key`` and ``admin_api_key``
+``METAL_SECRETS``              directory of ``engine.yaml`` (what the engine was started with),
+                               ``accepted.json`` (what counts now, ``keys.py``), ``api_key``,
+                               ``admin_api_key``
 =============================  ====================================================================
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .keys import ADMIN_KEY, FILE, USER_KEY, Accepted, KeyFile
+
 MAX_REQUEST_BYTES = 64 * 2**20
 REQUEST_SECONDS = 60.0
 MAX_IMAGE_PIXELS = 128_000_000
-USER_KEY, ADMIN_KEY = "api_key", "admin_api_key"
+CONFIG = "engine.yaml"
+_LINE = re.compile(r'^(admin-)?api-key: "([^"\s]+)"$', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,9 @@ class Settings:
 
     user_key: str | None = None
     admin_key: str | None = None
+    """Keys that the engine was started with, and takes from the guard."""
+    accepted: KeyFile | None = None
+    """Keys that count now; without such a file, those two."""
     secrets: tuple[str, ...] = ()
     """All that no answer may show, longest first."""
     served_name: str | None = None
@@ -55,6 +64,7 @@ def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settin
     return Settings(
         user_key=keys.get(USER_KEY),
         admin_key=keys.get(ADMIN_KEY),
+        accepted=_accepted(Path(directory), keys) if directory else None,
         secrets=tuple(sorted(keys.values(), key=len, reverse=True)),
         served_name=_after(argv, "--served-model-name"),
         adapters=any(word.split("=")[0] in {"--enable-lora", "--lora-paths"} for word in argv),
@@ -67,9 +77,25 @@ def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settin
 
 
 def _keys(directory: Path) -> dict[str, str]:
-    """The keys in ``<directory>/*_key``, by name; an empty file is no key."""
+    """The engine's own keys, by name: those of ``engine.yaml``, else those in ``<directory>/*_key``.
+
+    The engine has read ``engine.yaml`` a moment ago; the others may be newer. An empty file is no key.
+    """
     found = {path.name: path.read_text(encoding="utf-8").strip() for path in directory.glob("*_key")}
+    if (directory / CONFIG).exists():
+        lines = _LINE.findall((directory / CONFIG).read_text(encoding="utf-8"))
+        found |= {ADMIN_KEY if admin else USER_KEY: key for admin, key in lines}
     return {name: key for name, key in found.items() if key}
+
+
+def _accepted(directory: Path, keys: Mapping[str, str]) -> KeyFile | None:
+    """The file of keys that count; without both of the engine's there is nothing to count beside."""
+    if USER_KEY not in keys or ADMIN_KEY not in keys:
+        return None
+    path = directory / FILE
+    if path.exists():
+        return KeyFile(path)
+    return KeyFile(path, Accepted((keys[USER_KEY],), (keys[ADMIN_KEY],)))
 
 
 def _number(environment: Mapping[str, str], name: str, default: float) -> float:

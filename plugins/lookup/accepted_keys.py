@@ -1,0 +1,64 @@
+"""The keys that count on hosts for a key of the controller; several while it is changed."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from minimax_metal.errors import UserError
+from minimax_metal.fleet.rotation import accepted
+
+DOCUMENTATION = r"""
+name: accepted_keys
+short_description: The keys that count for a key of the controller
+description:
+  - Returns a list for each path, the key in use first.
+  - Made as by lookup kept_key where there is none. More than one while C(metal keys rotate) is under way.
+options:
+  _terms:
+    description: Paths of files.
+    required: true
+  gateway:
+    description: Whether a gateway asks, which goes through fewer steps.
+    type: bool
+    default: false
+  keep:
+    description: Whether a key that is made is written.
+    type: bool
+    default: true
+author:
+  - The minimax-metal authors
+"""
+
+
+class LookupModule(LookupBase):
+    """The lookup."""
+
+    def run(
+        self,
+        terms: Sequence[str],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        gateway: bool = False,
+        keep: bool = True,
+        **_options: Any,
+    ) -> list[list[str]]:
+        """Return the keys, a list for each path.
+
+        Raises:
+            AnsibleLookupError: a file is not a key, or the state of a change is broken.
+        """
+        try:
+            return [
+                accepted(Path(str(path)).expanduser(), gateway=bool(gateway), keep=bool(keep))
+                for path in terms
+            ]
+        except UserError as error:
+            raise AnsibleLookupError(str(error)) from None
