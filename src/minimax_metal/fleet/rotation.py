@@ -268,11 +268,11 @@ def step(
                 f"finish it "
                 "(--finish) or take it back (--take-back) first"
             )
-        further = advance(state, verb)
-        if further is not None:
-            write(directory, further)
+        onward = advance(state, verb)
+        if onward is not None:
+            write(directory, onward)
         return {
-            "place": "" if further is None else PLACES[further.place],
+            "place": "" if onward is None else PLACES[onward.place],
             "keys": sorted(state.keys),
             "forward": verb != TAKE_BACK,
         }
