@@ -72,7 +72,8 @@ def test_a_run_on_a_simulated_engine_adds_up(tmp_path: Path) -> None:
     with simulated_engine(tmp_path, *bounds, environment={"SIMULATED_TOKEN_SECONDS": "0.01"}) as engine:
         log = tmp_path / "load.jsonl"
         done = subprocess.run(
-            [sys.executable, ROOT / "benchmarks/load.py", "run", "--url", engine.url, "--model", "m",
+            [sys.executable, ROOT / "benchmarks/load.py", "run",
+             "--url", engine.url, "--model", "MiniMaxAI/MiniMax-M2.5",
              "--rate", "200", "--requests", "30", "--tokens", "30", "--long-share", "0.1",
              "--long-tokens", "60", "--log", log],
             capture_output=True, text=True, check=False,
@@ -90,7 +91,8 @@ def test_a_load_that_is_ended_counts_what_it_sent(tmp_path: Path) -> None:
     with simulated_engine(tmp_path, environment={"SIMULATED_TOKEN_SECONDS": "0.01"}) as engine:
         log = tmp_path / "load.jsonl"
         load = subprocess.Popen(
-            [sys.executable, ROOT / "benchmarks/load.py", "run", "--url", engine.url, "--model", "m",
+            [sys.executable, ROOT / "benchmarks/load.py", "run",
+             "--url", engine.url, "--model", "MiniMaxAI/MiniMax-M2.5",
              "--rate", "50", "--requests", "100000", "--tokens", "30", "--long-tokens", "60", "--log", log],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
