@@ -282,6 +282,11 @@ def test_no_setting_writes_a_line_of_its_own_into_apts_files(text: str) -> None:
         problem = settings_problem(*given)
         assert problem is not None
         assert "\n" not in problem
+    for key in (".", "..", "-r", ".hidden"):
+        assert settings_problem(URL, "", key) is not None
+    for control in ("\x00", "\x1b[2J", "\u202e", "\x85"):
+        assert settings_problem(f"{URL}/{control}", "", "k.pub") is not None
+        assert settings_problem(URL, f"http://u:{control}@proxy:3128", "k.pub") is not None
 
 
 def test_the_roles_template_writes_the_same_preferences(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def settings_problem(url: str, proxy: str, key: str) -> str | None:
             "found a nvidia_driver_repository_proxy with other characters than a proxy's URL has, expected "
             "http://[USER:PASSWORD@]HOST:PORT; write special characters as %XX"
         )
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", key):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
         return f"found nvidia_driver_repository_key {one_line(key, 60)}, expected the name of a file; fix it"
     return None
 
