@@ -62,11 +62,23 @@ def test_the_manifest_of_the_weights_belongs_to_the_release(tmp_path: Path) -> N
     assert second is not None
     assert (second.number, second.digest) == (2, first.digest)
     assert json.loads(second.path.read_text())["weights"]["proof"].startswith("hub's hashes (https://h)")
+    assert "accepted" not in json.loads(second.path.read_text())["weights"]
     manifest.unlink()
     third = records.record(plan)
     assert third is not None
     assert json.loads(third.path.read_text())["weights"] is None
     assert records.record(plan) is None
+
+
+def test_what_was_taken_on_trust_stays_with_the_release(tmp_path: Path) -> None:
+    """model_weights_accept_unproved was in the manifest alone: no record showed it."""
+    manifest = tmp_path / "m" / ".minimax-metal" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text('{"files": [], "proof": {"text": "a path", "accepted": ["weights-unproved"]}}')
+    plan = {**PLAN, "model": {"name": "MiniMax-M2.5", "path": str(manifest.parents[1])}}
+    made = Records(tmp_path / "releases").record(plan)
+    assert made is not None
+    assert json.loads(made.path.read_text())["weights"]["accepted"] == "weights-unproved"
 
 
 def test_a_dangling_link_and_strangers_are_survived(tmp_path: Path) -> None:

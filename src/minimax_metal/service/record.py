@@ -74,7 +74,8 @@ def digest_of(plan: Mapping[str, Any]) -> str:
 def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     """Return path and SHA-256 (of its bytes, in hex) of the manifest of a plan's weights; None without one.
 
-    ``proof``: who states what the files are, in the manifest's words.
+    ``proof``: who states what the files are, in the manifest's words. ``accepted``: what was accepted by a
+    setting, where anything was.
 
     Raises:
         OSError: the manifest is there and can't be read.
@@ -93,7 +94,11 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     found = {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
     # Who states what the files are, and who asked for it when; older manifests do not say.
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        found["proof"] = one_line(str(read_json(content)["proof"]["text"]), 500)
+        proof = read_json(content)["proof"]
+        # What somebody took on trust by a setting (weights-unproved) stays with the release.
+        if isinstance(accepted := proof.get("accepted"), list) and accepted:
+            found["accepted"] = one_line(", ".join(sorted({str(one) for one in accepted[:20]})), 200)
+        found["proof"] = one_line(str(proof["text"]), 500)
     return found
 
 
