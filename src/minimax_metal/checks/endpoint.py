@@ -7,13 +7,13 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, ParamSpec, TypeVar, cast
 from urllib.parse import urlsplit
 
 import anthropic
@@ -60,6 +60,27 @@ class Facts:
     sampling_defaults: str | None = None
     model_path: str | None = None
     version: str | None = None
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _understood(ask: Callable[P, R]) -> Callable[P, R]:
+    """Make an answer of another form than the interface's the endpoint's failure, not this program's.
+
+    The clients' libraries check next to nothing of what they parse: ``null`` for an answer is None.
+    """
+
+    @wraps(ask)
+    def asked(*arguments: P.args, **more: P.kwargs) -> R:
+        try:
+            return ask(*arguments, **more)
+        except (AttributeError, TypeError, LookupError, RecursionError) as error:
+            said = f"{type(error).__name__}: {shorten(str(error))}"
+            raise FailedError("an answer in the form of the interface", said) from error
+
+    return asked
 
 
 class Endpoint:
@@ -151,6 +172,7 @@ class Endpoint:
 
     # The OpenAI interface ---------------------------------------------------------------------------------
 
+    @_understood
     def chat(
         self, messages: list[dict[str, Any]], *, client: openai.OpenAI | None = None, **more: Any
     ) -> Answer:
@@ -162,7 +184,7 @@ class Endpoint:
             raise FailedError("a choice in the response", shorten(response.model_dump_json()))
         choice = response.choices[0]
         calls = tuple(
-            Call(call.function.name, call.function.arguments or "", call.id or "")
+            Call(str(call.function.name), str(call.function.arguments or ""), str(call.id or ""))
             for call in choice.message.tool_calls or []
         )
         usage = response.usage
@@ -175,6 +197,7 @@ class Endpoint:
             usage.prompt_tokens if usage else None,
         )
 
+    @_understood
     def stream(self, messages: list[dict[str, Any]], **more: Any) -> Answer:
         """Ask with streaming and usage; return the answer put together."""
         begun = time.monotonic()
@@ -244,11 +267,13 @@ class Endpoint:
 
     # The Anthropic interface ------------------------------------------------------------------------------
 
+    @_understood
     def message(self, messages: list[dict[str, Any]], **more: Any) -> tuple[Answer, list[dict[str, Any]]]:
         """Ask ``/v1/messages`` without streaming; return the answer and its blocks as they came."""
         response: Any = self.anthropic.messages.create(model=self.model, messages=cast(Any, messages), **more)
         return _from_blocks(response)
 
+    @_understood
     def message_stream(self, messages: list[dict[str, Any]], **more: Any) -> Answer:
         """Ask ``/v1/messages`` with streaming; return the answer as the client puts it together."""
         pieces = 0

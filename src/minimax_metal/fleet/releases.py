@@ -71,7 +71,14 @@ class Kept:
 
     def missing(self) -> list[str]:
         """Return what it needs and is not there, in words."""
-        return [f"{what} {path}" for what, path in self.needs() if not path.exists()]
+        return [f"{what} {path}" for what, path in self.needs() if not _is_there(path)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False  # a name that no file has: a damaged record
 
 
 def kept(records: Records) -> list[Kept]:

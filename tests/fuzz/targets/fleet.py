@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.errors import UserError
 from minimax_metal.fleet import (
     answers,
     check_reports,
@@ -297,7 +298,7 @@ TARGETS: Final = (
         b'{"before":{"answers":1,"failures":0,"first_sum":1.5,"first_count":2},"batch":null}',
     ), Form.JSON),
     Target("soak-printed", of_text(soak.said), (b'{"answers":1,"failures":0,"first_sum":1.5,"first_count":2}',), Form.JSON),
-    Target("key-file", of_file(lambda path: read_key(path, 16)), (b"sk-0123456789abcdef0123456789abcdef\n",)),
+    Target("key-file", of_file(lambda path: read_key(path, 16)), (b"sk-0123456789abcdef0123456789abcdef\n",), expects=(UserError, OSError)),
     Target("secret-shapes", of_text(without_secrets), (
         b"AWS_SECRET_ACCESS_KEY=abc --api-key sk-123 auth_pass x Authorization: Bearer abc password: x\n"
         b"-----BEGIN PRIVATE KEY-----\nabc\n-----END PRIVATE KEY-----\nhttps://user:pass@host/\n",

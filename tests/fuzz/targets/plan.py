@@ -132,7 +132,7 @@ def _tags(path: Path) -> object:
 
 
 def _extra(content: bytes) -> object:
-    return secrets_of_extra_variables(["-e", text_of(content)])
+    return secrets_of_extra_variables(["-e", text_of(content[:100_000])])  # Linux takes 128 KiB a word
 
 
 def _yaml(content: bytes) -> object:

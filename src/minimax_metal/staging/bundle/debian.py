@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from minimax_metal.common.documents import digits
 from minimax_metal.errors import UserError
 from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, upstream
 from minimax_metal.plan.driver_sources import (
@@ -205,8 +206,10 @@ def listed(release: str) -> tuple[dict[str, tuple[int, str]], bool]:
     for line in release.splitlines():
         if not line.startswith(" "):
             section = line.partition(":")[0]
-        elif section == "SHA256" and len(words := line.split()) == 3:
-            entries[words[2].removeprefix("./")] = (int(words[1]), words[0])
+        elif (
+            section == "SHA256" and len(words := line.split()) == 3 and (size := digits(words[1])) is not None
+        ):
+            entries[words[2].removeprefix("./")] = (size, words[0])
     return entries, re.search(r"^Acquire-By-Hash:\s*yes", release, re.MULTILINE) is not None
 
 
