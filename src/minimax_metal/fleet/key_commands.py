@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.engine_plugin.minimax_metal_engine.identity import MANAGERS, PATH, Identity
 from minimax_metal.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, parse
 from minimax_metal.errors import UserError
@@ -127,7 +128,7 @@ def engine_takes(url: str, address: str, keys: Accepted) -> str:
     if status != "200":
         return f"found {status} at {PATH}, expected the guard's answer"
     try:
-        raw = json.loads(text)
+        raw = read_json(text)
         clients, managers = raw["proofs"], raw["managers"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return "found a guard that reads keys at its start only, expected one that reads them again"

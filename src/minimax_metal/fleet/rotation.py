@@ -32,6 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.errors import UserError
 from minimax_metal.fleet.keys import kept, make
@@ -154,7 +155,7 @@ def read(directory: Path) -> Rotation | None:
     path = directory / FILE
     try:
         status = path.stat()
-        raw = json.loads(read_bounded(path, LARGEST))
+        raw = read_json(read_bounded(path, LARGEST))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
