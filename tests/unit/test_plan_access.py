@@ -82,6 +82,17 @@ def test_half_of_tls_is_refused(half: str) -> None:
     assert codes(host(**{half: "/etc/tls/file.pem"})) == {"tls"}
 
 
+def test_keys_in_clear_are_said() -> None:
+    assert "keys-in-clear" in warned(host())
+    assert "keys-in-clear" in warned(host(listen_address="192.0.2.7"))
+    for quiet in (
+        {"tls_certificate": "/etc/tls/file.pem", "tls_key": "/etc/tls/key.pem"},
+        {"listen_address": "127.0.0.1"},
+        {"api_keys": False},
+    ):
+        assert "keys-in-clear" not in warned(host(**quiet)), quiet
+
+
 def test_a_name_without_tls_is_said() -> None:
     assert "tls-unused" in warned(host(tls_name="llm.example.net"))
 

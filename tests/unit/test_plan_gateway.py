@@ -57,11 +57,26 @@ def test_workers_are_those_of_the_plans_with_their_share() -> None:
     ]
 
 
+def test_keys_in_clear_are_said_for_each_side_of_the_gateway() -> None:
+    def said(url: str, **settings: bool) -> list[str]:
+        plans = {"gpu01": worker_plan(url)}
+        return [one for one in decide(plans, settings=settings).warnings if " in clear " in one]
+
+    assert [one.split(" cross ")[0].split(" in clear")[0] for one in said("http://gpu01:8000")] == [
+        "clients' keys and prompts",
+        "keys and prompts go from the gateway",
+    ]
+    assert len(said("https://gpu01:8000")) == 1
+    assert said("http://gpu01:8000", metal_api_keys=False) == []
+
+
 def test_a_host_that_was_not_read_keeps_the_workers_it_had() -> None:
     before = decide().as_dict()["workers"]
     plan = decide({"gpu01": {}, "gpu02": worker_plan("http://gpu02:9000")}, before)
     assert [one.url for one in plan.workers] == ["http://gpu01:8000", "http://gpu02:9000"]
-    assert plan.warnings == ("gpu01 was not read: keeps 1 workers",)
+    # Behind it: that keys go in clear on both sides of a gateway without TLS.
+    assert plan.warnings[0] == "gpu01 was not read: keeps 1 workers"
+    assert [" in clear " in one for one in plan.warnings] == [False, True, True]
     # A host that left the inventory leaves the pool.
     assert [one.url for one in decide({"gpu02": {}}, before).workers] == ["http://gpu02:8000"]
 

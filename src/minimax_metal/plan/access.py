@@ -10,6 +10,7 @@ from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.model import FirewallPlan, ServicePlan
 from minimax_metal.plan.settings import Settings
 
+LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
 EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
 KEYS_DIRECTORY = "/etc/sglang"
 ENGINE_CONFIG = "engine.yaml"
@@ -96,6 +97,13 @@ def check_access(settings: Settings, release: EngineRelease | None, found: Findi
     if (settings.tls_ca_certificate or settings.tls_name) and not (certificate or key):
         found.warn("tls-unused", "a name or CA certificate for TLS is set, but no metal_tls_certificate")
     if settings.api_keys:
+        if not (certificate or key) and settings.listen_address not in LOCAL:
+            found.warn(
+                "keys-in-clear",
+                f"keys and prompts cross the network in clear on port {settings.port}: whoever listens there "
+                "can use them; set metal_tls_certificate and metal_tls_key, or keep the network to "
+                "hosts you trust",
+            )
         if release and not release.plugins:
             found.warn(
                 "keys-readable",
@@ -103,7 +111,7 @@ def check_access(settings: Settings, release: EngineRelease | None, found: Findi
                 "key at /server_info; 0.5.16 and newer are kept from showing it",
             )
         return
-    if settings.listen_address not in {"127.0.0.1", "::1", "localhost"} and not settings.allowed_cidrs:
+    if settings.listen_address not in LOCAL and not settings.allowed_cidrs:
         found.warn(
             "endpoint-open",
             f"no key and no firewall: whoever reaches port {settings.port} can use the engine, pause it and "

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from minimax_metal.catalog import Catalog, packaged_catalog
+from minimax_metal.plan.access import LOCAL
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import check_host, find_platform
@@ -142,6 +143,8 @@ def gateway_plan(
     environment = f"{DIRECTORY}/{release.release}-{digest}"
     workers = _workers(plans, before, settings.api_keys and options.require_proof, found)
     _check(options, found)
+    if settings.api_keys:
+        _warn_of_clear_text(options, workers, found)
     return GatewayPlan(
         host=settings.host,
         refusals=tuple(found.refusals),
@@ -239,6 +242,23 @@ def _check(options: Options, found: Findings) -> None:
             found.refuse("port", f"{name} {port}", "1 to 65535", "set it to a free port")
     if options.port == options.metrics_port:
         found.refuse("port", "one port for requests and metrics", "two", "set sglang_gateway_metrics_port")
+
+
+def _warn_of_clear_text(options: Options, workers: Sequence[WorkerPlan], found: Findings) -> None:
+    """Say on which side of the gateway keys can be read by whoever listens; each side has TLS of its own."""
+    if not options.tls_certificate and options.listen_address not in LOCAL:
+        found.warn(
+            "keys-in-clear",
+            f"clients' keys and prompts cross the network in clear on the gateway's port {options.port}; set "
+            "sglang_gateway_tls_certificate and sglang_gateway_tls_key",
+        )
+    plain_text = sorted({worker.host for worker in workers if worker.url.startswith("http://")})
+    if plain_text:
+        found.warn(
+            "keys-in-clear",
+            f"keys and prompts go from the gateway in clear to {', '.join(plain_text)}; set "
+            "metal_tls_certificate there, and sglang_gateway_worker_ca_certificate here",
+        )
 
 
 def _own_url(options: Options, settings: Settings) -> str:
