@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from minimax_metal.common.files import write_atomic
 from tests.support.gateway import ADMIN_KEY, CLIENT_KEY, MODEL, RealGateway, real_gateway, words
 from tests.support.simulated import SimulatedEngine, free_port, simulated_engine
 
@@ -342,3 +343,40 @@ def test_who_took_an_engines_port_gets_neither_keys_nor_prompts(tmp_path: Path) 
         finally:
             watching.terminate()
             watching.wait()
+
+
+def test_both_keys_open_the_gateway_and_its_engine_while_they_are_changed(tmp_path: Path) -> None:
+    old, new, manager = CLIENT_KEY, "newer-client-key-0123456789", "engine-managers-key-0123"
+    keys = tmp_path / "engine-keys"
+    keys.mkdir()
+    (keys / "engine.yaml").write_text(f'api-key: "{old}"\nadmin-api-key: "{manager}"\n')
+
+    def engine_takes(*accepted: str) -> None:
+        text = json.dumps({"api_key": accepted, "admin_api_key": [manager]})
+        write_atomic(keys / "accepted.json", text, mode=0o640)
+
+    engine_takes(old, new)
+    with (
+        simulated_engine(
+            tmp_path, "--config", str(keys / "engine.yaml"), environment={"METAL_SECRETS": str(keys)}
+        ) as engine,
+        real_gateway(tmp_path, engine.url) as gateway,
+    ):
+        gateway.stop()
+        # As the role writes it: the key in use first.
+        (gateway.directory / "keys/api_key").write_text(f"{new}\n{old}\n")
+        (gateway.directory / "keys/admin_key").write_text(f"{ADMIN_KEY}\nolder-{ADMIN_KEY}\n")
+        gateway.start()
+        done = gateway.metal("sync")
+        assert "all ready" in done.stdout, done
+        assert [gateway.ask("both", key=key) for key in (old, new, "nobodys-key-0123456789")] == [
+            200,
+            200,
+            401,
+        ]
+        # The old one stops working with the engine's file, before the gateway is started anew.
+        engine_takes(new)
+        assert [gateway.ask("done", key=key) for key in (old, new)] == [401, 200]
+        assert gateway.process is not None
+        shown = Path(f"/proc/{gateway.process.pid}/cmdline").read_bytes()
+        assert not [key for key in (old, new) if key.encode() in shown]
