@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
 MANIFEST_VERSION: Final = 1
@@ -70,7 +71,7 @@ def read_configuration(path: Path) -> Configuration:
 
     try:
         workers = tuple(
-            Worker(worker_url(entry["url"]), str(entry["host"]), entry.get("proves") is True)
+            Worker(worker_url(entry["url"]), one_line(str(entry["host"]), 255), entry.get("proves") is True)
             for entry in raw["workers"]
         )
         found = Configuration(

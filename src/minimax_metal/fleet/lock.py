@@ -62,10 +62,12 @@ def read(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - also read by a
 def described(holder: Mapping[str, Any]) -> str:
     """Return a holder in a few words."""
     who = f"{holder.get('user', '?')}@{holder.get('controller', '?')}"
-    return (
+    words = (
         f"{who} since {holder.get('time', '?')} ({holder.get('command', '?')}, "
         f"run {holder.get('run', '?')}, process {holder.get('pid', '?')})"
     )
+    # The file is a host's: what a terminal would act on is left out.
+    return "".join(one for one in words[:2000] if one.isprintable())
 
 
 @contextlib.contextmanager
