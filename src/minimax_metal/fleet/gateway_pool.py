@@ -128,11 +128,11 @@ def worker_url(text: str) -> str:
     Raises:
         UserError: it is none.
     """
-    parts = urlsplit(text)
     try:
+        parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        port = None
+        parts, port = urlsplit(""), None
     if parts.scheme not in {"http", "https"} or not parts.hostname or port is None or parts.path.strip("/"):
         raise UserError(f"{text!r} is no URL of a worker; write it like http://gpu01:8000")
     name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
