@@ -107,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(argv)
         finally:
             # Python flushes at its end, where a reader that has gone away would be a message and status 120.
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by whoever started this
+                sys.stdout.flush()
     except BrokenPipeError:
         return _unread()
     except SystemExit as error:

@@ -68,3 +68,10 @@ def test_a_reader_that_goes_away_is_no_failure(words: tuple[str, ...]) -> None:
     assert done.stderr == ""
     # argparse swallows the broken pipe of its own help.
     assert done.returncode in ({0, 141} if "--help" in words else {141})
+
+
+def test_closed_output_is_no_error() -> None:
+    # sys.stdout is None then; the supervisor stopped its engine and said 1 instead of 0.
+    words = [sys.executable, "-m", "minimax_metal.cli", "supervise", "--help"]
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&- 2>&-', "sh", *words], check=False, timeout=60)
+    assert done.returncode == 0
