@@ -114,3 +114,17 @@ def test_limit_tags_and_check_of_the_site_do_what_they_do_elsewhere(inventory: s
     roles = set(re.findall(r"^      (\w+) : (?!Validating)", said, re.MULTILINE))
     assert roles == {"host_tools"}
     assert "Every host of the run has a plan that fits" in said
+
+
+@pytest.mark.parametrize("file", ["decide.yml", "batch.yml"])
+def test_a_host_outside_of_a_rollout_that_hangs_fails_nobody(file: str) -> None:
+    """A run_once task that fails takes every host of the run with it, also through a rescue."""
+    path = Path(__file__).parents[2] / "playbooks" / "tasks" / "rollout" / file
+    tasks = [
+        one for one in yaml.safe_load(path.read_text()) if "metal_fleet_facts" in one and "delegate_to" in one
+    ]
+    assert len(tasks) == 1
+    for task in tasks:
+        assert task["timeout"] <= 120
+        assert task["ignore_unreachable"] is True
+        assert task["failed_when"] is False
