@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from tests.support.templates import render
+from tests.support.templates import REPOSITORY, evaluate, render
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip", "unshare"))),
@@ -124,6 +125,42 @@ def test_only_the_networks_named_reach_the_endpoint(network: None, tmp_path: Pat
     inside(HOST, "nft", "delete", "table", "inet", "minimax_metal")
     assert reach("192.0.2.1", 8000, "192.0.2.7") == "open"
     assert inside(HOST, "nft", "list", "table", "inet", "mine") == before
+
+
+def test_rules_that_somebody_took_out_are_seen(network: None, tmp_path: Path) -> None:
+    plan = {"firewall": {"ipv4": ["192.0.2.0/25"], "ipv6": ["2001:db8:1::/64"], "ports": [8000, 8001]}}
+    tasks = yaml.safe_load((REPOSITORY / "roles/endpoint_firewall/tasks/present.yml").read_text())
+    expression = tasks[-1]["vars"]
+    file = rules(tmp_path, *plan["firewall"].values())
+
+    def whole() -> bool:
+        done = subprocess.run(
+            ["ip", "netns", "exec", HOST, "nft", "list", "table", "inet", "minimax_metal"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        loaded = {"rc": done.returncode, "stdout": done.stdout}
+        given = {**expression, "metal_plan": plan, "__endpoint_firewall_loaded": loaded}
+        return bool(evaluate(given, "__endpoint_firewall_whole"))
+
+    table = ("inet", "minimax_metal")
+    for taken in (
+        ("flush", "ruleset"),
+        ("delete", "table", *table),
+        ("flush", "table", *table),
+        ("flush", "chain", *table, "input"),
+        ("flush", "chain", *table, "endpoints"),
+        ("flush", "set", *table, "allowed_ipv6"),
+    ):
+        inside(HOST, "nft", "--file", file)
+        assert whole()
+        inside(HOST, "nft", *taken)
+        assert not whole(), taken
+    # Rules of fewer ports, as an older run had them.
+    inside(HOST, "nft", "--file", rules(tmp_path, *list(plan["firewall"].values())[:2], [8000]))
+    assert not whole()
+    inside(HOST, "nft", "delete", "table", *table)
 
 
 def test_networks_that_overlap_are_one(network: None, tmp_path: Path) -> None:
