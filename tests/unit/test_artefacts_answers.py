@@ -527,3 +527,14 @@ def test_what_a_hub_says_does_not_reach_a_terminal_as_it_is() -> None:
     with hub as server, pytest.raises(SourceError) as caught:
         Web("hub", stall=5).json(server.url)
     assert str(caught.value).isprintable()
+
+
+def test_a_policy_of_a_repository_manager_is_not_a_licence() -> None:
+    # JFrog Curation's words (jfrog-cli docs, "curation-audit"): it was called a gated model
+    body = (
+        b'{"errors":[{"status":403,"message":"Package was blocked by JFrog Packages Curation service due to '
+        b'the following policies violated"}]}'
+    )
+    said = str(Refusal("m", 403, {"Content-Type": "application/json"}, body, "hub.example.net").error())
+    assert "policy of its own" in said
+    assert "licence" not in said

@@ -103,6 +103,10 @@ def is_page(headers: Mapping[str, str], beginning: bytes) -> bool:
     return kind.startswith(("text/html", "application/xhtml")) or begins_page(beginning)
 
 
+_POLICY: Final = re.compile(r"blocked|curation|polic(?:y|ies)|quarantine|firewall", re.IGNORECASE)
+"""Words of a repository manager that withholds what the hub itself would give."""
+
+
 def begins_page(beginning: bytes) -> bool:
     """Return whether bytes are the beginning of an HTML page."""
     return _PAGE.match(beginning[:4096].decode("utf-8-sig", "replace")) is not None
@@ -270,6 +274,12 @@ class Refusal:
             )
         if self.status == 403:
             said = self.message()
+            if _POLICY.search(said):
+                return SourceError(
+                    f"{self.name}: {self.host} refuses it by a policy of its own ({said}): ask who runs that "
+                    "repository manager to allow it, or use another source",
+                    permanent=True,
+                )
             gated = self._gated()
             return SourceError(f"{gated}" + (f" (it says: {said})" if said else ""), permanent=True)
         said = "does not accept the token" if self.token else "does not exist or needs a token"
