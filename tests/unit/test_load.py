@@ -96,11 +96,15 @@ def test_a_load_that_is_ended_counts_what_it_sent(tmp_path: Path) -> None:
              "--rate", "50", "--requests", "100000", "--tokens", "30", "--long-tokens", "60", "--log", log],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        while len(engine.events("whole")) < 5:
-            assert load.poll() is None
-            time.sleep(0.1)
-        load.send_signal(signal.SIGTERM)
-        said = json.loads(load.communicate(timeout=60)[0])
+        try:
+            deadline = time.monotonic() + 60
+            while len(engine.events("whole")) < 5 and time.monotonic() < deadline:
+                assert load.poll() is None
+                time.sleep(0.1)
+            load.send_signal(signal.SIGTERM)
+            said = json.loads(load.communicate(timeout=60)[0])
+        finally:
+            load.kill()
         assert load.returncode == 0
         assert 5 <= said["requests"] == said["whole"] == len(log.read_text().splitlines())
         assert reconcile(log, [engine.log]) == []

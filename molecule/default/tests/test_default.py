@@ -58,13 +58,18 @@ def test_fabric_manager_is_there_only_with_nvswitches(gpu_host: Host, plan: dict
     assert ("installed" in installed) == plan["driver"]["fabric_manager"]
 
 
-def test_the_weights_are_there_whole_and_owned_by_the_service(gpu_host: Host, plan: dict[str, Any]) -> None:
+def test_the_weights_are_there_whole_and_the_engine_can_only_read_them(
+    gpu_host: Host, plan: dict[str, Any]
+) -> None:
     path = plan["model"]["path"]
     index = json.loads(gpu_host.file(f"{path}/model.safetensors.index.json").content_string)
     shards = set(index["weight_map"].values())
     assert len(shards) > 1
     for shard in shards:
-        assert gpu_host.file(f"{path}/{shard}").user == "sglang"
+        assert gpu_host.file(f"{path}/{shard}").user == "sglang-weights"
+        assert gpu_host.run("runuser -u sglang -- test -r %s", f"{path}/{shard}").rc == 0
+        assert gpu_host.run("runuser -u sglang -- test -w %s", f"{path}/{shard}").rc == 1
+    assert gpu_host.run("runuser -u sglang -- test -w %s", path).rc == 1
     request = f"/etc/minimax-metal/weights/{plan['service']['instance']}.json"
     assert gpu_host.run("metal weights check --request %s", request).rc == 0
 
