@@ -235,3 +235,38 @@ def test_a_diagnosis_has_a_deadline_and_hears_a_stop() -> None:
     assert reason is not None
     assert len(asked) == 11
     assert explain.diagnose(lines, ready=False, seconds=-1.0) is None
+
+
+def _journal(*lines: tuple[int, str]) -> str:
+    return "\n".join(
+        json.dumps({"__REALTIME_TIMESTAMP": str(moment), "SYSLOG_IDENTIFIER": program, "MESSAGE": words})
+        for moment, words in lines
+        for program in ["metal" if words[:3] != "Sta" else "systemd"]
+    )
+
+
+def test_what_a_running_engine_warned_of_is_no_reason(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Seen on a healthy host: the engine's warning was given as the cause of an end that never was.
+    warning = (
+        "Tokenizer for /srv/models/x is still TokenizersBackend after retries with --trust-remote-code. "
+        "Model-specific attributes may be missing."
+    )
+    healthy = _journal((100, "Starting sglang@m.service - SGLang..."), (200, warning))
+    monkeypatch.setattr(explain, "is_active", lambda unit: True)
+    monkeypatch.setattr(explain, "read_unit", lambda unit: healthy)
+    assert explain.main(["--unit", "m"]) == 0
+    assert "m is active" in capsys.readouterr().out
+    assert explain.main(["--unit", "m", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["running"] is True
+    crashed = _journal(
+        (10, "Starting sglang@m.service - SGLang..."), (20, "CUDA out of memory. Tried to allocate")
+    )
+    monkeypatch.setattr(explain, "read_unit", lambda unit: crashed + "\n" + healthy)
+    explain.main(["--unit", "m"])
+    assert "CUDA out of memory" in capsys.readouterr().out
+    monkeypatch.setattr(explain, "is_active", lambda unit: False)
+    monkeypatch.setattr(explain, "read_unit", lambda unit: healthy)
+    explain.main(["--unit", "m"])
+    assert "is active" not in capsys.readouterr().out

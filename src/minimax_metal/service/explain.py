@@ -7,7 +7,7 @@ tell the supervisor whether to start an engine again.
 Exit status:
 
 ==  ==========================================================================
-0   a cause was found, and the next start may succeed by itself
+0   a cause was found, and the next start may succeed by itself; or the unit runs and has not ended
 1   nothing in it says why an engine ended
 2   usage, or the file or journal can't be read
 70  the operator acts: drain the host, then reset, reboot or repair
@@ -107,6 +107,22 @@ def read_unit(unit: str) -> str:
     first = _first_time(own.out)
     lines = [line for line in kernel.out.splitlines() if _time(line) >= first]
     return "\n".join([*lines, own.out])
+
+
+def is_active(unit: str) -> bool:
+    """Return whether systemd says that the unit runs; no where it can't be asked."""
+    if "@" not in unit and "." not in unit:
+        unit = f"sglang@{unit}"
+    return program.run(["systemctl", "is-active", "--quiet", unit], seconds=10.0).ok
+
+
+def before_this_start(text: str) -> str:
+    """Return a unit's journal up to the start of the engine that runs; empty where there was no other.
+
+    What a running engine warned of is no reason of an end.
+    """
+    first = _first_time(text)
+    return "\n".join(line for line in text.splitlines() if 0 < _time(line) < first)
 
 
 def _time(line: str) -> int:
@@ -226,6 +242,19 @@ def main(argv: list[str]) -> int:
     if not arguments.unit and not arguments.file and sys.stdin.isatty():
         parser.error("name a log file, - for standard input, or --unit UNIT")
     text = read_unit(arguments.unit) if arguments.unit else read_file(arguments.file or "-")
+    if arguments.unit and is_active(arguments.unit):
+        text = before_this_start(text)
+        if not text:
+            return _say_running(arguments.unit, as_json=arguments.json)
     reason = explain(text, arguments.port)
     print(json.dumps(document(reason), indent=2, ensure_ascii=False) if arguments.json else shown(reason))
     return status_of(reason)
+
+
+def _say_running(unit: str, *, as_json: bool) -> int:
+    """Say that a unit runs and that its journal holds no end; return the exit status."""
+    if as_json:
+        print(json.dumps({**document(None), "running": True, "exit_status": 0}, indent=2))
+    else:
+        print(f"cause:    none: {one_line(unit, 100)} is active, and its journal holds no earlier start")
+    return 0
