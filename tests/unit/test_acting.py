@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -146,3 +147,19 @@ def test_a_gateway_is_optional_in_the_site_and_is_all_of_its_own_playbook(tmp_pa
     status, said = play(str(gateway), "-i", str(path))
     assert status != 0
     assert "no group gateway_hosts" in said
+
+
+@pytest.mark.parametrize("verb", [("site", "--limit", "nobody"), ("accept", "nobody")])
+def test_a_host_that_no_group_has_is_refused_with_those_there_are(
+    verb: tuple[str, ...], tmp_path: Path
+) -> None:
+    hosts = tmp_path / "hosts.yml"
+    hosts.write_text("gpu_hosts:\n  hosts: {gpu01: }\n  vars: {metal_model: MiniMax-M2.5}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "minimax_metal.cli", *verb, "-i", str(hosts)],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+        env={**os.environ, "HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "expected at least one of gpu01" in said, said

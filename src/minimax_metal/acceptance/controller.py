@@ -14,9 +14,13 @@ from typing import Final
 from minimax_metal.acceptance.report import BYTES, parse
 from minimax_metal.common.files import read_bounded
 from minimax_metal.errors import UserError
+from minimax_metal.plan.inventory import read_variables
+from minimax_metal.plan.project import find_project
 
 EXIT_FAILED: Final = 1
 EXIT_UNREACHABLE: Final = 2
+ANSIBLE_USAGE: Final = 1
+"""What ansible-playbook returns where it stops before the first play: no such host, an unreadable file."""
 PLAYBOOK: Final = Path("playbooks/accept.yml")
 DIRECTORY: Final = Path("accept")
 
@@ -61,21 +65,11 @@ class Request:
         ]
 
 
-def find_root() -> Path:
-    """The directory that holds the playbooks: this one, or that of the installed checkout.
-
-    Raises:
-        UserError: neither does.
-    """
-    for root in (Path.cwd(), Path(__file__).resolve().parents[3]):
-        if (root / PLAYBOOK).is_file():
-            return root
-    raise UserError(f"found no {PLAYBOOK} here, expected a checkout of minimax-metal; run it there")
-
-
 def accept(request: Request) -> int:
     """Run the playbook for one host, print what it found, return the exit status."""
-    root = find_root()
+    root = find_project()
+    if root is None:
+        raise UserError(f"found no {PLAYBOOK} here, expected a checkout of minimax-metal; run it there")
     beside = Path(sys.executable).with_name("ansible-playbook")
     program = str(beside) if beside.is_file() else shutil.which("ansible-playbook")
     if program is None:
@@ -83,7 +77,8 @@ def accept(request: Request) -> int:
     report = request.place / "report.json"
     # An older report must never pass for this run's.
     report.unlink(missing_ok=True)
-    environment = {"ANSIBLE_CONFIG": str(root / "ansible.cfg"), **os.environ}
+    # Another project's settings would not name our modules.
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg")}
     done = subprocess.run(
         request.command(root, program),
         check=False,
@@ -91,6 +86,9 @@ def accept(request: Request) -> int:
         stdout=sys.stderr if request.as_json else None,
     )
     if not report.is_file():
+        if done.returncode == ANSIBLE_USAGE:
+            # Ansible stopped before it asked a host: said in our words where the inventory is why.
+            read_variables([Path(one) for one in request.inventories], limit=request.host)
         print(
             f"metal accept: found no report of {request.host} (ansible-playbook: {done.returncode}), "
             "expected one; the lines above say why",

@@ -36,7 +36,7 @@ from minimax_metal.fleet.redact import (
 from minimax_metal.fleet.report import keep_checks
 from minimax_metal.fleet.report import write as write_report
 from minimax_metal.fleet.store import Kept, Store, runs_directory
-from minimax_metal.plan.inventory import look_for
+from minimax_metal.plan.inventory import look_for, read_variables
 from minimax_metal.plan.project import find_project
 
 EPILOG: Final = """\
@@ -232,11 +232,21 @@ def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Sho
     if not run.hosts:
         # Ansible stopped before it asked a host: what it said is the reason.
         said = (kept.path / "output.log").read_text(encoding="utf-8").splitlines()
-        reasons = [line for line in said if "nothing was done" in line] or said[-12:]
+        reasons = [line for line in said if "nothing was done" in line] or _no_such_hosts(about, said)
         for line in dict.fromkeys(reasons):
             show.note(f"  {one_line(line.partition(REFUSED)[2] or line)}")
     show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}")
     show.note(f"report: {kept.path / 'report.html'}")
+
+
+def _no_such_hosts(about: Mapping[str, Any], said: Sequence[str]) -> list[str]:
+    """Say which groups and hosts there are where a limit left none; else Ansible's own last lines."""
+    if any("leaves us with no hosts to target" in line for line in said):
+        try:
+            read_variables([Path(one) for one in about["inventories"]], limit=about["limit"])
+        except UserError as error:
+            return [str(error)]
+    return list(said[-12:])
 
 
 def site(argv: Sequence[str]) -> int:
