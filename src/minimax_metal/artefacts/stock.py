@@ -82,10 +82,14 @@ def model_paths(words: Collection[str]) -> Iterator[str]:
             yield found[1]
 
 
+UNIT_CHARACTERS = 256 << 10
+"""What is read of a unit file: the product's own have some thousands."""
+
+
 def _words(text: str) -> list[str]:
     """Split a unit file into words, as far as they matter here; lines may go on after a backslash."""
     words: list[str] = []
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in text[:UNIT_CHARACTERS].replace("\\\n", " ").splitlines():
         try:
             words += shlex.split(line.partition("=")[2] if line.startswith("Exec") else line)
         except ValueError:

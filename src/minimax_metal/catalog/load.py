@@ -77,6 +77,13 @@ def _resolve_models(document: dict[str, Any]) -> None:
                 f"catalogue: model {name} names family {family!r}, known are "
                 f"{', '.join(sorted(families))}; name one of them or add it under `families:`"
             )
+        wrong = [form for form, entry in model["formats"].items() if not isinstance(entry, Mapping | None)]
+        if wrong or not isinstance(families[family], Mapping):
+            where = f"format {wrong[0]} of model {name}" if wrong else f"family {family}"
+            raise UserError(
+                f"catalogue: {where} is not a mapping; write its entries below it, indented, as the "
+                "catalogue's own files have them"
+            )
         rest = {key: value for key, value in model.items() if key != "formats"}
         common = merge(families[family], rest)
         resolved[name] = {

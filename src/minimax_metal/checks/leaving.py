@@ -11,6 +11,7 @@ from minimax_metal.checks import questions
 from minimax_metal.checks.context import Context
 from minimax_metal.checks.conversation import still_answers
 from minimax_metal.checks.outcome import JOURNAL, FailedError, SkippedError
+from minimax_metal.common.documents import read_json
 from minimax_metal.common.metrics import samples
 
 GONE_MARGIN: Final = 0.8
@@ -88,7 +89,7 @@ def _running(context: Context) -> int:
     loads = context.endpoint.get("/v1/loads")
     if loads.status_code == 200:
         try:
-            ranks = loads.json()["loads"]
+            ranks = read_json(loads.content)["loads"]
             return sum(int(rank["num_running_reqs"]) + int(rank["num_waiting_reqs"]) for rank in ranks)
         except (ValueError, TypeError, KeyError):
             pass
