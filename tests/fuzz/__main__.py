@@ -17,6 +17,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120, help="for all targets together (default: 120)")
     parser.add_argument("--target", action="append", default=[], help="only targets whose name begins so")
     parser.add_argument("--first", type=int, default=0, help="number of the first round: other inputs")
+    parser.add_argument("--rounds", type=int, help="of 100 inputs each at most (default: no limit)")
     parser.add_argument("--input", type=Path, help="give this file to the target and show what comes")
     parser.add_argument("--list", action="store_true", help="list the targets")
     arguments = parser.parse_args()
@@ -28,7 +29,7 @@ def main() -> int:
         failures = [judge(target, arguments.input.read_bytes()) for target in targets]
         print("\n".join(f"{one.kind}: {one.told}" for one in failures if one) or "read as it should be")
         return 1 if any(failures) else 0
-    return run(targets, arguments.seconds, arguments.first)
+    return run(targets, arguments.seconds, arguments.first, arguments.rounds)
 
 
 if __name__ == "__main__":

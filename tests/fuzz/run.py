@@ -46,8 +46,11 @@ class Ran:
             self.failures[failure.kind] = failure
 
 
-def fuzz(target: Target, seconds: float, first: int = 0) -> Ran:
-    """Give a target its seeds, then changed ones, until the time is up; a few of them at least."""
+def fuzz(target: Target, seconds: float, first: int = 0, rounds: int | None = None) -> Ran:
+    """Give a target its seeds, then changed ones, until the time is up; a few of them at least.
+
+    ``rounds`` is how many at most: a run of one round gives no input that another machine did not see.
+    """
     ran = Ran(target)
     deadline = time.monotonic() + seconds
     for content in (*target.seeds, *target.kept):
@@ -57,7 +60,8 @@ def fuzz(target: Target, seconds: float, first: int = 0) -> Ran:
         _round(ran, number, deadline)
         number += 1
         # A reader that hangs shows it once; a hundred times would take the time of the others.
-        if time.monotonic() >= deadline or sum(ran.times.values()) > 2_000:
+        over = time.monotonic() >= deadline or (rounds is not None and number - first >= rounds)
+        if over or sum(ran.times.values()) > 2_000:
             return ran
 
 
@@ -100,13 +104,13 @@ def tell(ran: Ran) -> None:
         )
 
 
-def run(targets: Sequence[Target], seconds: float, first: int = 0) -> int:
+def run(targets: Sequence[Target], seconds: float, first: int = 0, rounds: int | None = None) -> int:
     """Share the seconds among the targets; return 1 when one of them failed."""
     began, failed, count = time.monotonic(), 0, 0
     for place, target in enumerate(targets):
         # What a quick one leaves goes to those that follow.
         left = max(0.0, began + seconds - time.monotonic())
-        ran = fuzz(target, left / (len(targets) - place), first)
+        ran = fuzz(target, left / (len(targets) - place), first, rounds)
         tell(ran)
         failed += sum(ran.times.values())
         count += ran.count

@@ -26,6 +26,8 @@ SCHEMA: Final = 1
 FOLDER: Final = ".minimax-metal"
 FILE: Final = "manifest.json"
 INDEX: Final = "model.safetensors.index.json"
+LONGEST_NAME: Final = 1000
+"""Characters of a model's name or revision at most; a commit has 40."""
 MOST_BYTES: Final = 64 << 20
 """Of a manifest or a listing: a model of 10,000 files has one of 2 MB."""
 MOST_FILES: Final = 100_000
@@ -134,9 +136,15 @@ class Manifest:
         source, proof = raw["source"], raw.get("proof") or {}
         if not isinstance(source, Mapping) or not isinstance(proof, Mapping):
             raise TypeError("source and proof are not objects")
+        name, revision = raw["name"], raw["revision"]
+        for text in (name, revision):
+            if text is not None and not isinstance(text, str):
+                raise TypeError("name or revision is not text")
+            if text is not None and (has_controls(text) or len(text) > LONGEST_NAME):
+                raise ValueError("name or revision holds control characters, or is too long")
         return cls(
-            name=raw["name"],
-            revision=raw["revision"],
+            name=name,
+            revision=revision,
             source=source,
             files=entries(raw["files"]),
             proof=proof,
