@@ -83,7 +83,10 @@ def check_long_prompt(context: Context) -> str:
     room = min(limit, context.endpoint.facts.prompt_limit or limit)
     wanted = min(int(share * limit), room - ANSWER_TOKENS - 64)
     prompt = _prompt(context, wanted)
-    answer = context.chat("long_prompt", [questions.text_message(USER, prompt)], max_tokens=ANSWER_TOKENS)
+    # Cut after a few tokens, inside a thought as a rule: nothing to look for markup in.
+    answer = context.endpoint.chat(
+        [questions.text_message(USER, prompt)], temperature=0, max_tokens=ANSWER_TOKENS
+    )
     if not (answer.content or answer.reasoning).strip():
         raise FailedError("an answer to the long prompt", f"an empty one, finish_reason {answer.finish}")
     if (answer.prompt_tokens or 0) < 0.95 * wanted:
