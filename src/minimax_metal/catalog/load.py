@@ -38,10 +38,20 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+MOST_OPENED = 10_000
+"""Brackets in a file at most: a parser's time grows with the square of their nesting."""
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         # Only plain data: both loaders build nothing but mappings, lists and scalars.
-        document = yaml.load(path.read_bytes(), Loader=_LOADER)  # noqa: S506
+        content = path.read_bytes()
+        if max(content.count(b"{"), content.count(b"[")) > MOST_OPENED:
+            raise UserError(
+                f"catalogue overlay {path}: found more than {MOST_OPENED} opening brackets, expected a file "
+                "like the catalogue's own; write lists and mappings in lines of their own"
+            )
+        document = yaml.load(content, Loader=_LOADER)  # noqa: S506
     except OSError as error:
         raise UserError(
             f"catalogue overlay {path}: {error.strerror or error}; give a readable YAML file"
