@@ -135,7 +135,7 @@ def test_a_url_is_nvidias_by_host_port_and_directory() -> None:
     ):
         assert not same_place(other, NVIDIA)
     # A cache has both on one server.
-    line = said("E: Failed to fetch http://10.0.0.5:8642/apt/http/deb.debian.org/debian/pool/x_1_all.deb  404  Not Found",
+    line = said("E: Failed to fetch http://10.0.0.5:8642/apt/http/mirror.example.org/debian/pool/x_1_all.deb  404  Not Found",
                 CACHE)  # fmt: skip
     check(line, "distribution's archive, not NVIDIA's")
     check(said(f"E: Failed to fetch {CACHE}/x_1_all.deb  404  Not Found", CACHE), "of NVIDIA's repository")

@@ -113,7 +113,7 @@ def test_the_role_gives_apt_the_key_that_was_taken_out() -> None:
 
 # -- which packages ------------------------------------------------------------------------------------------
 
-DEBIAN = "http://deb.debian.org/debian/|Debian|Debian"
+DEBIAN = "http://mirror.example.org/debian/|Debian|Debian"
 OURS = f"{URL}/|NVIDIA|NVIDIA CUDA"
 
 
@@ -132,7 +132,7 @@ def test_a_server_of_its_own_is_told_apart_by_name_and_by_lists() -> None:
 def test_a_shared_server_is_told_apart_by_lists_only() -> None:
     cache = "http://10.0.0.5:8642"
     lines = [
-        f"{cache}/apt/http/deb.debian.org/debian/|Debian|Debian",
+        f"{cache}/apt/http/mirror.example.org/debian/|Debian|Debian",
         f"{cache}/nvidia/d/|NVIDIA|NVIDIA CUDA",
     ]
     pins = source_pins(lines, f"{cache}/nvidia/d")["pins"]

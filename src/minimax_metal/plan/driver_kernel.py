@@ -66,7 +66,7 @@ def headers_of(kernel: str) -> Headers:
     if found and _DEBIAN.fullmatch(flavour):
         whose = "Debian's cloud kernel" if flavour.startswith("cloud-") else "Debian's kernel"
         backport = (found["mark"] or "").startswith("+bpo")
-        source = "Debian's backports" if backport else "Debian's archive (older ones: snapshot.debian.org)"
+        source = "Debian's backports" if backport else "Debian's archive (older: its snapshot archive)"
         return Headers(name, newest, whose, source)
     if found and _UBUNTU.fullmatch(flavour):
         cloud = _CLOUDS.get(flavour.split("-")[0])

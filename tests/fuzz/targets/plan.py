@@ -42,7 +42,7 @@ MESSAGES: Final = tuple(
 APT: Final = (
     "E: Could not get lock /var/lib/dpkg/lock-frontend. It is held by process 1234 (unattended-upgr)\n"
     "E: Failed to fetch https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64/InRelease  "
-    "403  Forbidden [IP: 10.0.0.1 443]\nErr:1 http://deb.debian.org/debian bookworm InRelease\n"
+    "403  Forbidden [IP: 10.0.0.1 443]\nErr:1 http://mirror.example.org/debian bookworm InRelease\n"
     "dpkg: error processing archive /tmp/apt-dpkg-install-7YcN9P/57-nvidia-utils_580_amd64.deb (--unpack):\n"
     " trying to overwrite '/usr/bin/nvidia-smi', which is also in package nvidia-utils-450 450.80\n"
     "W: GPG error: https://a InRelease: The following signatures couldn't be verified NO_PUBKEY A4B469963BF863CC\n"

@@ -16,13 +16,13 @@ from tests.fuzz.target import SKIPPED, Form, Target, of_file, of_json, of_lines,
 from tests.fuzz.targets.artefacts import BUNDLE, PAGE
 
 DEB822: Final = (
-    b"# see sources.list(5)\nTypes: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm bookworm-updates\n"
+    b"# see sources.list(5)\nTypes: deb\nURIs: http://mirror.example.org/debian\nSuites: bookworm bookworm-updates\n"
     b"Components: main\nSigned-By: /usr/share/keyrings/debian-archive-keyring.gpg\n\nTypes: deb\n"
     b"URIs: mirror+file:/etc/apt/mirrors/debian.list\nSuites: bookworm-security\nComponents: main\nEnabled: no\n"
 )
 ONE_LINE: Final = (
-    b"deb [arch=amd64 signed-by=/a.gpg] http://deb.debian.org/debian bookworm main contrib\n"
-    b"deb-src http://deb.debian.org/debian bookworm-updates main # a\n# deb http://a b c\n"
+    b"deb [arch=amd64 signed-by=/a.gpg] http://mirror.example.org/debian bookworm main contrib\n"
+    b"deb-src http://mirror.example.org/debian bookworm-updates main # a\n# deb http://a b c\n"
 )
 RELEASE: Final = (
     b"Origin: Debian\nSuite: stable\nCodename: bookworm\nAcquire-By-Hash: yes\nSHA256:\n "
@@ -36,7 +36,7 @@ PYLOCK: Final = (
 _PLAN: Final[dict[str, Any]] = {
     "platform": {"distribution": "debian", "codename": "bookworm"},
     "mirrors": {"cache_url": "http://cache:8080", "distribution_url": None, "stale_lists": True,
-                "origins": {"distribution": "http://deb.debian.org/debian"}},
+                "origins": {"distribution": "http://mirror.example.org/debian"}},
 }  # fmt: skip
 
 
