@@ -30,6 +30,9 @@ KEYS = {"api-key": "0key-for-clients", "admin-api-key": "0key-for-managers"}
 EXTRAS: list[dict[str, Any]] = [
     {},
     {"metal_profile": "guide"},
+    {"metal_profile": "fast"},
+    {"metal_profile": "fast", "metal_aim": "latency"},
+    {"metal_profile": "fast", "metal_aim": "long-context"},
     {"metal_kv_cache_dtype": "fp8_e4m3"},
     {"metal_kv_cache_dtype": "bfloat16", "metal_metrics": True},
     {"metal_max_running_requests": 8, "metal_max_queued_requests": 16},

@@ -25,7 +25,7 @@ variables = st.fixed_dictionaries(
         "metal_ep_size": st.integers(-1, 17),
         "metal_layout": st.sampled_from(["tp8", "tp4", "2xtp4", "x"]),
         "metal_kv_cache_dtype": st.sampled_from(["auto", "bfloat16", "fp8_e4m3", "fp4"]),
-        "metal_profile": st.sampled_from(["default", "guide", "x"]),
+        "metal_profile": st.sampled_from(["default", "fast", "guide", "x"]),
         "metal_port": st.integers(-1, 70000),
         "metal_engine_release": st.sampled_from([*CATALOG.engines, "9.9"]),
         "metal_driver_branch": st.sampled_from(["535", "570", "580", "590", "x"]),

@@ -15,7 +15,15 @@ from minimax_metal.catalog.schema import Catalog
 from minimax_metal.errors import UserError
 
 HERE = Path(__file__).parent
-FILES = ("models.yml", "gpus.yml", "engines.yml", "gateways.yml", "platforms.yml", "mirrors.yml")
+FILES = (
+    "models.yml",
+    "gpus.yml",
+    "engines.yml",
+    "gateways.yml",
+    "platforms.yml",
+    "mirrors.yml",
+    "profiles.yml",
+)
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -161,7 +169,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
         document = merge(document, _read(HERE / name))
     for overlay in overlays:
         document = merge(document, overlay)
-    for anchor in ("driver_packages", "repository_keys"):
+    for anchor in ("driver_packages", "repository_keys", "recipe_parts"):
         document.pop(anchor, None)
     _resolve_models(document)
     _named(document, "gpus", "name")

@@ -6,6 +6,7 @@ Units: bytes are bytes, times are seconds, capabilities are strings such as ``"9
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -282,6 +283,47 @@ class GatewayRelease(_Entry):
     source: str
 
 
+class RecipeWords(_Entry):
+    """One flag of a recipe, with the engine releases that have it."""
+
+    words: tuple[str, ...] = Field(min_length=1)
+    since: str | None = None
+    before: str | None = None
+    """First release that has it no more."""
+    instead: str | None = None
+    """The flag that stands for it in releases that do not have it."""
+    source: str = Field(min_length=1)
+
+
+class RecipeVariable(_Entry):
+    """One environment variable of a recipe, as :class:`RecipeWords`."""
+
+    name: str
+    text: str
+    since: str | None = None
+    before: str | None = None
+    source: str = Field(min_length=1)
+
+
+class Recipe(_Entry):
+    """A published recipe: what ``metal_profile: fast`` adds where everything that it names applies."""
+
+    models: tuple[str, ...]
+    formats: tuple[str, ...]
+    gpus: tuple[str, ...]
+    tp: tuple[Positive, ...]
+    """GPUs of one replica."""
+    aims: tuple[Literal["latency", "throughput", "long-context"], ...]
+    ep: Positive | None = None
+    mem_fraction_static: float | None = Field(default=None, gt=0, lt=1)
+    kv_cache_dtype: str | None = None
+    args: tuple[RecipeWords, ...] = ()
+    environment: tuple[RecipeVariable, ...] = ()
+    source: str = Field(min_length=1)
+    read: date
+    """The day on which the source was read."""
+
+
 class Catalog(_Entry):
     """Everything, validated. Keys are the names users write."""
 
@@ -296,5 +338,7 @@ class Catalog(_Entry):
     platforms: dict[str, Platform]
     sources: dict[str, Source]
     mirrors: dict[str, Mirrors]
+    recipes: dict[str, Recipe] = Field(default_factory=dict)
+    """Name to what ``metal_profile: fast`` takes."""
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

@@ -145,14 +145,43 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
     ):
         if limit is not None:
             argv += [flag, str(limit)]
-    if settings.profile != "guide":
-        argv += launch.checkpoint.engine_args
+    argv += _own_words(launch)
     if settings.wants_metrics and "--enable-metrics" not in settings.engine_extra_args:
         argv.append("--enable-metrics")
     argv += _loader_words(launch)
     argv += tls_arguments(settings, launch.unit)
     argv += config_arguments(settings, launch.instance)
     return (*argv, *settings.engine_extra_args)
+
+
+def _own_words(launch: Launch) -> list[str]:
+    """What the checkpoint's format needs, then the recipe's flags; of a flag that both set, the recipe's."""
+    if launch.settings.profile == "guide":
+        return []
+    recipe = [words for words, _ in launch.settings.recipe.words] if launch.settings.recipe else []
+    taken = {words[0] for words in recipe}
+    argv: list[str] = []
+    skipping = False
+    for word in launch.checkpoint.engine_args:
+        if word.startswith("--"):
+            skipping = word in taken
+        if not skipping:
+            argv.append(word)
+    return [*argv, *(word for words in recipe for word in words)]
+
+
+def _recipe_differences(launch: Launch) -> list[Difference]:
+    recipe = launch.settings.recipe
+    if recipe is None:
+        return []
+    parts = [(words[0], " ".join(words[1:]) or "set", source) for words, source in recipe.words]
+    parts += [(name, text, source) for name, text, source in recipe.environment]
+    return [
+        Difference(
+            what=what, guide="not set", here=here, reason=f"metal_profile fast: {source}; {recipe.source}"
+        )
+        for what, here, source in parts
+    ]
 
 
 def _loader_words(launch: Launch) -> list[str]:
@@ -192,7 +221,9 @@ def launch_differences(launch: Launch) -> list[Difference]:
         "--mem-fraction-static",
         f"{GUIDE_MEM_FRACTION:g}",
         f"{launch.mem_fraction_static:g}",
-        "set by metal_mem_fraction_static or by the checkpoint format",
+        f"metal_profile fast: {launch.settings.recipe.source}"
+        if launch.settings.recipe and "mem_fraction_static" in launch.settings.recipe.settings
+        else "set by metal_mem_fraction_static or by the checkpoint format",
     )
     differ("--host", "0.0.0.0", launch.settings.listen_address, "set by metal_listen_address")  # noqa: S104
     differ("--port", "8000", str(launch.port), "set by metal_port, or the next replica's")
@@ -209,6 +240,7 @@ def launch_differences(launch: Launch) -> list[Difference]:
         differ("loader threads", "not set", f"{launch.loader_threads} for each rank", why)
     if launch.settings.profile != "guide" and checkpoint.engine_args:
         differ("format", "not set", " ".join(checkpoint.engine_args), f"needed for {checkpoint.format}")
+    differences += _recipe_differences(launch)
     if launch.entrypoint != GUIDE_ENTRYPOINT:
         why = f"recommended by SGLang {launch.engine.release}, which still takes the other"
         if launch.settings.engine_entrypoint:
@@ -224,7 +256,7 @@ def launch_differences(launch: Launch) -> list[Difference]:
             "GPU count",
             "tp 4, or tp 8 ep 8",
             f"tp {spread.tp} ep {spread.ep}",
-            "set by metal_tp_size, metal_ep_size or a lifted refusal",
+            "set by metal_tp_size, metal_ep_size, a recipe or a lifted refusal",
         )
     return differences
 
@@ -257,6 +289,8 @@ def service_environment(
     if settings.profile != "guide":
         # Each rank on the CPUs and memory of its GPU's NUMA node: by default from 0.5.23 on, by this before.
         environment["SGLANG_AUTO_NUMA_BIND"] = "1"
+    if settings.recipe:
+        environment |= {name: text for name, text, _ in settings.recipe.environment}
     if cuda.compat_library_path:
         environment["LD_LIBRARY_PATH"] = cuda.compat_library_path
     if gpu_indices is not None:

@@ -36,7 +36,13 @@ OPTIONS = (
     ("--model", "metal_model", "NAME", "model to serve"),
     ("--format", "metal_model_format", "FORMAT", "checkpoint format, such as fp8 or bf16"),
     ("--engine", "metal_engine_release", "RELEASE", "SGLang release"),
-    ("--profile", "metal_profile", "PROFILE", "default, or guide for the vendor guide's own command"),
+    (
+        "--profile",
+        "metal_profile",
+        "PROFILE",
+        "default, fast for a published recipe, or guide for the vendor guide's own command",
+    ),
+    ("--aim", "metal_aim", "AIM", "what fast aims at: latency, throughput or long-context"),
     ("--layout", "metal_layout", "LAYOUT", "tp8 or 2xtp4 on 8 GPUs, tp4 on 4"),
     ("--tp", "metal_tp_size", "N", "tensor parallel size"),
     ("--ep", "metal_ep_size", "N", "expert parallel size"),
@@ -55,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="a list with one object per host")
+    parser.add_argument(
+        "--compare", action="store_true", help="profiles default, fast and guide side by side, for each host"
+    )
     return parser
 
 
@@ -171,9 +180,33 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
     ]
 
 
+def _compare(arguments: argparse.Namespace) -> int:
+    from minimax_metal.plan.compare import PROFILES, as_json
+
+    if arguments.metal_profile:
+        raise UserError("found --compare with --profile; --compare shows every profile: leave --profile out")
+    hosts: dict[str, dict[str, Plan]] = {}
+    for profile in PROFILES:
+        arguments.metal_profile = profile
+        for one, secrets in _plans_and_secrets(arguments):
+            hosts.setdefault(one.host, {})[profile] = masked(one, secrets)
+        # The other profiles are for the same facts.
+        arguments.refresh = False
+    if arguments.json:
+        json.dump([as_json(host, plans) for host, plans in hosts.items()], sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        from minimax_metal.plan.table import show_comparison
+
+        show_comparison(hosts)
+    return 0 if all(one.fits for plans in hosts.values() for one in plans.values()) else 1
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the verb with the arguments behind it."""
     arguments = _parser().parse_args(list(argv))
+    if arguments.compare:
+        return _compare(arguments)
     # What was encrypted in the inventory is decided by, and never shown.
     plans = [masked(one, secrets) for one, secrets in _plans_and_secrets(arguments)]
     if arguments.json:

@@ -12,6 +12,7 @@ from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.access import check_access, firewall_plan
 from minimax_metal.plan.disk import disk_plan
 from minimax_metal.plan.facts import HostFacts
+from minimax_metal.plan.fast_profile import with_recipe
 from minimax_metal.plan.fast_start import (
     check_cubins,
     kernel_cache_plan,
@@ -65,6 +66,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     formats = find_model(settings, catalog, found)
     release = find_release(settings, catalog, found)
     checkpoint = None if formats is None else choose_format(settings, formats, board, found)
+    settings = with_recipe(settings, checkpoint, board, release, catalog, found)
     fit = find_fit(settings, checkpoint, board, found) if checkpoint and board else None
     if checkpoint and board:
         check_generation(checkpoint, board, found)

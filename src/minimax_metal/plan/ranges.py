@@ -8,7 +8,8 @@ from typing import Final
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.settings import Settings
 
-PROFILES: Final = ("default", "guide")
+PROFILES: Final = ("default", "fast", "guide")
+AIMS: Final = ("latency", "throughput", "long-context")
 DAY: Final = 86_400
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _PROGRAMS: Final = re.compile(r"/[A-Za-z0-9_./@+-]+")
@@ -49,6 +50,10 @@ def check_ranges(settings: Settings, found: Findings) -> None:
             f"metal_profile {settings.profile}",
             " or ".join(PROFILES),
             "set one of them, or leave it out",
+        )
+    if settings.aim not in AIMS:
+        found.refuse(
+            "aim", f"metal_aim {settings.aim}", " or ".join(AIMS), "set one of them, or leave it out"
         )
     revision = settings.model_revision
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):

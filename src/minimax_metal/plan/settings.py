@@ -135,7 +135,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("metal_tokens_per_request", "int", 8192, "Tokens a request is reckoned with for the limits."),
     Setting("metal_metrics", "bool", None, "Whether the engine shows its figures at /metrics; default does."),
     Setting("metal_layout", "text", None, "How GPUs are shared out: tp8 or 2xtp4 on 8 GPUs, tp4 on 4."),
-    Setting("metal_profile", "text", "default", "default, or guide for the vendor guide's own parsers."),
+    Setting(
+        "metal_profile",
+        "text",
+        "default",
+        "default, fast for a published performance recipe, or guide for the vendor guide's own parsers.",
+    ),
+    Setting(
+        "metal_aim",
+        "text",
+        "throughput",
+        "What metal_profile: fast aims at: latency, throughput or long-context.",
+    ),
     Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
     Setting("metal_reasoning_parser", "text", None, "Reasoning parser; by default the model's."),
     Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
@@ -246,6 +257,17 @@ class UnknownVariable:
 
 
 @dataclass(frozen=True)
+class ChosenRecipe:
+    """What a published recipe adds to the launch line and the environment, each part with its source."""
+
+    source: str
+    words: tuple[tuple[tuple[str, ...], str], ...] = ()
+    environment: tuple[tuple[str, str, str], ...] = ()
+    settings: tuple[str, ...] = ()
+    """Settings that come from the recipe."""
+
+
+@dataclass(frozen=True)
 class Settings:
     """The settings of one host. Ranges are judged by the plan, types here."""
 
@@ -297,6 +319,7 @@ class Settings:
     metrics: bool | None = None
     layout: str | None = None
     profile: str = "default"
+    aim: str = "throughput"
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     driver_branch: str | None = None
@@ -316,6 +339,8 @@ class Settings:
     cache_url: str | None = None
     given: frozenset[str] = frozenset()
     """Attributes that the user set, for defaults that hang on each other."""
+    recipe: ChosenRecipe | None = None
+    """What ``metal_profile: fast`` found; the plan fills it in."""
     unknown_role_variables: tuple[UnknownVariable, ...] = ()
     """Variables that begin like a role's and are none of it."""
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from minimax_metal.plan.compare import rows_of
 from minimax_metal.plan.model import Plan
 
 
@@ -115,6 +116,27 @@ def _details(plan: Plan) -> Table:
             f"{', fabric manager' if plan.driver.fabric_manager else ''}",
         )
     return table
+
+
+def show_comparison(hosts: Mapping[str, Mapping[str, Plan]], console: Console | None = None) -> None:
+    """Print a table for each host, one column a profile, and what is said of any of them below."""
+    console = console or Console(highlight=False)
+    for host, plans in hosts.items():
+        table = Table(title=Text(host), header_style="bold", show_edge=False, pad_edge=False)
+        table.add_column("", overflow="fold")
+        for profile in plans:
+            table.add_column(profile, overflow="fold")
+        for what, texts in rows_of(plans):
+            table.add_row(Text(what), *(Text(texts[profile]) for profile in plans))
+        console.print(table)
+        lines: dict[str, list[str]] = {}
+        for profile, one in plans.items():
+            for refusal in one.refusals:
+                lines.setdefault(f"refused  {refusal.line(host)}", []).append(profile)
+            for notice in one.warnings:
+                lines.setdefault(f"warning  {notice.code}: {notice.message}", []).append(profile)
+        for line, said in lines.items():
+            console.print(Text(f"{line} [{', '.join(said)}]"), soft_wrap=True)
 
 
 def show(plans: Sequence[Plan], console: Console | None = None) -> None:
