@@ -72,6 +72,34 @@ class Generations(_Entry):
     proven: tuple[str, ...]
     unproven: dict[str, str] = Field(default_factory=dict)
     """Capability to the reason why it is only a maybe."""
+    needs: dict[str, str] = Field(default_factory=dict)
+    """Capability to what the engine needs there and the plan can't install: refused as ``engine-kernels``."""
+
+
+class Reasoning(_Entry):
+    """How a model thinks before it answers."""
+
+    always: bool
+    """Whether a request can't turn it off."""
+    efforts: tuple[str, ...] = ()
+    """Values of ``reasoning_effort`` it knows, least first."""
+    default_effort: str | None = None
+    source: str
+
+
+class Draft(_Entry):
+    """A draft for speculative decoding that comes with the checkpoint's own files."""
+
+    directory: str
+    """Its place in the repository; the engine finds it there."""
+    bytes: Number
+    """Part of the checkpoint's bytes."""
+    generations: tuple[str, ...]
+    """Compute capabilities on which the engine takes it."""
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = Field(default_factory=dict)
+    constraints: str
+    source: str
 
 
 class Checkpoint(_Entry):
@@ -110,8 +138,15 @@ class Checkpoint(_Entry):
     """KV cache of one token over all layers at bfloat16; none where nobody measured it."""
     kv_dtypes: dict[str, float] = Field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
     """Engine's ``--kv-cache-dtype`` to its size relative to bfloat16."""
+    head_dim: Number | None = None
+    sparse_layers: Number | None = None
+    """Layers with sparse attention: each keeps index keys beside K and V."""
+    index_dim: Number | None = None
+    """Width of one index key; there is one head of them, kept whole on every GPU."""
     max_sequence: Number
     max_output: Number | None = None
+    reasoning: Reasoning | None = None
+    draft: Draft | None = None
     # Running it
     minimum_engine: str
     minimum_engine_source: str | None = None

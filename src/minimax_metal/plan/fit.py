@@ -92,6 +92,15 @@ def choose_format(
 def check_generation(checkpoint: Checkpoint, board: Board, found: Findings) -> None:
     """Whether this GPU generation can run the format at all."""
     generations = checkpoint.generations
+    if need := generations.needs.get(board.capability):
+        found.refuse(
+            "engine-kernels",
+            f"{board.label} (compute capability {board.capability}) for {checkpoint.name} "
+            f"{checkpoint.format}",
+            need,
+            "use Hopper GPUs, or bring both in an engine lock of your own (metal_catalog_overlay) and "
+            "accept this refusal",
+        )
     if board.capability in generations.proven:
         return
     if board.capability in generations.unproven:

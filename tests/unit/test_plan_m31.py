@@ -1,0 +1,66 @@
+"""MiniMax-M3.1-Flash: where it runs, what it holds, what is refused and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from minimax_metal.catalog import packaged_catalog
+from tests.unit.plan_helpers import codes, decide, flag, warned
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["M3.1", "m3.1", "MiniMax-M3.1", "MiniMax-M3.1-Flash", "M3.1-Flash", "MiniMaxAI/MiniMax-M3.1-Flash"],
+)
+def test_every_usual_spelling_names_it(name: str) -> None:
+    result = decide("H20", 4, model=name)
+    assert result.model is not None
+    assert result.model.name == "MiniMax-M3.1-Flash"
+    assert result.model.served_name == "MiniMaxAI/MiniMax-M3.1-Flash"
+
+
+@pytest.mark.parametrize(("gpu", "count"), [("H20", 4), ("H20", 8), ("H100", 4), ("H100", 8), ("H200", 8)])
+def test_hopper_serves_it_with_what_the_engine_chooses_itself(gpu: str, count: int) -> None:
+    result = decide(gpu, count, model="M3.1")
+    assert result.fits
+    assert "gpu-unproven" not in warned(result)
+    assert flag(result, "--tool-call-parser") == flag(result, "--reasoning-parser") == "minimax-m3"
+    assert result.service is not None
+    # Marlin, fa3 and page size 128 are the engine's own choice (arg_groups/model_overrides/minimax_m3.py).
+    ours = {"--page-size", "--moe-runner-backend", "--attention-backend", "--quantization"}
+    assert not ours & set(result.service.argv)
+
+
+@pytest.mark.parametrize(("count", "copies"), [(4, 1), (8, 2)])
+def test_capacity_counts_index_keys_of_every_layer(count: int, copies: int) -> None:
+    result = decide("H100", count, model="M3.1", layout="tp8" if count == 8 else "tp4")
+    each = 60 * 2 * 128 * 2 + 60 * 128 * 2  # one KV head of each GPU, and the whole index
+    assert result.capacity is not None
+    assert result.capacity.kv_bytes_per_token == each * count == 184_320 * copies
+    assert result.capacity.max_sequence == result.capacity.kv_tokens_per_replica < 1_048_576
+
+
+@pytest.mark.parametrize("gpu", ["B200", "B300", "GB200"])
+def test_blackwell_is_refused_with_what_it_wants(gpu: str) -> None:
+    result = decide(gpu, 4, model="M3.1")
+    (refusal,) = [one for one in result.refusals if one.code == "engine-kernels"]
+    assert "CUDA 13.4" in refusal.needed
+    assert "fmha_sm100" in refusal.needed
+    lifted = decide(gpu, 4, model="M3.1", accept_refusals=["engine-kernels"])
+    assert lifted.fits
+    assert "gpu-unproven" in warned(lifted)
+
+
+@pytest.mark.parametrize("gpu", ["A100", "L40S", "RTX PRO 6000"])
+def test_other_generations_are_refused(gpu: str) -> None:
+    assert "format-gpu" in codes(decide(gpu, 8, model="M3.1"))
+
+
+def test_an_engine_without_it_is_refused() -> None:
+    assert codes(decide("H100", 8, model="M3.1", engine_release="0.5.16"))
+
+
+def test_the_draft_belongs_to_the_checkpoint() -> None:
+    (checkpoint,) = packaged_catalog().models["MiniMax-M3.1-Flash"].values()
+    assert checkpoint.draft is not None
+    assert checkpoint.bytes.value - checkpoint.weight_memory_bytes.value >= checkpoint.draft.bytes.value
