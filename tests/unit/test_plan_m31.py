@@ -64,3 +64,34 @@ def test_the_draft_belongs_to_the_checkpoint() -> None:
     (checkpoint,) = packaged_catalog().models["MiniMax-M3.1-Flash"].values()
     assert checkpoint.draft is not None
     assert checkpoint.bytes.value - checkpoint.weight_memory_bytes.value >= checkpoint.draft.bytes.value
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "count", "code", "other"),
+    [
+        ("M3", "H20", 4, "memory", "MiniMax-M3.1-Flash"),
+        ("M3", "H100", 8, "memory", "MiniMax-M3.1-Flash"),
+        ("M3.1", "B200", 8, "engine-kernels", "MiniMax-M3"),
+        ("M3.1", "A100", 8, "format-gpu", "MiniMax-M2.7"),
+    ],
+)
+def test_a_refusal_names_the_model_that_fits(model: str, gpu: str, count: int, code: str, other: str) -> None:
+    result = decide(gpu, count, model=model)
+    (refusal,) = [one for one in result.refusals if one.code == code]
+    assert f"{other} fits this host" in refusal.remedy
+    assert decide(gpu, count, model=other).fits
+
+
+def test_no_model_is_named_where_none_fits() -> None:
+    (refusal,) = decide("L40S", 4, model="M2.5").refusals
+    assert "fits this host" not in refusal.remedy
+
+
+def test_what_the_user_set_for_one_model_does_not_spoil_another() -> None:
+    result = decide("H20", 4, model="M3", model_format="bf16", mem_fraction_static=0.4)
+    assert any("MiniMax-M3.1-Flash fits this host" in one.remedy for one in result.refusals)
+
+
+def test_an_older_engine_is_not_sent_to_what_it_can_not_serve() -> None:
+    result = decide("H20", 4, model="M3", engine_release="0.5.16")
+    assert not any("M3.1" in one.remedy for one in result.refusals)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan.access import check_access, firewall_plan
+from minimax_metal.plan.alternatives import name_alternative
 from minimax_metal.plan.disk import disk_plan
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.fast_profile import with_recipe
@@ -72,6 +73,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         check_generation(checkpoint, board, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
+    if checkpoint and board:
+        name_alternative(settings, checkpoint, board, release, catalog, found)
     if release and board:
         check_cubins(settings, release, board, found)
     model = model_plan(settings, checkpoint, found) if checkpoint else None
