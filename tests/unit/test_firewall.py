@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -10,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.support.templates import REPOSITORY, evaluate, render
+from minimax_metal.common import nftables
+from minimax_metal.plan.firewall import decide
+from tests.support.templates import render
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("nft", "ip", "unshare"))),
@@ -83,11 +87,31 @@ def network() -> Iterator[None]:
             run("ip", "netns", "delete", name, check=False)
 
 
-def rules(folder: Path, ipv4: list[str], ipv6: list[str], ports: list[int]) -> str:
-    plan: dict[str, Any] = {"firewall": {"ipv4": ipv4, "ipv6": ipv6, "ports": ports}}
+def rule(
+    name: str, ports: list[int], ipv4: list[str], ipv6: list[str], router_id: int | None = None
+) -> dict[str, Any]:
+    return {"name": name, "ports": ports, "ipv4": ipv4, "ipv6": ipv6, "router_id": router_id}
+
+
+def write(folder: Path, *made: dict[str, Any]) -> str:
     path = folder / "firewall.nft"
-    render(path, "firewall.nft.j2", plan)
+    render(path, "firewall.nft.j2", {}, __endpoint_firewall_rules=made)
     return str(path)
+
+
+def rules(folder: Path, ipv4: list[str], ipv6: list[str], ports: list[int]) -> str:
+    return write(folder, rule("endpoint", ports, ipv4, ipv6))
+
+
+def listed() -> str:
+    """Return what nft says of the table, or that there is none, as a task and the status see it."""
+    done = subprocess.run(
+        ["ip", "netns", "exec", HOST, "nft", "--json", "list", "table", "inet", "minimax_metal"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout or done.stderr
 
 
 def test_only_the_networks_named_reach_the_endpoint(network: None, tmp_path: Path) -> None:
@@ -116,51 +140,119 @@ def test_only_the_networks_named_reach_the_endpoint(network: None, tmp_path: Pat
     assert reach("2001:db8:1::1", 8000, "2001:db8:1::7") == "ConnectionRefusedError"
     assert reach("192.0.2.1", 8001, "192.0.2.7") == "open"
 
-    # What the role reads to see whether somebody flushed the rules: their names are nft's own.
-    listed = inside(HOST, "nft", "list", "table", "inet", "minimax_metal")
-    assert "goto endpoints" in listed
-    assert "reject with tcp reset" in listed
-
     # As the unit's stop does it.
     inside(HOST, "nft", "delete", "table", "inet", "minimax_metal")
     assert reach("192.0.2.1", 8000, "192.0.2.7") == "open"
     assert inside(HOST, "nft", "list", "table", "inet", "mine") == before
 
 
-def test_rules_that_somebody_took_out_are_seen(network: None, tmp_path: Path) -> None:
-    plan = {"firewall": {"ipv4": ["192.0.2.0/25"], "ipv6": ["2001:db8:1::/64"], "ports": [8000, 8001]}}
-    tasks = yaml.safe_load((REPOSITORY / "roles/endpoint_firewall/tasks/present.yml").read_text())
-    expression = tasks[-1]["vars"]
-    file = rules(tmp_path, *plan["firewall"].values())
+FLEET = {
+    "groups": {
+        "gpu_hosts": ["gpu01", "gpu02"],
+        "gateway_hosts": ["gw01"],
+        "cache_hosts": ["cache01"],
+        "monitoring_hosts": ["watch01"],
+    },
+    "hosts": {
+        "gpu01": {"ansible_host": "192.0.2.1", "metal_cache_url": "http://cache01:8081"},
+        "gpu02": {"ansible_host": "192.0.2.7"},
+        "gw01": {"ansible_host": "198.51.100.7"},
+        "cache01": {"ansible_host": "203.0.113.9"},
+        "watch01": {"ansible_host": "2001:db8:9::1"},
+    },
+}
 
-    def whole() -> bool:
-        done = subprocess.run(
-            ["ip", "netns", "exec", HOST, "nft", "list", "table", "inet", "minimax_metal"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        loaded = {"rc": done.returncode, "stdout": done.stdout}
-        given = {**expression, "metal_plan": plan, "__endpoint_firewall_loaded": loaded}
-        return bool(evaluate(given, "__endpoint_firewall_whole"))
+
+def of_fleet(me: str, **own: Any) -> list[dict[str, Any]]:
+    hosts = {**FLEET["hosts"], me: {**FLEET["hosts"][me], **own}}  # type: ignore[dict-item]
+    plan = {"services": [{"port": 8000}, {"port": 8001}]} if me.startswith("gpu") else None
+    made = decide(me, FLEET["groups"], hosts, plan)  # type: ignore[arg-type]
+    assert made["problem"] is None
+    return list(made["rules"])
+
+
+def test_each_port_is_open_to_whom_needs_it(network: None, tmp_path: Path) -> None:
+    # Clients come from 2001:db8:1::/64 only; 192.0.2.7 is another GPU host, 198.51.100.7 the gateway.
+    clients = {"metal_allowed_cidrs": ["2001:db8:1::/64"]}
+    made = of_fleet("gpu01", **clients, model_weights_share_port=9000)
+    inside(HOST, "nft", "--file", write(tmp_path, *made))
+    try:
+        for source, endpoint, share in (
+            ("2001:db8:1::7", "open", "ConnectionRefusedError"),
+            ("198.51.100.7", "open", "ConnectionRefusedError"),
+            ("192.0.2.7", "ConnectionRefusedError", "open"),
+            ("2001:db8:2::7", "ConnectionRefusedError", "ConnectionRefusedError"),
+        ):
+            target = re.sub("7$", "1", source)
+            assert reach(target, 8000, source) == endpoint, source
+            assert reach(target, 8001, source) == endpoint, source
+            assert reach(target, 9000, source) == share, source
+        assert reach("127.0.0.1", 9000, "127.0.0.1", HOST) == "open"
+    finally:
+        inside(HOST, "nft", "delete", "table", "inet", "minimax_metal")
+
+
+def test_rules_that_somebody_changed_are_seen(network: None, tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        rule("endpoint", [8000, 8001], ["192.0.2.0/25", "198.51.100.0/24"], ["2001:db8:1::/64"]),
+        rule("share", [9000], ["192.0.2.7/32"], []),
+        rule("virtual_address", [], ["192.0.2.7/32"], [], 51),
+    )
+    checksum = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    inside(HOST, "nft", "--file", file)
+    noted = f"{checksum}  {file}\n{listed()}"
+
+    def state() -> list[str]:
+        return nftables.state(noted, checksum, listed())
 
     table = ("inet", "minimax_metal")
-    for taken in (
-        ("flush", "ruleset"),
-        ("delete", "table", *table),
-        ("flush", "table", *table),
-        ("flush", "chain", *table, "input"),
-        ("flush", "chain", *table, "endpoints"),
-        ("flush", "set", *table, "allowed_ipv6"),
+    assert state() == []
+    # Loaded again, with counters that count: handles and figures differ, and nothing else.
+    inside(HOST, "nft", "--file", file)
+    assert reach("2001:db8:2::1", 8000, "2001:db8:2::7") == "ConnectionRefusedError"
+    assert json.loads(listed()) != json.loads(noted.partition("\n")[2])
+    assert state() == []
+    for change, seen in (
+        (("flush", "ruleset"), "the table is gone"),
+        (("delete", "table", *table), "the table is gone"),
+        (("flush", "table", *table), "rules of endpoint: "),
+        (("flush", "chain", *table, "input"), "rules of input: 3 gone, 0 added"),
+        (("flush", "chain", *table, "share"), "rules of share: 3 gone, 0 added"),
+        (("flush", "set", *table, "endpoint_ipv6"), "set endpoint_ipv6 changed"),
+        (("delete", "element", *table, "endpoint_ipv4", "{ 192.0.2.0/25 }"), "set endpoint_ipv4 changed"),
+        (("add", "element", *table, "share_ipv4", "{ 203.0.113.0/24 }"), "set share_ipv4 changed"),
+        (("insert", "rule", *table, "endpoint", "accept"), "rules of endpoint: 0 gone, 1 added"),
+        (("insert", "rule", *table, "input", "counter accept"), "rules of input: 0 gone, 1 added"),
+        (("add", "chain", *table, "more"), "chain more added"),
+        (("add", "chain", *table, "input", "{ policy drop; }"), "chain input changed"),
     ):
         inside(HOST, "nft", "--file", file)
-        assert whole()
-        inside(HOST, "nft", *taken)
-        assert not whole(), taken
-    # Rules of fewer ports, as an older run had them.
-    inside(HOST, "nft", "--file", rules(tmp_path, *list(plan["firewall"].values())[:2], [8000]))
-    assert not whole()
+        inside(HOST, "nft", *change)
+        assert any(one.startswith(seen) for one in state()), (change, state())
+    # The table of an older version, and one whose load a crash prevented.
+    inside(HOST, "nft", "--file", rules(tmp_path, ["192.0.2.0/25"], [], [8000]))
+    assert state()
+    assert nftables.state(noted, "0" * 64, listed()) == ["the table in force is not that of the rules' file"]
+    assert nftables.state("", checksum, listed()) == ["nothing notes that the table was loaded"]
     inside(HOST, "nft", "delete", "table", *table)
+
+
+def test_rules_in_another_order_are_seen() -> None:
+    def listing(*names: str) -> str:
+        made = [{"rule": {"chain": "input", "handle": 1, "expr": [name]}} for name in names]
+        return json.dumps({"nftables": [{"metainfo": {"version": "1.0.6"}}, *made]})
+
+    assert nftables.differences(listing("a", "b"), listing("b", "a")) == ["rules of input: in another order"]
+    assert nftables.differences(listing("a", "b"), listing("a", "b")) == []
+
+
+@pytest.mark.parametrize(
+    "said", ["", "Error: Operation not permitted", "{", "{}", '{"nftables": [1]}', "[" * 9999]
+)
+def test_an_answer_that_is_no_listing_is_said(said: str) -> None:
+    (line,) = nftables.state('x\n{"nftables": []}', "x", said)
+    assert line.startswith("can't be read: ")
 
 
 def test_networks_that_overlap_are_one(network: None, tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import socket
 import tempfile
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_helpers import raw_host
 
-from minimax_metal.fleet import here, status
+from minimax_metal.fleet import drift, here, status
 from minimax_metal.fleet.drift import drift_of, facts_of, local_drift, planned
 from minimax_metal.plan.adapter import plan_from_variables
 from minimax_metal.plan.ansible_programs import read_answer
@@ -246,3 +249,64 @@ def _whole() -> dict[str, Any]:
 
 
 WHOLE = _whole()
+
+
+def test_a_table_of_rules_that_was_flushed_is_drift(tmp_path: Path) -> None:
+    """As the unit on a host says it on its socket, for a user that may not ask nft."""
+    rules, loaded, path = tmp_path / "firewall.nft", tmp_path / "loaded", tmp_path / "seen"
+    listing = '{"nftables": [{"rule": {"chain": "input", "handle": 3, "expr": []}}]}'
+    rules.write_text("rules")
+    said = listing.replace("3", "9")
+    with socket.create_server(str(path), family=socket.AF_UNIX) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.sendall(said.encode())
+
+        Thread(target=answer, daemon=True).start()
+
+        def state() -> list[str]:
+            return here.firewall_of(rules, loaded, str(path))
+
+        assert state() == ["nothing notes that the table was loaded"]
+        loaded.write_text(f"{hashlib.sha256(b'rules').hexdigest()}  x\n{listing}\n")
+        assert state() == []
+        said = '{"nftables": []}'
+        assert state() == ["rules of input: 1 gone, 0 added"]
+        said = "Error: No such file or directory; did you mean ...?"
+        assert state() == ["the table is gone"]
+        rules.write_text("other rules")
+        assert state() == ["the table in force is not that of the rules' file"]
+        rules.write_text("rules")
+        server.shutdown(socket.SHUT_RDWR)
+    assert state()[0].startswith("can't be read: ")
+    told = {"release": {"number": 1}, "firewall_differences": ["the table is gone"]}
+    assert "firewall: the table is gone" in drift.local_drift(told)
+
+
+def test_only_a_host_with_a_firewall_is_asked_for_its_rules(tmp_path: Path) -> None:
+    def asked(plan: dict[str, Any], folder: str) -> list[str]:
+        looked(tmp_path / folder, plan)
+        one = tmp_path / folder
+        found = here.look(
+            one, one / "releases", lambda *_: SHOWN, lambda _: {"answers": True}, lambda: ["gone"]
+        )
+        return list(found["firewall_differences"])
+
+    assert asked(applied_plan(), "without") == []
+    assert asked(applied_plan(metal_allowed_cidrs=["10.0.0.0/8"]), "with") == ["gone"]
+
+
+def test_other_networks_of_the_firewall_are_drift() -> None:
+    wall = {"ipv4": ["10.0.0.0/8"], "ipv6": [], "ports": [8000]}
+    assert drift.differences({"firewall": wall}, {"firewall": {**wall, "ipv4": ("10.0.0.0/8",)}}) == []
+    other = {"ipv4": ("10.9.0.0/16",), "ipv6": (), "ports": (8000, 8001)}
+    assert drift.differences({"firewall": wall}, {"firewall": other}) == [
+        "networks of the firewall: -[10.0.0.0/8] +[10.9.0.0/16]",
+        "ports of the firewall: +[8001]",
+    ]

@@ -152,3 +152,23 @@ def test_drop_ins_of_the_users_stay_beside_those_of_the_product() -> None:
     assert f"{beside}, which is yours" in shared.kept
     without_driver = remove(drop_ins=[DRIVER_DROP_IN])
     assert not any("persistenced" in path for path in without_driver.paths)
+
+
+def test_the_firewall_goes_with_the_last_that_it_covers() -> None:
+    def gone(*more: str, **wishes: bool) -> Removal:
+        there = ["minimax-metal-firewall.service", "minimax-metal-firewall-seen.socket", *more]
+        return removal(there, [], [], wishes)
+
+    whole = gone()
+    assert set(whole.units) == {"minimax-metal-firewall.service", "minimax-metal-firewall-seen.socket"}
+    assert "/etc/systemd/system/minimax-metal-firewall-seen@.service" in whole.paths
+    assert "/etc/minimax-metal/firewall.nft" in whole.paths
+    for stays, wish in (
+        ("sglang-gateway.service", "gateway"),
+        ("minimax-metal-artefacts.service", "artefact_cache"),
+    ):
+        part = gone(stays)
+        assert not [unit for unit in part.units if "firewall" in unit]
+        assert not [path for path in part.paths if "firewall" in path]
+        assert "the firewall, for the ports of what stays" in part.kept
+        assert "minimax-metal-firewall.service" in gone(stays, **{wish: True}).units

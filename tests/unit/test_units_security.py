@@ -40,6 +40,7 @@ def variables() -> dict[str, Any]:
             "__sglang_gateway_credentials": {"gateway_api_key": "/etc/sglang-gateway/api_key"},
             "sglang_gateway_stop_timeout_seconds": 600,
             "host_tuning_shm_size": "64G",
+            "__endpoint_firewall_rules": [],
         }
         | role_variables("model_weights", model_weights_token_files={"huggingface": "/x"})
     )

@@ -67,6 +67,7 @@ def checked(here: Mapping[str, Any]) -> dict[str, Any]:
     found["applied"] = _applied(_part(here, "applied", Mapping, {}))
     found["instances"] = [_instance(one) for one in _part(here, "instances", list, [])]
     found["missing"] = [str(one) for one in _part(here, "missing", list, [])]
+    found["firewall_differences"] = [str(one) for one in _part(here, "firewall_differences", list, [])][:8]
     for key in ("driver", "hostname", "metal", "time"):
         found[key] = _part(here, key, str, None)
     for key in ("cpu_count", "memory_total_bytes"):

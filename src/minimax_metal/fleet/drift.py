@@ -123,10 +123,14 @@ def differences(applied: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
             old, new = old_services[unit].get(key), new_services[unit].get(key)
             if _plain(old) != _plain(new):
                 found.append(f"{name} of {_named(unit)}{_words(old, new)}")
-    if bool(applied.get("firewall")) != bool(wanted.get("firewall")):
-        found.append(
-            f"firewall {_short(bool(applied.get('firewall')))} -> {_short(bool(wanted.get('firewall')))}"
-        )
+    old_wall, new_wall = applied.get("firewall"), wanted.get("firewall")
+    if bool(old_wall) != bool(new_wall):
+        found.append(f"firewall {_short(bool(old_wall))} -> {_short(bool(new_wall))}")
+    elif isinstance(old_wall, Mapping) and isinstance(new_wall, Mapping):
+        for name, key in (("networks", "ipv4"), ("networks", "ipv6"), ("ports", "ports")):
+            old, new = _plain(old_wall.get(key)) or [], _plain(new_wall.get(key)) or []
+            if old != new:
+                found.append(f"{name} of the firewall{_words(old, new)}")
     return found
 
 
@@ -180,6 +184,7 @@ def local_drift(here: Mapping[str, Any]) -> list[str]:
     applied = here.get("applied") or {}
     if not here.get("environment_exists", True):
         found.append(f"{Path(str(_at(applied, ('engine', 'environment')))).name} is gone")
+    found += [f"firewall: {one}" for one in here.get("firewall_differences") or []]
     branch, loaded = _at(applied, ("driver", "branch")), here.get("driver")
     if branch and loaded and str(loaded).split(".")[0] != str(branch):
         found.append(f"driver {loaded} runs, recorded branch {branch}")

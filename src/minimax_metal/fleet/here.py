@@ -8,6 +8,7 @@ controller asks every host for it at once.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from typing import Any, Final
 from urllib.parse import urljoin
 
 from minimax_metal import __version__
+from minimax_metal.common import nftables
 from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.program import run as run_program
@@ -36,6 +38,10 @@ PROPERTIES: Final = (
     "Id", "LoadState", "ActiveState", "SubState", "StatusText", "UnitFileState", "NRestarts",
     "ActiveEnterTimestampMonotonic",
 )  # fmt: skip
+FIREWALL_FILE: Final = Path("/etc/minimax-metal/firewall.nft")
+FIREWALL_LOADED: Final = Path("/run/minimax-metal-firewall/loaded")
+FIREWALL_SOCKET: Final = "/run/minimax-metal-firewall-seen.sock"
+FIREWALL_SECONDS: Final = 5.0
 APPLIED: Final = (
     "platform",
     "model",
@@ -139,11 +145,45 @@ def load_of(url: str, timeout: float = FIGURES_SECONDS) -> dict[str, Any]:
     }
 
 
+def firewall_of(
+    file: Path = FIREWALL_FILE, loaded: Path = FIREWALL_LOADED, socket_path: str = FIREWALL_SOCKET
+) -> list[str]:
+    """Return how the table in force is not the one that was loaded; [] where it is.
+
+    Only root may ask nft: a unit answers on a socket of its own (role ``endpoint_firewall``).
+    """
+    try:
+        checksum = hashlib.sha256(read_bounded(file, nftables.BYTES)).hexdigest()
+        noted = read_bounded(loaded, nftables.BYTES).decode(errors="replace")
+    except (OSError, ValueError):
+        return ["nothing notes that the table was loaded"]
+    return nftables.state(noted, checksum, _heard(socket_path))
+
+
+def _heard(path: str) -> str:
+    """Return what is said on a socket until its end, bounded in size and time."""
+    end = time.monotonic() + FIREWALL_SECONDS
+    parts: list[bytes] = []
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(FIREWALL_SECONDS)
+            connection.connect(path)
+            while sum(map(len, parts)) < nftables.BYTES:
+                connection.settimeout(max(end - time.monotonic(), 0.01))
+                if not (part := connection.recv(65_536)):
+                    return b"".join(parts).decode(errors="replace")
+                parts.append(part)
+        return "an answer without end"
+    except OSError as error:
+        return f"{path}: {error.strerror or error}; run site.yml"
+
+
 def look(
     state: Path = STATE,
     releases: Path = DIRECTORY,
     ask_systemd: Callable[..., str] = _systemctl,
     load: Callable[[str], Mapping[str, Any]] = load_of,
+    firewall: Callable[[], list[str]] = firewall_of,
 ) -> dict[str, Any]:
     """Return everything ``metal status`` shows of a host (see the module)."""
     current = Records(releases).current()
@@ -181,6 +221,7 @@ def look(
         "environment_exists": bool(environment) and Path(environment, "bin", "python").exists(),
         "missing": sorted(set(services) - {instance["unit"] for instance in instances}),
         "instances": instances,
+        "firewall_differences": firewall() if plan.get("firewall") else [],
         "driver": driver_version(_text("/proc/driver/nvidia/version")),
         "cpu_count": os.cpu_count() or 1,
         "memory_total_bytes": _memory_total(),

@@ -208,7 +208,8 @@ def _variables(
 
 def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
     model, engine, gpus = (applied.get(key) or {} for key in ("model", "engine", "gpus"))
-    return {
+    # Names are the host's own word: one that is not a text can't be shown.
+    named = {
         "model": model.get("served_name"),
         "format": model.get("format"),
         "engine": engine.get("release"),
@@ -216,6 +217,7 @@ def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
         "driver_branch": (applied.get("driver") or {}).get("branch"),
         "gpus": f"{gpus.get('count')} x {gpus.get('model')}" if gpus else None,
     }
+    return {key: value if isinstance(value, str) else None for key, value in named.items()}
 
 
 def serves(host: Mapping[str, Any]) -> bool:

@@ -124,13 +124,15 @@ def firewall_plan(
 ) -> FirewallPlan | None:
     """Networks that may reach the endpoints' ports; none where the user names no network."""
     networks: Mapping[int, list[str]] = {4: [], 6: []}
-    for text in settings.allowed_cidrs:
+    given = [("metal_allowed_cidrs", text) for text in settings.allowed_cidrs]
+    given += [("metal_fleet_networks", text) for text in settings.fleet_networks]
+    for name, text in given:
         try:
             network = ipaddress.ip_network(text)
         except ValueError as error:
             found.refuse(
                 "cidr",
-                f"metal_allowed_cidrs {text}: {error}",
+                f"{name} {text}: {error}",
                 "networks such as 10.0.0.0/8 or 2001:db8::/32, or addresses",
                 _nearest_network(text),
             )

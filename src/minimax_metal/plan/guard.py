@@ -150,7 +150,9 @@ def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinem
     known = local or (settings.allowed_cidrs and own)
     if not known or settings.allowed_media_domains:
         return Confinement((), METADATA, memory, {})
-    networks = () if local else tuple(filter(_is_network, settings.allowed_cidrs))
+    networks = (
+        () if local else tuple(filter(_is_network, (*settings.allowed_cidrs, *settings.fleet_networks)))
+    )
     return Confinement(
         ip_allow=("localhost", *dict.fromkeys((*own, *networks))),
         ip_deny=("any",),

@@ -96,6 +96,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Networks that may reach the endpoint; with none, no firewall is set up.",
     ),
     Setting(
+        "metal_fleet_networks",
+        "list",
+        (),
+        "Networks that hosts of the fleet connect from, beside their addresses in the inventory.",
+    ),
+    Setting(
         "metal_allowed_media_domains",
         "list",
         (),
@@ -302,6 +308,7 @@ class Settings:
     tls_ca_certificate: str | None = None
     tls_name: str | None = None
     allowed_cidrs: tuple[str, ...] = ()
+    fleet_networks: tuple[str, ...] = ()
     allowed_media_domains: tuple[str, ...] = ()
     max_request_mib: int = 64
     request_seconds: int = 60

@@ -45,6 +45,9 @@ CACHE = (
     "/etc/minimax-metal/artefact-cache.json",
     CACHE_BROUGHT_NGINX,
 )
+FIREWALL_UNITS = frozenset({"minimax-metal-firewall.service", "minimax-metal-firewall-seen.socket"})
+FIREWALL = ("/etc/minimax-metal/firewall.nft", "/etc/systemd/system/minimax-metal-firewall-seen@.service")
+"""Of the table that covers all ports of a host: it stays while a gateway or a cache does."""
 RECORDS = "/var/lib/minimax-metal"
 ARTEFACTS = "/var/cache/minimax-metal/artefacts"
 CACHES = (
@@ -130,21 +133,25 @@ def removal(
     there = frozenset(units)
     cache = bool(wishes.get("artefact_cache"))
     cache_stays = CACHE_UNIT in there and not cache
+    firewall_stays = bool(there & FIREWALL_UNITS) and ((GATEWAY_UNIT in there and not gateway) or cache_stays)
     ours = [
         unit
         for unit in sorted(
             there - {ADDRESS_UNIT, GATEWAY_UNIT, GATEWAY_WATCH} - ({CACHE_UNIT} if cache_stays else set())
         )
-        if driver or not unit.startswith("nvidia-")
+        if (driver or not unit.startswith("nvidia-")) and not (firewall_stays and unit in FIREWALL_UNITS)
     ]
     paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
     # Sharing gives a pull its secret by a drop-in; what lies beside an instance's unit is the user's.
     paths += [f"/etc/systemd/system/{unit}.d" for unit in ours if unit.startswith("metal-weights@")]
     # The directory of engine environments is the user's to name: nothing but a path below / is believed.
     paths += _below_root(wishes.get("engine_directory"), "/opt/sglang")
+    paths += () if firewall_stays else FIREWALL
     kept = [
         f"weights {path} (metal_remove_weights: [{_name(path)}])" for path in stored if path not in doomed
     ]
+    if firewall_stays:
+        kept.append("the firewall, for the ports of what stays")
     gateway_stays = GATEWAY_UNIT in there and not gateway
     if gateway_stays:
         kept.append("the gateway, and the host tools that it runs with (metal_remove_gateway: true)")

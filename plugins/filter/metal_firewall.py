@@ -1,0 +1,40 @@
+"""Filters of role endpoint_firewall; they call the package on the controller and hold no logic."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from minimax_metal.common.nftables import state
+from minimax_metal.plan.firewall import decide
+
+
+def metal_firewall(
+    me: str,
+    groups: Mapping[str, Sequence[str]],
+    hosts: Mapping[str, Mapping[str, Any]],
+    plan: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the rules of one host, or what stands against them."""
+    return decide(me, groups, hosts, plan)
+
+
+def metal_firewall_addresses(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a host's variables those by which others know it."""
+    names = ("metal_address", "ansible_host", "ansible_port", "metal_cache_url")
+    return {name: variables[name] for name in names if name in variables}
+
+
+class FilterModule:
+    """The filters of the firewall."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return the filters by name."""
+        return {
+            "metal_firewall": metal_firewall,
+            "metal_firewall_addresses": metal_firewall_addresses,
+            "metal_firewall_state": state,
+        }
