@@ -11,10 +11,10 @@ LAB := $(BIN)/python -m lab
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup lab-setup demo test test-slow unit fuzz lint molecule bench engine-bump lab-up lab-down clean
+.PHONY: help setup lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump lab-up lab-down clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .make/venv ## make the project's own virtual environment from the lock
 
@@ -56,6 +56,10 @@ bench: lab-setup ## the benchmarks; each prints its figure
 	@for name in plan_speed weights_speed weights_share bare_host staging rollout; do \
 	  echo "== $$name"; $(BIN)/python "benchmarks/$$name.py"; \
 	done
+
+# AUDIT holds more: --drivers FILE, --pci-ids FILE, --hub URL, --config DIRECTORY, --json (docs/catalog-audit.md).
+catalog-audit: setup ## compare the catalogue with its sources: make catalog-audit AUDIT="--hub URL"
+	@$(BIN)/python tools/catalog_audit.py --lab-engine --index $(AUDIT)
 
 engine-bump: setup ## add an SGLang release to the catalogue: make engine-bump VERSION=0.5.24
 	@$(BIN)/python tools/engine_bump.py "$(VERSION)"

@@ -61,13 +61,15 @@ def test_every_recipe_is_reached_has_sources_and_is_called_unproven(name: str) -
 def test_the_cookbooks_flags_for_m27_on_h200_come_by_the_name_the_release_has() -> None:
     new = decide("H200", 8, model="M2.7", profile="fast")
     assert value(new, "--flashinfer-allreduce-fusion-backend") == "auto"
-    assert "SGLANG_USE_FUSED_PARALLEL_QKNORM" not in new.services[0].environment
-    assert "fast-left-out" in codes(new)
+    assert new.services[0].environment["SGLANG_USE_FUSED_PARALLEL_QKNORM"] == "1"
+    assert "fast-left-out" not in codes(new)
     middle = decide("H200", 8, model="M2.7", profile="fast", engine_release="0.5.16")
     assert middle.services[0].environment["SGLANG_USE_FUSED_PARALLEL_QKNORM"] == "1"
     assert "fast-left-out" not in codes(middle)
     old = decide("H200", 8, model="M2.7", profile="fast", engine_release="0.5.10.post1")
     assert "--enable-flashinfer-allreduce-fusion" in old.services[0].argv
+    assert "SGLANG_USE_FUSED_PARALLEL_QKNORM" not in old.services[0].environment
+    assert "fast-left-out" in codes(old)
     assert "--flashinfer-allreduce-fusion-backend" not in old.services[0].argv
 
 

@@ -29,6 +29,8 @@ class Figure(_Entry):
     value: int
     confidence: Confidence
     source: str = Field(min_length=1)
+    read: date | None = None
+    """The day on which the source was read, where it was written down."""
 
 
 def _as_figure(value: Any) -> Any:

@@ -1,0 +1,115 @@
+"""Where every figure comes from, how old that is, and which have no source."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from pydantic import BaseModel
+
+from minimax_metal.catalog import Catalog, Figure
+
+IDENTITY = frozenset(
+    [
+        "name",
+        "format",
+        "family",
+        "aliases",
+        "release",
+        "slug",
+        "version",
+        "default_format",
+        "preference",
+        "notes",
+        "served_name",
+        "locks",
+        "distribution",
+        "codename",
+        "models",
+        "formats",
+        "gpus",
+        "tp",
+        "aims",
+        "instead",
+    ]
+)
+"""Names and choices of the catalogue's own, which need no source."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One figure's source; ``age_days`` is none where no date is known."""
+
+    where: str
+    field: str
+    source: str
+    confidence: str | None
+    age_days: int | None
+
+    def line(self) -> str:
+        """One line for people."""
+        if not self.source:
+            return f"no source     {self.where}: {self.field}"
+        return f"source        {self.where}: {self.field}: {self.age_days} days old ({self.source})"
+
+
+def _age(text: str, read: Any, today: date) -> int | None:
+    if isinstance(read, date):
+        return (today - read).days
+    dates = []
+    for year, month, day in re.findall(r"\b(20\d\d)-(\d\d)-(\d\d)\b", text):
+        try:
+            dates.append(date(int(year), int(month), int(day)))
+        except ValueError:
+            continue
+    return (today - max(dates)).days if dates else None
+
+
+def sources_of(catalog: Catalog, today: date) -> list[Source]:
+    """Every figure of models, GPUs, engines, CUDA, platforms, gateways and recipes."""
+    entries: list[tuple[str, BaseModel]] = [
+        (f"{one.name} {one.format}", one) for formats in catalog.models.values() for one in formats.values()
+    ]
+    for kind, section in (
+        ("GPU", catalog.gpus), ("engine", catalog.engines), ("CUDA", catalog.cuda),
+        ("platform", catalog.platforms), ("gateway", catalog.gateways), ("recipe", catalog.recipes),
+    ):  # fmt: skip
+        entries += [(f"{kind} {name}", one) for name, one in section.items()]
+    return [found for where, one in entries for found in _entry(where, one, today)]
+
+
+def _entry(where: str, one: BaseModel, today: date) -> Iterator[Source]:
+    whole = str(getattr(one, "source", "") or "")
+    read = getattr(one, "read", None)
+    for name in type(one).model_fields:
+        value = getattr(one, name)
+        if name in IDENTITY or name == "read" or name.endswith("source") or name not in one.model_fields_set:
+            continue
+        yield from _value(where, name, value, _beside(one, name) or whole, read, today)
+
+
+def _beside(one: BaseModel, name: str) -> str:
+    """The field that holds another's source: ``revision_source`` of ``revision``."""
+    for field in (f"{name}_source", f"{name.rpartition('_')[2]}_source"):
+        if text := getattr(one, field, None):
+            return str(text)
+    return ""
+
+
+def _value(where: str, name: str, value: Any, source: str, read: Any, today: date) -> Iterator[Source]:
+    if isinstance(value, Figure):
+        age = _age(value.source, getattr(value, "read", None), today)
+        yield Source(where, name, value.source, value.confidence, age)
+    elif isinstance(value, Mapping) and any(isinstance(item, Figure) for item in value.values()):
+        for key, item in value.items():
+            yield from _value(where, f"{name}.{key}", item, source, read, today)
+    elif name == "pci_ids" and isinstance(value, Mapping):
+        for key, text in value.items():
+            yield Source(where, f"{name}.{key}", str(text), None, _age(str(text), None, today))
+    elif isinstance(value, BaseModel) and getattr(value, "source", None):
+        yield Source(where, name, str(value.source), None, _age(str(value.source), None, today))  # type: ignore[attr-defined]
+    elif value is not None and value != () and value != {}:
+        yield Source(where, name, source, None, _age(source, read, today))
