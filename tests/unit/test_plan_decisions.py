@@ -179,7 +179,7 @@ def test_what_runs_where(
     [
         ("A100", "M2.5", "gpu-unproven"),
         ("RTX PRO 6000", "M2.5", "gpu-unproven"),
-        ("H200", "M3", "capacity-unknown"),
+        ("H200", "M3", "short-sequence"),
     ],
 )
 def test_thin_evidence_is_a_warning(gpu: str, model: str, code: str) -> None:

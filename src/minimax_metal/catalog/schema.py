@@ -137,7 +137,7 @@ class Checkpoint(_Entry):
     moe_block: Number | None = None
     """Block size of quantised expert weights: ``moe_intermediate / (tp / ep)`` must be a multiple of it."""
     kv_bytes_per_token: Number | None = None
-    """KV cache of one token over all layers at bfloat16; none where nobody measured it."""
+    """KV cache of one token over all layers at bfloat16, each head once; for models without ``head_dim``."""
     kv_dtypes: dict[str, float] = Field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
     """Engine's ``--kv-cache-dtype`` to its size relative to bfloat16."""
     head_dim: Number | None = None
@@ -145,6 +145,10 @@ class Checkpoint(_Entry):
     """Layers with sparse attention: each keeps index keys beside K and V."""
     index_dim: Number | None = None
     """Width of one index key; there is one head of them, kept whole on every GPU."""
+    packed_kv_generations: tuple[str, ...] = ()
+    """Compute capabilities on which the engine keeps the cache in a packed NVFP4 pool."""
+    kv_page_size: Positive = 1
+    """Tokens of one page of the cache; the engine's own choice for the model."""
     max_sequence: Number
     max_output: Number | None = None
     reasoning: Reasoning | None = None

@@ -1,8 +1,10 @@
 """Whether a checkpoint fits a board, how it is spread, and how much KV cache that leaves.
 
-Capacity is computed as the guides do: ``(GPUs * memory * mem_fraction_static - weights) / KV bytes per
-token``. Their 220 GB of weights, read as GiB, are 6 GiB more than the files hold, which covers the CUDA
-context of each GPU that the engine takes off before it applies the fraction.
+Capacity is ``(GPUs * memory * mem_fraction_static - weights) / KV bytes per token``, whole pages of it. The
+engine takes the share of the memory that is free before it loads, and what is outside the share is for
+activations and CUDA graphs (``_profile_available_bytes`` of ``mem_cache/kv_cache_configurator.py``, 0.5.23).
+The guides' 220 GB of weights for M2, read as GiB, are 6 GiB more than the files hold, which covers the CUDA
+context of each GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.plan.findings import Findings, gib, near
 from minimax_metal.plan.host import Board
+from minimax_metal.plan.kv_cache import bytes_per_token
 from minimax_metal.plan.model import CapacityPlan, LayoutPlan, LimitsPlan, ParallelismPlan
 from minimax_metal.plan.settings import Settings
 
@@ -197,26 +200,19 @@ def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Fi
     if spread is None:
         return None
     fraction = _fraction(settings, checkpoint, board)
-    scale = checkpoint.kv_dtypes.get(settings.kv_cache_dtype)
-    if scale is None:
+    if settings.kv_cache_dtype not in checkpoint.kv_dtypes:
         found.refuse(
             "kv-dtype",
             f"metal_kv_cache_dtype {settings.kv_cache_dtype}",
             f"one of {', '.join(checkpoint.kv_dtypes)}",
             "leave it out, or set one of them",
         )
-        scale = 1.0
     weights = checkpoint.weight_memory_bytes.value
     static = int(board.memory_bytes * spread.tp * fraction)
     room = static - weights
-    per_token: int | None = None
-    tokens: int | None = None
-    if checkpoint.kv_bytes_per_token is not None:
-        # With more ranks than KV heads each head is kept on several ranks.
-        copies = max(1, spread.tp // checkpoint.kv_heads.value)
-        per_token = int(checkpoint.kv_bytes_per_token.value * scale) * copies
-        tokens = max(0, room) // per_token
-    else:
+    per_token = bytes_per_token(checkpoint, spread.tp, settings.kv_cache_dtype, board.capability)
+    tokens = None if per_token is None else _whole_pages(checkpoint, room // per_token)
+    if tokens is None:
         found.warn(
             "capacity-unknown",
             f"KV cache of {checkpoint.name} {checkpoint.format} was never measured: no capacity is promised",
@@ -234,7 +230,8 @@ def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Fi
     if tokens is not None and LEAST_KV_TOKENS <= tokens < longest:
         found.warn(
             "short-sequence",
-            f"KV cache holds {tokens} tokens, less than the model's longest sequence of {longest}",
+            f"KV cache holds {tokens} tokens, less than the model's longest sequence of {longest}"
+            + _more(checkpoint, board, spread.tp, settings.kv_cache_dtype, fraction),
         )
         longest = tokens
     return Fit(
@@ -252,6 +249,32 @@ def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Fi
         ),
         limits=_limits(settings, tokens, room),
     )
+
+
+def _whole_pages(checkpoint: Checkpoint, tokens: int) -> int:
+    """The tokens of whole pages: the engine gives out pages."""
+    return max(0, tokens) // checkpoint.kv_page_size * checkpoint.kv_page_size
+
+
+def _more(checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float) -> str:
+    """Which settings give more KV cache on these GPUs, and how much; what only another host does, too."""
+
+    def held(other: str, share: float) -> int:
+        room = int(board.memory_bytes * tp * share) - checkpoint.weight_memory_bytes.value
+        return _whole_pages(
+            checkpoint, room // (bytes_per_token(checkpoint, tp, other, board.capability) or 1)
+        )
+
+    now, ways = held(dtype, fraction), []
+    if "fp8_e4m3" in checkpoint.kv_dtypes and held("fp8_e4m3", fraction) > now:
+        ways.append(f"metal_kv_cache_dtype: fp8_e4m3 holds {held('fp8_e4m3', fraction)}")
+    if fraction < GUIDE_MEM_FRACTION:
+        ways.append(
+            f"metal_mem_fraction_static: {GUIDE_MEM_FRACTION:g} holds {held(dtype, GUIDE_MEM_FRACTION)}, "
+            "with less memory left for activations"
+        )
+    ways.append("a smaller metal_model_format or GPUs with more memory hold more")
+    return "; " + "; ".join(ways)
 
 
 def _limits(settings: Settings, tokens: int | None, room: int) -> LimitsPlan:
