@@ -22,6 +22,7 @@ FILES = (
     "gateways.yml",
     "platforms.yml",
     "mirrors.yml",
+    "faults.yml",
     "profiles.yml",
 )
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -177,6 +178,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "gateways", "release")
     _named(document, "cuda", "version")
     _named(document, "platforms", "slug")
+    _named(document, "faults", "name")
     document["lock_sha256"] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((HERE / "locks").glob("*.txt"))

@@ -365,6 +365,34 @@ class Recipe(_Entry):
     """The day on which the source was read."""
 
 
+class FaultPlace(_Entry):
+    """Where a fault shows; every condition that is given must hold."""
+
+    families: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    engine_from: str | None = None
+    engine_before: str | None = None
+    tp: tuple[int, ...] = ()
+    ep: tuple[int, ...] = ()
+    arguments: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Flag of the launch line to the values that are meant; ``default`` is a flag that is not set."""
+
+
+class Fault(_Entry):
+    """Something that was reported in public to break."""
+
+    name: str
+    what: str = Field(min_length=1)
+    where: FaultPlace
+    severity: Literal["warning", "refusal"]
+    confidence: Confidence
+    source: str = Field(min_length=1)
+    instead: str = Field(min_length=1)
+
+
 class Catalog(_Entry):
     """Everything, validated. Keys are the names users write."""
 
@@ -381,5 +409,6 @@ class Catalog(_Entry):
     mirrors: dict[str, Mirrors]
     recipes: dict[str, Recipe] = Field(default_factory=dict)
     """Name to what ``metal_profile: fast`` takes."""
+    faults: dict[str, Fault] = Field(default_factory=dict)
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

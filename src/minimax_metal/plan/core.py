@@ -21,6 +21,7 @@ from minimax_metal.plan.fast_start import (
     page_cache_plan,
     precompile_plan,
 )
+from minimax_metal.plan.faults import check_faults
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
 from minimax_metal.plan.guard import check_guard, confinement
@@ -101,6 +102,11 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
             confinement(settings, facts, fit.spread.replicas), verbatim, found,
         )  # fmt: skip
         precompile = precompile_plan(settings, checkpoint, release, engine, board, cache, services)
+    if checkpoint and board and release:
+        argv = services[0].argv if services else settings.engine_extra_args
+        check_faults(
+            catalog.faults, checkpoint, board, release.release, fit.spread if fit else None, argv, found
+        )
     firewall = firewall_plan(settings, services, found)
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
