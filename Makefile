@@ -23,8 +23,9 @@ setup: .make/venv ## make the project's own virtual environment from the lock
 	@echo "setup: making $(VENV) from requirements/controller.txt"
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes --requirement requirements/bootstrap.txt
-	@$(BIN)/uv pip sync --quiet --only-binary :all: --require-hashes --python $(BIN)/python requirements/controller.txt
+	@$(BIN)/uv pip sync --quiet --compile-bytecode --only-binary :all: --require-hashes --python $(BIN)/python requirements/controller.txt
 	@$(BIN)/uv pip install --quiet --no-deps --no-index --no-build-isolation --python $(BIN)/python --editable .
+	@$(BIN)/python -m compileall -q src
 	@mkdir -p .make && touch $@
 
 lab-setup: setup
