@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, metavar="DIR", help="checkpoint; with --model and --format")
     parser.add_argument("--hub", metavar="URL", help="hub that speaks Hugging Face's API")
-    parser.add_argument(
-        "--modelscope", metavar="URL", help="hub that speaks ModelScope's API: are the ids there"
-    )
+    parser.add_argument("--modelscope", metavar="URL", help="hub that speaks ModelScope's API")
     parser.add_argument("--model", metavar="NAME", help="model of --config, or the only one of --hub")
     parser.add_argument("--format", metavar="FORMAT", help="checkpoint format of --model")
     parser.add_argument(

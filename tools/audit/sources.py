@@ -13,29 +13,12 @@ from pydantic import BaseModel
 from minimax_metal.catalog import Catalog, Figure
 
 IDENTITY = frozenset(
-    [
-        "name",
-        "format",
-        "family",
-        "aliases",
-        "release",
-        "slug",
-        "version",
-        "default_format",
-        "preference",
-        "notes",
-        "served_name",
-        "locks",
-        "distribution",
-        "codename",
-        "models",
-        "formats",
-        "gpus",
-        "tp",
-        "aims",
-        "instead",
-    ]
-)
+    {
+        "name", "format", "family", "aliases", "release", "slug", "version", "default_format",
+        "preference", "notes", "served_name", "locks", "distribution", "codename", "models", "formats",
+        "gpus", "tp", "aims", "instead",
+    }
+)  # fmt: skip
 """Names and choices of the catalogue's own, which need no source."""
 
 
