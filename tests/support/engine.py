@@ -61,6 +61,7 @@ FAULTS = frozenset(
         "parallel_same_id",
         "queue_keeps_the_gone",
         "schema_ignored",
+        "effort_refused",
         "seed_refused",
         "stop_ignored",
         "system_cut",
@@ -514,6 +515,8 @@ class Engine:
             return 500, "temperature is None"
         if self.has("wrong_model_500") and request["model"] not in NAMES.values():
             return 500, "no such adapter"
+        if self.has("effort_refused") and request.get("reasoning_effort") not in {None, "low"}:
+            return 400, "reasoning_effort: Input should be 'low'"
         if self.has("seed_refused") and "seed" in request:
             return 500, "seed is None"
         if self.has("marker_refused") and pictures and "<image>" in json.dumps(request["messages"]):

@@ -221,6 +221,7 @@ PLANTED = {
     "sampling_openai": Case("sampling"),
     "schema_ignored": Case("json_schema"),
     "seed_refused": Case("seed"),
+    "effort_refused": Case("reasoning_effort", family="m3", options={"efforts": ("low", "max")}),
     "slow": Case("chat", ("chat_parts",), timeout=3, rest=HANGS),
     "special_token": Case("markup", ("json_schema", *TURNS)),
     "stop_ignored": Case("stop"),

@@ -74,6 +74,14 @@ class Answer:
         return THOUGHT.sub("", self.content, count=1).strip()
 
     @property
+    def cut_in_reasoning(self) -> bool:
+        """Whether the answer ran into ``max_tokens`` while it still reasoned, and so has no words."""
+        if self.finish != "length" or self.calls:
+            return False
+        thinks = self.content.lstrip().startswith("<think>") and "</think>" not in self.content
+        return thinks or (bool(self.reasoning.strip()) and not self.visible)
+
+    @property
     def leaks(self) -> list[str]:
         """Markup that should not be there."""
         text = self.content + self.reasoning
@@ -84,8 +92,20 @@ class Answer:
         return found or [tag for tag in ("<think>", "</think>") if tag in rest]
 
 
+def past_reasoning(answer: Answer) -> None:
+    """Raise where ``max_tokens`` cut the answer before its first word: it is not empty, it still reasoned."""
+    if answer.cut_in_reasoning:
+        raise FailedError(
+            "an answer after its reasoning",
+            f"cut inside its reasoning after {answer.tokens or 'all its'} tokens: "
+            f"{shorten(answer.reasoning or answer.content)}",
+            "more --max-tokens, or a lower reasoning_effort where the model has one",
+        )
+
+
 def ended(answer: Answer, finish: str) -> None:
     """Raise unless the answer ended as expected."""
+    past_reasoning(answer)
     if answer.finish != finish:
         look = "the answer ran into max_tokens: does the engine stop at the model's end token?"
         raise FailedError(
@@ -97,6 +117,7 @@ def ended(answer: Answer, finish: str) -> None:
 
 def says_something(answer: Answer) -> None:
     """Raise unless the answer has words."""
+    past_reasoning(answer)
     if not any(character.isalpha() for character in answer.visible):
         raise FailedError("words in the answer", shorten(answer.content) or "an empty answer")
 
@@ -109,6 +130,7 @@ def counted(answer: Answer, where: str = "usage") -> None:
 
 def holds(answer: Answer, words: Iterable[str]) -> None:
     """Raise unless one of the words is in the visible answer."""
+    past_reasoning(answer)
     wanted = list(words)
     if not any(word.lower() in answer.visible.lower() for word in wanted):
         raise FailedError(
@@ -144,6 +166,7 @@ def counted_in_pieces(answer: Answer, pieces: str, where: str) -> None:
 
 def names_colour(answer: Answer, colour: str) -> None:
     """Raise unless the answer names this colour and no other."""
+    past_reasoning(answer)
     text = answer.visible.lower()
     if colour not in text or any(other in text for other in questions.COLOURS if other != colour):
         raise FailedError(
@@ -191,6 +214,7 @@ def judge_calls(
 
 
 def _no_calls(answer: Answer, choice: str, reasoning_parser: str | None) -> None:
+    past_reasoning(answer)
     appends = reasoning_parser == APPEND_THINK or (
         reasoning_parser is None and answer.content.lstrip().startswith("<think>")
     )

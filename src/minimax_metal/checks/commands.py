@@ -118,6 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     request.add_argument(
         "--max-tokens", type=_count, default=2048, help="per answer, thoughts included (%(default)s)"
     )
+    request.add_argument(
+        "--always-reasons",
+        action="store_true",
+        help="the model's reasoning can't be turned off: no answer gets less than 256 tokens",
+    )
+    request.add_argument(
+        "--reasoning-efforts",
+        type=_words,
+        default=(),
+        metavar="A,B",
+        help="values of reasoning_effort that the model knows, least first: each is tried",
+    )
     request.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key")
     request.add_argument(
         "--identity",
@@ -180,6 +192,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected words with commas between them: low,high")
+    return words
+
+
 def _options(arguments: argparse.Namespace) -> Options:
     from minimax_metal.checks.context import Options
 
@@ -188,6 +207,8 @@ def _options(arguments: argparse.Namespace) -> Options:
         max_tokens=arguments.max_tokens,
         # "auto" is the engine's word for choosing one itself; which one, it says when asked.
         reasoning_parser=None if arguments.reasoning_parser == "auto" else arguments.reasoning_parser,
+        always_reasons=arguments.always_reasons,
+        efforts=arguments.reasoning_efforts,
         limit_tokens=arguments.limit_tokens,
         long_prompt_share=arguments.long_prompt_share,
         concurrency=arguments.concurrency,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from minimax_metal.checks.answer import APPEND_THINK, Answer
 from minimax_metal.checks.endpoint import Endpoint
 from minimax_metal.checks.outcome import SkippedError
+
+REASONING_TOKENS: Final = 256
+"""Fewer than this and an answer of a model that always reasons is empty (seen with 48)."""
 
 ImageMode = Literal["ask", "accepted", "refused", "skip"]
 
@@ -25,6 +28,10 @@ class Options:
     image: ImageMode = "ask"
     max_tokens: int = 2048
     reasoning_parser: str | None = None
+    always_reasons: bool = False
+    """Whether a request can't turn the model's reasoning off: every budget leaves room for it."""
+    efforts: tuple[str, ...] = ()
+    """Values of ``reasoning_effort`` that the model knows, least first; the checks ask with the least."""
     limit_tokens: int | None = None
     long_prompt_share: float = 0.5
     concurrency: int = 8
@@ -70,12 +77,20 @@ class Context:
     @property
     def sampling(self) -> dict[str, Any]:
         """What a request sets unless the guide's call sets something else."""
-        return {"temperature": 0, "max_tokens": self.options.max_tokens}
+        values = {"temperature": 0, "max_tokens": self.budget(self.options.max_tokens)}
+        return values | ({"reasoning_effort": self.options.efforts[0]} if self.options.efforts else {})
+
+    def budget(self, tokens: int) -> int:
+        """``max_tokens`` of a request: as many, or what reasoning that can't be turned off needs."""
+        return max(tokens, REASONING_TOKENS) if self.options.always_reasons else tokens
 
     @property
     def message_sampling(self) -> dict[str, Any]:
         """The same for ``/v1/messages``: its client (release 2) has no temperature, the engine has one."""
-        return {"max_tokens": self.options.max_tokens, "extra_body": {"temperature": 0}}
+        body: dict[str, Any] = {"temperature": 0}
+        if self.options.efforts:
+            body["output_config"] = {"effort": self.options.efforts[0]}
+        return {"max_tokens": self.budget(self.options.max_tokens), "extra_body": body}
 
     @property
     def takes_images(self) -> bool:

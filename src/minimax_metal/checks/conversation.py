@@ -85,7 +85,7 @@ def check_stream_guide(context: Context) -> str:
         model=context.endpoint.model,
         messages=[{"role": "user", "content": questions.STREAM_QUESTION_GUIDE}],
         stream=True,
-        max_tokens=GUIDE_STREAM_TOKENS,
+        max_tokens=context.budget(GUIDE_STREAM_TOKENS),
         top_p=0.95,
         temperature=1.0,
     )
@@ -108,7 +108,7 @@ def check_stream_guide(context: Context) -> str:
 def check_reasoning(context: Context) -> str:
     """The thought is where the reasoning parser in use puts it, and the answer is not lost over it."""
     more: dict[str, Any] = {}
-    if context.reasoning_parser == "minimax-m3":
+    if context.reasoning_parser == "minimax-m3" and not context.options.always_reasons:
         # M3 thinks when it sees fit; the engine's request field asks for it.
         more["extra_body"] = {"thinking": {"type": "enabled"}}
     answer = context.chat("reasoning", [questions.text_message(USER, questions.GUIDE_QUESTION)], **more)
@@ -137,6 +137,26 @@ def check_reasoning(context: Context) -> str:
             LEAKS[leak] if leak else f"--reasoning-parser is missing or does not fit the model: {UNIT}",
         )
     return f"in reasoning_content: {shorten(answer.reasoning, 40)!r}"
+
+
+def check_reasoning_effort(context: Context) -> str:
+    """Every level of ``reasoning_effort`` that the model knows is taken, and the answer is whole."""
+    told = []
+    for effort in context.options.efforts:
+        answer = context.chat(
+            f"reasoning_effort ({effort})",
+            [questions.text_message(USER, questions.GUIDE_QUESTION)],
+            reasoning_effort=effort,
+        )
+        says_something(answer)
+        if context.options.always_reasons and not answer.reasoning.strip():
+            raise FailedError(
+                f"reasoning at the level {effort}",
+                f"none; content: {shorten(answer.content)}",
+                f"--reasoning-parser is missing or does not fit the model: {UNIT}",
+            )
+        told.append(f"{effort} {answer.tokens or 0} tokens")
+    return ", ".join(told)
 
 
 # Tools ----------------------------------------------------------------------------------------------------

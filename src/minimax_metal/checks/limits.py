@@ -44,7 +44,7 @@ def check_sampling(context: Context) -> str:
     guide = context.chat(
         "sampling (guide)",
         [questions.text_message(USER, questions.CHAT_QUESTION_GUIDE)],
-        max_tokens=min(most, context.options.max_tokens),
+        max_tokens=min(most, context.budget(context.options.max_tokens)),
         temperature=1.0,
         top_p=0.95,
     )
@@ -81,11 +81,12 @@ def check_long_prompt(context: Context) -> str:
         raise SkippedError("left out by --long-prompt-share 0")
     limit = _limit(context)
     room = min(limit, context.endpoint.facts.prompt_limit or limit)
-    wanted = min(int(share * limit), room - ANSWER_TOKENS - 64)
+    answer_tokens = context.budget(ANSWER_TOKENS)
+    wanted = min(int(share * limit), room - answer_tokens - 64)
     prompt = _prompt(context, wanted)
     # Cut after a few tokens, inside a thought as a rule: nothing to look for markup in.
     answer = context.endpoint.chat(
-        [questions.text_message(USER, prompt)], temperature=0, max_tokens=ANSWER_TOKENS
+        [questions.text_message(USER, prompt)], temperature=0, max_tokens=answer_tokens
     )
     if not (answer.content or answer.reasoning).strip():
         raise FailedError("an answer to the long prompt", f"an empty one, finish_reason {answer.finish}")
@@ -105,7 +106,7 @@ def check_over_limit(context: Context) -> str:
         answer = context.endpoint.chat(
             [questions.text_message(USER, _prompt(context, int(OVER * limit) + 64))],
             temperature=0,
-            max_tokens=ANSWER_TOKENS,
+            max_tokens=context.budget(ANSWER_TOKENS),
         )
     except STATUS_ERRORS as error:
         status, said = error.status_code, error.message

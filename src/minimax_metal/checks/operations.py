@@ -69,7 +69,7 @@ def check_wrong_model(context: Context) -> str:
         response: Any = endpoint.openai.chat.completions.create(
             model=NOBODY,
             messages=[{"role": "user", "content": questions.GREETING}],
-            max_tokens=context.options.max_tokens,
+            max_tokens=context.budget(context.options.max_tokens),
             temperature=0,
         )
     except openai.APIStatusError as error:

@@ -52,6 +52,7 @@ CHECKS: Final = (
     Check("stream", conversation.check_stream),
     Check("stream_guide", conversation.check_stream_guide),
     Check("reasoning", conversation.check_reasoning),
+    Check("reasoning_effort", conversation.check_reasoning_effort),
     Check("sampling", limits.check_sampling),
     Check("turns", turns.check_turns),
     Check("system_long", turns.check_system_long),
@@ -121,6 +122,8 @@ def run(
     results: list[Result] = []
     over, timeouts = "", 0
     for check in checks:
+        if check.name == "reasoning_effort" and not context.options.efforts:
+            continue  # Most models have no levels: a row for them would say nothing.
         if not selected(check.name, only, skip):
             results.append(Result(check.name, "skipped", 0.0, detail="left out by --only or --skip"))
             continue

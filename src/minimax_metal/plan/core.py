@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minimax_metal.catalog import Catalog, packaged_catalog
+from minimax_metal.catalog import Catalog, Checkpoint, packaged_catalog
 from minimax_metal.plan.access import check_access, firewall_plan
 from minimax_metal.plan.alternatives import name_alternative
 from minimax_metal.plan.disk import disk_plan
@@ -126,6 +126,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
             arguments=(
                 *("--model", model.served_name, "--reasoning-parser", parsers.reasoning),
                 "--image" if image else "--image-refused",
+                *reasoning_arguments(checkpoint),
             ),
         )
     return Plan(
@@ -156,6 +157,17 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         disk=disk,
         checks=checks,
     )
+
+
+def reasoning_arguments(checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    """What ``metal check`` is told of a model's reasoning."""
+    reasoning = checkpoint.reasoning if checkpoint else None
+    if reasoning is None:
+        return ()
+    words = ["--always-reasons"] if reasoning.always else []
+    if reasoning.efforts:
+        words += ["--reasoning-efforts", ",".join(reasoning.efforts)]
+    return tuple(words)
 
 
 def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusal]:
