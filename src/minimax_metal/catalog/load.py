@@ -23,6 +23,7 @@ FILES = (
     "platforms.yml",
     "mirrors.yml",
     "faults.yml",
+    "vendors.yml",
     "profiles.yml",
 )
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -179,6 +180,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "cuda", "version")
     _named(document, "platforms", "slug")
     _named(document, "faults", "name")
+    _named(document, "vendors", "name")
     document["lock_sha256"] = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((HERE / "locks").glob("*.txt"))

@@ -365,6 +365,20 @@ class Recipe(_Entry):
     """The day on which the source was read."""
 
 
+class Vendor(_Entry):
+    """A maker of accelerators that this project does not install for."""
+
+    name: str
+    pci_vendor: str
+    pci_classes: tuple[str, ...] = Field(min_length=1)
+    """As sysfs prints them, by their first digits."""
+    names: str
+    """Regular expression for what people write for ``--gpu``, in small letters."""
+    offers: str = Field(min_length=1)
+    """What SGLang itself has there."""
+    source: str = Field(min_length=1)
+
+
 class FaultPlace(_Entry):
     """Where a fault shows; every condition that is given must hold."""
 
@@ -409,6 +423,7 @@ class Catalog(_Entry):
     mirrors: dict[str, Mirrors]
     recipes: dict[str, Recipe] = Field(default_factory=dict)
     """Name to what ``metal_profile: fast`` takes."""
+    vendors: dict[str, Vendor] = Field(default_factory=dict)
     faults: dict[str, Fault] = Field(default_factory=dict)
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

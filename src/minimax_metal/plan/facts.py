@@ -80,6 +80,8 @@ class HostFacts:
     """PCI device ids of NVIDIA display devices, in address order."""
     pci_addresses: tuple[str, ...] = ()
     """Their addresses, as sysfs writes them."""
+    other_devices: tuple[tuple[str, str, str], ...] = ()
+    """Vendor, device and class of displays and accelerators that are not NVIDIA's, as sysfs prints them."""
     nvswitches: int = 0
     smi_present: bool = False
     smi_gpus: tuple[SmiGpu, ...] = ()
@@ -153,6 +155,12 @@ def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
         python=_text(raw.get("python")) or ("3" if "python3=/" in probe else None),
         pci_gpus=tuple(one_line(str(item.get("device", "")), 20).lower() for item in gpus),
         pci_addresses=tuple(one_line(str(item.get("address", "")), 20).lower() for item in gpus),
+        other_devices=tuple(
+            (name, one_line(str(item.get("device", "")), 20).lower(), kind)
+            for item in devices
+            if (name := one_line(str(item.get("vendor", "")), 20).lower()) != NVIDIA
+            and (kind := one_line(str(item.get("class", "")), 20).lower()).startswith(("0x03", "0x12"))
+        ),
         nvswitches=sum(str(item.get("class", "")).lower().startswith("0x0680") for item in nvidia),
         smi_present=smi.present,
         smi_gpus=smi.gpus,

@@ -161,6 +161,8 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
             "gpu-count", "0 GPUs (--count 0)", "4 or 8 GPUs, as the guides launch", "give --count 4 or 8"
         )
         return None
+    if not facts.smi_gpus and _refuse_vendor(facts, catalog, found):
+        return None
     if not facts.smi_gpus and not pci:
         if facts.loaded_driver is None or not facts.smi_error:
             found.refuse(
@@ -220,6 +222,31 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
             _has_nvswitch(facts, gpu, count) if settings.fabric_manager is None else settings.fabric_manager
         ),
     )
+
+
+def _refuse_vendor(facts: HostFacts, catalog: Catalog, found: Findings) -> bool:
+    """Refuse a host whose accelerators are of another maker, by name; false where they are not."""
+    for vendor in catalog.vendors.values():
+        here = [
+            device
+            for name, device, kind in facts.other_devices
+            if name == vendor.pci_vendor and kind.startswith(vendor.pci_classes)
+        ]
+        if facts.what_if and facts.pci_gpus and re.fullmatch(vendor.names, facts.pci_gpus[0].casefold()):
+            what = f"{len(facts.pci_gpus)} x {facts.pci_gpus[0]} ({vendor.name})"
+        elif here and not facts.pci_gpus:
+            ids = ", ".join(sorted({f"{vendor.pci_vendor[2:]}:{one.removeprefix('0x')}" for one in here}))
+            what = f"{len(here)} {vendor.name} device{'s' if len(here) > 1 else ''} (PCI {ids})"
+        else:
+            continue
+        found.refuse(
+            "gpu-vendor",
+            f"{what} and no NVIDIA GPU",
+            "4 or 8 NVIDIA GPUs of one model",
+            f"use another host, or install by hand: {vendor.offers}",
+        )
+        return True
+    return False
 
 
 def _has_nvswitch(facts: HostFacts, gpu: Gpu | None, count: int) -> bool:
