@@ -245,3 +245,17 @@ def test_a_model_has_one_name_for_clients_in_every_format() -> None:
         "mxfp8": "ours",
         "nvfp4": "theirs",
     }
+
+
+def test_figures_that_were_published_since() -> None:
+    m3, m27 = CATALOG.models["MiniMax-M3"], CATALOG.models["MiniMax-M2.7"]["fp8"]
+    # GPUStack 2.3.0's catalogue; README.md of MiniMaxAI/MiniMax-M3; config.json of MiniMaxAI/MiniMax-M2.7.
+    assert m3["bf16"].repositories["modelscope"] == "MiniMax/MiniMax-M3"
+    assert m3["mxfp8"].repositories["modelscope"] == "MiniMax/MiniMax-M3-MXFP8"
+    sampling = m3["bf16"].sampling
+    assert sampling
+    assert sampling.top_k == 40
+    assert m27.max_sequence.value == 204800
+    assert CATALOG.models["MiniMax-M2.5"]["nvfp4"].licence == "nvidia-open-model"
+    ids = {device for gpu in CATALOG.gpus.values() for device in gpu.pci_ids}
+    assert {"0x20f5", "0x2322", "0x233a"} <= ids  # pci.ids of August 2026
