@@ -60,6 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments(parser)
+    parser.add_argument(
+        "--matrix", action="store_true", help="all models on all GPUs; with --model (repeatable), --markdown"
+    )
     parser.add_argument("--json", action="store_true", help="a list with one object per host")
     parser.add_argument(
         "--compare", action="store_true", help="profiles default, fast and guide side by side, for each host"
@@ -204,6 +207,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb with the arguments behind it."""
+    if "--matrix" in argv:
+        from minimax_metal.plan.matrix import main as matrix
+
+        return matrix(argv)
     arguments = _parser().parse_args(list(argv))
     if arguments.compare:
         return _compare(arguments)
