@@ -95,3 +95,34 @@ def test_what_the_user_set_for_one_model_does_not_spoil_another() -> None:
 def test_an_older_engine_is_not_sent_to_what_it_can_not_serve() -> None:
     result = decide("H20", 4, model="M3", engine_release="0.5.16")
     assert not any("M3.1" in one.remedy for one in result.refusals)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"speculative_draft": True},
+        {"engine_extra_args": ["--speculative-algorithm", "DSPARK"]},
+        {"engine_extra_args": ["--speculative-algorithm=DSPARK"]},
+    ],
+)
+def test_the_draft_is_refused_where_the_engine_refuses_it(asked: dict[str, object]) -> None:
+    (refusal,) = decide("H200", 8, model="M3.1", **asked).refusals
+    assert refusal.code == "speculative"
+    assert "Blackwell" in refusal.needed
+
+
+def test_the_draft_on_blackwell() -> None:
+    asked = {"model": "M3.1", "accept_refusals": ["engine-kernels"]}
+    plain, result = decide("B200", 4, **asked), decide("B200", 4, speculative_draft=True, **asked)
+    assert result.fits
+    assert "speculative-unproven" in warned(result)
+    assert flag(result, "--speculative-algorithm") == "DSPARK"
+    assert result.service is not None
+    assert result.service.environment["SGLANG_RAGGED_VERIFY_MODE"] == "static"
+    assert result.capacity is not None
+    assert plain.capacity is not None
+    assert result.capacity.weights_bytes - plain.capacity.weights_bytes == 2_302_000_000
+
+
+def test_a_model_without_a_draft_refuses_it() -> None:
+    assert codes(decide("H200", 8, model="M2.5", speculative_draft=True)) == {"speculative"}

@@ -20,6 +20,7 @@ from minimax_metal.plan.model import (
     ParallelismPlan,
 )
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.speculative import draft_arguments
 
 DEFAULT_FLAGS = (
     "--model-path",
@@ -54,6 +55,7 @@ VARIABLES = {
     "--port": "metal_port",
     "--mem-fraction-static": "metal_mem_fraction_static",
     "--kv-cache-dtype": "metal_kv_cache_dtype",
+    "--speculative-algorithm": "metal_speculative_draft",
     "--max-running-requests": "metal_max_running_requests",
     "--max-queued-requests": "metal_max_queued_requests",
     "--ssl-certfile": "metal_tls_certificate",
@@ -146,6 +148,7 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
         if limit is not None:
             argv += [flag, str(limit)]
     argv += _own_words(launch)
+    argv += draft_arguments(settings, launch.checkpoint)
     if settings.wants_metrics and "--enable-metrics" not in settings.engine_extra_args:
         argv.append("--enable-metrics")
     argv += _loader_words(launch)

@@ -38,6 +38,7 @@ from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePla
 from minimax_metal.plan.ranges import check_ranges
 from minimax_metal.plan.serve import find_parsers, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
+from minimax_metal.plan.speculative import check_draft
 from minimax_metal.plan.stack import (
     check_engine,
     cuda_plan,
@@ -72,6 +73,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     fit = find_fit(settings, checkpoint, board, found) if checkpoint and board else None
     if checkpoint and board:
         check_generation(checkpoint, board, found)
+        check_draft(settings, checkpoint, board, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
     if checkpoint and board:

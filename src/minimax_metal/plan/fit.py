@@ -17,6 +17,7 @@ from minimax_metal.plan.host import Board
 from minimax_metal.plan.kv_cache import bytes_per_token
 from minimax_metal.plan.model import CapacityPlan, LayoutPlan, LimitsPlan, ParallelismPlan
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.speculative import draft_bytes
 
 LAYOUTS = {"tp8": (8, 1), "2xtp4": (8, 2), "tp4": (4, 1)}
 """Layout to GPU count and replicas."""
@@ -207,7 +208,7 @@ def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Fi
             f"one of {', '.join(checkpoint.kv_dtypes)}",
             "leave it out, or set one of them",
         )
-    weights = checkpoint.weight_memory_bytes.value
+    weights = checkpoint.weight_memory_bytes.value + draft_bytes(settings, checkpoint)
     static = int(board.memory_bytes * spread.tp * fraction)
     room = static - weights
     per_token = bytes_per_token(checkpoint, spread.tp, settings.kv_cache_dtype, board.capability)

@@ -24,6 +24,7 @@ from minimax_metal.plan.guard import Confinement, guard_environment
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import CudaPlan, EnginePlan, KernelCachePlan, ModelPlan, ServicePlan
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.speculative import draft_environment
 from minimax_metal.plan.weights import instance_name
 
 NOFILE = 65_536
@@ -202,6 +203,7 @@ def service_plans(
                     {
                         **guard_environment(settings, identity if release.plugins else None),
                         **confined.environment,
+                        **draft_environment(settings, checkpoint),
                     },
                 ),
                 gpu_indices=indices,

@@ -134,6 +134,9 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "metal_kv_cache_dtype", "text", "auto", "Type of the KV cache: auto, bfloat16, fp8_e4m3, fp8_e5m2."
     ),
+    Setting(
+        "metal_speculative_draft", "bool", False, "Whether the draft that comes with the checkpoint is used."
+    ),
     Setting("metal_tp_size", "int", None, "Tensor parallel size of one replica."),
     Setting("metal_ep_size", "int", None, "Expert parallel size of one replica."),
     Setting("metal_max_running_requests", "int", None, "Requests a replica runs at a time."),
@@ -318,6 +321,7 @@ class Settings:
     warm_weights: bool | None = None
     mem_fraction_static: float | None = None
     kv_cache_dtype: str = "auto"
+    speculative_draft: bool = False
     tp_size: int | None = None
     ep_size: int | None = None
     max_running_requests: int | None = None
