@@ -26,6 +26,8 @@ import pytest
 from minimax_metal.acceptance import bundle
 from minimax_metal.acceptance.redaction import Redaction
 from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.publish import publish
+from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.share.pieces import PieceFile
 from minimax_metal.artefacts.stock import System, remove
 from minimax_metal.common import files
@@ -162,6 +164,38 @@ def lines_of(place: Path) -> None:
     lines.write()
 
 
+def pulled(place: Path) -> Request:
+    """A request whose new files are verified in the staging directory, and older ones under the name."""
+    return Request.parse(
+        {"path": str(place / "srv/m/r"), "sources": [{"kind": "directory", "path": "/none"}]}
+    )
+
+
+def two_revisions(place: Path) -> None:
+    request = pulled(place)
+    for directory, content in ((request.path, "old!!"), (request.staging, "newer")):
+        directory.mkdir(parents=True)
+        (directory / "shard").write_text(content)
+        digest = hashlib.sha256(content.encode()).hexdigest()
+        Manifest("m", content, {}, (Entry("shard", 5, digest, stated=True),)).write(directory)
+
+
+def publish_new(place: Path) -> None:
+    # As a pull does: what is there as it should be is left alone.
+    manifest = Manifest.read(pulled(place).path)
+    if manifest is None or manifest.revision != "newer":
+        publish(pulled(place))
+
+
+def published(place: Path) -> object:
+    """The name is always there, and means one whole revision."""
+    manifest = Manifest.read(pulled(place).path)
+    content = (pulled(place).path / "shard").read_text()
+    assert manifest is not None
+    assert manifest.revision == content
+    return content
+
+
 HOLDER = {"run": "r", "user": "u", "controller": "c", "time": "t", "command": "site", "pid": 1}
 
 WRITERS: dict[str, Writer] = {
@@ -206,6 +240,7 @@ WRITERS: dict[str, Writer] = {
         half_of_pieces,
     ),
     "the removal of a model": Writer(removed, complete, model),
+    "a model that replaces another": Writer(publish_new, published, two_revisions),
     "a bundle": Writer(
         lambda place: bundle.write(place / "out" / "bundle.tar.gz", {"a.txt": "x" * 9000}, Redaction([])),
         bundled,

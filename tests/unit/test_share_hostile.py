@@ -28,6 +28,7 @@ from minimax_metal.artefacts.share.log import Log, Reader
 from minimax_metal.artefacts.share.peers import SKEW, DeniedError, Line, PeerError
 from minimax_metal.artefacts.share.pieces import count, key_of
 from minimax_metal.artefacts.share.settings import Peer, Share
+from minimax_metal.artefacts.share.swarm import SharedAttempt
 from tests.support.hub import Hub, model, running
 
 A, B, C = "gpu01", "gpu02", "gpu03"
@@ -469,6 +470,23 @@ def test_an_old_secret_is_tried_where_the_new_one_is_not_known() -> None:
         with pytest.raises(DeniedError):
             Line(peer, [SECRET, OTHER]).get("/log")
         server.shutdown()
+
+
+def test_bytes_that_come_and_are_lost_again_are_no_progress() -> None:
+    """One byte of a piece each time, and then an end, kept a pull waiting for ever."""
+    it = object.__new__(SharedAttempt)
+    it.lock, it.have, it.fetched, it.most = threading.Lock(), 1000, 0, 1000
+    grew = []
+    for _ in range(50):
+        it.have += 1
+        it.fetched += 1
+        grew.append(it._grew())
+        it._lose(1)
+        grew.append(it._grew())
+    assert sum(grew) <= 1
+    it.have += 100_000
+    assert it._grew(), "what stays is progress"
+    assert not it._grew()
 
 
 # The whole of it -------------------------------------------------------------------------------------------

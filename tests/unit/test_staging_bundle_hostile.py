@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -311,6 +312,70 @@ def test_a_body_without_end_is_cut_at_what_the_lock_says(
     assert sum(path.stat().st_size for path in (tmp_path / "b").rglob("*") if path.is_file()) <= 5 << 20
     with pytest.raises(UserError, match="more than 64 MiB"):
         download.get(f"{endless}/InRelease", "a list")
+
+
+class _Sends(BaseHTTPRequestHandler):
+    """Sends everybody on, and keeps what they said of themselves."""
+
+    target = ""
+    seen: list[str | None]
+
+    def do_GET(self) -> None:
+        self.seen.append(self.headers["Authorization"])
+        self.send_response(302 if self.target else 200)
+        self.send_header("Location", self.target)
+        self.send_header("Content-Length", "0" if self.target else "3")
+        self.end_headers()
+        self.wfile.write(b"" if self.target else b"new")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def sending(target: str = "") -> Iterator[tuple[str, list[str | None]]]:
+    seen: list[str | None] = []
+    handler = type("Handler", (_Sends,), {"target": target, "seen": seen})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", seen
+        server.shutdown()
+        thread.join()
+
+
+def test_no_password_of_netrc_is_sent_to_a_mirror_nor_where_it_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("default login me password canary\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    store.begin(tmp_path / "b")
+    with sending() as (end, last), sending(f"{end}/x") as (url, first):
+        download.fetch(download.Item(f"{url}/x", "apt/y", 3, sha(b"new")), tmp_path / "b")
+        assert download.get(f"{url}/InRelease", "a list") == b"new"
+    assert first == last == [None, None]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[fd00:ec2::254]/x",
+        "http://100.100.100.200/x",
+        "ftp://127.0.0.1/x",
+        "file:///etc/shadow",
+        "http://me:word@127.0.0.1/x",
+    ],
+)
+def test_a_mirror_sends_a_bundle_to_no_reserved_address(tmp_path: Path, target: str) -> None:
+    store.begin(tmp_path / "b")
+    with sending(target) as (url, seen):
+        with pytest.raises(UserError, match="redirects to"):
+            download.fetch(download.Item(f"{url}/x", "apt/y", 3, sha(b"new")), tmp_path / "b")
+        with pytest.raises(UserError, match="redirects to"):
+            download.get(f"{url}/InRelease", "a list")
+    assert len(seen) == 2, "nor is it asked again"
 
 
 # -- signatures -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from minimax_metal.artefacts.manifest import FILE, FOLDER, Manifest, missing, sy
 from minimax_metal.artefacts.progress import SPARE_BYTES, NoSpaceError, PullError, RefusedError, spell_bytes
 from minimax_metal.artefacts.request import Request
 from minimax_metal.artefacts.share.log import ANNOUNCED
+from minimax_metal.common.files import exchange
 
 
 def reuse(final: Path, staging: Path) -> None:
@@ -67,10 +68,16 @@ def publish(request: Request) -> None:
     for directory in reversed(directories):
         sync(directory)
     replaced = final.with_name(f".{final.name}.replaced")
-    if final.exists():
+    if not final.exists():
+        staging.rename(final)
+    else:
         shutil.rmtree(replaced, ignore_errors=True)
-        final.rename(replaced)
-    staging.rename(final)
+        # At once where the file system can: a crash never leaves the host without the model's directory.
+        if exchange(staging, final):
+            staging.rename(replaced)
+        else:
+            final.rename(replaced)
+            staging.rename(final)
     sync(final.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -167,6 +167,15 @@ class Web:
                     headers.get("X-Repo-Commit"),
                 )
 
+    def answer(self, url: str, headers: Mapping[str, str]) -> requests.Response:
+        """Return what a server answers after its redirects, with any status; the caller closes it.
+
+        Raises:
+            SourceError: no answer, or a redirect that is not followed.
+        """
+        with self._errors():
+            return self._get(url, {}, headers)
+
     @contextlib.contextmanager
     def open(
         self,

@@ -19,6 +19,11 @@ from typing import Final
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_HERE: Final = -100
+"""``AT_FDCWD``."""
+_RENAME_EXCHANGE: Final = 2
+"""rename(2), linux/fs.h."""
+
 
 class TooLargeError(OSError):
     """A file is larger than what may be read of it."""
@@ -73,6 +78,28 @@ def link_atomic(path: Path, target: str) -> None:
             part.unlink()
         raise
     sync_directory(path.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Let two names on one file system change places at once; return False where that can't be done here.
+
+    NFS and some others refuse ``RENAME_EXCHANGE`` (rename(2)), and a unit's sandbox may refuse the library.
+
+    Raises:
+        OSError: a name is missing, or may not be changed.
+    """
+    try:
+        import ctypes
+
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (ImportError, MemoryError, OSError, AttributeError):
+        return False
+    if rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+        return False
+    raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
 def sync_directory(directory: Path) -> None:

@@ -58,6 +58,8 @@ class SharedAttempt(Attempt):
     """Why this host can't read the origin."""
     helped: bool = False
     """Whether another host ever brought something."""
+    most: int = 0
+    """Bytes that were here at most, of those that were not taken back."""
     identities: dict[str, str | None] = field(default_factory=dict)
     entries: dict[str, tuple[Entry, str]] = field(default_factory=dict)
     stores: dict[str, PieceFile] = field(default_factory=dict)
@@ -214,7 +216,7 @@ class SharedAttempt(Attempt):
         for thread in threads:
             thread.start()
         idle_since = barren_since = time.monotonic()
-        came = self.fetched
+        self.most = self.have
         while True:
             with self.changed:
                 if self.board.done() or self.failure is not None:
@@ -223,11 +225,11 @@ class SharedAttempt(Attempt):
                 hopeless = self.board.hopeless()
             self._listen(listeners)
             now = time.monotonic()
-            # Only bytes are progress: an origin that is tried again in vain is none.
-            if self.fetched != came:
+            grew = self._grew()
+            if grew:
                 barren_since = now
-            if self.fetched != came or not (hopeless or self.shut):
-                idle_since, came = now, self.fetched
+            if grew or not (hopeless or self.shut):
+                idle_since = now
             if now - barren_since > max(BARREN, 2 * self.patience):
                 self.fail(SourceError(f"not one byte in {now - barren_since:.0f} s, from anywhere"))
             if hopeless and now - idle_since > self._patience_when_hopeless():
@@ -241,6 +243,16 @@ class SharedAttempt(Attempt):
             thread.join(timeout=2.0)
         if self.failure is not None:
             raise self.failure
+
+    def _grew(self) -> bool:
+        """Return whether more is here than ever before.
+
+        Only bytes that stay are progress. A host that sends one byte each time and ends the connection sends
+        it for ever; that byte is lost again with the rest of its piece.
+        """
+        with self.lock:
+            grew, self.most = self.have > self.most, max(self.have, self.most)
+            return grew
 
     def _patience_when_hopeless(self) -> float:
         if not self.helped:
@@ -333,6 +345,9 @@ class SharedAttempt(Attempt):
             blamed = self.board.disputed(store.key)
             self.changed.notify_all()
         self._lose(lost)
+        with self.lock:
+            # It is read anew, which is progress; how often is bounded, by who is to blame.
+            self.most = min(self.most, self.have)
         whose = f", as {' and '.join(blamed)} had it" if blamed else ""
         self.say("damaged", path=store.entry.path, reason=f"{error}{whose}")
         if not blamed:

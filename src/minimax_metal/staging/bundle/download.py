@@ -1,4 +1,8 @@
-"""Fetch files over HTTP into a bundle: continued after a stop, retried, and named only when verified."""
+"""Fetch files over HTTP into a bundle: continued after a stop, retried, and named only when verified.
+
+Requests and redirects go by the rules of a pull (:mod:`minimax_metal.artefacts.redirects`): ``~/.netrc`` is
+never read, and a mirror on the internet leads to no address of a private network.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,8 @@ import requests
 import urllib3
 
 from minimax_metal.artefacts.answers import patience
+from minimax_metal.artefacts.errors import SourceError
+from minimax_metal.artefacts.web import Web
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.area import PARTIAL, Area, area
 from minimax_metal.staging.bundle.document import File
@@ -85,6 +91,11 @@ def _fetch(item: Item, opened: Area, progress: Callable[[int], None]) -> File:
             size = _read(item, opened, part, progress)
         except _RefusedError as error:
             raise UserError(f"found {error} for {item.url}, expected the file; check the mirror") from None
+        except SourceError as error:
+            if error.permanent:
+                raise UserError(f"found {error}, expected {item.path} at {item.url}") from None
+            reason = str(error)
+            continue
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason = " ".join(str(error).split())
             if isinstance(error, OSError) and error.errno == 28:
@@ -117,8 +128,8 @@ def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) 
         if have > most:
             stream.truncate(0)
             have = 0
-        headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(item.url, headers=headers, stream=True, timeout=(20, STALL_SECONDS)) as answer:
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        with _answer(item.url, headers) as answer:
             if answer.status_code in {408, 425, 429, 500, 502, 503, 504}:
                 time.sleep(min(60.0, patience(answer.headers) or 0.0))
                 raise requests.RequestException(f"status {answer.status_code}")
@@ -142,6 +153,11 @@ def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) 
         return have
 
 
+def _answer(url: str, headers: dict[str, str]) -> requests.Response:
+    """Return a server's answer, after redirects that may be followed; raises :class:`SourceError`."""
+    return Web(urlsplit(url).netloc.rpartition("@")[2], stall=STALL_SECONDS).answer(url, headers)
+
+
 def get(url: str, what: str, accept: str = "*/*") -> bytes:
     """Return a small document.
 
@@ -153,15 +169,17 @@ def get(url: str, what: str, accept: str = "*/*") -> bytes:
         if attempt:
             time.sleep(min(15.0, 0.5 * 2**attempt))
         try:
-            with requests.get(
-                url, headers={"Accept": accept}, stream=True, timeout=(20, STALL_SECONDS)
-            ) as answer:
+            with _answer(url, {"Accept": accept}) as answer:
                 if answer.status_code == 200:
                     return _small(answer, what, url)
                 reason = f"status {answer.status_code}"
                 if 400 <= answer.status_code < 500 and answer.status_code not in {408, 425, 429}:
                     break
-        except requests.RequestException as error:
+        except SourceError as error:
+            reason = str(error)
+            if error.permanent:
+                break
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             reason = " ".join(str(error).split())[:200]
     raise UserError(f"found {reason} at {urlsplit(url).netloc}, expected {what} ({url}); check the mirror")
 
