@@ -22,7 +22,7 @@ from minimax_metal.common import files
 from minimax_metal.engine_plugin.minimax_metal_engine import Guard, read_settings
 from minimax_metal.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, KeyFile, parse
 from minimax_metal.errors import UserError
-from minimax_metal.fleet import rotation
+from minimax_metal.fleet import commands, key_commands, rotation
 from minimax_metal.fleet.gateway_launch import key_arguments
 from minimax_metal.fleet.redact import secrets_of_directories
 from minimax_metal.fleet.rotation import FINISH, NAMES, START, TAKE_BACK
@@ -207,7 +207,8 @@ def test_no_command_shows_a_key(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("gateway_virtual_auth", "VRRP"), ("share", "weights.md"), ("x", "expected one of")]
+    ("name", "said"),
+    [("gateway_virtual_auth", "VRRP"), ("share", "metal keys rotate --key share"), ("x", "expected one of")],
 )
 def test_other_secrets_are_refused_with_what_to_do(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
@@ -476,3 +477,27 @@ def test_keys_without_a_file_are_those_of_the_start(tmp_path: Path) -> None:
     assert found.now().user == (OLD,)
     write_keys(tmp_path, [NEW, OLD])
     assert found.now().user == (NEW, OLD)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--key", "share", "--key", "api_key"], "expected it alone"),
+        (["--key", "share", "--take-back"], "renew it again instead"),
+    ],
+)
+def test_the_secret_of_sharing_is_renewed_alone(words: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        key_commands.rotate([*words, "-i", "nowhere"])
+
+
+@pytest.mark.parametrize(("words", "do"), [([], "renew"), (["--finish"], "drop")])
+def test_the_verb_for_the_secret_of_sharing_runs_its_own_playbook(
+    words: list[str], do: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(commands, "run_verb", lambda verb, argv: ran.append((verb.playbook, argv)) or 0)
+    assert key_commands.rotate(["--key", "share", *words, "-i", "inventory"]) == 0
+    extra = json.dumps({"metal_share_secret_do": do})
+    assert ran == [("playbooks/rotate_share.yml", ["-i", "inventory", "-e", extra])]
+    assert (REPOSITORY / ran[0][0]).is_file()

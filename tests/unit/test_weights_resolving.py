@@ -22,7 +22,7 @@ from minimax_metal.artefacts.manifest import Entry
 from minimax_metal.artefacts.proof import HUB, Proof
 from minimax_metal.artefacts.request import Request, Source
 from minimax_metal.artefacts.resolving import for_fleet, resolve
-from minimax_metal.artefacts.share.renewal import BOTH_SECONDS, renewed
+from minimax_metal.artefacts.share.renewal import BOTH_SECONDS, DROP, RENEW, renewed
 from minimax_metal.artefacts.wishes import Wish, store_directory, wish_of
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle import signature
@@ -430,6 +430,19 @@ def test_a_host_that_left_takes_no_valid_secret_along() -> None:
     assert renewed(run_of(*rows), ["a", "b"], TWO, NOW + BOTH_SECONDS + 1)["secret"] == f"{NEW}\n"
     # A clock that jumps back is no reason to keep the old one for years.
     assert renewed(run_of(*rows), ["a", "b"], TWO, NOW - 1000)["secret"] == f"{NEW}\n"
+
+
+def test_an_operator_renews_the_secret_and_ends_the_day_of_the_one_before() -> None:
+    rows = [(name, slurped(f"{ONE}\n", note(3, "a", "b"))) for name in "ab"]
+    found = renewed(run_of(*rows), ["a", "b"], NEW, NOW, RENEW)
+    assert found["secret"] == f"{NEW}\n{ONE}\n"
+    kept = json.loads(found["note"])
+    assert kept == {"generation": 4, "holders": ["a", "b"], "renewed": NOW}
+    rows = [(name, slurped(found["secret"], kept)) for name in "ab"]
+    assert renewed(run_of(*rows), ["a", "b"], TWO, NOW + 9, DROP)["secret"] == f"{NEW}\n"
+    # Together with a host that left: not even the one that it was given stays.
+    assert renewed(run_of(*rows), ["a"], TWO, NOW + 9, DROP)["secret"] == f"{NEW}\n", "b is in the run"
+    assert renewed(run_of(rows[0]), ["a"], TWO, NOW + 9, DROP)["secret"] == f"{TWO}\n"
 
 
 def test_a_run_of_some_hosts_renews_nothing() -> None:

@@ -1,6 +1,7 @@
 """``metal keys``: change the keys of a fleet while it serves, and see where such a change is.
 
     metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of ansible-playbook]
+    metal keys rotate --key share [--finish] -i INVENTORY
     metal keys status --secrets DIRECTORY
 
 Three more are the playbook's own: ``step`` and ``arrived`` keep the state on the controller, ``accepted``
@@ -18,30 +19,35 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.artefacts.share.renewal import DROP, RENEW
 from minimax_metal.common.documents import read_json
 from minimax_metal.engine_plugin.minimax_metal_engine.identity import MANAGERS, PATH, Identity
 from minimax_metal.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, parse
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import rotation
 
+SHARE: Final = "share"
+"""The secret of sharing, of which hosts hold two by themselves (artefacts/share/renewal.py)."""
 ASK_SECONDS: Final = 20.0
 """An engine that reads new keys stretches each of them first, 0.1 s of processor time."""
 
 
 def rotate(argv: Sequence[str]) -> int:
-    """Run playbooks/rotate.yml."""
+    """Run playbooks/rotate.yml; for the secret of sharing, playbooks/rotate_share.yml."""
     from minimax_metal.fleet.commands import Verb, run_verb
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     way = own.add_mutually_exclusive_group()
     way.add_argument("--finish", action="store_true")
     way.add_argument("--take-back", action="store_true")
-    own.add_argument("--key", action="append", choices=rotation.NAMES)
+    own.add_argument("--key", action="append", choices=(*rotation.NAMES, SHARE))
     if "-h" in argv or "--help" in argv:
         print(HELP)
         return 0
     known, rest = own.parse_known_args(list(argv))
     verb = rotation.FINISH if known.finish else rotation.TAKE_BACK if known.take_back else rotation.START
+    if SHARE in (known.key or ()):
+        return _rotate_share(verb, known.key, rest)
     given: dict[str, object] = {"metal_keys_do": verb}
     if known.key:
         given["metal_keys_names"] = list(dict.fromkeys(known.key))
@@ -55,6 +61,30 @@ def rotate(argv: Sequence[str]) -> int:
     return run_verb(whole, [*rest, "-e", json.dumps(given)])
 
 
+def _rotate_share(verb: str, names: Sequence[str], rest: Sequence[str]) -> int:
+    from minimax_metal.fleet.commands import Verb, run_verb
+
+    if set(names) != {SHARE}:
+        raise UserError(
+            "found --key share beside other keys, expected it alone: hosts share by it, clients do not "
+            "use it; run metal keys rotate once for each"
+        )
+    if verb == rotation.TAKE_BACK:
+        raise UserError(
+            "found --take-back for share, expected none: nobody has to be given the new secret; renew it "
+            "again instead"
+        )
+    whole = Verb(
+        name="keys",
+        playbook="playbooks/rotate_share.yml",
+        description="Renew the secret of sharing: playbooks/rotate_share.yml.",
+        expected=(),
+        stops_itself=False,
+    )
+    do = DROP if verb == rotation.FINISH else RENEW
+    return run_verb(whole, [*rest, "-e", json.dumps({"metal_share_secret_do": do})])
+
+
 HELP: Final = f"""\
 usage: metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of
 ansible-playbook]
@@ -64,6 +94,8 @@ then on. Give clients the new key, then:
   --finish     the old key stops working
   --take-back  back to the old key, from wherever a change is
   --key NAME   {", ".join(rotation.NAMES)}; by default all of them (repeatable)
+  --key share  the secret by which hosts share a pull: renewed at once, the one before valid for a day;
+               with --finish the one before stops working now
 
 A run that was interrupted is continued by the same command. metal keys status says where it is.
 """

@@ -106,9 +106,8 @@ def _unknown(name: str) -> str:
         )
     if name == "share":
         return (
-            "share: the secret of sharing is renewed by the next shared pull after a host has left the "
-            "inventory, "
-            "with the old one valid for a day; docs/weights.md"
+            "share: the secret of sharing is renewed by itself when a host has left; to renew it now, run "
+            "metal keys rotate --key share"
         )
     return f"found key {name!r}, expected one of {', '.join(NAMES)}"
 

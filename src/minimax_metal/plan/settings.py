@@ -221,6 +221,7 @@ PLAYBOOK_VARIABLES: frozenset[str] = frozenset(
         "metal_host_timeout_seconds",
         "metal_keep_releases",
         "metal_keys_do",
+        "metal_share_secret_do",
         "metal_keys_names",
         "metal_loaded",
         "metal_lock_break",

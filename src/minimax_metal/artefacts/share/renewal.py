@@ -2,7 +2,8 @@
 
 One secret for all hosts of an inventory that share a model. Beside it every host keeps who was given it, and
 how often it was renewed. When one of these is not in the inventory any more, a new secret is made. The one
-before stays valid for a day: pulls that began with it go on.
+before stays valid for a day: pulls that began with it go on. ``metal keys rotate --key share`` renews it at
+once, and with ``--finish`` ends the day early.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ BOTH_SECONDS: Final = 86_400
 """How long the secret before is valid; as long as a play waits for a pull by default."""
 
 
+RENEW, DROP = "renew", "drop"
+"""What an operator may ask for: a new secret now; the one before it valid no longer."""
+
 FOUND: Final = "__model_weights_secret_found"
 
 
@@ -28,6 +32,7 @@ def renewed(
     inventory: Iterable[str],
     fresh: str,
     now: float,
+    do: str = "",
 ) -> dict[str, Any]:
     """Return the secrets that all hosts of a run get, and the note that goes beside them.
 
@@ -37,6 +42,7 @@ def renewed(
         inventory: all hosts of the inventory's group, whether or not in this run.
         fresh: a new secret, 64 hexadecimal digits.
         now: seconds since 1970.
+        do: :data:`RENEW`, :data:`DROP`, or nothing: as the inventory and the clock say.
 
     Returns:
         ``secret``: content of the file; ``note``: content of the note; ``left``: hosts that are gone.
@@ -58,9 +64,10 @@ def renewed(
             holders |= {*other["holders"]}
     left = sorted(holders - {*inventory} - {*playing})
     generation, since = note["generation"], note["renewed"]
-    if left:
-        return _result((fresh, secrets[0]), generation + 1, playing, now, left)
-    if not 0 <= now - since < BOTH_SECONDS:
+    if left or do == RENEW:
+        before = () if do == DROP else secrets[:1]
+        return _result((fresh, *before), generation + 1, playing, now, left)
+    if do == DROP or not 0 <= now - since < BOTH_SECONDS:
         secrets = secrets[:1]
     return _result(secrets, generation, sorted({*holders, *playing}), since, [])
 
