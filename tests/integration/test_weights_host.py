@@ -119,9 +119,9 @@ def test_a_second_run_changes_nothing(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_what_is_there_is_adopted(lab: Lab, tmp_path: Path) -> None:
-    lab.ssh(
-        HOST, f"mkdir -p /root/mine && cp -a {MODEL}/main/. /root/mine && rm -r /root/mine/.minimax-metal"
-    )
+    # Root's own: a copy that kept the service as its owner could not be read below /root, which is said then.
+    copy = f"mkdir -p /root/mine && cp -a --no-preserve=ownership {MODEL}/main/. /root/mine"
+    lab.ssh(HOST, f"{copy} && rm -r /root/mine/.minimax-metal")
     lab.ssh(HOST, f"chmod 700 /root/mine && metal weights remove {MODEL}/main")
     before = lab.ssh(HOST, "find /root/mine -type f -printf '%p %m %u %T@ %s\\n' | sort")
     skip = len(requests(lab))

@@ -269,6 +269,28 @@ def test_root_adopts_for_the_owner_of_the_models(hub: Hub, tmp_path: Path) -> No
     assert {path.stat().st_uid for path in mine.rglob("*")} == {0}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_an_owner_who_cant_reach_the_directory_ends_no_adoption(hub: Hub, tmp_path: Path) -> None:
+    """``rsync -a`` and ``cp -a`` below /root keep owners to whom /root is shut."""
+    home = tmp_path / "home"
+    foreign, mine = home / "foreign", tmp_path / "mine"
+    for place in (foreign, mine):
+        for path, content in hub.files.items():
+            (place / path).parent.mkdir(parents=True, exist_ok=True)
+            (place / path).write_bytes(content)
+    for path in [foreign, *foreign.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    home.chmod(0o700)
+    said: list[str] = []
+    request = Request.parse({"path": str(tmp_path / "srv" / "m" / "r"), "sources": [hub.source()]})
+    request.path.parent.mkdir(parents=True)
+    taken = adopt.adopt(request, said.append, [foreign, mine], 0)
+    assert sum(taken.ways.values()) >= len(hub.files) - 1  # an empty file is made by the pull
+    assert len(said) == 1
+    assert "read as its owner, user 65534, who can't: Permission denied" in said[0]
+    assert f"give it to root (chown -R root: {foreign})" in said[0]
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [

@@ -459,7 +459,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": "M2.5", "driver_branch": "550"}, "driver-too-old"),
     ({"model": "M2.5", "driver_branch": "new"}, "driver-too-old"),
     ({"model": "M2.5", "weights_source": "huggingfaces"}, "weights-source"),
-    ({"model": "M3", "model_format": "mxfp8", "weights_source": "modelscope"}, "weights-source"),
+    ({"model": "M3", "model_format": "nvfp4", "weights_source": "modelscope"}, "weights-source"),
     ({"model": "M2.5", "tool_call_parser": "minimax"}, "parser-unknown"),
     ({"model": "M2.5", "instance": "a b"}, "instance"),
     ({"model": "M2.5", "start_timeout_seconds": 0}, "timeout"),

@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shlex
 import shutil
 import stat
 from collections import Counter
@@ -224,9 +225,13 @@ def adopt(
     blobs: list[Path] = []
     looked: dict[Path, list[Path]] = {}
     for directory in directories:
-        with reading(directory):
-            here = places(directory, repositories, listing.revision)
-            blobs += _blobs(here)
+        try:
+            with reading(directory):
+                here = places(directory, repositories, listing.revision)
+                blobs += _blobs(here)
+        except OSError as error:
+            say(f"adopting nothing from {directory}: {_unreadable(directory, error)}")
+            continue
         looked[directory] = here
         found += here
     staging = request.staging
@@ -273,6 +278,19 @@ def adopt(
             with reading(directory):
                 say(f"adopting nothing from {directory}: {saw(directory, here, listing.files)}")
     return adopted
+
+
+def _unreadable(directory: Path, error: OSError) -> str:
+    """Say why a directory can't be looked at, and what to do: copies keep owners who can't reach them."""
+    reason = error.strerror or str(error)
+    with files_as(0, 0):
+        owner = untrusted_owner(directory)
+    if owner is None or os.geteuid() != 0:
+        return reason
+    return (
+        f"it is read as its owner, user {owner[0]}, who can't: {reason}; give it to root "
+        f"(chown -R root: {shlex.quote(str(directory))}) or let that user read it"
+    )
 
 
 def _at(entry: Entry, path: str) -> Entry:
