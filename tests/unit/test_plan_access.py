@@ -93,6 +93,42 @@ def test_keys_in_clear_are_said() -> None:
         assert "keys-in-clear" not in warned(host(**quiet)), quiet
 
 
+def test_one_setting_gives_the_endpoint_a_certificate_of_the_fleets_own() -> None:
+    planned = host(tls="fleet", address="10.0.0.7")
+    service = planned.services[0]
+    assert planned.tls is not None
+    assert planned.tls.names[:2] == ("gpu01.example.net", "10.0.0.7")
+    assert {"localhost", "127.0.0.1", "::1"} < set(planned.tls.names)
+    assert service.credentials == {"tls.crt": "/etc/sglang-tls/tls.crt", "tls.key": "/etc/sglang-tls/tls.key"}
+    # By addresses that the certificate names: nobody has to resolve a name for it.
+    assert service.url == "https://127.0.0.1:8000"
+    assert service.worker_url == "https://10.0.0.7:8000"
+    assert service.check_arguments[-2:] == ("--ca-file", "/etc/sglang-tls/ca.crt")
+    assert flag(planned, "--ssl-certfile") == "/run/credentials/sglang@minimax-m2.5.service/tls.crt"
+    assert not {"keys-in-clear", "tls-unused"} & set(warned(planned))
+    told = next(one.message for one in host().warnings if one.code == "keys-in-clear")
+    assert "set metal_tls: fleet" in told
+
+
+def test_off_is_the_default_as_yaml_reads_it_too() -> None:
+    for off in ({}, {"tls": "off"}, {"tls": False}):
+        assert host(**off).tls is None
+        assert host(**off).services[0].url.startswith("http://")
+
+
+@pytest.mark.parametrize(
+    ("value", "near"), [("fleat", "fleet"), ("Fleet", "fleet"), ("of", "off"), ("yes", "fleet")]
+)
+def test_another_word_is_refused_with_the_nearest(value: str, near: str) -> None:
+    (refusal,) = host(tls=value).refusals
+    assert refusal.code == "tls"
+    assert refusal.remedy == f"did you mean {near}?"
+
+
+def test_a_certificate_of_ones_own_beside_the_fleets_is_refused() -> None:
+    assert codes(host(tls="fleet", tls_certificate="/c", tls_key="/k")) == {"tls"}
+
+
 def test_a_name_without_tls_is_said() -> None:
     assert "tls-unused" in warned(host(tls_name="llm.example.net"))
 

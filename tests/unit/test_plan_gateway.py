@@ -138,3 +138,32 @@ def test_the_largest_request_has_a_bound_and_the_bound_has_one() -> None:
     assert flag(decide(), "--max-payload-size") == str(64 * 2**20)
     assert flag(decide(max_request_mib=8), "--max-payload-size") == str(8 * 2**20)
     assert [one.code for one in decide(max_request_mib=0).refusals] == ["limit"]
+
+
+def test_one_setting_gives_the_gateway_a_certificate_and_the_fleets_ca_for_its_workers() -> None:
+    plan = decide(settings={"metal_tls": "fleet"})
+    place = "/run/credentials/sglang-gateway.service"
+    assert flag(plan, "--tls-cert-path") == f"{place}/tls.crt"
+    assert flag(plan, "--tls-key-path") == f"{place}/tls.key"
+    # As a credential: the gateway's user can't reach root's directory.
+    assert flag(plan, "--ca-cert-paths") == f"{place}/ca.crt"
+    assert plan.url == "https://127.0.0.1:30000"
+    assert plan.tls is not None
+    assert plan.tls["serves"]
+    assert {"gw01", "127.0.0.1"} <= set(plan.tls["names"])
+    found = configuration(plan.as_dict(), Options())
+    assert found["ca_file"] == found["engine_ca_file"] == "/etc/sglang-gateway/ca.crt"
+
+
+def test_a_gateway_keeps_a_certificate_of_the_users_own_before_the_fleets_workers() -> None:
+    options = {"tls_certificate": "/c", "tls_key": "/k"}
+    plan = decide(settings={"metal_tls": "fleet"}, **options)
+    assert plan.tls is not None
+    assert not plan.tls["serves"]
+    assert plan.url == "https://gw01:30000"
+    found = configuration(plan.as_dict(), Options.read(options))
+    assert (found["ca_file"], found["engine_ca_file"]) == (None, "/etc/sglang-gateway/ca.crt")
+
+
+def test_a_word_that_metal_tls_does_not_have_is_refused_for_a_gateway_too() -> None:
+    assert [one.code for one in decide(settings={"metal_tls": "fleat"}).refusals] == ["tls"]

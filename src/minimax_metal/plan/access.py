@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
 
 from minimax_metal.catalog import EngineRelease
 from minimax_metal.plan.findings import Findings
-from minimax_metal.plan.model import FirewallPlan, ServicePlan
+from minimax_metal.plan.model import FirewallPlan, ServicePlan, TlsPlan
 from minimax_metal.plan.settings import Settings
 
 LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -18,6 +21,52 @@ ENGINE_CONFIG = "engine.yaml"
 USER_KEY_FILE = "api_key"
 CERTIFICATE, PRIVATE_KEY = "tls.crt", "tls.key"
 """Names of the credentials that systemd hands to the unit."""
+CA_CERTIFICATE: Final = "ca.crt"
+TLS_DIRECTORY: Final = "/etc/sglang-tls"
+"""Not below the keys' directory: each name there is an instance's."""
+TLS_MODES: Final = ("off", "fleet")
+
+
+def check_mode(settings: Settings, found: Findings) -> None:
+    """``metal_tls`` is one of its words, and no certificate of the user's stands beside the fleet's."""
+    if settings.tls not in TLS_MODES:
+        near = difflib.get_close_matches(settings.tls.lower(), TLS_MODES, n=1, cutoff=0.5)
+        found.refuse(
+            "tls",
+            f"metal_tls {settings.tls}",
+            " or ".join(TLS_MODES),
+            f"did you mean {near[0] if near else 'fleet'}?",
+        )
+    elif settings.tls == "fleet":
+        for name in ("tls_certificate", "tls_key", "tls_ca_certificate"):
+            if getattr(settings, name):
+                found.refuse(
+                    "tls",
+                    f"metal_tls: fleet and metal_{name}",
+                    "the fleet's certificates, or yours",
+                    f"take metal_{name} out, or set metal_tls: off",
+                )
+
+
+def with_fleet_tls(settings: Settings) -> Settings:
+    """The settings with the files that the controller's authority fills, where they say so."""
+    if settings.tls != "fleet":
+        return settings
+    return replace(
+        settings,
+        tls_certificate=f"{TLS_DIRECTORY}/{CERTIFICATE}",
+        tls_key=f"{TLS_DIRECTORY}/{PRIVATE_KEY}",
+        tls_ca_certificate=f"{TLS_DIRECTORY}/{CA_CERTIFICATE}",
+    )
+
+
+def tls_plan(settings: Settings, address: str | None = None) -> TlsPlan | None:
+    """What a host's certificate is for: every name and address that a client, a gateway or the host uses."""
+    if settings.tls != "fleet":
+        return None
+    named = (settings.host, settings.tls_name, settings.address, address, settings.listen_address)
+    others = [name for name in named if name and name not in EVERY_ADDRESS]
+    return TlsPlan(TLS_DIRECTORY, tuple(dict.fromkeys((*others, "localhost", "127.0.0.1", "::1"))))
 
 
 def keys_directory(settings: Settings, instance: str) -> str | None:
@@ -73,6 +122,8 @@ def urls(settings: Settings, port: int) -> tuple[str, str]:
     local = _local(settings.listen_address)
     if not credentials(settings):
         return f"http://{local}:{port}", f"http://{local}:{port}/health"
+    if settings.tls == "fleet":
+        return f"https://{local}:{port}", f"https://{local}:{port}/health"
     return f"https://{settings.tls_name or settings.host}:{port}", f"https://{local}:{port}/health"
 
 
@@ -101,8 +152,7 @@ def check_access(settings: Settings, release: EngineRelease | None, found: Findi
             found.warn(
                 "keys-in-clear",
                 f"keys and prompts cross the network in clear on port {settings.port}: whoever listens there "
-                "can use them; set metal_tls_certificate and metal_tls_key, or keep the network to "
-                "hosts you trust",
+                "can use them; set metal_tls: fleet, or keep the network to hosts you trust",
             )
         if release and not release.plugins:
             found.warn(

@@ -235,7 +235,7 @@ def launch_differences(launch: Launch) -> list[Difference]:
     if config := config_arguments(launch.settings, launch.instance):
         differ("--config", "not set: no key", config[1], "keys, out of the command line that every user sees")
     if tls_arguments(launch.settings, launch.unit):
-        differ("--ssl-certfile", "not set: plain HTTP", "TLS", "set by metal_tls_certificate")
+        differ("--ssl-certfile", "not set: plain HTTP", "TLS", "set by metal_tls or metal_tls_certificate")
     if launch.loader_threads is not None:
         why = "so that all ranks together have a thread for each CPU (the engine's own: 8 each)"
         if launch.settings.loader_threads:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from minimax_metal.catalog import Catalog, Checkpoint, packaged_catalog
-from minimax_metal.plan.access import check_access, firewall_plan
+from minimax_metal.plan.access import check_access, check_mode, firewall_plan, tls_plan, with_fleet_tls
 from minimax_metal.plan.alternatives import name_alternative
 from minimax_metal.plan.disk import disk_plan
 from minimax_metal.plan.facts import HostFacts
@@ -62,6 +62,9 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     for unknown in settings.unknown_role_variables:
         found.add(refuse_unknown(unknown))
     check_ranges(settings, found)
+    check_mode(settings, found)
+    tls = tls_plan(settings, facts.address)
+    settings = with_fleet_tls(settings)
     settings, mirrors = with_mirrors(settings, catalog, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
@@ -148,6 +151,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         engine=engine,
         driver=driver,
         cuda=cuda,
+        tls=tls,
         services=services,
         firewall=firewall,
         kernel_cache=cache,
@@ -181,6 +185,7 @@ def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusa
     for unknown in settings.unknown_role_variables:
         found.add(refuse_unknown(unknown))
     check_ranges(settings, found)
+    check_mode(settings, found)
     if catalog is not None:
         find_model(settings, catalog, found)
     return found.refusals
@@ -205,6 +210,7 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         engine=None,
         driver=None,
         cuda=None,
+        tls=None,
         services=(),
         firewall=None,
         kernel_cache=None,

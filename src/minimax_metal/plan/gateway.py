@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from minimax_metal.catalog import Catalog, packaged_catalog
-from minimax_metal.plan.access import LOCAL
+from minimax_metal.plan.access import LOCAL, check_mode, tls_plan
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import check_host, find_platform
@@ -103,6 +103,8 @@ class GatewayPlan:
     workers: tuple[WorkerPlan, ...]
     url: str
     """Where the host itself reaches its gateway."""
+    tls: Mapping[str, Any] | None
+    """With ``metal_tls: fleet``: ``names`` of the certificate, and whether the gateway ``serves`` by it."""
     argv: tuple[str, ...]
     """The command that ``metal gateway launch`` adds the keys to."""
 
@@ -142,7 +144,16 @@ def gateway_plan(
     digest = hashlib.sha256(f"{release.release} {python}\n{sha256}\n".encode()).hexdigest()[:12]
     environment = f"{DIRECTORY}/{release.release}-{digest}"
     workers = _workers(plans, before, settings.api_keys and options.require_proof, found)
+    check_mode(settings, found)
     _check(options, found)
+    tls = _fleet_tls(settings, options, facts)
+    if tls:
+        options = replace(
+            options,
+            worker_ca_certificate=f"{CREDENTIALS}/ca.crt",
+            tls_certificate=options.tls_certificate or f"{CONFIGURATION}/tls.crt",
+            tls_key=options.tls_key or f"{CONFIGURATION}/tls.key",
+        )
     if settings.api_keys:
         _warn_of_clear_text(options, workers, found)
     return GatewayPlan(
@@ -157,7 +168,8 @@ def gateway_plan(
         uv_environment=_uv_environment(tools, managed=python != distro),
         api_keys=settings.api_keys,
         workers=workers,
-        url=_own_url(options, settings),
+        url=_own_url(options, settings, local=bool(tls and tls["serves"])),
+        tls=tls,
         argv=launch_arguments(f"{environment}/bin/python", options),
     )
 
@@ -250,22 +262,33 @@ def _warn_of_clear_text(options: Options, workers: Sequence[WorkerPlan], found: 
         found.warn(
             "keys-in-clear",
             f"clients' keys and prompts cross the network in clear on the gateway's port {options.port}; set "
-            "sglang_gateway_tls_certificate and sglang_gateway_tls_key",
+            "metal_tls: fleet for all hosts, or sglang_gateway_tls_certificate and sglang_gateway_tls_key",
         )
     plain_text = sorted({worker.host for worker in workers if worker.url.startswith("http://")})
     if plain_text:
         found.warn(
             "keys-in-clear",
             f"keys and prompts go from the gateway in clear to {', '.join(plain_text)}; set "
-            "metal_tls_certificate there, and sglang_gateway_worker_ca_certificate here",
+            "metal_tls: fleet for all hosts, or metal_tls_certificate there and "
+            "sglang_gateway_worker_ca_certificate here",
         )
 
 
-def _own_url(options: Options, settings: Settings) -> str:
+def _fleet_tls(settings: Settings, options: Options, facts: HostFacts) -> dict[str, Any] | None:
+    """The fleet's certificate at a gateway; one of the user's own for clients stays in use."""
+    planned = tls_plan(replace(settings, listen_address=options.listen_address), facts.address)
+    if planned is None:
+        return None
+    return {"names": list(planned.names), "serves": not options.tls_certificate}
+
+
+def _own_url(options: Options, settings: Settings, *, local: bool = False) -> str:
     """Where the host reaches its own gateway; under TLS by the name in the certificate."""
     everywhere = options.listen_address in {"0.0.0.0", "::"}  # noqa: S104  # compared with, never bound
-    local = "127.0.0.1" if everywhere else options.listen_address
-    name = f"[{local}]" if ":" in local else local
+    near = "127.0.0.1" if everywhere else options.listen_address
+    name = f"[{near}]" if ":" in near else near
+    if local:
+        return f"https://{name}:{options.port}"
     if options.tls_certificate:
         return f"https://{settings.tls_name or settings.host}:{options.port}"
     return f"http://{name}:{options.port}"
@@ -312,12 +335,13 @@ def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
 
 def configuration(plan: Mapping[str, Any], options: Options) -> dict[str, Any]:
     """What ``metal gateway`` reads on the host (``admin.json``): no key, only where the keys are."""
+    tls = plan.get("tls")
     return {
         "url": plan["url"],
-        "ca_file": None,
+        "ca_file": f"{CONFIGURATION}/ca.crt" if tls and tls["serves"] else None,
         "admin_key_file": f"{CONFIGURATION}/admin_key",
         "api_key_file": f"{CONFIGURATION}/api_key" if plan["api_keys"] else None,
-        "engine_ca_file": options.worker_ca_certificate,
+        "engine_ca_file": f"{CONFIGURATION}/ca.crt" if tls else options.worker_ca_certificate,
         "manifest": MANIFEST,
         "drained": f"{STATE}/drained.json",
         "workers": plan["workers"],

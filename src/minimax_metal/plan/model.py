@@ -297,6 +297,16 @@ class ServicePlan:
 
 
 @dataclass(frozen=True)
+class TlsPlan:
+    """A certificate of the fleet's own authority, which the controller makes (``metal_tls: fleet``)."""
+
+    directory: str
+    """Directory on the host: ``tls.crt``, ``tls.key`` and ``ca.crt``."""
+    names: tuple[str, ...]
+    """Names and addresses that the certificate is for."""
+
+
+@dataclass(frozen=True)
 class FirewallPlan:
     """Who may reach the endpoints' ports; everybody else is kept from these ports and from no other."""
 
@@ -396,6 +406,8 @@ class Plan:
     engine: EnginePlan | None
     driver: DriverPlan | None
     cuda: CudaPlan | None
+    tls: TlsPlan | None
+    """None where the fleet's own authority is not used."""
     services: tuple[ServicePlan, ...]
     """One unit per replica, in the order of their ports; ``service`` is the first of them."""
     firewall: FirewallPlan | None

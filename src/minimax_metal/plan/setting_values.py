@@ -107,6 +107,11 @@ def _bool(name: str, value: Any) -> bool:
     return found
 
 
+def _mode(name: str, value: Any) -> str:
+    """A word; YAML reads a bare ``off`` as false."""
+    return "off" if value is False else _text(name, value)
+
+
 def _list(name: str, value: Any, most: int = TEXT) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)):
@@ -238,6 +243,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "int": _int,
     "float": _float,
     "bool": _bool,
+    "mode": _mode,
     "list": _list,
     "words": _words,
     "mapping": _mapping,

@@ -80,6 +80,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Address or name a gateway reaches the host by; default Ansible's, under TLS the certificate's.",
     ),
     Setting("metal_api_keys", "bool", True, "Whether clients need a key, and managers another one."),
+    Setting(
+        "metal_tls",
+        "mode",
+        "off",
+        "fleet: endpoints and gateways speak TLS, by a CA that is made on the controller; off: as below.",
+    ),
     Setting("metal_tls_certificate", "path", None, "Certificate chain on the host: the endpoint speaks TLS."),
     Setting("metal_tls_key", "path", None, "Private key of that certificate, on the host."),
     Setting(
@@ -307,6 +313,7 @@ class Settings:
     port: int = 8000
     address: str | None = None
     api_keys: bool = True
+    tls: str = "off"
     tls_certificate: str | None = None
     tls_key: str | None = None
     tls_ca_certificate: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 PRODUCT = (
     "/etc/systemd/system/sglang.target",
     "/etc/sglang",
+    "/etc/sglang-tls",
     "/var/lib/sglang",
     "/var/lib/minimax-metal-weights",
     # What role host_tuning wrote; the kernel keeps its values until the next boot.

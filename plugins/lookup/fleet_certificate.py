@@ -1,0 +1,71 @@
+"""A host's certificate by the fleet's authority on the controller; the package holds the logic."""
+
+# Copyright: the minimax-metal authors
+# SPDX-License-Identifier: Apache-2.0
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from minimax_metal.errors import UserError
+from minimax_metal.fleet.authority import issued
+
+DOCUMENTATION = r"""
+name: fleet_certificate
+short_description: A host's certificate by the fleet's authority
+description:
+  - Returns C(certificate), C(key), C(ca) (PEM) and C(until) for a host; makes what is not there.
+  - Renews a certificate with less than a third of its life left.
+options:
+  _terms:
+    description: The host's name in the inventory.
+    required: true
+  directory:
+    description: Directory on the controller of the authority and of what it issued.
+    type: path
+    required: true
+  names:
+    description: Names and addresses that the certificate is for.
+    type: list
+    elements: str
+    default: []
+  keep:
+    description: Whether what is made is written.
+    type: bool
+    default: true
+author:
+  - The minimax-metal authors
+"""
+
+
+class LookupModule(LookupBase):
+    """The lookup."""
+
+    def run(
+        self,
+        terms: Sequence[str],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        directory: str = "",
+        names: Sequence[str] = (),
+        keep: bool = True,
+        **_options: Any,
+    ) -> list[dict[str, str]]:
+        """Return the certificates, one for each host.
+
+        Raises:
+            AnsibleLookupError: the authority is broken, or a name is not one.
+        """
+        try:
+            place = Path(str(directory)).expanduser()
+            return [
+                asdict(issued(place, str(host), list(map(str, names)), keep=bool(keep))) for host in terms
+            ]
+        except UserError as error:
+            raise AnsibleLookupError(str(error)) from None
