@@ -78,3 +78,13 @@ def test_a_fault_that_is_written_wrongly_is_one_line(wrong):
         load_catalog([{"faults": {"mine": OWN | wrong}}])
     assert "faults.mine" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [("H100", False), ("B200", True)],  # sgl-project/sglang issue 20820 is of Hopper
+)
+def test_what_is_known_to_break_is_not_recommended(gpu, expected):
+    plan = decide(gpu, 8, model="MiniMax-M2.5", mem_fraction_static=0.4 if gpu == "H100" else 0.17)
+    said = next(one.message for one in plan.warnings if one.code == "short-sequence")
+    assert ("fp8_e4m3" in said) is expected

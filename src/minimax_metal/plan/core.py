@@ -7,6 +7,7 @@ nothing and asks nobody. Everything that stands against a host is collected, non
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from minimax_metal.catalog import Catalog, Checkpoint, packaged_catalog
 from minimax_metal.plan.access import check_access, check_mode, firewall_plan, tls_plan, with_fleet_tls
@@ -21,7 +22,7 @@ from minimax_metal.plan.fast_start import (
     page_cache_plan,
     precompile_plan,
 )
-from minimax_metal.plan.faults import check_faults
+from minimax_metal.plan.faults import check_faults, is_sound
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
 from minimax_metal.plan.guard import check_guard, confinement
@@ -73,7 +74,10 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     release = find_release(settings, catalog, found)
     checkpoint = None if formats is None else choose_format(settings, formats, board, found)
     settings = with_recipe(settings, checkpoint, board, release, catalog, found)
-    fit = find_fit(settings, checkpoint, board, found) if checkpoint and board else None
+    fit = None
+    if checkpoint and board:
+        known = partial(is_sound, catalog.faults, checkpoint, board, release.release if release else "0")
+        fit = find_fit(settings, checkpoint, board, found, known)
     if checkpoint and board:
         check_generation(checkpoint, board, found)
         check_draft(settings, checkpoint, board, found)

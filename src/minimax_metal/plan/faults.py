@@ -56,6 +56,18 @@ def _holds(
     return all(given.get(flag, DEFAULT) in values for flag, values in where.arguments.items())
 
 
+def is_sound(
+    faults: Mapping[str, Fault],
+    checkpoint: Checkpoint,
+    board: Board,
+    release: str,
+    spread: ParallelismPlan,
+    given: Mapping[str, str],
+) -> bool:
+    """Whether a launch with these flags, by name, meets no known fault."""
+    return not any(_holds(one.where, checkpoint, board, release, spread, given) for one in faults.values())
+
+
 def check_faults(
     faults: Mapping[str, Fault],
     checkpoint: Checkpoint,

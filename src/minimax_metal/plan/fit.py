@@ -9,6 +9,7 @@ context of each GPU.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Checkpoint
@@ -195,8 +196,17 @@ def _fraction(settings: Settings, checkpoint: Checkpoint, board: Board) -> float
     return checkpoint.mem_fractions.get(board.label, checkpoint.mem_fraction_static)
 
 
-def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Findings) -> Fit | None:
-    """How the checkpoint sits on the board; none when it can't even be spread over it."""
+def find_fit(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    board: Board,
+    found: Findings,
+    sound: Callable[[ParallelismPlan, Mapping[str, str]], bool] = lambda _spread, _flags: True,
+) -> Fit | None:
+    """How the checkpoint sits on the board; none when it can't even be spread over it.
+
+    ``sound`` says whether a spread with these flags meets no known fault: what does is not recommended.
+    """
     spread = _spread(settings, checkpoint, board, found)
     if spread is None:
         return None
@@ -232,7 +242,14 @@ def find_fit(settings: Settings, checkpoint: Checkpoint, board: Board, found: Fi
         found.warn(
             "short-sequence",
             f"KV cache holds {tokens} tokens, less than the model's longest sequence of {longest}"
-            + _more(checkpoint, board, spread.tp, settings.kv_cache_dtype, fraction),
+            + _more(
+                checkpoint,
+                board,
+                spread.tp,
+                settings.kv_cache_dtype,
+                fraction,
+                narrow=sound(spread, {"--kv-cache-dtype": "fp8_e4m3"}),
+            ),
         )
         longest = tokens
     return Fit(
@@ -257,8 +274,11 @@ def _whole_pages(checkpoint: Checkpoint, tokens: int) -> int:
     return max(0, tokens) // checkpoint.kv_page_size * checkpoint.kv_page_size
 
 
-def _more(checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float) -> str:
-    """Which settings give more KV cache on these GPUs, and how much; what only another host does, too."""
+def _more(checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float, *, narrow: bool) -> str:
+    """Which settings give more KV cache on these GPUs, and how much; what only another host does, too.
+
+    ``narrow``: whether fp8_e4m3 may be recommended here.
+    """
 
     def held(other: str, share: float) -> int:
         room = int(board.memory_bytes * tp * share) - checkpoint.weight_memory_bytes.value
@@ -267,7 +287,7 @@ def _more(checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: f
         )
 
     now, ways = held(dtype, fraction), []
-    if "fp8_e4m3" in checkpoint.kv_dtypes and held("fp8_e4m3", fraction) > now:
+    if narrow and "fp8_e4m3" in checkpoint.kv_dtypes and held("fp8_e4m3", fraction) > now:
         ways.append(f"metal_kv_cache_dtype: fp8_e4m3 holds {held('fp8_e4m3', fraction)}")
     if fraction < GUIDE_MEM_FRACTION:
         ways.append(
