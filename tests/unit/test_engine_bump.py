@@ -57,7 +57,7 @@ def test_a_wheel_is_read(tree: Path) -> None:
         plugins=False,
         deep_gemm_precompile=True,
         flashinfer_cubins=True,
-        missing_flags=("--enable-metrics", "--reasoning-parser"),
+        missing_flags=("--enable-metrics", "--reasoning-parser", "--speculative-algorithm"),
     )
 
 

@@ -181,7 +181,7 @@ LOOPED = {
 ELSEWHERE = {
     # Keys and tokens are compared by their own tasks in every run: nothing is noted of them. What the driver
     # stopped is read in every run. Pieces are served only while somebody lacks some.
-    "sglang_service": {"keys.yml", "take_kernels.yml", "give_kernels.yml", "drift.yml"},
+    "sglang_service": {"keys.yml", "tls.yml", "take_kernels.yml", "give_kernels.yml", "drift.yml"},
     "nvidia_driver": {"start.yml", "stage.yml"},
     "model_weights": {"tokens.yml", "share.yml", "secret.yml", "start.yml", "await.yml", "resolve.yml"},
 }
