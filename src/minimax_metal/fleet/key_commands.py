@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +34,6 @@ ASK_SECONDS: Final = 20.0
 
 def rotate(argv: Sequence[str]) -> int:
     """Run playbooks/rotate.yml; for the secret of sharing, playbooks/rotate_share.yml."""
-    from minimax_metal.fleet.commands import Verb, run_verb
-
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     way = own.add_mutually_exclusive_group()
     way.add_argument("--finish", action="store_true")
@@ -51,19 +49,18 @@ def rotate(argv: Sequence[str]) -> int:
     given: dict[str, object] = {"metal_keys_do": verb}
     if known.key:
         given["metal_keys_names"] = list(dict.fromkeys(known.key))
-    whole = Verb(
-        name="keys",
-        playbook="playbooks/rotate.yml",
-        description="Change the fleet's keys, with both valid meanwhile: playbooks/rotate.yml.",
-        expected=(),
-        stops_itself=False,
-    )
-    return run_verb(whole, [*rest, "-e", json.dumps(given)])
+    return _play("rotate", "Change the fleet's keys, with both valid meanwhile", given, rest)
+
+
+def _play(playbook: str, does: str, given: Mapping[str, object], rest: Sequence[str]) -> int:
+    from minimax_metal.fleet.commands import Verb, run_verb
+
+    path = f"playbooks/{playbook}.yml"
+    verb = Verb(name="keys", playbook=path, description=f"{does}: {path}.", expected=(), stops_itself=False)
+    return run_verb(verb, [*rest, "-e", json.dumps(given)])
 
 
 def _rotate_share(verb: str, names: Sequence[str], rest: Sequence[str]) -> int:
-    from minimax_metal.fleet.commands import Verb, run_verb
-
     if set(names) != {SHARE}:
         raise UserError(
             "found --key share beside other keys, expected it alone: hosts share by it, clients do not "
@@ -74,15 +71,8 @@ def _rotate_share(verb: str, names: Sequence[str], rest: Sequence[str]) -> int:
             "found --take-back for share, expected none: nobody has to be given the new secret; renew it "
             "again instead"
         )
-    whole = Verb(
-        name="keys",
-        playbook="playbooks/rotate_share.yml",
-        description="Renew the secret of sharing: playbooks/rotate_share.yml.",
-        expected=(),
-        stops_itself=False,
-    )
     do = DROP if verb == rotation.FINISH else RENEW
-    return run_verb(whole, [*rest, "-e", json.dumps({"metal_share_secret_do": do})])
+    return _play("rotate_share", "Renew the secret of sharing", {"metal_share_secret_do": do}, rest)
 
 
 HELP: Final = f"""\
