@@ -55,7 +55,7 @@ def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> 
         same=bool(set(names) & set(one.architectures)),
     )
     for field, keys in FIELDS.items():
-        ours = _number(getattr(one, field, None))
+        ours = _number(getattr(one, field))
         if ours is None:
             continue
         key = next((key for key in keys if isinstance(text.get(key), int)), None)
@@ -66,7 +66,7 @@ def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> 
     yield from _quantisation(
         one, where, config.get("quantization_config") or text.get("quantization_config"), against
     )
-    per_token = _number(getattr(one, "kv_bytes_per_token", None))
+    per_token = _number(one.kv_bytes_per_token)
     shape = [text.get(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim")]
     sparse = bool(text.get("sparse_attention_config"))
     numbers = [part for part in shape if isinstance(part, int)]

@@ -62,13 +62,6 @@ def compare_drivers(catalog: Catalog, path: Path, today: date) -> Iterator[Row]:
                 f"platform {slug}", "default_driver_branch", platform.default_driver_branch,
                 list(platform.driver_branches), "the catalogue itself", same=False,
             )  # fmt: skip
-    lives = getattr(catalog, "driver_branches", None)
-    for branch, life in (lives or {}).items():
-        ours = next((getattr(life, name) for name in ("end", "end_of_life") if hasattr(life, name)), None)
-        if ours is None or listed.get(branch) is None:
-            yield skipped(f"driver {branch}", "end", "no end stated on one side", path.name)
-        else:
-            yield compared(f"driver {branch}", "end", str(ours)[:7], listed[branch], path.name)
 
 
 def compare_pci(catalog: Catalog, path: Path) -> Iterator[Row]:
