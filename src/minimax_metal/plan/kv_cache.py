@@ -14,7 +14,7 @@ BFLOAT16 = 2
 """Bytes of one number; ``auto`` is the model's own type, and all of the catalogue's are bfloat16."""
 FP4_BLOCK = 16
 """Numbers of a packed NVFP4 pool that share a scale of one byte (``minimax_m3_nvfp4_pool.py``)."""
-_SHAPED_BY = "U"
+_USERS_OWN = "U"
 """Confidence of a user's own figure, which is taken as it is."""
 
 
@@ -30,7 +30,7 @@ def bytes_per_token(checkpoint: Checkpoint, tp: int, dtype: str, capability: str
     scale = checkpoint.kv_dtypes.get(dtype, 1.0)
     heads = checkpoint.kv_heads.value
     given = checkpoint.kv_bytes_per_token
-    if checkpoint.head_dim is None or (given is not None and given.confidence == _SHAPED_BY):
+    if checkpoint.head_dim is None or (given is not None and given.confidence == _USERS_OWN):
         # With more ranks than KV heads each head is kept on several ranks.
         return None if given is None else int(given.value * scale) * max(1, tp // heads)
     local = max(1, heads // tp)

@@ -29,7 +29,7 @@ def check_draft(settings: Settings, checkpoint: Checkpoint, board: Board, found:
         found.refuse(
             "speculative",
             f"metal_speculative_draft for {checkpoint.name} {checkpoint.format}, which comes with no draft",
-            "a checkpoint that has one (MiniMax-M3.1-Flash)",
+            "a checkpoint that comes with one",
             remedy,
         )
     elif board.capability not in draft.generations:
