@@ -20,7 +20,12 @@ from hypothesis import strategies as st
 
 from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
 from minimax_metal.engine_plugin.minimax_metal_engine.errors import Refused
-from minimax_metal.engine_plugin.minimax_metal_engine.fetch import Fetcher, is_public, taken_apart
+from minimax_metal.engine_plugin.minimax_metal_engine.fetch import (
+    LOOKUPS_AT_ONCE,
+    Fetcher,
+    is_public,
+    taken_apart,
+)
 from minimax_metal.engine_plugin.minimax_metal_engine.images import ImageError, pixels
 from minimax_metal.engine_plugin.minimax_metal_engine.media import DESCRIBES, KINDS, OPAQUE, Check
 from tests.support.asgi_client import Answer, Recorder, ask
@@ -403,6 +408,47 @@ def test_an_allowed_name_that_leads_inside_is_refused_with_all_its_addresses(sit
         with pytest.raises(Refused, match="not public"):
             one.fetch("http://pics.example/a.png")
         assert asked == []
+
+
+def test_a_resolver_that_hangs_holds_nobody_up_and_takes_no_threads_without_end(site: int) -> None:
+    over = threading.Event()
+    asked: list[str] = []
+
+    def hanging(host: str, _port: int) -> list[str]:
+        asked.append(host)
+        over.wait(30)
+        return ["93.184.215.14"]
+
+    one, connected = fetcher(site, seconds=0.1)
+    one.resolve = hanging
+    try:
+        for _ in range(LOOKUPS_AT_ONCE + 3):
+            began = time.monotonic()
+            with pytest.raises(Refused, match=r"pics\.example did not arrive within 0\.1 s"):
+                one.fetch("http://pics.example/a.png")
+            assert time.monotonic() - began < 2
+        assert len(asked) == LOOKUPS_AT_ONCE
+        assert connected == []
+    finally:
+        over.set()
+    # The places are free again when the resolver answers at last.
+    other, _ = fetcher(site, seconds=5.0)
+    for _ in range(LOOKUPS_AT_ONCE + 3):
+        assert other.fetch("http://pics.example/a.png")[0] == "image/png"
+
+
+def test_a_name_that_nobody_knows_is_refused_and_gives_its_place_back(site: int) -> None:
+    def unknown(host: str, _port: int) -> list[str]:
+        raise (
+            UnicodeError("label too long") if host == "cdn.example" else socket.gaierror(-2, "Name not known")
+        )
+
+    one, _ = fetcher(site)
+    one.resolve = unknown
+    for _ in range(LOOKUPS_AT_ONCE + 3):
+        for host, words in (("pics.example", "gaierror"), ("cdn.example", "UnicodeError")):
+            with pytest.raises(Refused, match=f"{host} can't be fetched: {words}"):
+                one.fetch(f"http://{host}/a.png")
 
 
 def test_the_engine_gets_the_bytes_and_never_the_address(site: int) -> None:

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import http.client
 import ipaddress
+import queue
 import re
 import socket
 import ssl
@@ -24,6 +25,8 @@ from .errors import Refused
 SECONDS = 10.0
 REDIRECTS = 3
 PIECE = 64 * 1024
+LOOKUPS_AT_ONCE = 16
+"""Names that are looked up at once at most, those included that nobody waits for any more."""
 URL = re.compile(
     r"(https?)://([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)\.?(?::(\d{1,5}))?([/?][\x21\x23-\x5b\x5d\x5f\x61-\x7a\x7e]*)?"
 )
@@ -42,6 +45,48 @@ def resolve(host: str, port: int) -> list[str]:
     """The addresses of a name."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+_lookups = threading.BoundedSemaphore(LOOKUPS_AT_ONCE)
+
+
+def resolved(resolve: Resolve, host: str, port: int, seconds: float) -> list[str]:
+    """The addresses of a name, from a resolver that may hang.
+
+    ``getaddrinfo`` takes no time limit and can't be interrupted; with name servers that are silent glibc
+    waits for 5 s, twice for each of them and for each search domain (resolv.conf(5)). A thread waits in our
+    place. It ends with the resolver, so there is a bound for how many wait: a client must not be able to
+    start threads without end.
+
+    Raises:
+        TimeoutError: no answer within ``seconds``, or too many lookups hang.
+        OSError: the name is not known.
+    """
+    answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
+    deadline = time.monotonic() + seconds
+
+    def look_up() -> None:
+        try:
+            answers.put(resolve(host, port))
+        except Exception as error:  # raised again where it is waited for
+            answers.put(error)
+        finally:
+            _lookups.release()
+
+    if not _lookups.acquire(timeout=seconds):
+        raise TimeoutError
+    try:
+        threading.Thread(target=look_up, name=f"lookup {host}", daemon=True).start()
+    except RuntimeError:
+        _lookups.release()
+        raise OSError("no thread can be started") from None
+    try:
+        answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+    except queue.Empty:
+        raise TimeoutError from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def connect(address: str, port: int, seconds: float) -> socket.socket:
@@ -124,7 +169,7 @@ class Fetcher:
                 kind, content = self.ask(scheme, host, port, target, deadline)
             except TimeoutError:
                 raise Refused(400, f"media from {host} did not arrive within {self.seconds:g} s") from None
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, UnicodeError, http.client.HTTPException) as error:
                 raise Refused(400, f"media from {host} can't be fetched: {type(error).__name__}") from None
             if isinstance(content, bytes):
                 return kind, content
@@ -133,7 +178,7 @@ class Fetcher:
 
     def ask(self, scheme: str, host: str, port: int, target: str, deadline: float) -> tuple[str, bytes | str]:
         """One hop: the type and the bytes, or where to ask instead."""
-        addresses = self.resolve(host, port)
+        addresses = resolved(self.resolve, host, port, _rest(deadline))
         if not addresses or not all(is_public(address) for address in addresses):
             raise Refused(400, f"media from {host}: the name leads to an address that is not public")
         sock = self.connect(addresses[0], port, _rest(deadline))
