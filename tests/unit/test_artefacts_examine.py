@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimax_metal.artefacts.examine import Expected, examine
-from minimax_metal.artefacts.examine.leftovers import unfinished
+from minimax_metal.artefacts.examine.leftovers import is_companion, unfinished
 from minimax_metal.artefacts.examine.safetensors import MOST_HEADER, UnsoundError, read
 from tests.support.models import ARCHITECTURE, INDEX, model, safetensors, write
 
@@ -26,6 +27,10 @@ POINTER = (
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 4995584792\n"
 )
 """The form of git-lfs docs/spec.md."""
+
+
+APPLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4072)
+"""As macOS 10.4 and later write them: RFC 1740, 4 KiB, most of it empty."""
 
 
 @pytest.fixture
@@ -143,6 +148,20 @@ FIELD: list[tuple[str, Spoil, str, str]] = [
         f"._____temp/{SHARD}",
         "has not ended",
     ),
+    (
+        # SceneWorks/SceneWorks#1333, jundot/omlx#3679: opened as weights, with a header of 2.2 TB.
+        "copied from a Mac",
+        replace(f"._{SHARD}", APPLE),
+        f"._{SHARD}",
+        "a file that macOS keeps beside another one (AppleDouble), no part of the model; remove them: find ",
+    ),
+    (
+        "of a file that is not there any more",
+        lambda f: write(f / "extra", {"._model.safetensors": APPLE}),
+        "extra/._model.safetensors",
+        "AppleDouble",
+    ),
+    ("cut off itself", replace("._config.json", b""), "._config.json", "AppleDouble"),
     ("rsync at work", replace(f".{SHARD}.Xk3dQ9", b"x"), f".{SHARD}.Xk3dQ9", "unfinished download of rsync"),
 ]
 
@@ -153,6 +172,30 @@ FIELD: list[tuple[str, Spoil, str, str]] = [
 def test_what_is_not_whole_is_named(spoil: Spoil, path: str, words: str, whole: Path) -> None:
     spoil(whole)
     assert words in problems(whole)[path]
+
+
+def test_a_macs_files_are_one_problem_and_its_remedy_leaves_the_model(whole: Path) -> None:
+    for name in model():
+        (whole / f"._{name}").write_bytes(APPLE)
+    (whole / "._own").write_bytes(b"a file of the publisher's")
+    found = examine(whole)
+    assert [problem.path for problem in found.problems] == ["._" + min(model())]
+    assert set(found.files) == {*model(), "._own"}, "not taken over where the directory is accepted as it is"
+    text = found.problems[0].text
+    assert f"(and {len(model()) - 1} more)" in text
+    (whole / "._own").unlink()
+    subprocess.run(text.partition("remove them: ")[2], shell=True, check=True)  # noqa: S602 - as an operator
+    assert problems(whole) == {}
+    assert set(examine(whole).files) == set(model())
+
+
+def test_folders_that_file_servers_and_archives_leave_do_no_harm(whole: Path) -> None:
+    for folder in ("__MACOSX", ".AppleDouble", "@eaDir"):
+        write(whole / folder, {f"._{SHARD}": APPLE, SHARD: APPLE})
+    write(whole, {".DS_Store": b"\0\0\0\1Bud1"})
+    (whole / "lost+found").mkdir()
+    assert problems(whole) == {}
+    assert set(examine(whole).files) == set(model())
 
 
 def test_a_byte_order_mark_is_named(whole: Path) -> None:
@@ -219,6 +262,7 @@ def test_a_name_that_would_deceive_a_terminal_is_shown_without_its_escapes(whole
 )
 def test_ordinary_names(name: str) -> None:
     assert unfinished(name) is None
+    assert not is_companion(name, [name])
 
 
 @pytest.mark.parametrize(

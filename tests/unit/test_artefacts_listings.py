@@ -400,6 +400,13 @@ def test_an_unfinished_download_on_a_web_server_is_refused_by_name() -> None:
         open_source(Source("http", endpoint=f"{server.url}/m"), stall=5).list()
 
 
+def test_what_a_mac_left_on_a_web_server_is_refused_by_name() -> None:
+    refused = pytest.raises(SourceError, match=r"\._config\.json: a file that macOS keeps .*\(and 1 more\)")
+    left = {f"._{name}": b"x" for name in ("config.json", "model-00001-of-00002.safetensors")}
+    with answering(files_at(FILES | left, "html")) as server, refused:
+        open_source(Source("http", endpoint=f"{server.url}/m"), stall=5).list()
+
+
 def test_a_web_server_without_a_model_is_refused() -> None:
     refused = pytest.raises(SourceError, match="neither a manifest")
     with answering(files_at({"index.txt": b""}, "html")) as server, refused:

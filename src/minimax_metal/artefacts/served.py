@@ -11,7 +11,7 @@ from urllib.parse import quote
 from minimax_metal.artefacts import listings, names
 from minimax_metal.artefacts.answers import read_json
 from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.examine.leftovers import TOOL_FOLDERS, unfinished
+from minimax_metal.artefacts.examine.leftovers import TOOL_FOLDERS, companions, is_companion, unfinished
 from minimax_metal.artefacts.hubs import reading
 from minimax_metal.artefacts.listings import Listing
 from minimax_metal.artefacts.manifest import FILE as MANIFEST
@@ -107,6 +107,9 @@ class Served:
                         raise UserError(
                             f"{folder}{name}: an unfinished download of {tool}; let it finish, or remove it"
                         )
+                beside = sorted(f"{folder}{name}" for name in files if is_companion(name, files))
+                if beside:
+                    raise UserError(f"{beside[0]}: {companions(beside)}")
                 found |= {f"{folder}{name}" for name in files if name not in TOOL_FOLDERS}
                 folders += [f"{folder}{name}/" for name in below if name not in TOOL_FOLDERS]
                 if len(folders) > MOST_FOLDERS or len(found) > listings.MOST_FILES:

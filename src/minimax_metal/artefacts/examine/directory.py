@@ -19,10 +19,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal.artefacts.examine.leftovers import TOOL_FOLDERS, unfinished, unfinished_in_tool_folder
+from minimax_metal.artefacts.examine.leftovers import (
+    TOOL_FOLDERS,
+    companions,
+    is_companion,
+    unfinished,
+    unfinished_in_tool_folder,
+)
 from minimax_metal.artefacts.examine.safetensors import POINTER, Header, UnsoundError, read
 from minimax_metal.artefacts.examine.walk import code_of, files_below, holes_of
 from minimax_metal.common.documents import read_json
+from minimax_metal.common.files import read_head
 from minimax_metal.common.text import has_controls, one_line
 
 INDEX: Final = "model.safetensors.index.json"
@@ -137,6 +144,7 @@ class _Look:
 
     def _files(self) -> None:
         looked = 0
+        beside: list[str] = []
         for parts, siblings in files_below(self.root):
             looked += 1
             path = "/".join(parts)
@@ -149,7 +157,12 @@ class _Look:
                 if unfinished_in_tool_folder(parts, siblings):
                     self.problem(path, "a download that has not ended (let its tool finish it, or remove it)")
                 continue
+            if parts[-1].startswith("._") and is_companion(parts[-1], siblings, self._begins(path)):
+                beside.append(path)
+                continue
             self._file(path, parts[-1])
+        if beside:
+            self.problem(beside[0], companions(beside, str(self.root)))
 
     def _file(self, path: str, name: str) -> None:
         tool = unfinished(name)
@@ -183,8 +196,8 @@ class _Look:
             self.unsound.add(path)
 
     def _begins(self, path: str) -> bytes:
-        with contextlib.suppress(OSError), (self.root / path).open("rb") as file:
-            return file.read(1024)
+        with contextlib.suppress(OSError):
+            return read_head(self.root / path, 1024)
         return b""
 
     def _is_a_model_at_all(self) -> bool:

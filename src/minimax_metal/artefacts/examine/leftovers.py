@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Collection, Sequence
 from typing import Final
 
 TOOL_FOLDERS: Final = frozenset(
     {
+        ".AppleDouble",
+        ".DS_Store",
         ".cache",
         ".git",
         ".huggingface",
@@ -17,10 +21,19 @@ TOOL_FOLDERS: Final = frozenset(
         ".mv",
         "._____temp",
         ".____temp",
+        "@eaDir",
+        "__MACOSX",
         "__pycache__",
+        "lost+found",
     }
 )
-"""Folders and files that hub clients and tools leave in a model directory; no part of a model."""
+"""Folders and files that hub clients, tools and file servers leave in a model directory; no part of a model.
+
+``.AppleDouble`` is netatalk's, ``@eaDir`` Synology's, ``__MACOSX`` of a zip archive made by macOS.
+"""
+
+APPLE_DOUBLE: Final = bytes.fromhex("0005160700020000")
+"""How such a file begins: magic and version (RFC 1740, appendix A)."""
 
 _MODEL: Final = r"\.(?:safetensors|json|model|txt|py|bin|jinja|md|gguf)"
 _UNFINISHED: Final = (
@@ -48,6 +61,30 @@ _BESIDE: Final = re.compile(
     r"|config|txt|yaml|yml|jinja|minisig|asc|sig)$",
     re.IGNORECASE,
 )
+
+
+def is_companion(name: str, siblings: Collection[str], head: bytes = b"") -> bool:
+    """Return whether a file only holds what macOS keeps beside another one (AppleDouble: ``._NAME``).
+
+    macOS writes one beside each file on a disk that can't hold its attributes (exFAT, SMB, NFS), and its tar
+    and rsync bring them along. The name ends as that of the file it belongs to, ``.safetensors`` too.
+
+    Args:
+        name: the file's name.
+        siblings: names in the same folder.
+        head: its first bytes, where they are known; what belongs to no file there is told by them.
+    """
+    return name.startswith("._") and (name[2:] in siblings or head.startswith(APPLE_DOUBLE))
+
+
+def companions(paths: Sequence[str], directory: str | None = None) -> str:
+    """Return what to say of such files; ``directory``: where to remove them, if it is on this host."""
+    more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+    place = shlex.quote(directory) if directory is not None else "DIRECTORY"
+    return (
+        f"a file that macOS keeps beside another one (AppleDouble), no part of the model{more}; "
+        f"remove them: find {place} -name '._*' -type f -delete"
+    )
 
 
 def unfinished(name: str) -> str | None:
