@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ CATALOG = packaged_catalog()
 
 
 def figures(entry: Any, path: str = "") -> Iterator[tuple[str, Figure]]:
-    for name in type(entry).model_fields:
+    for name in (one.name for one in fields(entry)):
         value = getattr(entry, name)
         if isinstance(value, Figure):
             yield f"{path}.{name}", value

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.cli import main
 from minimax_metal.common.program import Answer
 from minimax_metal.plan import inventory
-from minimax_metal.plan.table import tokens
+from minimax_metal.plan.commands import _parser, make_plans
+from minimax_metal.plan.table import show, tokens
 from minimax_metal.plan.what_if import find_gpu
 from tests.unit.plan_helpers import raw_host
 
@@ -367,3 +374,48 @@ def test_a_what_if_never_imports_ansible_or_the_clients() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_for_a_pipe_is_whole_lines_without_rich() -> None:
+    program = (
+        "import sys; from minimax_metal.cli import main; "
+        "main(['plan', '--model', 'MiniMax-M2.5', '--gpu', 'H20 96GB', '--count', '4']); "
+        "print(sorted({'rich', 'yaml', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
+    packaged_catalog()  # kept from here on
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "COLUMNS": "40"},
+    )
+    assert done.stderr == "[]\n"
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == ["verdict", "fits,", "with", "warnings"]
+    model = next(line for line in lines if line.startswith("model  "))
+    assert model.endswith("licence modified-mit")
+    assert "\x1b" not in done.stdout
+
+
+def test_a_terminal_gets_the_same_words_in_colours() -> None:
+    plans = make_plans(_parser().parse_args(["--model", "M2.5", "--gpu", "H20", "--count", "4"]))
+    plain, colour = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(plain):
+        show(plans)
+    show(plans, Console(file=colour, width=1000, force_terminal=True, highlight=False))
+    without = re.sub(r"\x1b\[[0-9;]*m", "", colour.getvalue())
+    assert [line.rstrip() for line in without.splitlines()] == plain.getvalue().splitlines()
+    assert "\x1b[33mfits, with warnings" in colour.getvalue()
+
+
+def test_several_hosts_are_one_aligned_table_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    one = make_plans(_parser().parse_args(["--model", "M2.5", "--gpu", "H20", "--count", "4"]))[0]
+    show([replace(one, host="[red]a"), replace(one, host="b" * 70)])
+    header, first, second = capsys.readouterr().out.splitlines()[:3]
+    assert header.split("  ")[0] == "host"
+    # A name with brackets is no markup, and a long one is not cut.
+    assert first.startswith("[red]a ")
+    assert second.startswith("b" * 70 + "  ")
+    assert header.index("verdict") == first.index("fits (!)") == second.index("fits (!)")

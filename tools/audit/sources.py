@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 from typing import Any
 
-from pydantic import BaseModel
-
 from minimax_metal.catalog import Catalog, Figure
+from minimax_metal.catalog.schema import Entry
 
 IDENTITY = frozenset(
     {
@@ -53,7 +52,7 @@ def _age(text: str, read: Any, today: date) -> int | None:
 
 def sources_of(catalog: Catalog, today: date) -> list[Source]:
     """Every figure of models, GPUs, engines, CUDA, platforms, gateways and recipes."""
-    entries: list[tuple[str, BaseModel]] = [
+    entries: list[tuple[str, Entry]] = [
         (f"{one.name} {one.format}", one) for formats in catalog.models.values() for one in formats.values()
     ]
     for kind, section in (
@@ -64,17 +63,17 @@ def sources_of(catalog: Catalog, today: date) -> list[Source]:
     return [found for where, one in entries for found in _entry(where, one, today)]
 
 
-def _entry(where: str, one: BaseModel, today: date) -> Iterator[Source]:
+def _entry(where: str, one: Entry, today: date) -> Iterator[Source]:
     whole = str(getattr(one, "source", "") or "")
     read = getattr(one, "read", None)
-    for name in type(one).model_fields:
+    for name in (field.name for field in fields(one)):  # type: ignore[arg-type]
         value = getattr(one, name)
-        if name in IDENTITY or name == "read" or name.endswith("source") or name not in one.model_fields_set:
+        if name in IDENTITY or name == "read" or name.endswith("source") or name not in one.written:
             continue
         yield from _value(where, name, value, _beside(one, name) or whole, read, today)
 
 
-def _beside(one: BaseModel, name: str) -> str:
+def _beside(one: Entry, name: str) -> str:
     """The field that holds another's source: ``revision_source`` of ``revision``."""
     for field in (f"{name}_source", f"{name.rpartition('_')[2]}_source"):
         if text := getattr(one, field, None):
@@ -92,7 +91,7 @@ def _value(where: str, name: str, value: Any, source: str, read: Any, today: dat
     elif name == "pci_ids" and isinstance(value, Mapping):
         for key, text in value.items():
             yield Source(where, f"{name}.{key}", str(text), None, _age(str(text), None, today))
-    elif isinstance(value, BaseModel) and getattr(value, "source", None):
+    elif isinstance(value, Entry) and getattr(value, "source", None):
         yield Source(where, name, str(value.source), None, _age(str(value.source), None, today))  # type: ignore[attr-defined]
     elif value is not None and value != () and value != {}:
         yield Source(where, name, source, None, _age(source, read, today))

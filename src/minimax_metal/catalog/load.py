@@ -1,16 +1,19 @@
-"""Reads and validates the catalogue's files and the users' overlays."""
+"""Reads the catalogue's files and the users' overlays, and has them validated.
+
+The catalogue as packaged is validated once and then kept (:mod:`minimax_metal.catalog.kept`); with an overlay
+it is validated each time. YAML and pydantic are imported only then.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
+from minimax_metal.catalog import kept
 from minimax_metal.catalog.schema import Catalog
 from minimax_metal.errors import UserError
 
@@ -26,7 +29,6 @@ FILES = (
     "vendors.yml",
     "profiles.yml",
 )
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +55,8 @@ MOST_OPENED = 10_000
 
 
 def _read(path: Path) -> dict[str, Any]:
+    import yaml
+
     try:
         # Only plain data: both loaders build nothing but mappings, lists and scalars.
         content = path.read_bytes()
@@ -61,7 +65,7 @@ def _read(path: Path) -> dict[str, Any]:
                 f"catalogue overlay {path}: found more than {MOST_OPENED} opening brackets, expected a file "
                 "like the catalogue's own; write lists and mappings in lines of their own"
             )
-        document = yaml.load(content, Loader=_LOADER)  # noqa: S506
+        document = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except OSError as error:
         raise UserError(
             f"catalogue overlay {path}: {error.strerror or error}; give a readable YAML file"
@@ -137,13 +141,6 @@ def _named(document: dict[str, Any], section: str, key: str) -> None:
     }
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {first['msg']}{more}"
-
-
 def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
     """The sha256 of every lock that an overlay names by an absolute path: an engine of the user's own."""
     found = {}
@@ -152,7 +149,7 @@ def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
         for name in locks.values() if isinstance(locks, Mapping) else ():
             if isinstance(name, str) and name.startswith("/"):
                 try:
-                    found[name] = hashlib.sha256(Path(name).read_bytes()).hexdigest()
+                    found[name] = _sha256(Path(name))
                 except OSError as error:
                     raise UserError(
                         f"catalogue: release {release} names the lock {name}: {error.strerror}; give a file "
@@ -181,19 +178,39 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "platforms", "slug")
     _named(document, "faults", "name")
     _named(document, "vendors", "name")
-    document["lock_sha256"] = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted((HERE / "locks").glob("*.txt"))
-    } | _own_locks(document["engines"] | document["gateways"])
-    try:
-        return Catalog.model_validate(document)
-    except ValidationError as error:
-        raise UserError(
-            f"catalogue: {_one_line(error)}; compare with the shape on top of models.yml"
-        ) from error
+    document["lock_sha256"] = _locks() | _own_locks(document["engines"] | document["gateways"])
+    from minimax_metal.catalog.validate import validated
+
+    return validated(document)
+
+
+def _locks() -> dict[str, str]:
+    """The sha256 of every packaged lock."""
+    return {path.name: _sha256(path) for path in sorted((HERE / "locks").glob("*.txt"))}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest() -> str:
+    """Of all that the packaged catalogue is made from: its files, its locks, and the code that reads them."""
+    made_from = {path.name: _sha256(path) for path in [*(HERE / name for name in FILES), *HERE.glob("*.py")]}
+    return hashlib.sha256(json.dumps([made_from, _locks()], sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def packaged_catalog() -> Catalog:
     """The catalogue as packaged, loaded once per process."""
-    return load_catalog()
+    if (found := kept.load(_digest(), HERE)) is not None:
+        return found
+    return keep_packaged()
+
+
+def keep_packaged() -> Catalog:
+    """Validate the catalogue as packaged, and keep it for those that come after; ``make setup`` calls it."""
+    digest = _digest()
+    catalog = load_catalog()
+    if _digest() == digest:  # nobody edited a file meanwhile
+        kept.save(digest, catalog, HERE)
+    return catalog

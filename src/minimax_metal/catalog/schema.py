@@ -1,25 +1,90 @@
-"""Shapes of the catalogue's files (pydantic models, read only after loading).
+"""Shapes of the catalogue's files: plain frozen dataclasses, so that a plan does without pydantic.
+
+:mod:`minimax_metal.catalog.validate` has pydantic check files and overlays against these annotations, the
+limits in them too. Nothing here imports it: that takes longer than a whole plan.
 
 Units: bytes are bytes, times are seconds, capabilities are strings such as ``"9.0"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import MISSING, FrozenInstanceError, dataclass, field, fields
 from datetime import date
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+T = TypeVar("T")
 
 Confidence = Literal["V", "M", "R", "C", "U"]
 """V read in a source, wheel or guide; M measured; R reported, not reproduced; C computed; U the user's."""
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+class Limits:
+    """Limits of a value, in pydantic's words: ``gt``, ``lt``, ``min_length``. Validation looks at them."""
+
+    def __init__(self, **limits: float) -> None:
+        self.limits = limits
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        """The schema of the value, with the limits."""
+        return {**handler(source), **self.limits}
 
 
-class Figure(_Entry):
+NOT_EMPTY = Limits(min_length=1)
+Positive = Annotated[int, Limits(gt=0)]
+
+
+class Entry:
+    """What all entries have in common: read only, equal by their values, keys that nobody knows refused."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    written: frozenset[str] = frozenset()
+    """Fields that the files or an overlay set, be it to their defaults. Not a field, and not compared."""
+
+    def __init__(self, **values: Any) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            if one.name in values:
+                continue
+            if one.default is not MISSING:
+                self.__dict__[one.name] = one.default
+            elif one.default_factory is not MISSING:
+                self.__dict__[one.name] = one.default_factory()
+            else:
+                raise TypeError(f"{type(self).__name__} needs {one.name}")
+        if unknown := values.keys() - type(self).__dataclass_fields__.keys():  # type: ignore[attr-defined]
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        self.__dict__.update(values, written=frozenset(values))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(self.__dict__[one.name] for one in fields(self))  # type: ignore[arg-type]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{one.name}={getattr(self, one.name)!r}" for one in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({inside})"
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=True, field_specifiers=(field,))
+def entry(cls: type[T]) -> type[T]:
+    """Make a class a dataclass. Its methods are :class:`Entry`'s: compiling them for each takes 20 ms."""
+    return dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=True)(cls)
+
+
+@entry
+class Figure(Entry):
     """One number with where it comes from.
 
     In a file it is ``{value: 253952, confidence: C, source: "2 * 62 * ..."}``; a bare number, which only
@@ -28,38 +93,29 @@ class Figure(_Entry):
 
     value: int
     confidence: Confidence
-    source: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
     read: date | None = None
     """The day on which the source was read, where it was written down."""
 
 
-def _as_figure(value: Any) -> Any:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return {"value": value, "confidence": "U", "source": "catalogue overlay"}
-    if isinstance(value, Mapping) and set(value) == {"value"}:
-        return {**value, "confidence": "U", "source": "catalogue overlay"}
-    return value
-
-
-Number = Annotated[Figure, BeforeValidator(_as_figure)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Parsers(_Entry):
+@entry
+class Parsers(Entry):
     """Names of the engine's parsers for one model."""
 
     tool: str
     reasoning: str
 
 
-class Parallelism(_Entry):
+@entry
+class Parallelism(Entry):
     """How one replica is spread: tensor and expert parallel sizes."""
 
     tp: Positive
     ep: Positive
 
 
-class Sampling(_Entry):
+@entry
+class Sampling(Entry):
     """Sampling the model's publisher recommends."""
 
     temperature: float
@@ -68,17 +124,19 @@ class Sampling(_Entry):
     source: str
 
 
-class Generations(_Entry):
+@entry
+class Generations(Entry):
     """GPU generations (compute capabilities) that can run a format."""
 
     proven: tuple[str, ...]
-    unproven: dict[str, str] = Field(default_factory=dict)
+    unproven: dict[str, str] = field(default_factory=dict)
     """Capability to the reason why it is only a maybe."""
-    needs: dict[str, str] = Field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
     """Capability to what the engine needs there and the plan can't install: refused as ``engine-kernels``."""
 
 
-class Reasoning(_Entry):
+@entry
+class Reasoning(Entry):
     """How a model thinks before it answers."""
 
     always: bool
@@ -89,22 +147,24 @@ class Reasoning(_Entry):
     source: str
 
 
-class Draft(_Entry):
+@entry
+class Draft(Entry):
     """A draft for speculative decoding that comes with the checkpoint's own files."""
 
     directory: str
     """Its place in the repository; the engine finds it there."""
-    bytes: Number
+    bytes: Figure
     """Part of the checkpoint's bytes."""
     generations: tuple[str, ...]
     """Compute capabilities on which the engine takes it."""
     arguments: tuple[str, ...]
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
     constraints: str
     source: str
 
 
-class Checkpoint(_Entry):
+@entry
+class Checkpoint(Entry):
     """One model in one checkpoint format: family, model and format entries merged in that order."""
 
     # Identity
@@ -117,40 +177,40 @@ class Checkpoint(_Entry):
     repositories: dict[Literal["huggingface", "modelscope"], str]
     revision: str | None = None
     revision_source: str | None = None
-    revisions: dict[Literal["huggingface", "modelscope"], str] = Field(default_factory=dict)
+    revisions: dict[Literal["huggingface", "modelscope"], str] = field(default_factory=dict)
     served_name: str | None = None
     licence: str
     trust_remote_code: bool
     modalities: tuple[Literal["text", "image"], ...]
     notes: tuple[str, ...] = ()
     # Size
-    bytes: Number
-    files: Number
-    weight_memory_bytes: Number
+    bytes: Figure
+    files: Figure
+    weight_memory_bytes: Figure
     # Shape
-    architectures: tuple[str, ...] = Field(min_length=1)
-    layers: Number
-    attention_heads: Number
-    kv_heads: Number
-    experts: Number
-    moe_intermediate: Number
-    moe_block: Number | None = None
+    architectures: Annotated[tuple[str, ...], NOT_EMPTY]
+    layers: Figure
+    attention_heads: Figure
+    kv_heads: Figure
+    experts: Figure
+    moe_intermediate: Figure
+    moe_block: Figure | None = None
     """Block size of quantised expert weights: ``moe_intermediate / (tp / ep)`` must be a multiple of it."""
-    kv_bytes_per_token: Number | None = None
+    kv_bytes_per_token: Figure | None = None
     """KV cache of one token over all layers at bfloat16, each head once; for models without ``head_dim``."""
-    kv_dtypes: dict[str, float] = Field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
+    kv_dtypes: dict[str, float] = field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
     """Engine's ``--kv-cache-dtype`` to its size relative to bfloat16."""
-    head_dim: Number | None = None
-    sparse_layers: Number | None = None
+    head_dim: Figure | None = None
+    sparse_layers: Figure | None = None
     """Layers with sparse attention: each keeps index keys beside K and V."""
-    index_dim: Number | None = None
+    index_dim: Figure | None = None
     """Width of one index key; there is one head of them, kept whole on every GPU."""
     packed_kv_generations: tuple[str, ...] = ()
     """Compute capabilities on which the engine keeps the cache in a packed NVFP4 pool."""
     kv_page_size: Positive = 1
     """Tokens of one page of the cache; the engine's own choice for the model."""
-    max_sequence: Number
-    max_output: Number | None = None
+    max_sequence: Figure
+    max_output: Figure | None = None
     reasoning: Reasoning | None = None
     draft: Draft | None = None
     # Running it
@@ -160,17 +220,17 @@ class Checkpoint(_Entry):
     guide_parsers: Parsers
     parallelism: dict[int, Parallelism]
     """GPU count to the spread of the guides."""
-    guide_flags: dict[int, tuple[str, ...]] = Field(default_factory=dict)
+    guide_flags: dict[int, tuple[str, ...]] = field(default_factory=dict)
     """GPU count to the flags of the guide's command, in its order."""
     generations: Generations
     mem_fraction_static: float = 0.85
-    mem_fractions: dict[str, float] = Field(default_factory=dict)
+    mem_fractions: dict[str, float] = field(default_factory=dict)
     """GPU model to the fraction reported to work there, where it is not ``mem_fraction_static``."""
     engine_args: tuple[str, ...] = ()
     """Flags this format needs beyond the guide's."""
     sampling: Sampling | None = None
     start_timeout_seconds: Positive = 3600
-    warnings: dict[str, str] = Field(default_factory=dict)
+    warnings: dict[str, str] = field(default_factory=dict)
     """Code to a sentence that every plan for this checkpoint carries."""
 
     @property
@@ -179,33 +239,35 @@ class Checkpoint(_Entry):
         return self.served_name or self.repositories["huggingface"]
 
 
-class Gpu(_Entry):
+@entry
+class Gpu(Entry):
     """One GPU model."""
 
     name: str
     aliases: tuple[str, ...] = ()
     smi_pattern: str
     """Regular expression for the whole name that nvidia-smi prints."""
-    pci_ids: dict[str, str] = Field(default_factory=dict)
+    pci_ids: dict[str, str] = field(default_factory=dict)
     """PCI device id ("0x2329") to the source of it."""
-    memory_bytes: Number
+    memory_bytes: Figure
     compute_capability: str
     capability_source: str
     nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72"]
     nvswitch_counts: tuple[int, ...] = ()
     """GPU counts per board on which NVSwitches sit."""
-    nvlinks: Number | None = None
+    nvlinks: Figure | None = None
     """NVLinks of one GPU; none without any, and where cards are bridged in pairs."""
-    nvlink_bandwidth: Number | None = None
+    nvlink_bandwidth: Figure | None = None
     """All NVLinks of one GPU together, one way, in bytes a second."""
-    all_reduce_bandwidth: dict[int, Number] = Field(default_factory=dict)
+    all_reduce_bandwidth: dict[int, Figure] = field(default_factory=dict)
     """GPU count to the bus bandwidth of NCCL's all-reduce as published (bytes/s, nccl-tests' busbw)."""
     open_modules: Literal["required", "supported", "unsupported"]
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     notes: tuple[str, ...] = ()
 
 
-class EngineRelease(_Entry):
+@entry
+class EngineRelease(Entry):
     """One SGLang release."""
 
     release: str
@@ -217,7 +279,7 @@ class EngineRelease(_Entry):
     tool_parsers: tuple[str, ...]
     reasoning_parsers: tuple[str, ...]
     architectures: tuple[str, ...]
-    locks: dict[str, str] = Field(default_factory=dict)
+    locks: dict[str, str] = field(default_factory=dict)
     """Python minor version to the lock file's name in ``locks/``; an overlay's own: an absolute path."""
     plugins: bool = False
     """Whether it loads plug-ins (``sglang.srt.plugins``), by which keys are kept out of what it says."""
@@ -229,7 +291,8 @@ class EngineRelease(_Entry):
     notes: tuple[str, ...] = ()
 
 
-class Cuda(_Entry):
+@entry
+class Cuda(Entry):
     """One CUDA version: what it needs of the driver, where it lives, what to install."""
 
     version: str
@@ -241,7 +304,8 @@ class Cuda(_Entry):
     source: str
 
 
-class DriverPackages(_Entry):
+@entry
+class DriverPackages(Entry):
     """Package names of the driver on one platform."""
 
     pinning: str | None
@@ -259,7 +323,8 @@ class DriverPackages(_Entry):
     source: str
 
 
-class RepositoryKey(_Entry):
+@entry
+class RepositoryKey(Entry):
     """The key that signs a package repository."""
 
     file: str
@@ -268,7 +333,8 @@ class RepositoryKey(_Entry):
     source: str
 
 
-class Platform(_Entry):
+@entry
+class Platform(Entry):
     """One distribution release."""
 
     slug: str
@@ -289,7 +355,8 @@ class Platform(_Entry):
     source: str
 
 
-class Source(_Entry):
+@entry
+class Source(Entry):
     """Where weights may come from."""
 
     endpoint: str
@@ -298,7 +365,8 @@ class Source(_Entry):
     """What to ask for where the catalogue pins nothing."""
 
 
-class Mirrors(_Entry):
+@entry
+class Mirrors(Entry):
     """Where big and remote things come from: a preset of ``metal_mirrors``. None: as the hosts have it."""
 
     package_index: str | None = None
@@ -313,7 +381,8 @@ class Mirrors(_Entry):
     source: str = "an overlay"
 
 
-class GatewayRelease(_Entry):
+@entry
+class GatewayRelease(Entry):
     """One release of smg."""
 
     release: str
@@ -324,29 +393,32 @@ class GatewayRelease(_Entry):
     source: str
 
 
-class RecipeWords(_Entry):
+@entry
+class RecipeWords(Entry):
     """One flag of a recipe, with the engine releases that have it."""
 
-    words: tuple[str, ...] = Field(min_length=1)
+    words: Annotated[tuple[str, ...], NOT_EMPTY]
     since: str | None = None
     before: str | None = None
     """First release that has it no more."""
     instead: str | None = None
     """The flag that stands for it in releases that do not have it."""
-    source: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
 
 
-class RecipeVariable(_Entry):
+@entry
+class RecipeVariable(Entry):
     """One environment variable of a recipe, as :class:`RecipeWords`."""
 
     name: str
     text: str
     since: str | None = None
     before: str | None = None
-    source: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
 
 
-class Recipe(_Entry):
+@entry
+class Recipe(Entry):
     """A published recipe: what ``metal_profile: fast`` adds where everything that it names applies."""
 
     models: tuple[str, ...]
@@ -356,30 +428,32 @@ class Recipe(_Entry):
     """GPUs of one replica."""
     aims: tuple[Literal["latency", "throughput", "long-context"], ...]
     ep: Positive | None = None
-    mem_fraction_static: float | None = Field(default=None, gt=0, lt=1)
+    mem_fraction_static: Annotated[float, Limits(gt=0, lt=1)] | None = None
     kv_cache_dtype: str | None = None
     args: tuple[RecipeWords, ...] = ()
     environment: tuple[RecipeVariable, ...] = ()
-    source: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
     read: date
     """The day on which the source was read."""
 
 
-class Vendor(_Entry):
+@entry
+class Vendor(Entry):
     """A maker of accelerators that this project does not install for."""
 
     name: str
     pci_vendor: str
-    pci_classes: tuple[str, ...] = Field(min_length=1)
+    pci_classes: Annotated[tuple[str, ...], NOT_EMPTY]
     """As sysfs prints them, by their first digits."""
     names: str
     """Regular expression for what people write for ``--gpu``, in small letters."""
-    offers: str = Field(min_length=1)
+    offers: Annotated[str, NOT_EMPTY]
     """What SGLang itself has there."""
-    source: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
 
 
-class FaultPlace(_Entry):
+@entry
+class FaultPlace(Entry):
     """Where a fault shows; every condition that is given must hold."""
 
     families: tuple[str, ...] = ()
@@ -391,23 +465,25 @@ class FaultPlace(_Entry):
     engine_before: str | None = None
     tp: tuple[int, ...] = ()
     ep: tuple[int, ...] = ()
-    arguments: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Flag of the launch line to the values that are meant; ``default`` is a flag that is not set."""
 
 
-class Fault(_Entry):
+@entry
+class Fault(Entry):
     """Something that was reported in public to break."""
 
     name: str
-    what: str = Field(min_length=1)
+    what: Annotated[str, NOT_EMPTY]
     where: FaultPlace
     severity: Literal["warning", "refusal"]
     confidence: Confidence
-    source: str = Field(min_length=1)
-    instead: str = Field(min_length=1)
+    source: Annotated[str, NOT_EMPTY]
+    instead: Annotated[str, NOT_EMPTY]
 
 
-class Catalog(_Entry):
+@entry
+class Catalog(Entry):
     """Everything, validated. Keys are the names users write."""
 
     models: dict[str, dict[str, Checkpoint]]
@@ -421,9 +497,9 @@ class Catalog(_Entry):
     platforms: dict[str, Platform]
     sources: dict[str, Source]
     mirrors: dict[str, Mirrors]
-    recipes: dict[str, Recipe] = Field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
     """Name to what ``metal_profile: fast`` takes."""
-    vendors: dict[str, Vendor] = Field(default_factory=dict)
-    faults: dict[str, Fault] = Field(default_factory=dict)
+    vendors: dict[str, Vendor] = field(default_factory=dict)
+    faults: dict[str, Fault] = field(default_factory=dict)
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

@@ -9,8 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
 from minimax_metal.common.text import printable
 from minimax_metal.errors import UserError
@@ -156,6 +154,8 @@ def gateway_from_variables(
 @lru_cache(maxsize=8)
 def role_options(roles: Path) -> Mapping[str, tuple[str, ...]]:
     """The variables each role under a directory reads, as its argument specifications say."""
+    import yaml  # a what-if does without
+
     options: dict[str, tuple[str, ...]] = {}
     for path in sorted(roles.glob("*/meta/argument_specs.yml")):
         specifications = yaml.safe_load(path.read_bytes())["argument_specs"].values()

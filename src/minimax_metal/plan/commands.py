@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import catalog_for, plan_host, role_values, roles_directory, with_hashes
 from minimax_metal.plan.ansible_programs import add_options, options_of
@@ -134,6 +132,8 @@ def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
         name, mark, value = pair.partition("=")
         if not mark or not name.startswith("metal_"):
             raise UserError(f"found --set {pair}, expected --set metal_NAME=VALUE; put it right")
+        import yaml
+
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 DEFAULTS: Final = {
@@ -27,28 +28,33 @@ _NAME: Final = r"[\w.:%-]{1,255}"
 _PATH: Final = r"[\w./~+@:=%-]{1,400}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """One cause."""
 
     code: str
-    pattern: re.Pattern[str]
+    written: str
+    """The pattern, in which ``<name>`` and ``<file>`` stand for a host's name and a path."""
     found: str
     needed: str
     remedy: str
 
+    @cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Compiled on its first use: all of them take 20 ms, and a plan without trouble needs none."""
+        seen: Counter[str] = Counter()
 
-def _rule(code: str, pattern: str, found: str, needed: str, remedy: str) -> Rule:
-    seen: Counter[str] = Counter()
+        def named(token: re.Match[str]) -> str:
+            # A group's name is there once in a pattern: name, name2, name3 ... all fill {name}.
+            word = token[1]
+            seen[word] += 1
+            return f"(?P<{word}{seen[word] if seen[word] > 1 else ''}>{_NAME if word == 'name' else _PATH})"
 
-    def named(token: re.Match[str]) -> str:
-        # A group's name is there once in a pattern: name, name2, name3 ... all fill {name}.
-        word = token[1]
-        seen[word] += 1
-        return f"(?P<{word}{seen[word] if seen[word] > 1 else ''}>{_NAME if word == 'name' else _PATH})"
+        words = re.sub(r"(?<!\?P)<(name|file)>", named, self.written)
+        return re.compile(words, re.IGNORECASE | re.MULTILINE)
 
-    words = re.sub(r"(?<!\?P)<(name|file)>", named, pattern)
-    return Rule(code, re.compile(words, re.IGNORECASE | re.MULTILINE), found, needed, remedy)
+
+_rule: Final = Rule
 
 
 _VAULT_REMEDY: Final = (

@@ -1,17 +1,27 @@
-"""Plans as people like to read them."""
+"""Plans as people like to read them: with colours on a terminal, as plain lines for a file or a pipe.
+
+The plain lines are not wrapped, and do without rich: its import takes a quarter of a what-if's time.
+"""
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Mapping, Sequence
-
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 from minimax_metal.plan.compare import rows_of
 from minimax_metal.plan.model import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS: Final = ("host", "model", "GPUs", "verdict", "tp/ep", "KV tokens", "engine, driver, CUDA")
+_STYLES: Final = {
+    "refused": "bold red", "fits, with warnings": "yellow", "fits (!)": "yellow", "fits": "green",
+}  # fmt: skip
+"""Of a verdict, also as the fleet's table has it."""
 
 
 def tokens(number: int | None) -> str:
@@ -33,16 +43,14 @@ def _gigabytes(number: int) -> str:
 
 def _verdict(plan: Plan) -> str:
     if not plan.fits:
-        return "[bold red]refused[/]"
+        return "refused"
     # Which format was taken is worth a line, not worth a worry.
     worries = [notice for notice in plan.warnings if notice.code != "format-chosen"]
-    return "[yellow]fits, with warnings[/]" if worries else "[green]fits[/]"
+    return "fits, with warnings" if worries else "fits"
 
 
-def _fleet(plans: Sequence[Plan]) -> Table:
-    table = Table(header_style="bold", show_edge=False, pad_edge=False)
-    for name in ("host", "model", "GPUs", "verdict", "tp/ep", "KV tokens", "engine, driver, CUDA"):
-        table.add_column(name, no_wrap=not name.startswith("engine"))
+def _fleet(plans: Sequence[Plan]) -> Iterator[tuple[str, ...]]:
+    """The columns of each plan, as :data:`COLUMNS` names them."""
     for plan in plans:
         spread = plan.parallelism
         shape = f"{spread.tp}/{spread.ep}" if spread else "-"
@@ -53,41 +61,38 @@ def _fleet(plans: Sequence[Plan]) -> Table:
             plan.driver.branch if plan.driver else "-",
             plan.cuda.version if plan.cuda else "-",
         ]
-        table.add_row(
-            escape(plan.host),
+        yield (
+            plan.host,
             f"{plan.model.name} {plan.model.format}" if plan.model else "-",
-            f"{plan.gpus.count} x {escape(plan.gpus.model)}" if plan.gpus else "-",
+            f"{plan.gpus.count} x {plan.gpus.model}" if plan.gpus else "-",
             _verdict(plan).replace("fits, with warnings", "fits (!)"),
             shape,
             tokens(plan.capacity.kv_tokens) if plan.capacity and plan.fits else "-",
             ", ".join(stack),
         )
-    return table
 
 
-def _details(plan: Plan) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-    table.add_row("verdict", _verdict(plan))
+def _details(plan: Plan) -> Iterator[tuple[str, str]]:
+    """What is said of one plan, each with what it is about."""
+    yield ("verdict", _verdict(plan))
     if plan.model:
         where = ", ".join(f"{source.kind}" for source in plan.weights.sources) if plan.weights else ""
-        table.add_row(
+        yield (
             "model",
             f"{plan.model.name} {plan.model.format}, {_gigabytes(plan.model.bytes)} to download from {where} "
             f"at revision {plan.model.revision[:12]}, licence {plan.model.licence}",
         )
     if plan.gpus:
-        table.add_row(
+        yield (
             "GPUs",
-            f"{plan.gpus.count} x {escape(plan.gpus.model)}, {plan.gpus.memory_bytes / 2**30:.1f} GiB each"
+            f"{plan.gpus.count} x {plan.gpus.model}, {plan.gpus.memory_bytes / 2**30:.1f} GiB each"
             f"{', NVSwitch' if plan.gpus.nvswitch else ''}",
         )
     if plan.parallelism:
         spread = plan.parallelism
-        table.add_row("spread", f"tp {spread.tp}, ep {spread.ep}, {spread.replicas} replica(s)")
+        yield ("spread", f"tp {spread.tp}, ep {spread.ep}, {spread.replicas} replica(s)")
     if plan.capacity and plan.fits:
-        table.add_row(
+        yield (
             "KV cache",
             f"{_capacity(plan.capacity.kv_tokens)}, {plan.capacity.max_sequence:,} in one sequence",
         )
@@ -98,28 +103,31 @@ def _details(plan: Plan) -> Table:
             else f"{one.name}: does not fit"
             for one in plan.layouts
         ]
-        table.add_row("layouts", "; ".join(rows))
+        yield ("layouts", "; ".join(rows))
     if plan.limits and plan.fits and plan.limits.max_running_requests:
-        table.add_row(
+        yield (
             "requests",
             f"{plan.limits.max_running_requests} at a time per replica, {plan.limits.max_queued_requests} "
             f"may wait, gateway weight {plan.limits.weight}",
         )
     if plan.engine:
         kind = ", managed by uv" if plan.engine.managed_python else ""
-        table.add_row("engine", f"SGLang {plan.engine.release} on Python {plan.engine.python}{kind}")
+        yield ("engine", f"SGLang {plan.engine.release} on Python {plan.engine.python}{kind}")
     if plan.driver and plan.cuda:
         kind = "open" if plan.driver.open_modules else "proprietary"
-        table.add_row(
+        yield (
             "driver",
             f"branch {plan.driver.branch}, {kind} kernel modules, CUDA {plan.cuda.version}"
             f"{', fabric manager' if plan.driver.fabric_manager else ''}",
         )
-    return table
 
 
 def show_comparison(hosts: Mapping[str, Mapping[str, Plan]], console: Console | None = None) -> None:
     """Print a table for each host, one column a profile, and what is said of any of them below."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     console = console or Console(highlight=False)
     for host, plans in hosts.items():
         table = Table(title=Text(host), header_style="bold", show_edge=False, pad_edge=False)
@@ -139,24 +147,64 @@ def show_comparison(hosts: Mapping[str, Mapping[str, Plan]], console: Console | 
             console.print(Text(f"{line} [{', '.join(said)}]"), soft_wrap=True)
 
 
-def show(plans: Sequence[Plan], console: Console | None = None) -> None:
-    """Print the plans: one in detail, several as a table, and every reason and warning below."""
-    console = console or Console(highlight=False)
-    console.print(_details(plans[0]) if len(plans) == 1 else _fleet(plans))
+def _remarks(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
+    """Every reason and warning, and where a plan leaves the guide: word, style of the word, line."""
     for plan in plans:
         for refusal in plan.refusals:
-            console.print(Text("refused  ", style="bold red") + Text(refusal.line(plan.host)), soft_wrap=True)
+            yield "refused  ", "bold red", refusal.line(plan.host)
         for refusal in plan.accepted:
-            console.print(Text("lifted   ", style="yellow") + Text(refusal.line(plan.host)), soft_wrap=True)
+            yield "lifted   ", "yellow", refusal.line(plan.host)
         for notice in plan.warnings:
-            console.print(
-                Text("warning  ", style="yellow") + Text(f"{plan.host}: {notice.code}: {notice.message}"),
-                soft_wrap=True,
-            )
+            yield "warning  ", "yellow", f"{plan.host}: {notice.code}: {notice.message}"
     if len(plans) == 1 and plans[0].fits:
-        for difference in plans[0].differences:
-            line = f"{difference.what}: {difference.guide} -> {difference.here} ({difference.reason})"
-            console.print(Text("differs  ", style="cyan") + Text(line), soft_wrap=True)
+        for one in plans[0].differences:
+            yield "differs  ", "cyan", f"{one.what}: {one.guide} -> {one.here} ({one.reason})"
+
+
+def show(plans: Sequence[Plan], console: Console | None = None) -> None:
+    """Print the plans: one in detail, several as a table, and every reason and warning below.
+
+    Args:
+        plans: of one host or several.
+        console: where to; by default standard output, with colours where that is a terminal or
+            ``FORCE_COLOR`` is set, as rich has it.
+    """
+    if console is not None or sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+        _show_on(console, plans)
+        return
+    rows = list(_details(plans[0]) if len(plans) == 1 else [COLUMNS, *_fleet(plans)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)).rstrip())
+    for word, _, line in _remarks(plans):
+        print(f"{word}{line}")
+    for service in plans[0].services if len(plans) == 1 and plans[0].fits else ():
+        print(f"\n{service.unit}\n  {shlex.join(service.argv)}")
+
+
+def _show_on(console: Console | None, plans: Sequence[Plan]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    if len(plans) == 1:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold")
+        table.add_column(overflow="fold")
+        rows: list[tuple[str, ...]] = list(_details(plans[0]))
+    else:
+        table = Table(header_style="bold", show_edge=False, pad_edge=False)
+        for name in COLUMNS:
+            table.add_column(name, no_wrap=not name.startswith("engine"))
+        rows = list(_fleet(plans))
+    for row in rows:
+        # No markup in it: a host's or a GPU's name may have brackets.
+        table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
+    console.print(table)
+    for word, style, line in _remarks(plans):
+        console.print(Text(word, style=style) + Text(line), soft_wrap=True)
+    if len(plans) == 1 and plans[0].fits:
         for service in plans[0].services:
             console.print()
             console.print(Text(service.unit, style="bold"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from minimax_metal.catalog import Catalog, Checkpoint
 from minimax_metal.plan.findings import Findings, near
 from minimax_metal.plan.mirrors import bundle_url
@@ -70,7 +72,7 @@ def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> M
             checkpoint.trust_remote_code if settings.trust_remote_code is None else settings.trust_remote_code
         ),
         licence=checkpoint.licence,
-        sampling=checkpoint.sampling.model_dump() if checkpoint.sampling else None,
+        sampling=asdict(checkpoint.sampling) if checkpoint.sampling else None,
         architectures=checkpoint.architectures,
     )
 

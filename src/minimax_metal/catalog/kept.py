@@ -1,0 +1,132 @@
+"""The validated catalogue, kept as JSON, so that a plan neither parses YAML nor imports pydantic.
+
+It is kept beside the package's byte code, or else in the user's own cache directory, with the digest of all
+that it was made from: another digest, and it is made again. Whoever could change it could change plans, so
+it counts only where nobody else can write: the file and its directory belong to this user, to root or (beside
+the package) to the package's owner, and neither group nor others may write to them.
+
+JSON knows neither tuples, dates, keys that are numbers, nor entries. They are lists here that begin with what
+they are: ``["tuple", ...]``, ``["date", "2026-01-31"]``, ``["pairs", [key, value], ...]`` and
+``["Figure", {"value": 1, ...}]``, an entry with the fields that were written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal.catalog import schema
+from minimax_metal.catalog.schema import Catalog, Entry
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.files import directory_beneath, read_bounded, write_atomic
+
+NAME: Final = "catalog.json"
+LARGEST: Final = 16 * 2**20
+"""Bytes that are read of it."""
+_TYPES: Final = {
+    name: kind for name, kind in vars(schema).items() if isinstance(kind, type) and issubclass(kind, Entry)
+}
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON can hold it."""
+    if isinstance(value, Entry):
+        fields = {name: plain(getattr(value, name)) for name in sorted(value.written)}
+        return [type(value).__name__, fields]
+    if isinstance(value, tuple):
+        return ["tuple", *map(plain, value)]
+    if isinstance(value, date):
+        return ["date", value.isoformat()]
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: plain(one) for key, one in value.items()}
+        return ["pairs", *([key, plain(one)] for key, one in value.items())]
+    return value
+
+
+def entry_of(value: Any) -> Any:
+    """What :func:`plain` was given.
+
+    Raises:
+        LookupError, TypeError, ValueError, AttributeError: it is not of :func:`plain`.
+    """
+    if isinstance(value, dict):
+        return {key: entry_of(one) for key, one in value.items()}
+    if not isinstance(value, list):
+        return value
+    kind, *rest = value
+    if kind == "tuple":
+        return tuple(map(entry_of, rest))
+    if kind == "pairs":
+        return {key: entry_of(one) for key, one in rest}
+    if kind == "date":
+        return date.fromisoformat(rest[0])
+    return _TYPES[kind](**{name: entry_of(one) for name, one in rest[0].items()})
+
+
+def load(digest: str, package: Path) -> Catalog | None:
+    """The kept catalogue with this digest; none where there is none, or none that can be trusted.
+
+    Args:
+        digest: of what it was made from.
+        package: the directory of the catalogue's files.
+    """
+    for directory, owners in _places(package):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            document = read_json(_read(directory, owners))
+            if document["digest"] == digest and isinstance(found := entry_of(document["catalog"]), Catalog):
+                return found
+    return None
+
+
+def save(digest: str, catalog: Catalog, package: Path) -> None:
+    """Keep the catalogue in the first place that only this user can write to; not at all where none is."""
+    content = json.dumps({"digest": digest, "catalog": plain(catalog)}, separators=(",", ":"))
+    for directory, _ in _places(package):
+        beside = directory.parent == package
+        if beside and (sys.dont_write_bytecode or package.stat().st_uid != os.geteuid()):
+            continue
+        with suppress(OSError):
+            directory.mkdir(parents=not beside, exist_ok=True, mode=0o755 if beside else 0o700)
+            with directory_beneath(directory) as opened:
+                _check(opened, frozenset({os.geteuid()}))
+            write_atomic(directory / NAME, content, mode=0o644 if beside else 0o600)
+            return
+
+
+def _places(package: Path) -> list[tuple[Path, frozenset[int]]]:
+    """Directories where it may be kept, each with the uids that are trusted there."""
+    us = frozenset({0, os.geteuid()})
+    places = []
+    with suppress(OSError):
+        # Who owns the package owns what runs here anyway.
+        places.append((package / "__pycache__", us | {package.stat().st_uid}))
+    with suppress(RuntimeError):  # no home
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        if base.is_absolute():
+            places.append((base / "minimax-metal", us))
+    return places
+
+
+def _read(directory: Path, owners: frozenset[int]) -> bytes:
+    with directory_beneath(directory) as opened:
+        _check(opened, owners)
+        descriptor = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=opened)
+    try:
+        _check(descriptor, owners)
+        return read_bounded(Path(f"/proc/self/fd/{descriptor}"), LARGEST)
+    finally:
+        os.close(descriptor)
+
+
+def _check(descriptor: int, owners: frozenset[int]) -> None:
+    status = os.fstat(descriptor)
+    if status.st_uid not in owners or stat.S_IMODE(status.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError("others can write to it")
