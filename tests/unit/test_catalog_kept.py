@@ -198,6 +198,26 @@ def test_where_nothing_can_be_written_it_is_validated_each_time(
     assert not Path("relative").exists()
 
 
+@pytest.mark.parametrize("link", ["", "cache", "cache/minimax-metal"])
+def test_nothing_is_written_through_another_users_directory(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str
+) -> None:
+    """``sudo -E``: root with the cache directory of a user, who may put a link where root would write."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (home / link).parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        (home / link).symlink_to(elsewhere)
+    else:
+        home.mkdir(exist_ok=True)
+        home.chmod(0o777)  # as another user's: who may write there is not only this one
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / "cache"))
+    read()
+    assert not list(elsewhere.iterdir())
+    assert not [path for path in home.rglob("*") if path.is_file()]
+
+
 def test_an_overlay_is_validated_although_a_catalogue_is_kept(package: Path) -> None:
     read()
     with pytest.raises(UserError, match=r"gpus\.H20\.memory_bytes\.value"):

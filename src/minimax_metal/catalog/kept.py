@@ -87,17 +87,26 @@ def load(digest: str, package: Path) -> Catalog | None:
 
 
 def save(digest: str, catalog: Catalog, package: Path) -> None:
-    """Keep the catalogue in the first place that only this user can write to; not at all where none is."""
+    """Keep the catalogue in the first place that only this user can write to; not at all where none is.
+
+    All is done by descriptors below a directory that belongs to this user: root whose ``XDG_CACHE_HOME`` is
+    still another user's keeps nothing there.
+    """
     content = json.dumps({"digest": digest, "catalog": plain(catalog)}, separators=(",", ":"))
+    ours = frozenset({os.geteuid()})
     for directory, _ in _places(package):
         beside = directory.parent == package
-        if beside and (sys.dont_write_bytecode or package.stat().st_uid != os.geteuid()):
+        if beside and sys.dont_write_bytecode:
             continue
-        with suppress(OSError):
-            directory.mkdir(parents=not beside, exist_ok=True, mode=0o755 if beside else 0o700)
-            with directory_beneath(directory) as opened:
-                _check(opened, frozenset({os.geteuid()}))
-            write_atomic(directory / NAME, content, mode=0o644 if beside else 0o600)
+        # Beside the package only the last directory may be made, in the user's home its cache too.
+        start = package if beside else directory.parent.parent
+        with suppress(OSError), directory_beneath(start) as owned:
+            _check(owned, ours)
+            below = directory.relative_to(start)
+            with directory_beneath(owned, str(below), create=0o755 if beside else 0o700) as opened:
+                _check(opened, ours)
+                # By the descriptor: nobody can put another directory under its name meanwhile.
+                write_atomic(Path(f"/proc/self/fd/{opened}/{NAME}"), content, 0o644 if beside else 0o600)
             return
 
 
