@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,14 @@ import pytest
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.history import History
 from minimax_metal.fleet.outcome import Exit, exit_status, sentence
+from minimax_metal.fleet.plain import Plain
 from minimax_metal.fleet.records import Record, record_of
 from minimax_metal.fleet.redact import Redactor
+from minimax_metal.fleet.report import data_of, html_of
 from minimax_metal.fleet.stages import SHORT, STAGES, stage_of
 from minimax_metal.fleet.store import Store
 from minimax_metal.fleet.timeline import COLOURS
+from minimax_metal.fleet.view import VERDICTS, failure_lines
 
 NOBODY = Redactor()
 
@@ -259,6 +265,102 @@ def test_a_held_lock_is_a_refusal_and_not_a_failure() -> None:
     # Nothing was said of the lock: a failure.
     run = Run().take_all(done("a", "sglang_service", 1.0, "failed", result={"failed": True, "msg": ["no"]}))
     assert exit_status(2, run, stopped=False) == 1
+
+
+def refusal(speaker: str, *lines: str, **more: Any) -> list[Record]:
+    """A task that runs once says on its first host what is wrong with any; Ansible counts only that one."""
+    return [
+        *(record_ for host in ("a", "b", "c") for record_ in done(host, "preflight", 0.0)),
+        record("begin", speaker, "preflight", 5.0),
+        record("failed", speaker, "preflight", 6.0, result={"failed": True, "msg": list(lines)}),
+        record("stats", failures={speaker: 1}, dark={}, **more),
+    ]
+
+
+GPU = "found no NVIDIA GPU; needed 4; check it"
+VERDICTS_OF_REFUSALS: dict[str, tuple[list[str], list[str], str]] = {
+    "another host is refused": (
+        [f"b: gpu-none: {GPU}", "b: disk: found 1 GB; needed 2; free some"],
+        ["unchanged", "refused", "unchanged"],
+        "refused, nothing was changed: 2 unchanged, 1 refused",
+    ),
+    "the speaker too": (
+        [f"a: gpu-none: {GPU}", f"c: gpu-none: {GPU}"],
+        ["refused", "unchanged", "refused"],
+        "refused, nothing was changed: 2 refused, 1 unchanged",
+    ),
+    "one away, one refused": (
+        ["b: unreachable: found no answer over SSH; needed a host; start it", f"c: gpu-none: {GPU}"],
+        ["unchanged", "unreachable", "refused"],
+        "refused, nothing was changed: 1 unchanged, 1 unreachable, 1 refused",
+    ),
+    "one away": (
+        ["c: ssh-login: found a login that is refused; needed one; fix it"],
+        ["unchanged", "unchanged", "unreachable"],
+        "not every host could be reached: 2 unchanged, 1 unreachable",
+    ),
+    "several in one line": (
+        ["b, c: found the fleet locked by ann@desk; expected nobody else at work on it"],
+        ["unchanged", "refused", "refused"],
+        "refused, nothing was changed: 1 unchanged, 2 refused",
+    ),
+    "nobody by name": (
+        ["found the tags drain, expected all stages of a host's change or none"],
+        ["refused", "unchanged", "unchanged"],
+        "refused, nothing was changed: 1 refused, 2 unchanged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS_OF_REFUSALS)
+def test_a_refused_host_is_shown_as_refused_and_who_says_so_is_not(name: str) -> None:
+    lines, verdicts, words = VERDICTS_OF_REFUSALS[name]
+    run = Run().take_all(refusal("a", *lines))
+    assert [host.verdict for host in run.hosts.values()] == verdicts
+    status = exit_status(2, run, stopped=False)
+    assert status is (Exit.UNREACHABLE if name == "one away" else Exit.REFUSED)
+    assert sentence(status, run) == words
+    assert all(verdict in VERDICTS for verdict in verdicts)
+    marks = ["failed" if verdict in {"refused", "unreachable"} else "ok" for verdict in verdicts]
+    assert [host.stages["preflight"].status for host in run.hosts.values()] == marks
+
+
+def test_a_refusal_is_shown_under_the_refused_hosts_name(tmp_path: Path) -> None:
+    records = refusal("a", f"b: gpu-none: {GPU}", f"c: gpu-none: {GPU}")
+    run = Run()
+    output = io.StringIO()
+    shown = Plain(output)
+    for one in records:
+        run.take(one)
+        shown.update(one, run)
+    shown.finish(run)
+    assert f"b and 1 more: preflight: REFUSED: A task: b: gpu-none: {GPU}" in output.getvalue()
+    assert re.search(r"a: preflight: ok after \d s; unchanged", output.getvalue())
+    assert re.search(r"b: preflight: failed after \d s; refused", output.getvalue())
+    assert failure_lines(run.failures, 1)[0].plain.startswith("✗ b and 1 more: A task: b: gpu-none: ")
+    kept = Store(tmp_path).new("site")
+    kept.write("events.jsonl", "".join(json.dumps(one) + "\n" for one in records))
+    data = data_of(kept)
+    assert [(one["host"], one["kind"]) for one in data["failures"]] == [("b and 1 more", "refused")]
+    page = html_of(data)
+    assert page.count('<td class="bad">refused</td>') == 2
+    assert '<b class="bad">2</b>refused' in page
+
+
+def test_what_failed_besides_a_refusal_is_not_forgotten() -> None:
+    run = Run().take_all(
+        [*done("a", "host_tools", 1.0, "failed"), *refusal("a", f"b: gpu-none: {GPU}", f"c: gpu-none: {GPU}")]
+    )
+    assert [host.verdict for host in run.hosts.values()] == ["failed", "refused", "refused"]
+    assert exit_status(2, run, stopped=False) is Exit.FAILED
+
+
+def test_a_reading_that_was_rescued_refuses_nobody() -> None:
+    """What can't be read is a plan's refusal, said at the end; a host that was read then has none."""
+    run = Run().take_all(
+        [*done("a", "preflight", 1.0, "failed"), *done("a", "preflight", 2.0), record("stats", failures={})]
+    )
+    assert run.hosts["a"].verdict == "unchanged"
 
 
 def test_an_estimate_is_of_a_run_that_was_asked_the_same(tmp_path: Path) -> None:

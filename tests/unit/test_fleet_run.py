@@ -51,6 +51,17 @@ SITE = """
       changed_when: false
       tags: [sglang_service]
 """
+PREFLIGHT = """
+- hosts: gpu_hosts
+  gather_facts: false
+  tasks:
+    - name: Each host is read
+      ansible.builtin.command: "true"
+      changed_when: false
+    - name: No host is refused
+      ansible.builtin.fail: {msg: ["gpu02: gpu-none: found no GPU; needed 4; look"]}
+      run_once: true
+"""
 # The project is where the package is, whatever the working directory has: here it is this small one.
 HERE = """\
 import sys, pathlib
@@ -126,6 +137,17 @@ def test_a_run_is_shown_kept_and_holds_no_secret(place: Path) -> None:
     stages = {one["stage"] for one in records(run) if one["kind"] == "changed"}
     assert stages == {"host_tools"}
     assert (run / "report.html").is_file()
+
+
+def test_a_refused_host_is_refused_and_not_the_host_that_says_so(place: Path) -> None:
+    (place / "site.yml").write_text("- ansible.builtin.import_playbook: preflight.yml\n" + SITE.lstrip())
+    (place / "preflight.yml").write_text(PREFLIGHT)
+    done = metal(place)
+    assert done.returncode == 2, done.stdout + done.stderr
+    about = json.loads((the_run(place) / "run.json").read_text())
+    assert about["outcome"] == "refused, nothing was changed: 1 unchanged, 1 refused"
+    assert "gpu02: preflight: REFUSED: No host is refused: gpu02: gpu-none: found no GPU" in done.stdout
+    assert not (place / "gpu01").exists()
 
 
 def test_ansibles_own_options_mean_what_they_mean_there(place: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from minimax_metal.fleet.records import Record
+from minimax_metal.fleet.refusals import is_refusal, refused
 from minimax_metal.fleet.stages import STAGES
 
 RUNNING: Final = "running"
@@ -79,6 +80,16 @@ class Failure:
     lines: tuple[str, ...]
     at: float
     where: str = ""
+    refuses: tuple[str, ...] = ()
+    """Hosts that it refused, rather than failed at something."""
+
+    @property
+    def who(self) -> str:
+        """Whom it is about: a task that speaks for the fleet runs on any host."""
+        if not self.refuses or self.host in self.refuses:
+            return self.host
+        more = len(self.refuses) - 1
+        return self.refuses[0] + (f" and {more} more" if more else "")
 
 
 @dataclass(frozen=True)
@@ -121,16 +132,22 @@ class Host:
     progress: Progress | None = None
     tasks: int = 0
     changes: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+    """What refusals made of it (``refused`` or ``unreachable``), by the host whose task said them."""
+    spoke: bool = False
+    """Whether the task that failed on it refused other hosts, and nothing else failed."""
 
     @property
     def verdict(self) -> str:
-        """One word: running, interrupted, unreachable, failed, reverted, changed, unchanged."""
+        """One word: running, interrupted, unreachable, refused, failed, reverted, changed, unchanged."""
         back = self.stages.get("rollback")
-        if self.unreachable:
+        if self.unreachable or "unreachable" in self.refused.values():
             return "unreachable"
         if back and back.status in {"ok", "changed"}:
             return "reverted"
-        if self.failed:
+        if self.refused:
+            return "refused"
+        if self.failed and not self.spoke:
             return "failed"
         if self.cut:
             return "interrupted"
@@ -280,19 +297,31 @@ class Run:
                 self._change(record, at, _what(result))
         self._told(record, host.name, kind, result)
         if kind in {"failed", "unreachable"}:
-            host.failed = host.failed or kind == "failed"
-            host.unreachable = kind == "unreachable"
+            lines = tuple(_reason(result))
+            refusal = kind == "failed" and is_refusal(name, lines)
+            found = refused(host.name, lines, self.hosts) if refusal else {}
             self.failures.append(
                 Failure(
                     host=host.name,
                     stage=name,
                     task=str(record.get("task") or ""),
                     kind=kind,
-                    lines=tuple(_reason(result)),
+                    lines=lines,
                     at=at,
                     where=str(record.get("where") or ""),
+                    refuses=tuple(found),
                 )
             )
+            host.unreachable = kind == "unreachable"
+            for_others = bool(found) and host.name not in found
+            host.spoke = for_others and (host.spoke or not host.failed)
+            host.failed = host.failed or kind == "failed"
+            if stage and for_others:
+                stage.status = "changed" if stage.changes else "ok"
+            for other, what in found.items():
+                self.hosts[other].refused[host.name] = what
+                if name in self.hosts[other].stages:
+                    self.hosts[other].stages[name].status = "failed"
 
     def _told(self, record: Record, host: str, kind: str, result: Mapping[str, Any]) -> None:
         action = str(record.get("action") or "").rpartition(".")[2]
@@ -335,6 +364,8 @@ class Run:
             host.busy, host.progress = False, None
             # A failure that a rescue took care of is none of the host's; what became of it its stages say.
             host.failed = bool(failures.get(host.name))
+            # So of a refusal: what a host can't be read for is said again, for all of them, at the end.
+            host.refused = {said: what for said, what in host.refused.items() if failures.get(said)}
             host.unreachable = bool(self.stats.get("dark", {}).get(host.name)) and host.unreachable
             for stage in host.stages.values():
                 if stage.status == RUNNING:

@@ -29,8 +29,6 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-LOCKED = "found the fleet locked by"
-"""What :func:`minimax_metal.fleet.verdict.lock_refusals` says."""
 ANSIBLE_UNREACHABLE = 4
 ANSIBLE_INTERRUPTED = 99
 
@@ -54,15 +52,7 @@ def exit_status(returned: int, run: Run, *, stopped: bool) -> Exit:
         return Exit.INTERRUPTED
     if not run.hosts:
         return Exit.REFUSED
-    refused = (
-        failed
-        and not changed
-        and all(
-            failure.stage == "preflight" or any(LOCKED in line for line in failure.lines)
-            for failure in failed
-        )
-    )
-    if refused:
+    if failed and not changed and all(failure.refuses for failure in failed):
         lines = [line for failure in failed for line in failure.lines]
         away = all(any(f": {code}: " in line for code in AWAY) for line in lines)
         return Exit.UNREACHABLE if away else Exit.REFUSED

@@ -69,8 +69,8 @@ class Plain:
             self.note(f"{stamp} {change.host}: {change.stage or '-'}: changed: {change.task}{what}")
         for failure in run.failures[self.failures :]:
             first, *rest = failure.lines
-            word = failure.kind.upper()
-            self.note(f"{stamp} {failure.host}: {failure.stage or '-'}: {word}: {failure.task}: {first}")
+            word = "REFUSED" if failure.refuses else failure.kind.upper()
+            self.note(f"{stamp} {failure.who}: {failure.stage or '-'}: {word}: {failure.task}: {first}")
             for line in rest:
                 self.note(f"    {line}")
         for warning in run.warnings[self.warnings :]:

@@ -181,10 +181,10 @@ def data_of(kept: Kept, store: Store | None = None) -> dict[str, Any]:
         "checks": _checks(kept, store, list(run.hosts)),
         "failures": [
             {
-                "host": one.host,
+                "host": one.who,
                 "stage": one.stage,
                 "task": one.task,
-                "kind": one.kind,
+                "kind": "refused" if one.refuses else one.kind,
                 "lines": list(one.lines),
                 "at": one.at,
                 "where": one.where,

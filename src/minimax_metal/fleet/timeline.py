@@ -88,7 +88,7 @@ def timeline(hosts: Sequence[Mapping[str, Any]], began: float, seconds: float) -
 
 def _row(host: Mapping[str, Any], top: float, height: float, began: float, scale: float) -> list[str]:
     size = min(13.0, height - 2.0)
-    bad = host["verdict"] in {"failed", "unreachable", "reverted", "interrupted"}
+    bad = host["verdict"] in {"failed", "refused", "unreachable", "reverted", "interrupted"}
     name = f"{host['host']}{' ✗' if bad else ''}"
     parts = [
         f'<text class="{"bad" if bad else "host"}" x="{LABEL - 8}" y="{top + height / 2 + size * 0.36:.1f}" '

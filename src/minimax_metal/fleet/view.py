@@ -39,6 +39,7 @@ MARKS: Final[dict[str, tuple[str, str]]] = {
 VERDICTS: Final[dict[str, str]] = {
     "running": "cyan",
     "unreachable": "bold red",
+    "refused": "bold red",
     "failed": "bold red",
     "interrupted": "bold yellow",
     "reverted": "bold magenta",
@@ -47,7 +48,8 @@ VERDICTS: Final[dict[str, str]] = {
     "unchanged": "green",
 }
 _ORDER: Final = (
-    "unreachable", "failed", "interrupted", "reverted", "running", "waiting", "changed", "unchanged",
+    "unreachable", "refused", "failed", "interrupted", "reverted", "running", "waiting", "changed",
+    "unchanged",
 )  # fmt: skip
 
 
@@ -131,7 +133,7 @@ def progress_table(run: Run, limit: int) -> Table | None:
 def failure_lines(failures: Sequence[Failure], limit: int) -> list[Text]:
     """Return the last failures, one line each."""
     return [
-        Text(f"✗ {one.host}: {one.task}: {one.lines[0]}", style="red", overflow="ellipsis", no_wrap=True)
+        Text(f"✗ {one.who}: {one.task}: {one.lines[0]}", style="red", overflow="ellipsis", no_wrap=True)
         for one in failures[-limit:]
     ]
 
