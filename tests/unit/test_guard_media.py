@@ -43,6 +43,8 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
+FILM = b"\x00\x00\x00\x18ftypisom" + b"\x00" * 12
+SOUND = b"RIFF\x24\x00\x00\x00WAVEfmt "
 SMALL = f"data:image/png;base64,{b64(png(2, 2))}"
 
 
@@ -104,6 +106,19 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "vertex, parameters": (
         "/vertex_generate", lambda u: {"instances": [{"text": "x"}], "parameters": {"video_data": u}}
     ),
+    "embeddings, as if a tool was called": (
+        "/v1/embeddings", lambda u: {"type": "tool_use", "input": [{"text": "x", "image": u}]}
+    ),
+    "responses, as if a tool was called": (
+        "/v1/responses",
+        lambda u: {"type": "tool_use", "input": [{"role": "user", "content": [
+            {"type": "input_image", "image_url": u}]}]},
+    ),
+    "responses, an item that says so": (
+        "/v1/responses",
+        lambda u: {"input": [{"type": "server_tool_use", "role": "user", "content": [
+            {"type": "input_image", "image_url": u}]}]},
+    ),
     "embeddings": ("/v1/embeddings", lambda u: {"input": [{"text": "x", "image": u}]}),
     "rerank": (
         "/v1/rerank",
@@ -115,6 +130,7 @@ SHAPES: dict[str, tuple[str, Any]] = {
     "ollama": ("/api/chat", lambda u: {"messages": [{"role": "user", "content": "x", "images": [u]}]}),
     "ollama, generate": ("/api/generate", lambda u: {"prompt": "x", "images": [u]}),
 }  # fmt: skip
+FILMED = {name for name in SHAPES if "video" in name or "audio" in name} | {"vertex, parameters", "score"}
 EVIL = [
     "file:///etc/passwd",
     "FILE:///etc/passwd",
@@ -145,7 +161,7 @@ def sent(path: str, body: Any, settings: Settings | None = None) -> tuple[Answer
 @pytest.mark.parametrize("name", SHAPES)
 def test_media_passes_as_data_and_in_no_other_way(name: str) -> None:
     path, shape = SHAPES[name]
-    data = SMALL if "audio" not in name and "video" not in name else "data:video/mp4;base64,AAAA"
+    data = SMALL if name not in FILMED else f"data:video/mp4;base64,{b64(FILM)}"
     answer, engine = sent(path, shape(data))
     assert (answer.status, len(engine.seen)) == (200, 1), answer
     for text in EVIL:
@@ -179,7 +195,7 @@ HARMLESS = [
     chat({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "words"}]}}),
     chat(source({"type": "base64", "media_type": "image/png", "data": b64(png(2, 2))})),
     chat({"type": "image_url", "image_url": {"url": SMALL, "detail": "high", "content_hash": "ab"}}),
-    chat({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
+    chat({"type": "input_audio", "input_audio": {"data": b64(SOUND), "format": "wav"}}),
 ]  # fmt: skip
 
 
@@ -196,6 +212,66 @@ def test_a_request_that_is_nested_without_end_is_refused() -> None:
         body = {"content": [body]}
     answer, engine = sent("/v1/chat/completions", body)
     assert (answer.status, engine.seen) == (400, [])
+
+
+def test_a_request_of_millions_of_parts_is_refused_before_it_is_walked() -> None:
+    began = time.process_time()
+    with pytest.raises(Refused, match="lists and objects"):
+        Check(frozenset(), 10**6).remote({"messages": [{}] * 20_000_000})
+    assert time.process_time() - began < 10
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://169.254.169.254/a.ts\n"
+SESSION = b"v=0\no=- 0 0 IN IP4 10.0.0.1\ns=x\nc=IN IP4 10.0.0.1\nm=video 9 RTP/AVP 96\n"
+LISTS = {  # what FFmpeg opens more for (libavformat: hls.c, dashdec.c, concatdec.c, sdp in rtsp.c)
+    "hls": PLAYLIST,
+    "dash": b'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011">',
+    "concat": b"ffconcat version 1.0\nfile /etc/passwd\n",
+    "sdp": SESSION,
+    "hls behind a tag": b"ID3\x04\x00\x00\x00\x00\x00\x00" + PLAYLIST,
+    "hls behind many tags": b"ID3\x04\x00\x00\x00\x00\x00\x00" * 500_000 + PLAYLIST,
+    "sdp behind a frame": b"\xff\xfb\x90\x00\n" + SESSION,
+    "sdp in packets": b"G" + b"\n" * 187 + b"G" + b"\n" * 187 + b"G" + SESSION,
+    "nothing": b"",
+    "text": b"just words",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_video_or_a_sound_is_no_list_of_addresses(name: str) -> None:
+    text = b64(LISTS[name])
+    for part in (
+        {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{text}"}},
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/wav;base64,{text}"}},
+        {"type": "input_audio", "input_audio": {"data": text or "!", "format": "wav"}},
+    ):
+        answer, engine = sent("/v1/chat/completions", chat(part))
+        assert (answer.status, engine.seen) == (400, []), part["type"]
+
+
+SOUNDS = {
+    "wav": SOUND,
+    "mp3": b"\xff\xfb\x90\x64" + b"\x00" * 20,
+    "mp3 behind a tag": b"ID3\x04\x00\x00\x00\x00\x00\x05abcde\xff\xfb\x90\x64",
+    "aac": b"\xff\xf1\x50\x80" + b"\x00" * 20,
+    "flac": b"fLaC\x00",
+    "ogg": b"OggS\x00",
+    "mp4": FILM,
+}
+FILMS = {
+    "mp4": FILM,
+    "webm": b"\x1aE\xdf\xa3\x01",
+    "avi": b"RIFF\x00\x00\x00\x00AVI LIST",
+    "ts": (b"G" + b"\x00" * 187) * 4,
+    "ps": b"\x00\x00\x01\xba\x44",
+}
+
+
+def test_videos_and_sounds_pass() -> None:
+    for kind, known in (("video", FILMS), ("audio", SOUNDS)):
+        for name, data in known.items():
+            part = {"type": f"{kind}_url", f"{kind}_url": {"url": f"data:{kind}/x;base64,{b64(data)}"}}
+            assert sent("/v1/chat/completions", chat(part))[0].status == 200, (kind, name)
 
 
 def jpeg(*sizes: tuple[int, int]) -> bytes:
@@ -241,6 +317,30 @@ def test_the_size_of_an_image_is_read_off_its_header(name: str) -> None:
     body = chat({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{b64(data)}"}})
     answer, _ = sent("/v1/chat/completions", body, Settings(max_image_pixels=80_000_000))
     assert answer.status == (200 if expected < 80_000_000 else 400), answer
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\xd8" + b"\xff" * 20_000_000,
+        b"\xff\xd8" + b"\xff\xd0" * 10_000_000,
+        b"\xff\xd8" + b"\xff\xe0\x00\x02" * 5_000_000,
+        b"GIF89a\x01\x00\x01\x00\x00\x00\x00\x21\xf9" + b"\x01\x01" * 10_000_000,
+        b"GIF89a\x01\x00\x01\x00\x00\x00\x00" + b"\x21\xf9\x00" * 5_000_000,
+    ],
+    ids=["padding", "marks", "empty parts", "blocks", "extensions"],
+)
+def test_a_header_without_end_takes_no_time(data: bytes) -> None:
+    began = time.process_time()
+    with pytest.raises(ImageError):
+        pixels(data)
+    assert time.process_time() - began < 0.5
+
+
+def test_a_request_with_thousands_of_images_is_refused() -> None:
+    check = Check(frozenset(), 10**9)
+    with pytest.raises(Refused, match="more than 1000 images"):
+        check.remote({"image_data": [SMALL] * 2000})
 
 
 def test_images_count_together_and_what_is_no_image_is_refused() -> None:

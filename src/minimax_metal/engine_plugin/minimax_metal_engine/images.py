@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import struct
 
 FORMATS = "PNG, JPEG, GIF, WebP or BMP"
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """JPEG's markers of a frame, which hold its size."""
+STEPS = 4096
+"""Parts of a header; a JPEG with 48 MiB of colour profile has 800, and none has that."""
+_PADDING = re.compile(rb"\xff+")
 
 
 class ImageError(ValueError):
@@ -51,11 +55,14 @@ def _gif(data: bytes) -> tuple[int, int]:
     """The screen, or a frame that is larger than it."""
     width, height = struct.unpack_from("<HH", data, 6)
     place = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
+    steps = 0
     while data[place] == 0x21:  # an extension, in blocks
         place += 2
         while data[place]:
             place += 1 + data[place]
+            steps = _one_more(steps)
         place += 1
+        steps = _one_more(steps)
     if data[place] == 0x2C:
         left, top, wide, high = struct.unpack_from("<HHHH", data, place + 1)
         width, height = max(width, left + wide), max(height, top + high)
@@ -77,21 +84,28 @@ def _webp(data: bytes) -> tuple[int, int]:
 
 def _jpeg(data: bytes) -> tuple[int, int]:
     """The largest of the frames before the first scan: decoders differ in which of several they believe."""
-    place, width, height = 2, 0, 0
+    place, width, height, steps = 2, 0, 0, 0
     while True:
-        if data[place] != 0xFF:
+        steps = _one_more(steps)
+        padding = _PADDING.match(data, place)
+        if padding is None:
             raise ImageError(f"the image's header is damaged; expected {FORMATS}")
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
+        place = padding.end()
+        marker = data[place]
         if marker == 0xDA:
             return width, height
         if marker == 0x01 or 0xD0 <= marker <= 0xD9:
-            place += 2
+            place += 1
             continue
-        length = struct.unpack_from(">H", data, place + 2)[0]
+        length = struct.unpack_from(">H", data, place + 1)[0]
         if marker in _FRAMES:
-            high, wide = struct.unpack_from(">HH", data, place + 5)
+            high, wide = struct.unpack_from(">HH", data, place + 4)
             width, height = max(width, wide), max(height, high)
-        place += 2 + max(length, 2)
+        place += 1 + max(length, 2)
+
+
+def _one_more(steps: int) -> int:
+    """One more part of a header has been read: whoever sends millions only wants it to take long."""
+    if steps >= STEPS:
+        raise ImageError(f"the image's header has more than {STEPS} parts; expected {FORMATS}")
+    return steps + 1

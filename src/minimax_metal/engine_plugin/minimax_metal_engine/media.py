@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import Refused
+from .films import FILMS, SOUNDS, is_film, is_sound
 from .images import ImageError, pixels
 
 KINDS = {
@@ -65,7 +66,18 @@ OPAQUE = frozenset(
 """Keys below which nothing is opened, and where a name such as ``image_url`` is the client's own business."""
 CALLS = frozenset({"mcp_tool_use", "server_tool_use", "tool_use"})
 """Blocks of Anthropic's whose ``input`` is the arguments of a tool."""
+CALLS_DEPTH = 4
+"""Where such a block is: messages, a message, its content, the block. Elsewhere ``input`` may be opened."""
+IMAGE_DATA = "image in base64"
+SOUND_DATA = "audio in base64"
+"""Kinds of what stands in base64 without an address around it."""
+SOURCES = frozenset({"source", "source of an image"})
+BARE = {"source": None, "source of an image": IMAGE_DATA, "input_audio": SOUND_DATA}
+"""Kinds below which ``data`` is no address, and what it is then."""
 LARGEST_DEPTH = 200
+MOST_PARTS = 200_000
+"""Dictionaries and lists of a request; long conversations with tools have some ten thousand."""
+MOST_IMAGES = 1000
 MOST_REMOTE = 8
 
 
@@ -93,20 +105,26 @@ def found_in(body: Any, *, vertex: bool = False) -> Iterator[Media]:
     opaque = OPAQUE if vertex else OPAQUE | {"parameters"}
     # (what, its kind where it is below a key that holds media, depth)
     waiting: list[tuple[Any, str | None, int]] = [(body, None, 0)]
+    parts = 0
     while waiting:
         value, kind, depth = waiting.pop()
         if depth > LARGEST_DEPTH:
             raise Refused(400, f"the request is nested deeper than {LARGEST_DEPTH} levels")
-        pairs = _pairs(value, kind, opaque)
+        pairs = _pairs(value, kind, opaque, depth)
         for key, item, of in pairs:
             if isinstance(item, str):
                 if of is not None and item:
                     yield Media(value, key, of, item)
             elif isinstance(item, (dict, list)):
+                parts += 1
+                if parts > MOST_PARTS:
+                    raise Refused(400, f"the request has more than {MOST_PARTS} lists and objects in it")
                 waiting.append((item, of, depth + 1))
 
 
-def _pairs(value: Any, kind: str | None, opaque: frozenset[str]) -> Iterator[tuple[Any, Any, str | None]]:
+def _pairs(
+    value: Any, kind: str | None, opaque: frozenset[str], depth: int
+) -> Iterator[tuple[Any, Any, str | None]]:
     """What a dictionary or list holds, each with its kind of media; what is never opened is left out."""
     if isinstance(value, list):
         for number, item in enumerate(value):
@@ -119,20 +137,23 @@ def _pairs(value: Any, kind: str | None, opaque: frozenset[str]) -> Iterator[tup
         if kind is not None:
             if key in DESCRIBES:
                 continue
-            if key in {"data", "text"} and kind in {"source", "input_audio"}:
-                continue  # base64 or text, which the engine makes a data: URL of, or takes as it is
-            if key == "content" and kind == "source":
+            if key in {"data", "text"} and kind in BARE:
+                # Base64 or text, which the engine makes a data: URL of, or takes as it is.
+                if key == "data" and BARE[kind]:
+                    yield key, item, BARE[kind]
+                continue
+            if key == "content" and kind in SOURCES:
                 yield key, item, None
                 continue
-            yield key, item, ("image" if kind == "source" else kind)
-        elif key in opaque or (key == "input" and said in CALLS):
+            yield key, item, ("image" if kind in SOURCES else kind)
+        elif key in opaque or (key == "input" and said in CALLS and depth == CALLS_DEPTH):
             continue
         elif key == "input_audio":
             yield key, item, "input_audio"
         elif key in KINDS:
             yield key, item, KINDS[key]
         elif key == "source" and isinstance(item, dict) and said != "search_result":
-            yield key, item, "source"
+            yield key, item, ("source of an image" if said == "image" else "source")
         elif key in {"url", "path"} and of_type is not None:
             yield key, item, of_type
         else:
@@ -145,6 +166,7 @@ class Check:
     def __init__(self, domains: frozenset[str], most_pixels: int) -> None:
         self.domains = domains
         self.most_pixels = most_pixels
+        self.seen = 0
         self.seen_pixels = 0
 
     def remote(self, body: Any, *, vertex: bool = False) -> list[Media]:
@@ -155,14 +177,16 @@ class Check:
         """
         wanted = []
         for item in found_in(body, vertex=vertex):
-            if item.text.startswith("data:"):
+            if item.kind == IMAGE_DATA:
+                self.base64(item.text)
+            elif item.kind == SOUND_DATA:
+                self.plays("audio", item.text)
+            elif item.text.startswith("data:"):
                 self.decoded(item.kind, item.text)
             elif self.domains and item.text.startswith(("http://", "https://")):
                 wanted.append(item)
             else:
                 raise Refused(400, self.not_allowed(item.text))
-        for source in _sources(body):
-            self.base64(source)
         if len(wanted) > MOST_REMOTE:
             raise Refused(400, f"{len(wanted)} remote media in a request, expected {MOST_REMOTE} at most")
         return wanted
@@ -177,9 +201,26 @@ class Check:
         )
 
     def decoded(self, kind: str, text: str) -> None:
-        """Count the pixels of a ``data:`` URL, if it is an image."""
+        """Look into a ``data:`` URL: count an image's pixels; a video or a sound has to be one."""
+        content = text.partition(",")[2]
         if kind == "image":
-            self.base64(text.partition(",")[2])
+            self.base64(content)
+        elif kind in {"video", "audio"}:
+            self.plays(kind, content)
+
+    def plays(self, kind: str, text: str) -> None:
+        """See that base64 is a film or a sound, and no list of addresses for the decoder to open.
+
+        FFmpeg, which the engine decodes with, goes by the bytes: it takes playlists (HLS, DASH, concat) and
+        session descriptions (SDP) too, and opens the files, URLs and ports that they name.
+        """
+        try:
+            data = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise Refused(400, f"a {kind} can't be decoded: {error}") from None
+        if not (is_film(data) if kind == "video" else is_film(data) or is_sound(data)):
+            expected = FILMS if kind == "video" else f"{SOUNDS} or {FILMS}"
+            raise Refused(400, f"found no {kind} in what was sent as one; expected {expected}")
 
     def base64(self, text: str) -> None:
         """Count the pixels of an image in base64."""
@@ -195,6 +236,9 @@ class Check:
             Refused: all images so far have too many.
             ImageError: it is none.
         """
+        self.seen += 1
+        if self.seen > MOST_IMAGES:
+            raise Refused(400, f"the request has more than {MOST_IMAGES} images")
         self.seen_pixels += pixels(data)
         if self.seen_pixels > self.most_pixels:
             raise Refused(
@@ -202,26 +246,6 @@ class Check:
                 f"the images of the request have more than {self.most_pixels / 1e6:g} million pixels "
                 "together; send smaller ones, or raise metal_max_image_megapixels",
             )
-
-
-def _sources(body: Any) -> Iterator[str]:
-    """Images of Anthropic's form in base64, which the engine makes ``data:`` URLs of."""
-    waiting = [body]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping):
-            source = value.get("source")
-            if (
-                value.get("type") == "image"
-                and isinstance(source, dict)
-                and isinstance(source.get("data"), str)
-            ):
-                yield source["data"]
-            waiting += [
-                item for key, item in value.items() if key not in OPAQUE and isinstance(item, (dict, list))
-            ]
-        elif isinstance(value, list):
-            waiting += [item for item in value if isinstance(item, (dict, list))]
 
 
 __all__ = ["Check", "ImageError", "Media", "found_in"]
