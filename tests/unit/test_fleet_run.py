@@ -56,7 +56,10 @@ PREFLIGHT = """
   gather_facts: false
   tasks:
     - name: Each host is read
-      ansible.builtin.command: "true"
+      ansible.builtin.command: sleep 1
+      changed_when: false
+    - name: What a host sends has a limit
+      ansible.builtin.shell: grep 'Max data size' /proc/self/limits > '{{ place }}/limits'
       changed_when: false
     - name: No host is refused
       ansible.builtin.fail: {msg: ["gpu02: gpu-none: found no GPU; needed 4; look"]}
@@ -148,6 +151,7 @@ def test_a_refused_host_is_refused_and_not_the_host_that_says_so(place: Path) ->
     assert about["outcome"] == "refused, nothing was changed: 1 unchanged, 1 refused"
     assert "gpu02: preflight: REFUSED: No host is refused: gpu02: gpu-none: found no GPU" in done.stdout
     assert not (place / "gpu01").exists()
+    assert int((place / "limits").read_text().split()[3]) >= 2 << 30, "memory of Ansible's processes"
 
 
 def test_ansibles_own_options_mean_what_they_mean_there(place: Path) -> None:

@@ -325,7 +325,7 @@ class Run:
 
     def _told(self, record: Record, host: str, kind: str, result: Mapping[str, Any]) -> None:
         action = str(record.get("action") or "").rpartition(".")[2]
-        if action == "fetch" and kind in {"ok", "changed"}:
+        if action in {"fetch", "metal_fetch"} and kind in {"ok", "changed"}:
             for one in result.get("items") or [result]:
                 if one.get("dest"):
                     self.fetched.append((host, str(one["dest"])))

@@ -28,6 +28,7 @@ from typing import IO, Any, Final
 from ansible_runner import Runner, RunnerConfig
 
 from minimax_metal.errors import UserError
+from minimax_metal.fleet.bounded import limit_memory
 from minimax_metal.fleet.events import Run
 from minimax_metal.fleet.plain import Show
 from minimax_metal.fleet.records import Record, coloured, plain, record_of
@@ -127,6 +128,8 @@ class Listener:
         self.run.take(record)
         if record["kind"] == "start":
             self.stop.pid = self.run.pid
+            if self.run.pid is not None:
+                limit_memory(self.run.pid)
         self.events.write(json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n")
         self.show.update(record, self.run)
 
