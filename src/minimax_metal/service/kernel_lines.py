@@ -42,6 +42,8 @@ JOURNAL: Final = (
 
 def of_journal(line: str) -> tuple[float, str] | None:
     """Return time (seconds since 1970) and text of a JSON line of journalctl; None for any other line."""
+    if not line.startswith("{"):
+        return None
     try:
         entry = read_json(line)
         message = entry["MESSAGE"]
@@ -59,6 +61,8 @@ def parse(content: str, since: float) -> list[str]:
     found = []
     for line in content.splitlines():
         moment, _, text = line.partition(" ")
+        if not text:
+            continue
         try:
             if float(moment) >= since:
                 found.append(text)

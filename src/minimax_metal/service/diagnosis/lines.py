@@ -59,6 +59,8 @@ _PREFIXES: Final[tuple[re.Pattern[str], ...]] = tuple(
         rf"(?:DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d {_TIME} \[?[\w./]{{1,80}}:\d{{1,6}}\] ?",
     )
 )
+_ENDS_PREFIX: Final = re.compile(r"[|\]:>)]")
+"""Each of the prefixes has one of these; half a million short lines without any take no second."""
 _JOURNAL_FIELD: Final = re.compile(r"\s{0,8}([A-Z_][A-Z0-9_]{1,63})=(.*)")
 _MOST_PREFIXES: Final = 6
 
@@ -81,6 +83,9 @@ class Line:
     def kernel(self) -> bool:
         """Whether the log says that the kernel wrote it."""
         return self.program == "kernel"
+
+
+_BLANK: Final = Line("")
 
 
 def cut(text: str) -> str:
@@ -115,6 +120,8 @@ def _message(value: Any) -> str:
 
 def read_line(raw: str) -> Line:
     """Take one line apart."""
+    if not raw or raw.isspace():
+        return _BLANK
     program = rank = ""
     headed = False
     text = raw
@@ -123,6 +130,8 @@ def read_line(raw: str) -> Line:
     text = printable(cut(text.rstrip("\r\n"))).rstrip()
     shown = text
     for _ in range(_MOST_PREFIXES):
+        if _ENDS_PREFIX.search(text) is None:
+            break
         for pattern in _PREFIXES:
             match = pattern.match(text)
             if match is None or not match.end():
