@@ -39,7 +39,7 @@ def raw_host(
     entry = packaged_catalog().gpus[gpu]
     device = next(iter(entry.pci_ids))
     names = {"H20": "NVIDIA H20", "H200": "NVIDIA H200", "H100": "NVIDIA H100 80GB HBM3"}
-    mib = memory_mib or entry.memory_bytes.value // MIB
+    mib = memory_mib or (entry.memory_bytes.value // MIB if entry.memory_bytes else 0)
     rows = [
         f"{n}, {names.get(gpu, 'NVIDIA ' + gpu)}, GPU-{n}, {mib} MiB, {driver}, {entry.compute_capability}"
         for n in range(count)

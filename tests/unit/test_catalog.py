@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,6 @@ NAMES = {
     "NVIDIA A100-SXM4-40GB": "A100-40GB",
     "NVIDIA L40S": "L40S",
     "NVIDIA RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
-    "NVIDIA B200": "B200",
     "NVIDIA B300 SXM6 AC": "B300",
     "NVIDIA GB200": "GB200",
     "NVIDIA GB300": "GB300",
@@ -124,9 +124,13 @@ def test_each_name_that_nvidia_smi_prints_is_one_gpu() -> None:
     assert set(NAMES.values()) <= set(CATALOG.gpus)
 
 
-def test_no_two_gpus_share_a_pci_id_or_a_name() -> None:
+def test_no_two_gpus_share_a_name_and_a_pci_id_only_where_memory_tells_them_apart() -> None:
     ids = [device for gpu in CATALOG.gpus.values() for device in gpu.pci_ids]
-    assert len(ids) == len(set(ids))
+    for device in {one for one in ids if ids.count(one) > 1}:
+        sizes = [gpu.memory_bytes for gpu in CATALOG.gpus.values() if device in gpu.pci_ids]
+        known = sorted(one.value for one in sizes if one)
+        assert len(known) == len(sizes)
+        assert all(more > 1.2 * less for less, more in pairwise(known))
     assert all(re.fullmatch(r"0x[0-9a-f]{4}", device) for device in ids)
     names = [one.casefold() for gpu in CATALOG.gpus.values() for one in {gpu.name, *gpu.aliases}]
     assert len(names) == len(set(names))
@@ -259,4 +263,6 @@ def test_figures_that_were_published_since() -> None:
     assert m27.max_sequence.value == 204800
     assert CATALOG.models["MiniMax-M2.5"]["nvfp4"].licence == "nvidia-open-model"
     ids = {device for gpu in CATALOG.gpus.values() for device in gpu.pci_ids}
-    assert {"0x20f5", "0x2322", "0x233a"} <= ids  # pci.ids of August 2026
+    # pci.ids of 2026-08-22
+    assert {"0x20f5", "0x2322", "0x233a", "0x2339", "0x233d", "0x2328", "0x230c", "0x230e", "0x2909"} <= ids
+    assert {"0x2bb2", "0x2bbc", "0x2bb9", "0x2bb3", "0x2342", "0x2348"} <= ids

@@ -73,7 +73,7 @@ def check_nvlink(context: Context) -> Outcome:
         found = f"nvidia-smi nvlink -s ended with {answer.status}: {answer.words}"
         return failed("nvlink", found, "the state of every NVLink", "nvidia-smi of the driver's version")
     gpus = parse_links(answer.out)
-    if not gpus and kind in {"none", "bridge", None}:
+    if not gpus and kind in {"none", "bridge", "unknown", None}:
         return skipped("nvlink", f"no NVLink on {context.gpus['model']} here")
     expected = f"{wanted or 'all'} NVLinks of each of {context.gpus['count']} GPUs up"
     bad = [f"GPU {gpu.index}: link {', '.join(map(str, gpu.down))} down" for gpu in gpus if gpu.down]
@@ -81,7 +81,7 @@ def check_nvlink(context: Context) -> Outcome:
         f"GPU {gpu.index}: {len(gpu.states)} links" for gpu in gpus if wanted and len(gpu.states) != wanted
     ]
     silent = sorted(set(range(context.gpus["count"])) - {gpu.index for gpu in gpus})
-    if silent and kind != "bridge":
+    if silent and kind not in {"bridge", "unknown"}:
         bad.append(f"GPU {', '.join(map(str, silent))}: no link up")
     figures = {"links": {gpu.index: dict(gpu.states) for gpu in gpus}}
     if bad:

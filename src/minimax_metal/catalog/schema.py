@@ -248,11 +248,12 @@ class Gpu(Entry):
     smi_pattern: str
     """Regular expression for the whole name that nvidia-smi prints."""
     pci_ids: dict[str, str] = field(default_factory=dict)
-    """PCI device id ("0x2329") to the source of it."""
-    memory_bytes: Figure
+    """PCI device id ("0x2329") to the source of it; two GPUs that differ in memory may share one."""
+    memory_bytes: Figure | None = None
+    """None where no source states it: a running driver has to."""
     compute_capability: str
     capability_source: str
-    nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72"]
+    nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72", "unknown"]
     nvswitch_counts: tuple[int, ...] = ()
     """GPU counts per board on which NVSwitches sit."""
     nvlinks: Figure | None = None

@@ -222,6 +222,7 @@ def refuse_unknown_gpu(name: str, facts: HostFacts, catalog: Catalog, found: Fin
         gpu.name
         for gpu in catalog.gpus.values()
         if seen.memory_bytes
+        and gpu.memory_bytes
         and abs(gpu.memory_bytes.value - seen.memory_bytes) <= _SAME_SIZE * seen.memory_bytes
         and gpu.compute_capability == seen.compute_capability
     ]
@@ -238,9 +239,12 @@ def _spoken(name: str, catalog: Catalog) -> str:
         gpu.name
         for gpu in catalog.gpus.values()
         if size is None
-        or any(
-            abs(int(size[1]) - one) <= one * _SPOKEN_SIZE
-            for one in (gpu.memory_bytes.value / 2**30, gpu.memory_bytes.value / 1e9)
+        or (
+            gpu.memory_bytes
+            and any(
+                abs(int(size[1]) - one) <= one * _SPOKEN_SIZE
+                for one in (gpu.memory_bytes.value / 2**30, gpu.memory_bytes.value / 1e9)
+            )
         )
     ]
     wanted = _SIZE.sub("", name.removeprefix("NVIDIA ")).strip(" -")

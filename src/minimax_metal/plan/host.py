@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Catalog, Gpu, Platform
 from minimax_metal.plan.connection import trouble_in
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.gpu_identity import by_pci, by_smi, memory_of, warn_ambiguous
 from minimax_metal.plan.gpu_state import (
     check_answers,
     check_lost,
@@ -91,7 +91,11 @@ def find_platform(facts: HostFacts, catalog: Catalog, found: Findings) -> Platfo
             "architecture", str(facts.architecture), "x86_64, or aarch64 with Grace", "use another host"
         )
     if facts.architecture == "aarch64":
-        found.warn("architecture", "aarch64: locks and packages were read for x86_64 only, nothing was tried")
+        found.warn(
+            "architecture",
+            "aarch64: this project has installed and run nothing there; its locks were made for x86_64 and "
+            "lack at least av, which SGLang wants on aarch64 (uv's dry run with 0.5.23's lock, 2026-11-29)",
+        )
     for platform in catalog.platforms.values():
         same = (facts.distribution or "").casefold() == platform.distribution.casefold()
         if same and facts.version == platform.version:
@@ -144,14 +148,6 @@ def interconnect_plan(gpu: Gpu) -> InterconnectPlan:
     )
 
 
-def _by_smi(name: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
-    return next((gpu for gpu in gpus.values() if re.fullmatch(gpu.smi_pattern, name)), None)
-
-
-def _by_pci(device: str, gpus: Mapping[str, Gpu]) -> Gpu | None:
-    return next((gpu for gpu in gpus.values() if device in gpu.pci_ids), None)
-
-
 def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
     """The GPUs of the host, if they are of one model the catalogue knows."""
     check_answers(facts, found)
@@ -177,12 +173,17 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
     check_mig(facts, found)
     # What a sick GPU says of itself is not its name: the others stand for it.
     smi = tuple(one for one in facts.smi_gpus if one.sick is None)
+    kinds: list[Gpu | None]
     if smi:
-        names = sorted({one.name for one in smi})
-        kinds = [_by_smi(name, catalog.gpus) for name in names]
+        cards = sorted({(one.name, one.memory_bytes or 0) for one in smi})
+        names = [name for name, _ in cards]
+        kinds = [by_smi(name, memory or None, catalog.gpus) for name, memory in cards]
     elif pci:
         names = sorted(set(pci))
-        kinds = [_by_pci(device, catalog.gpus) for device in names]
+        several = [by_pci(device, catalog.gpus) for device in names]
+        kinds = [next(iter(one), None) for one in several]
+        for one in several:
+            warn_ambiguous(one, found)
     else:
         return None
     count = len(facts.smi_gpus) or len(pci)
@@ -203,8 +204,9 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
             "use a host with 4 or 8 GPUs",
         )
     gpu, name = kinds[0], names[0]
-    measured = [one.memory_bytes for one in smi if one.memory_bytes]
-    memory = min(measured, default=gpu.memory_bytes.value if gpu else 0)
+    memory = memory_of(gpu, [one.memory_bytes for one in smi if one.memory_bytes], found)
+    if memory is None:
+        return None
     capability = next((one.compute_capability for one in smi if one.compute_capability), None)
     capability = capability or (gpu.compute_capability if gpu else "")
     if gpu is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
 from minimax_metal.catalog.schema import Cuda
@@ -281,18 +282,21 @@ def driver_plan(
         packages += names.imex
         services += names.imex_services
     packages = [name.format(branch=branch) for name in packages]
+    # NVIDIA calls its repository for arm64 servers sbsa (Driver Installation Guide).
+    arm = facts.architecture == "aarch64"
+    headers = tuple(re.sub("amd64$", "arm64", one) if arm else one for one in platform.kernel_headers)
     driver = DriverPlan(
         branch=branch,
         minimum=minimum if not compat else f"{branch}.0",
         open_modules=open_modules,
         fabric_manager=board.nvswitch,
         repository_slug=platform.repository_slug,
-        repository_url=f"{mirrors.vendor_url}/{platform.repository_slug}/{facts.architecture or 'x86_64'}",
+        repository_url=f"{mirrors.vendor_url}/{platform.repository_slug}/{'sbsa' if arm else 'x86_64'}",
         repository_key=platform.repository_key.file,
         repository_key_fingerprint=platform.repository_key.fingerprint,
         pinning_package=names.pinning.format(branch=branch) if names.pinning else None,
         # Kernel headers first: DKMS builds the modules while the driver is installed.
-        packages=(*platform.kernel_headers, *packages),
+        packages=(*headers, *packages),
         services=tuple(services),
         held=tuple(name.split("=")[0] for name in packages),
     )

@@ -26,9 +26,10 @@ def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
     """
     wanted = _folded(text)
     for gpu in catalog.gpus.values():
-        if re.fullmatch(gpu.smi_pattern, text) or wanted in {
-            _folded(one) for one in (gpu.name, *gpu.aliases)
-        }:
+        if wanted in {_folded(one) for one in (gpu.name, *gpu.aliases)}:
+            return gpu
+    for gpu in catalog.gpus.values():
+        if re.fullmatch(gpu.smi_pattern, text):
             return gpu
     size = _MEMORY.search(text)
     if size is None:
@@ -36,8 +37,13 @@ def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
     base, said = _folded(_MEMORY.sub(" ", text)), int(size.group(1))
     for gpu in catalog.gpus.values():
         names = {_folded(_MEMORY.sub(" ", one)) for one in (gpu.name, *gpu.aliases)}
-        sizes = (gpu.memory_bytes.value / 2**30, gpu.memory_bytes.value / 1e9)
-        if base in names and any(abs(said - one) <= one * _NEAR_ENOUGH for one in sizes):
+        if base not in names:
+            continue
+        # A GPU of unknown memory is not contradicted by any size; the plan asks for it.
+        memory = gpu.memory_bytes
+        if memory is None or any(
+            abs(said - one) <= one * _NEAR_ENOUGH for one in (memory.value / 2**30, memory.value / 1e9)
+        ):
             return gpu
     return None
 
@@ -68,5 +74,5 @@ def what_if_facts(gpu: str, count: int, platform: Platform, catalog: Catalog) ->
     known = find_gpu(gpu, catalog)
     if known is None:
         return replace(facts, pci_gpus=(gpu,) * count)
-    device = next(iter(known.pci_ids), known.name)
-    return replace(facts, architecture=known.architecture, pci_gpus=(device,) * count)
+    # By name: GPUs that differ in memory may share a PCI id.
+    return replace(facts, architecture=known.architecture, pci_gpus=(known.name,) * count)

@@ -1,0 +1,72 @@
+"""Which GPU of the catalogue a host has (by nvidia-smi's name or by PCI id), and its memory. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from minimax_metal.catalog import Gpu
+from minimax_metal.common.nvidia_smi import MIB
+from minimax_metal.plan.findings import Findings
+
+_SAME_CARD: Final = 0.05
+"""How far nvidia-smi's memory may be from the catalogue's for GPUs that only memory tells apart."""
+_TAKEN_OVER: Final = "C"
+"""Confidence of a memory size that nobody read for this GPU."""
+
+
+def by_smi(name: str, memory_bytes: int | None, gpus: Mapping[str, Gpu]) -> Gpu | None:
+    """The GPU of a name that nvidia-smi prints; where several have that name, the one of this memory."""
+    named = [gpu for gpu in gpus.values() if re.fullmatch(gpu.smi_pattern, name)]
+    if len(named) < 2 or memory_bytes is None:
+        return next(iter(named), None)
+    sized = [(abs(gpu.memory_bytes.value - memory_bytes), gpu) for gpu in named if gpu.memory_bytes]
+    off, nearest = min(sized, key=lambda one: one[0])
+    return nearest if off <= _SAME_CARD * memory_bytes else None
+
+
+def by_pci(device: str, gpus: Mapping[str, Gpu]) -> list[Gpu]:
+    """The GPUs of a PCI device id, smallest memory first; a name of the catalogue's stands for itself."""
+    if device in gpus:
+        return [gpus[device]]
+    return sorted((gpu for gpu in gpus.values() if device in gpu.pci_ids), key=_size)
+
+
+def _size(gpu: Gpu) -> int:
+    return gpu.memory_bytes.value if gpu.memory_bytes else 0
+
+
+def warn_ambiguous(kinds: Sequence[Gpu], found: Findings) -> None:
+    """Say which of several GPUs of one PCI id is planned while no driver tells."""
+    if len(kinds) > 1:
+        names = " or ".join(f"{gpu.name} ({_size(gpu) // MIB} MiB)" for gpu in kinds)
+        found.warn(
+            "gpu-ambiguous",
+            f"{names}: one PCI id, and no driver runs that tells; planned as {kinds[0].name}, which has the "
+            "least memory; the next run after the driver's installation decides by nvidia-smi",
+        )
+
+
+def memory_of(gpu: Gpu | None, measured: Iterable[int], found: Findings) -> int | None:
+    """Bytes of one GPU: nvidia-smi's, else the catalogue's; none, with a refusal, where nobody knows."""
+    if (least := min(measured, default=None)) is not None:
+        return least
+    if gpu is None:
+        return 0
+    if gpu.memory_bytes is None:
+        found.refuse(
+            "gpu-memory",
+            f"GPU {gpu.name}, whose memory no public source states",
+            "its memory, as nvidia-smi prints it",
+            f"set gpus: {{{gpu.name}: {{memory_bytes: BYTES}}}} in a file that metal_catalog_overlay names, "
+            "or install a driver by hand: nvidia-smi is read then",
+        )
+        return None
+    if gpu.memory_bytes.confidence == _TAKEN_OVER:
+        found.warn(
+            "gpu-memory",
+            f"memory of {gpu.name} is taken as {gpu.memory_bytes.value // MIB} MiB and was read nowhere "
+            f"({gpu.memory_bytes.source}); nvidia-smi decides once a driver runs",
+        )
+    return gpu.memory_bytes.value
