@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -44,3 +45,14 @@ def test_the_command_says_how_much(weights: Path, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out.startswith("read 0.0 GB in 4 files in ")
     with pytest.raises(UserError, match="1 or more"):
         main([str(weights), "--threads", "0"])
+
+
+@pytest.mark.skipif(not Path("/proc/1").is_dir(), reason="needs /proc")
+def test_a_directory_that_became_a_link_to_anything_is_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to("/proc/self/task")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "here").write_bytes(b"x")
+    warmed = warm(tmp_path, 2)
+    assert (warmed.bytes, warmed.files, warmed.failed) == (1, 1, ())

@@ -240,3 +240,61 @@ def test_masking_is_linear_in_time(parts: list[str], times: int) -> None:
     without_secrets(text * 4)
     assert time.process_time() - began < 12 * first + 1.5
     assert first < 3.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"ansible_become_pass: {CANARY}",
+        f"ANSIBLE_BECOME_PASS={CANARY}",
+        f"DB_PASS={CANARY}",
+        f"PASS={CANARY}",
+        f"SSHPASS={CANARY}",
+        f"sshpass -p {CANARY} ssh gpu01",
+        f"encryption_key={CANARY}",
+        f"psk={CANARY}",
+        f"api_key:\n  {CANARY}\n",
+        f"api_key\t{CANARY}",
+        f"api_key -> {CANARY}",
+        f"?x=1%26api_key%3D{CANARY}",
+        f"'password': u'{CANARY}'",
+        f"password=&quot;{CANARY}&quot;",
+        f"<password>{CANARY}</password>",
+        f"set password {CANARY}",
+        f"authentication auth-pass {CANARY}",
+        f'{{"api_key": ["{CANARY}", "{CANARY}2"]}}',
+        f'"api_key": [\n  "{CANARY}"\n]',
+        f"secrets: [{CANARY}]",
+        f"-----BEGIN PRIVATE KEY-----\n{CANARY}\n-----BEGIN PRIVATE KEY-----\n{CANARY}\n",
+    ],
+)
+def test_secrets_of_other_shapes_are_masked(text: str) -> None:
+    assert CANARY not in without_secrets(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "token usage: 0.03, #running-req: 1",
+        "first pass: 3 of 4",
+        "a token of 12 digits",
+        "stop_token_ids=[1, 2, 3]",
+        "secret: [1, 2]",
+        "password authentication failed for user",
+        "tokens:\n  - 12\n",
+        "credentials:\n  user: anna\n",
+    ],
+)
+def test_what_only_speaks_of_secrets_stays(text: str) -> None:
+    assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-----BEGIN PRIVATE KEY-----" * 40_000, "-" * 300_000, "--a" + "-a" * 150_000],
+    ids=["keys without end", "dashes", "an option without end"],
+)
+def test_no_text_makes_the_masking_take_long(text: str) -> None:
+    began = time.process_time()
+    without_secrets(text)
+    assert time.process_time() - began < 5

@@ -6,11 +6,14 @@ Exit status: 0 read, 1 a file could not be read, 2 usage.
 from __future__ import annotations
 
 import argparse
+import os
+import stat
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -43,12 +46,25 @@ def warm(directory: Path, threads: int, stop: threading.Event | None = None) -> 
         raise UserError(f"found no directory {directory}, expected a model's weights; pull them first")
     stop = stop or threading.Event()
     # An adopted file is a link to where it lay before; what it points to is what gets read.
-    sizes = {path: path.stat().st_size for path in directory.rglob("*") if path.is_file()}
+    sizes = _sizes(directory)
     files = sorted(sizes, key=lambda path: (-sizes[path], path))
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="warm") as pool:
         read = list(pool.map(lambda path: _read(path, stop), files))
     numbers = [one for one in read if isinstance(one, int)]
     return Warmed(sum(numbers), len(numbers), tuple(one for one in read if isinstance(one, str)))
+
+
+def _sizes(directory: Path) -> dict[Path, int]:
+    """The bytes of every regular file below a directory; what can't be looked at is left out."""
+    found = {}
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            path = Path(parent, name)
+            with suppress(OSError):
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path] = status.st_size
+    return found
 
 
 def _read(path: Path, stop: threading.Event) -> int | str:

@@ -12,13 +12,15 @@ MASK: Final = "***"
 
 _WORD: Final = (
     r"(?:api[-_ ]?key|admin[-_]?key|access[-_]?key(?:[-_]?id)?|secret[-_]?key|private[-_]?key|account[-_]?key|"
-    r"subscription[-_]?key|auth[-_]?pass|auth[-_]?token|security[-_]?token|token|secret|passwor[dt]|(?<!no)passwd|"
-    r"passphrase|credentials?|pwd|virtual[-_]?auth|requirepass|masterauth)"
+    r"subscription[-_]?key|(?:encryption|signing|license|master|shared|client|worker)[-_]?key|psk|"
+    r"auth[-_]?pass|auth[-_]?token|security[-_]?token|token|secret|passwor[dt]|(?<!no)passwd|"
+    r"passphrase|sshpass|(?<=[-_])pass|(?<![A-Za-z])pass(?=[ \t]{0,8}=)|(?<![A-Za-z])(?:pw|jwt)(?=[ \t]{0,8}=)|"
+    r"credentials?|pwd|virtual[-_]?auth|requirepass|masterauth)"
 )
 _NAME: Final = rf"(?:{_WORD}(?<!token)s?|token)"
 _NOTHING: Final = r"(?!(?:None|null|nil|true|false|undefined|\*\*\*|[\d.]{1,6})(?:[\s\"',;)}\]]|$)|[\"']{2})"
 _VALUE: Final = (
-    r"(?:\\?\"(?:[^\"\\\n]|\\[^\"\n]){1,8192}\\?\"?|\\?'(?:[^'\\\n]|\\[^'\n]){1,8192}\\?'?|"
+    r"(?:(?:&quot;|&#\d{2};|[ubrUBR]{1,2}(?=[\"'])){0,1})(?:\\?\"(?:[^\"\\\n]|\\[^\"\n]){1,8192}\\?\"?|\\?'(?:[^'\\\n]|\\[^'\n]){1,8192}\\?'?|"
     r"[^\s\"',;&<>(){}\[\]]{3,8192})"
 )
 _PLAIN: Final = r"[^\s\"',;&<>(){}\[\]]{3,8192}"
@@ -29,12 +31,14 @@ def _masking(pattern: str, flags: int = re.IGNORECASE) -> re.Pattern[str]:
 
 
 PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
-    # Keys as blocks of text, whole ones and those that were cut.
+    # Keys as blocks of text, whole ones and those that were cut. What begins again ends the one before: the
+    # same characters are not read for each of a thousand beginnings.
     _masking(
         r"()-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
-        r".{0,65536}?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z)",
+        r"(?:(?!-----BEGIN ).){0,65536}?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z|(?=-----BEGIN ))",
         re.DOTALL,
     ),
+    _masking(r"()-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----[A-Za-z0-9+/=\s\\]{0,65536}", 0),
     # Headers: to the end of the line, or of the quoted text.
     _masking(
         r"((?:proxy-)?authorization\\?[\"']?\s{0,4}[:=]\s{0,4}\\?[\"']?"
@@ -45,14 +49,23 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
     # YAML blocks: NAME: | and the lines below it.
     _masking(rf"({_NAME}[\"']?[ \t]{{0,4}}:[ \t]{{0,4}}[|>][+\-\d]{{0,3}}[ \t]{{0,4}}\n)(?:[ \t][^\n]{{0,8192}}(?:\n|\Z)){{1,80}}"),
     # NAME=VALUE, NAME := VALUE, 'NAME' => VALUE, "NAME": VALUE
-    _masking(rf"({_NAME}(?:\\?[\"']?[ \t]{{0,8}}(?::=|=>|=)|\\?[\"'][ \t]{{0,8}}:)[ \t]{{0,8}}){_NOTHING}{_VALUE}"),
+    _masking(rf"({_NAME}(?:\\?[\"']?[ \t]{{0,8}}(?::=|=>|->|=|%3[dD])|\\?[\"'][ \t]{{0,8}}:)[ \t]{{0,8}}){_NOTHING}{_VALUE}"),
     # NAME: VALUE, where the value is quoted, is all of the line or has a digit: else it is a sentence
     _masking(
         rf"({_NAME}[ \t]{{0,8}}:[ \t]{{0,8}}(?:!!?\w{{1,16}}[ \t]{{1,4}})?){_NOTHING}"
         rf"(?:(?=\\?[\"']){_VALUE}|{_PLAIN}(?=[ \t]{{0,8}}(?:$|[\r\n,}}\]\"'&;]))|(?=[^\s\d]{{0,512}}\d){_PLAIN})"
     ),
+    # NAME: and the value alone on the next line, deeper
+    _masking(rf"({_NAME}[\"']?:[ \t]{{0,8}}\r?\n[ \t]{{1,80}}){_NOTHING}(?:(?=[\"']){_VALUE}|[^\s\"',;&<>(){{}}\[\]:]{{3,8192}})(?=[ \t\r]{{0,8}}(?:\n|\Z))"),
+    # Lists: NAME: [VALUE, VALUE], NAME=[...]; those of numbers are none
+    _masking(rf"({_NAME}\\?[\"']?[ \t]{{0,8}}[:=][ \t]{{0,8}}\[)(?![\s\d,.-]{{0,512}}\])[^\]]{{1,8192}}"),
+    # <name>VALUE</name>; NAME and VALUE in a table; NAME VALUE, where it looks like one
+    _masking(rf"(<{_NAME}>)[^<]{{1,8192}}"),
+    _masking(rf"({_NAME}\t{{1,8}}){_NOTHING}{_PLAIN}"),
+    _masking(rf"(\b{_NAME}[ \t]{{1,8}})(?=[^\s\d]{{0,512}}\d)(?=[^\sA-Za-z]{{0,512}}[A-Za-z])[^\s\"',;:&<>(){{}}\[\]]{{12,8192}}(?=\s|\Z)"),
+    _masking(r"(\bsshpass[ \t]{1,8}-p[ \t]{0,8})[^\s]{1,8192}"),
     # --name VALUE, also as two words of a list, and configuration files that part by space
-    _masking(rf"(--?[\w-]{{0,64}}?{_NAME}\\?[\"']?,?[ \t]{{1,8}}){_NOTHING}{_VALUE}"),
+    _masking(rf"((?<![\w-])--?[\w-]{{0,64}}?{_NAME}\\?[\"']?,?[ \t]{{1,8}}){_NOTHING}{_VALUE}"),
     _masking(rf"(\b(?:auth_pass|requirepass|masterauth|machine\s{{1,4}}\S{{1,255}}\s{{1,4}}login\s{{1,4}}\S{{1,255}}\s{{1,4}}password|login\s{{1,4}}\S{{1,255}}\s{{1,4}}password)[ \t]{{1,8}}){_NOTHING}[^\s\"']{{1,8192}}"),
     _masking(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]{1,4}[\"']?[^\s:\"']{1,255}:)[^\s\"']{1,1024}"),
     # URLs: user and password, a token in the user's place, signatures
@@ -74,8 +87,10 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
 )  # fmt: skip
 
 _SECRET_NAME: Final = re.compile(
-    r"(?:^|_)(?:api_?key|admin_?key|access_?key|secret_?key|private_?key|account_?key|token|secret|password|passwort|"
-    r"passwd|passphrase|pass|pwd|credential|virtual_?auth|auth_?key|authorization|cookie|worker_key|client_key)s?$"
+    r"(?:(?:^|_)(?:api_?key|admin_?key|access_?key|secret_?key|private_?key|account_?key|token|secret|pass|pwd|"
+    r"credential|virtual_?auth|auth_?key|authorization|cookie|worker_key|client_key|jwt|psk|"
+    r"(?:encryption|signing|license|master|shared)_?key)|password|passwort|passwd|passphrase|sshpass)s?"
+    r"(?:_(?:\d{1,3}|value|hash|base|old|new|previous|primary|secondary))?$"
 )
 
 
