@@ -19,19 +19,21 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from minimax_metal.artefacts.share.keys import name_of
 from tests.support.site import REPOSITORY, Lab, Run, booted
 
 REPLICAS, GATEWAYS = ("gpu01", "gpu02"), ("gw01", "gw02")
 MODEL = "MiniMaxAI/MiniMax-M2.5"
 UNIT = "sglang@minimax-m2.5.service"
-QUICK = {"post_check_figures": []}
+PIECES = "metal-weights-share@minimax-m2.5.service"
+QUICK: dict[str, Any] = {"post_check_figures": []}
 OUTAGE_SECONDS = 45.0
 """Of one gateway with nothing long in flight; smg goes on listening for 5 s after it was told to stop."""
 
@@ -218,25 +220,38 @@ def test_a_fleet_under_load_changes_its_keys_and_loses_no_request(fleet: Fleet) 
     assert "found no change of keys" in done.output
 
 
-def killed(lab: Lab, do: str, task: str) -> bool:
-    """Start a run, kill its process group when a task begins; return whether it came to that."""
+@contextmanager
+def running(lab: Lab, playbook: str, **variables: Any) -> Iterator[subprocess.Popen[str]]:
+    """Start a playbook; whatever is left of it at the end is killed with all its processes."""
     process = subprocess.Popen(
         [
-            *(str(Path(sys.executable).with_name("ansible-playbook")), "playbooks/rotate.yml"),
+            *(str(Path(sys.executable).with_name("ansible-playbook")), f"playbooks/{playbook}.yml"),
             *("--inventory", lab.inventory, "--inventory", str(lab.state / "inventory/hosts.yml")),
-            *("-e", json.dumps({**QUICK, "metal_keys_do": do})),
+            *("-e", json.dumps({**QUICK, **variables})),
         ],
         cwd=REPOSITORY,
         env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1",
              "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
     try:
-        return any(line.startswith("TASK [") and task in line for line in process.stdout)
+        yield process
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def begins(process: subprocess.Popen[str], task: str) -> bool:
+    """Read on until a task begins; return whether it came to that."""
+    assert process.stdout is not None
+    return any(line.startswith("TASK [") and task in line for line in process.stdout)
+
+
+def killed(lab: Lab, do: str, task: str) -> bool:
+    """Start a change of keys and kill it when a task begins; return whether it came to that."""
+    with running(lab, "rotate", metal_keys_do=do) as process:
+        return begins(process, task)
 
 
 def test_a_run_that_is_killed_at_any_step_is_continued(fleet: Fleet) -> None:
@@ -245,6 +260,8 @@ def test_a_run_that_is_killed_at_any_step_is_continued(fleet: Fleet) -> None:
         ("start", "The keys of each instance are there"),
         ("start", "Engines take the keys that were written"),
         ("start", "The keys are there"),
+        # The first gateway's keys are written, and it was not restarted for them.
+        ("start", "A gateway that was started before its keys or unit were written is looked for"),
         ("start", "The gateway has its workers"),
     ]
     for do, task in steps:
@@ -277,6 +294,28 @@ def test_a_host_that_is_away_stops_the_change_and_loses_nothing(fleet: Fleet) ->
         assert ask(fleet.doors()[0], old) == 200
     finally:
         fleet.lab.lab("restore", "gpu02")
+    # Away in the middle: it is named, what clients have is taken on, and the next run goes on from there.
+    with running(fleet.whole, "rotate", metal_keys_do="start", metal_keys_names=["api_key"]) as process:
+        assert begins(process, "The keys of each instance are there")
+        fleet.lab.lab("cut", "gpu02")
+        try:
+            assert process.stdout is not None
+            said = process.stdout.read()
+            assert process.wait() != 0
+            assert re.search(
+                r"gpu02.*unreachable|unreachable.*gpu02|fatal: \[gpu02\]", said, re.IGNORECASE
+            ), said
+            assert fleet.key() == old
+            assert ask(fleet.doors()[0], old) == 200
+            assert {ask(door, old) for door in fleet.doors()[2:]} == {200}
+        finally:
+            fleet.lab.lab("restore", "gpu02")
+    assert {ask(door, old) for door in fleet.doors()} == {200}
+    told = subprocess.run(
+        [sys.executable, "-m", "minimax_metal.cli", "keys", "status", "--secrets", str(fleet.secrets)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "between 'old' and 'both': the run did not end; run it again" in told.stdout
     run = rotate(fleet.whole, "start", "-e", '{"metal_keys_names": ["api_key"]}')
     assert run.returncode == 0, run.output
     back = rotate(fleet.whole, "take-back")
@@ -297,6 +336,7 @@ def test_hosts_without_a_gateway_change_their_keys(fleet: Fleet) -> None:
     assert run.returncode == 0, run.output
     unharmed(found)
     new = fleet.key()
+    assert {ask(door, key) for door in doors for key in (old, new)} == {200}, "both keys are valid meanwhile"
     run = rotate(alone, "finish")
     assert run.returncode == 0, run.output
     assert [(ask(door, old), ask(door, new)) for door in doors] == [(401, 200)] * 2
@@ -311,6 +351,14 @@ def test_the_secret_of_sharing_is_renewed_when_asked_and_when_a_host_has_left(fl
         assert run.returncode == 0, run.output
         return run
 
+    def served() -> dict[str, set[str]]:
+        """What the servers of pieces call the secrets that they take."""
+        show = "grep -ohE '^ +[0-9a-f]{16} [0-9a-f]{64};' /run/minimax-metal-share-*/nginx.conf"
+        return {host: set(fleet.lab.ssh(host, show).split()[::2]) for host in REPLICAS}
+
+    # They run while a host pulls.
+    for host in REPLICAS:
+        fleet.lab.ssh(host, f"systemctl start {PIECES}")
     before = secrets()
     assert len({tuple(one) for one in before.values()}) == 1
     renew(fleet.whole, "renew")
@@ -321,8 +369,23 @@ def test_the_secret_of_sharing_is_renewed_when_asked_and_when_a_host_has_left(fl
     assert set(map(tuple, secrets().values())) == {(after[0],)}
     again = renew(fleet.whole, "drop")
     assert again.changed == {}
+    # Killed when the secret was written and no server restarted for it: the next run makes up for it.
+    renew(fleet.whole, "renew")
+    known = served()
+    assert {len(one) for one in known.values()} == {2}, known
+    with running(fleet.whole, "rotate_share", metal_share_secret_do="drop") as process:
+        assert begins(process, "Servers of pieces that were started before the secret was written")
+    (after,) = map(list, set(map(tuple, secrets().values())))
+    assert len(after) == 1
+    assert served() == known, "the run was not killed in time"
+    run = renew(fleet.whole, "drop")
+    assert run.changed == {host: ["Servers of pieces have the secret"] for host in REPLICAS}
+    assert served() == {host: {name_of(after[0])} for host in REPLICAS}
+    assert renew(fleet.whole, "drop").changed == {}
     # gpu02 leaves the fleet: what it holds opens nothing any more.
     renew(fleet.inventory("left", ("gpu01",), ()), "drop")
     left: Any = secrets()
     assert left["gpu02"] == [after[0]]
     assert after[0] not in left["gpu01"]
+    for host in REPLICAS:
+        fleet.lab.ssh(host, f"systemctl stop {PIECES}")

@@ -57,16 +57,25 @@ def renewed(
     if not known:
         return _result((fresh,), 1, playing, 0.0, [])
     # The newest counts; of equals, the first host's.
-    _, secrets, note = max(known, key=lambda row: row[2]["generation"])
+    generation = max(note["generation"] for _, _, note in known)
+    newest = [(secrets, note) for _, secrets, note in known if note["generation"] == generation]
+    # A renewal that was killed reached some hosts: they have the others' secret as the one before.
+    replaced = {before for secrets, _ in newest for before in secrets[1:]}
+    reached = [row for row in newest if row[0][0] not in replaced] or newest
+    behind = [row for row in newest if row[0][0] in replaced] if reached is not newest else []
+    secrets, note = reached[0]
     holders = {*note["holders"]}
     for _, others, other in known:
         if others[0] == secrets[0]:
             holders |= {*other["holders"]}
     left = sorted(holders - {*inventory} - {*playing})
-    generation, since = note["generation"], note["renewed"]
+    since = note["renewed"]
     if left or do == RENEW:
-        before = () if do == DROP else secrets[:1]
+        # Nothing was started anew with a secret that did not reach all: pulls have the one before it.
+        before = () if do == DROP else (behind[0][0] if behind else secrets)[:1]
         return _result((fresh, *before), generation + 1, playing, now, left)
+    if behind:
+        generation, since = generation + 1, now
     if do == DROP or not 0 <= now - since < BOTH_SECONDS:
         secrets = secrets[:1]
     return _result(secrets, generation, sorted({*holders, *playing}), since, [])
