@@ -80,6 +80,89 @@ def test_a_short_cache_says_what_holds_more() -> None:
     assert "136576 tokens" in said
     assert "metal_kv_cache_dtype: fp8_e4m3 holds 273152" in said
     assert "metal_mem_fraction_static: 0.85 holds 469248" in said
+    assert "GPUs with more memory hold more" in said
+    assert "each further host holds as many again" in said
+    assert "metal_model_format" not in said  # no other format of M3 runs on Hopper
     narrow = decide("H200", 8, model="M3", kv_cache_dtype="fp8_e4m3", mem_fraction_static=0.8)
     said = next((one.message for one in narrow.warnings if one.code == "short-sequence"), "")
     assert "fp8_e4m3" not in said
+
+
+def test_a_short_cache_names_the_formats_that_hold_more_with_figures() -> None:
+    made = decide("B200", 8, model="M3", model_format="bf16", mem_fraction_static=0.65)
+    said = next(one.message for one in made.warnings if one.code == "short-sequence")
+    for other in ("mxfp8", "nvfp4"):
+        holds = decide("B200", 8, model="M3", model_format=other, mem_fraction_static=0.65).capacity
+        assert holds is not None
+        assert f"metal_model_format: {other} holds {holds.kv_tokens}" in said
+
+
+def test_what_holds_more_counts_the_draft_too() -> None:
+    asked = {"model": "M3.1", "speculative_draft": True, "accept_refusals": ["engine-kernels"]}
+    made = decide("B200", 4, mem_fraction_static=0.36, **asked)
+    said = next(one.message for one in made.warnings if one.code == "short-sequence")
+    wide = decide("B200", 4, mem_fraction_static=0.85, **asked).capacity
+    assert wide is not None
+    assert f"metal_mem_fraction_static: 0.85 holds {wide.kv_tokens}," in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-total-tokens", "8192"],
+        ["--max-total-tokens=8192"],
+        ["--max-total-tokens", "9", "--max-total-tokens", "8192"],
+    ],
+)
+def test_a_bound_of_the_users_own_is_no_less_true(words: list[str]) -> None:
+    capacity = decide("H20", 4, model="M2.5", engine_extra_args=words).capacity
+    assert capacity is not None
+    assert (capacity.kv_tokens, capacity.max_sequence) == (8192, 8192)
+
+
+def test_a_shorter_context_bounds_a_sequence_and_not_the_cache() -> None:
+    plain = decide("H20", 4, model="M2.5").capacity
+    short = decide("H20", 4, model="M2.5", engine_extra_args=["--context-length", "32768"]).capacity
+    longer = decide("H20", 4, model="M2.5", engine_extra_args=["--context-length", "99999999"]).capacity
+    assert plain is not None
+    assert short is not None
+    assert longer is not None
+    assert (short.kv_tokens, short.max_sequence) == (plain.kv_tokens, 32768)
+    assert longer.max_sequence == plain.max_sequence
+
+
+@pytest.mark.parametrize("word", ["", "many", "-5", "0", "9" * 30, "٣"])
+def test_a_bound_that_is_none_changes_nothing(word: str) -> None:
+    plain = decide("H20", 4, model="M2.5").capacity
+    capacity = decide("H20", 4, model="M2.5", engine_extra_args=[f"--max-total-tokens={word}"]).capacity
+    assert plain is not None
+    assert capacity is not None
+    assert capacity.kv_tokens == plain.kv_tokens
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"engine_extra_args": ["--pp-size", "2"]}, ["--pp-size"]),
+        (
+            {"engine_extra_args": ["--attn-dp-size=4", "--enable-dp-attention"]},
+            ["--attn-dp-size", "--enable-dp-attention"],
+        ),
+        ({"engine_extra_args": ["--speculative-algorithm", "EAGLE3"]}, ["--speculative-algorithm"]),
+    ],
+)
+def test_what_the_capacity_does_not_count_is_said(settings: dict[str, Any], named: list[str]) -> None:
+    said = [
+        one.message
+        for one in decide("H20", 4, model="M2.5", **settings).warnings
+        if one.code == "kv-not-counted"
+    ]
+    assert len(said) == 1
+    assert all(name in said[0] for name in named)
+    assert not [one for one in decide("H20", 4, model="M2.5").warnings if one.code == "kv-not-counted"]
+
+
+def test_the_drafts_own_cache_is_not_counted() -> None:
+    made = decide("B200", 4, model="M3.1", speculative_draft=True, accept_refusals=["engine-kernels"])
+    said = next(one.message for one in made.warnings if one.code == "kv-not-counted")
+    assert "metal_speculative_draft" in said

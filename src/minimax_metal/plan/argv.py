@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.catalog.schema import Parsers
 from minimax_metal.plan.access import config_arguments, tls_arguments
-from minimax_metal.plan.fit import GUIDE_MEM_FRACTION
+from minimax_metal.plan.flags import ALIASES
+from minimax_metal.plan.kv_room import GUIDE_MEM_FRACTION
 from minimax_metal.plan.model import (
     CudaPlan,
     Difference,
@@ -34,15 +35,6 @@ DEFAULT_FLAGS = (
     "--mem-fraction-static",
 )
 """Order of flags where no guide has a command for the GPU count."""
-
-ALIASES = {
-    "--model": "--model-path",
-    "--tensor-parallel-size": "--tp-size",
-    "--tp": "--tp-size",
-    "--expert-parallel-size": "--ep-size",
-    "--ep": "--ep-size",
-}
-"""Other names the engine's parser takes for a flag (read in 0.5.23)."""
 
 VARIABLES = {
     "--model-path": "metal_model and metal_weights_directory",

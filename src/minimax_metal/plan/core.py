@@ -34,6 +34,7 @@ from minimax_metal.plan.host import (
     gpus_plan,
     platform_plan,
 )
+from minimax_metal.plan.kv_room import check_uncounted
 from minimax_metal.plan.mirrors import with_mirrors
 from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePlan, Refusal, ServicePlan
 from minimax_metal.plan.ranges import check_ranges
@@ -77,10 +78,11 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     fit = None
     if checkpoint and board:
         known = partial(is_sound, catalog.faults, checkpoint, board, release.release if release else "0")
-        fit = find_fit(settings, checkpoint, board, found, known)
+        fit = find_fit(settings, checkpoint, board, found, known, formats.values() if formats else ())
     if checkpoint and board:
         check_generation(checkpoint, board, found)
         check_draft(settings, checkpoint, board, found)
+        check_uncounted(settings, checkpoint, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
     if checkpoint and board:

@@ -6,26 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.catalog.schema import Fault, FaultPlace
-from minimax_metal.plan.argv import ALIASES
 from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.flags import arguments_of
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import ParallelismPlan
 from minimax_metal.plan.versions import version_key
 
 DEFAULT = "default"
 """Value of a flag that is not set."""
-
-
-def arguments_of(argv: Sequence[str]) -> dict[str, str]:
-    """The flags of a launch line with their values; the last one counts, as it does for the engine."""
-    values: dict[str, str] = {}
-    for number, word in enumerate(argv):
-        if not word.startswith("--"):
-            continue
-        name, mark, value = word.partition("=")
-        following = argv[number + 1] if number + 1 < len(argv) else ""
-        values[ALIASES.get(name, name)] = value if mark else "" if following.startswith("--") else following
-    return values
 
 
 def _holds(

@@ -9,21 +9,19 @@ context of each GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.plan.findings import Findings, gib, near
 from minimax_metal.plan.host import Board
-from minimax_metal.plan.kv_cache import bytes_per_token
+from minimax_metal.plan.kv_room import GUIDE_MEM_FRACTION, bounded, find_room, more
 from minimax_metal.plan.model import CapacityPlan, LayoutPlan, LimitsPlan, ParallelismPlan
 from minimax_metal.plan.settings import Settings
-from minimax_metal.plan.speculative import draft_bytes
 
 LAYOUTS = {"tp8": (8, 1), "2xtp4": (8, 2), "tp4": (4, 1)}
 """Layout to GPU count and replicas."""
-GUIDE_MEM_FRACTION = 0.85
-"""What both guides set, on any GPU."""
 LEAST_KV_TOKENS = 4096
 """Less KV cache than this serves nobody."""
 MOST_REQUESTS = 256
@@ -202,10 +200,12 @@ def find_fit(
     board: Board,
     found: Findings,
     sound: Callable[[ParallelismPlan, Mapping[str, str]], bool] = lambda _spread, _flags: True,
+    formats: Iterable[Checkpoint] = (),
 ) -> Fit | None:
     """How the checkpoint sits on the board; none when it can't even be spread over it.
 
     ``sound`` says whether a spread with these flags meets no known fault: what does is not recommended.
+    ``formats`` are those of the model, to name the ones that hold more.
     """
     spread = _spread(settings, checkpoint, board, found)
     if spread is None:
@@ -218,84 +218,61 @@ def find_fit(
             f"one of {', '.join(checkpoint.kv_dtypes)}",
             "leave it out, or set one of them",
         )
-    weights = checkpoint.weight_memory_bytes.value + draft_bytes(settings, checkpoint)
-    static = int(board.memory_bytes * spread.tp * fraction)
-    room = static - weights
-    per_token = bytes_per_token(checkpoint, spread.tp, settings.kv_cache_dtype, board.capability)
-    tokens = None if per_token is None else _whole_pages(checkpoint, room // per_token)
-    if tokens is None:
+    held = find_room(settings, checkpoint, board, spread.tp, settings.kv_cache_dtype, fraction)
+    if held.tokens is None:
         found.warn(
             "capacity-unknown",
             f"KV cache of {checkpoint.name} {checkpoint.format} was never measured: no capacity is promised",
         )
-    if room <= 0 or (tokens is not None and tokens < LEAST_KV_TOKENS):
-        needed = weights + LEAST_KV_TOKENS * (per_token or 0)
+    if held.room <= 0 or (held.tokens is not None and held.tokens < LEAST_KV_TOKENS):
+        needed = held.weights + LEAST_KV_TOKENS * (held.per_token or 0)
         found.refuse(
             "memory",
-            f"{spread.tp} x {board.label} with {gib(static)} of {gib(board.memory_bytes * spread.tp)} "
+            f"{spread.tp} x {board.label} with {gib(held.static)} of {gib(board.memory_bytes * spread.tp)} "
             f"usable (mem-fraction {fraction:g})",
             f"more than {gib(needed)} for {checkpoint.name} {checkpoint.format} weights and KV cache",
             "use GPUs with more memory, more GPUs, or a smaller checkpoint format",
         )
     longest = checkpoint.max_sequence.value
-    if tokens is not None and LEAST_KV_TOKENS <= tokens < longest:
+    if held.tokens is not None and LEAST_KV_TOKENS <= held.tokens < longest:
+        others = [
+            (one, _fraction(settings, one, board))
+            for one in formats
+            if one.format != checkpoint.format and _serves(one, board, spread)
+        ]
         found.warn(
             "short-sequence",
-            f"KV cache holds {tokens} tokens, less than the model's longest sequence of {longest}"
-            + _more(
-                checkpoint,
-                board,
-                spread.tp,
-                settings.kv_cache_dtype,
-                fraction,
-                narrow=sound(spread, {"--kv-cache-dtype": "fp8_e4m3"}),
-            ),
+            f"KV cache holds {held.tokens} tokens, less than the model's longest sequence of {longest}"
+            + more(settings, checkpoint, board, spread.tp, fraction, others, partial(sound, spread)),
         )
-        longest = tokens
+        longest = held.tokens
+    tokens, longest = bounded(settings, held.tokens, longest)
     return Fit(
         spread=spread,
         capacity=CapacityPlan(
             kv_tokens=None if tokens is None else tokens * spread.replicas,
             kv_tokens_per_replica=tokens,
-            kv_bytes_per_token=per_token,
+            kv_bytes_per_token=held.per_token,
             kv_dtype=settings.kv_cache_dtype,
-            max_sequence=longest,
-            weights_bytes=weights,
+            max_sequence=longest if tokens is None else min(longest, tokens),
+            weights_bytes=held.weights,
             total_bytes=board.memory_bytes * board.count,
-            static_bytes=static * spread.replicas,
+            static_bytes=held.static * spread.replicas,
             mem_fraction_static=fraction,
         ),
-        limits=_limits(settings, tokens, room),
+        limits=_limits(settings, held.tokens, held.room),
     )
 
 
-def _whole_pages(checkpoint: Checkpoint, tokens: int) -> int:
-    """The tokens of whole pages: the engine gives out pages."""
-    return max(0, tokens) // checkpoint.kv_page_size * checkpoint.kv_page_size
-
-
-def _more(checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float, *, narrow: bool) -> str:
-    """Which settings give more KV cache on these GPUs, and how much; what only another host does, too.
-
-    ``narrow``: whether fp8_e4m3 may be recommended here.
-    """
-
-    def held(other: str, share: float) -> int:
-        room = int(board.memory_bytes * tp * share) - checkpoint.weight_memory_bytes.value
-        return _whole_pages(
-            checkpoint, room // (bytes_per_token(checkpoint, tp, other, board.capability) or 1)
-        )
-
-    now, ways = held(dtype, fraction), []
-    if narrow and "fp8_e4m3" in checkpoint.kv_dtypes and held("fp8_e4m3", fraction) > now:
-        ways.append(f"metal_kv_cache_dtype: fp8_e4m3 holds {held('fp8_e4m3', fraction)}")
-    if fraction < GUIDE_MEM_FRACTION:
-        ways.append(
-            f"metal_mem_fraction_static: {GUIDE_MEM_FRACTION:g} holds {held(dtype, GUIDE_MEM_FRACTION)}, "
-            "with less memory left for activations"
-        )
-    ways.append("a smaller metal_model_format or GPUs with more memory hold more")
-    return "; " + "; ".join(ways)
+def _serves(checkpoint: Checkpoint, board: Board, spread: ParallelismPlan) -> bool:
+    """Whether these GPUs can run the format, spread like this, with nothing that has to be built by hand."""
+    generations = checkpoint.generations
+    known = board.capability in generations.proven or board.capability in generations.unproven
+    return (
+        known
+        and board.capability not in generations.needs
+        and not spread_problems(checkpoint, spread.tp, spread.ep)
+    )
 
 
 def _limits(settings: Settings, tokens: int | None, room: int) -> LimitsPlan:

@@ -1,0 +1,122 @@
+"""How many tokens of KV cache a replica holds, what bounds them, and what would hold more. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from minimax_metal.catalog import Checkpoint
+from minimax_metal.plan.findings import Findings
+from minimax_metal.plan.flags import arguments_of
+from minimax_metal.plan.host import Board
+from minimax_metal.plan.kv_cache import bytes_per_token
+from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.speculative import draft_bytes
+
+GUIDE_MEM_FRACTION = 0.85
+"""What both guides set, on any GPU."""
+
+UNCOUNTED = (
+    "--pp-size", "--pipeline-parallel-size", "--nnodes",
+    "--attn-dp-size", "--attention-data-parallel-size", "--dp-size", "--data-parallel-size",
+    "--enable-dp-attention", "--attn-cp-size", "--attention-context-parallel-size",
+    "--dcp-size", "--decode-context-parallel-size", "--dwdp-size",
+    "--speculative-algorithm", "--enable-hisparse", "--enable-unified-memory", "--enable-memory-saver",
+    "--mm-feature-transport", "--cpu-offload-gb", "--disaggregation-mode",
+)  # fmt: skip
+"""Flags of 0.5.23 that change what a GPU keeps of the KV cache, or its room; not computed here."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Memory for the KV cache of one replica, in bytes, and the whole pages that it holds, in tokens.
+
+    ``static`` is what the engine may take, ``room`` what the weights leave of it (below 0 where they don't
+    fit); ``per_token`` and ``tokens`` are none where the model's shape is not known.
+    """
+
+    weights: int
+    static: int
+    room: int
+    per_token: int | None
+    tokens: int | None
+
+
+def find_room(
+    settings: Settings, checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float
+) -> Room:
+    """The room on ``tp`` GPUs of the board, with this type of the cache and this share of the memory."""
+    weights = checkpoint.weight_memory_bytes.value + draft_bytes(settings, checkpoint)
+    static = int(board.memory_bytes * tp * fraction)
+    room = static - weights
+    per_token = bytes_per_token(checkpoint, tp, dtype, board.capability)
+    page = checkpoint.kv_page_size
+    tokens = None if per_token is None else max(0, room // per_token) // page * page
+    return Room(weights=weights, static=static, room=room, per_token=per_token, tokens=tokens)
+
+
+def bounded(settings: Settings, tokens: int | None, longest: int) -> tuple[int | None, int]:
+    """The tokens of the cache and of one sequence, by flags of the user's own that bound them.
+
+    ``--max-total-tokens`` bounds the cache, ``--context-length`` a sequence; the last one counts.
+    """
+    given = arguments_of(settings.engine_extra_args)
+    most, context = (_number(given.get(flag)) for flag in ("--max-total-tokens", "--context-length"))
+    if most is not None and tokens is not None:
+        tokens = min(tokens, most)
+    return tokens, longest if context is None else min(longest, context)
+
+
+def _number(word: str | None) -> int | None:
+    """A flag's value; none where the engine would refuse it."""
+    return int(word) if word and word.isascii() and word.isdigit() and int(word[:18]) > 0 else None
+
+
+def check_uncounted(settings: Settings, checkpoint: Checkpoint, found: Findings) -> None:
+    """Say which flags of the user's own the capacity does not count."""
+    given = arguments_of(settings.engine_extra_args)
+    flags = [flag for flag in UNCOUNTED if flag in given]
+    if settings.speculative_draft and checkpoint.draft:
+        flags.append("metal_speculative_draft")
+    if flags:
+        found.warn(
+            "kv-not-counted",
+            f"the KV capacity here does not count {', '.join(flags)}: the engine may hold more or fewer "
+            "tokens; its log says how many (max_total_num_tokens)",
+        )
+
+
+def more(
+    settings: Settings,
+    checkpoint: Checkpoint,
+    board: Board,
+    tp: int,
+    fraction: float,
+    others: Iterable[tuple[Checkpoint, float]],
+    sound: Callable[[Mapping[str, str]], bool],
+) -> str:
+    """Which settings give more KV cache on these GPUs, and how much; what only other hosts do, too.
+
+    ``others`` are the model's other formats that these GPUs serve, each with the share of the memory it
+    takes; ``sound`` says whether a launch with these flags meets no known fault.
+    """
+    dtype = settings.kv_cache_dtype
+
+    def held(one: Checkpoint, kind: str, share: float) -> int:
+        return find_room(settings, one, board, tp, kind, share).tokens or 0
+
+    now, ways = held(checkpoint, dtype, fraction), []
+    narrow = held(checkpoint, "fp8_e4m3", fraction) if "fp8_e4m3" in checkpoint.kv_dtypes else 0
+    if narrow > now and sound({"--kv-cache-dtype": "fp8_e4m3"}):
+        ways.append(f"metal_kv_cache_dtype: fp8_e4m3 holds {narrow}")
+    if fraction < GUIDE_MEM_FRACTION:
+        ways.append(
+            f"metal_mem_fraction_static: {GUIDE_MEM_FRACTION:g} holds "
+            f"{held(checkpoint, dtype, GUIDE_MEM_FRACTION)}, with less memory left for activations"
+        )
+    for other, share in others:
+        if (tokens := held(other, dtype, share)) > now:
+            ways.append(f"metal_model_format: {other.format} holds {tokens}")
+    ways.append("GPUs with more memory hold more")
+    ways.append("each further host holds as many again, for more requests, not for a longer one")
+    return "; " + "; ".join(ways)
