@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import sources
+from minimax_metal.artefacts import sources, unprivileged
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import FOLDER, Manifest
 from minimax_metal.artefacts.pull import Options, PullError, RefusedError, Reporter, pull
@@ -259,7 +259,7 @@ def test_a_token_is_not_carried_to_another_host() -> None:
 def test_a_branch_is_resolved_to_a_commit(kind: str, hub: Hub, tmp_path: Path) -> None:
     branch = {"huggingface": "main", "modelscope": "master"}[kind]
     source = Source.parse(hub.source(kind, revision=branch))
-    assert sources.resolve(source) == Source.parse(hub.source(kind, branch=branch))
+    assert unprivileged.resolve(source) == Source.parse(hub.source(kind, branch=branch))
     request = request_for(tmp_path, hub.source(kind, revision=branch))
     run(request)
     manifest = Manifest.read(request.path)

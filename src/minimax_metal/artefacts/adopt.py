@@ -37,7 +37,8 @@ from minimax_metal.artefacts.fetch import Journal
 from minimax_metal.artefacts.looked import saw
 from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry, sync, verify
 from minimax_metal.artefacts.request import Request
-from minimax_metal.artefacts.sources import Listing, open_source
+from minimax_metal.artefacts.sources import Listing
+from minimax_metal.artefacts.unprivileged import list_of
 from minimax_metal.common.privileges import files_as, untrusted_owner
 from minimax_metal.errors import UserError
 
@@ -193,7 +194,7 @@ def listing_of(request: Request) -> tuple[Listing | None, str]:
     reasons = []
     for source in request.sources:
         try:
-            return open_source(source, stall=30).list(), str(source)
+            return list_of(source, stall=30), str(source)
         except (SourceError, UserError) as error:
             reasons.append(str(error))
     return None, "; ".join(reasons)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.manifest import MOST_BYTES
 from minimax_metal.artefacts.proof import BUNDLE, Proof, named, now
 from minimax_metal.artefacts.request import HTTP, Source
+from minimax_metal.artefacts.unprivileged import as_nobody
 from minimax_metal.artefacts.web import Web
 from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
@@ -42,8 +44,7 @@ def served(
         return None, "not in a bundle"
     if not signers.is_file():
         return None, f"no keys of signers in {signers}"
-    web = Web(str(source), stall=15.0)
-    content, signed = _get(web, f"{base}/{MANIFEST}"), _get(web, f"{base}/{SIGNATURE}", signature.LIMIT)
+    content, signed = map(base64.b64decode, as_nobody(str(source), _both, str(source), base))
     signer = signature.verify(content, signed, signature.public_keys(signers))
     if signer is None:
         return None, f"{base}/{MANIFEST} is not signed by a key in {signers}"
@@ -63,6 +64,12 @@ def of(content: bytes, where: str, signer: str, repository: str, revision: str) 
     proof = named(raw, where, now(), repository=repository, revision=revision)
     origin = f"{where}, signed by {signer}"
     return Proof(BUNDLE, origin, "controller", proof.time, proof.files, repository, revision)
+
+
+def _both(name: str, base: str) -> list[str]:
+    web = Web(name, stall=15.0)
+    found = _get(web, f"{base}/{MANIFEST}"), _get(web, f"{base}/{SIGNATURE}", signature.LIMIT)
+    return [base64.b64encode(one).decode() for one in found]
 
 
 def _get(web: Web, url: str, most: int = MOST_BYTES) -> bytes:

@@ -310,7 +310,7 @@ def _resolve(request: Request, arguments: argparse.Namespace) -> int:
 
         print(json.dumps(for_fleet(request, request.name)))
         return 0
-    from minimax_metal.artefacts.sources import resolve
+    from minimax_metal.artefacts.unprivileged import resolve
 
     resolved = []
     deadline = time.monotonic() + arguments.timeout

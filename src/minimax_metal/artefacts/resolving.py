@@ -23,6 +23,7 @@ from minimax_metal.artefacts.manifest import MOST_BYTES, DamagedFileError, Manif
 from minimax_metal.artefacts.proof import HUB, MIRROR, Proof, differences, named, now
 from minimax_metal.artefacts.request import DIRECTORY, Request, Source, is_commit
 from minimax_metal.artefacts.sources import open_source
+from minimax_metal.artefacts.unprivileged import list_of
 from minimax_metal.artefacts.wishes import Kept, Wish, file_of, locked, note_failure, recent_failure
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded
@@ -61,7 +62,7 @@ def ask(source: Source, resolver: str = "controller") -> Proof:
     by, origin = authority(source)
     for tried in range(TRIES):
         try:
-            listing = open_source(source, STALL).list()
+            listing = list_of(source, STALL)
             return Proof(
                 by,
                 origin,

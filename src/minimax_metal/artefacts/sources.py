@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -35,7 +35,6 @@ from minimax_metal.artefacts.request import (
     HUGGINGFACE,
     MODELSCOPE,
     Source,
-    is_commit,
 )
 from minimax_metal.artefacts.served import Served
 from minimax_metal.artefacts.web import Body, Web
@@ -56,7 +55,6 @@ __all__ = [
     "_endpoint",
     "open_source",
     "parse_refs",
-    "resolve",
     "token_of",
 ]
 
@@ -195,18 +193,3 @@ class Directory:
         except OSError:
             return None
         return f"{self.root / entry.path}:{status.st_size}:{status.st_mtime_ns}"
-
-
-def resolve(source: Source) -> Source:
-    """Return the source at a commit instead of a branch; unchanged where it has no commits.
-
-    Raises:
-        SourceError: it cannot be asked, or has no such branch.
-    """
-    if is_commit(source.revision):
-        return source
-    origin = open_source(source)
-    if not isinstance(origin, HuggingFace | ModelScope):
-        return source
-    branch = source.revision or DEFAULT_BRANCHES[source.kind]
-    return replace(source, revision=origin.list().revision, branch=branch)

@@ -16,12 +16,16 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-BYTES = 64 << 20
+BYTES = 128 << 20
 """Most that an answer may hold, as JSON."""
 
 
-def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> tuple[Any, str | None]:
+def within(
+    seconds: float, function: Callable[..., Any], *arguments: Any, user: tuple[int, int] | None = None
+) -> tuple[Any, str | None]:
     """Return ``(what the function returned, None)``, or ``(None, why not)`` where it failed or took too long.
+
+    ``user``: uid and gid that the process becomes for good before the function begins; root only.
 
     What it returns has to be plain data (JSON). The process holds none of this one's standard files: whoever
     waits for those to be closed, as Ansible does, does not wait for a process that was left behind.
@@ -30,7 +34,7 @@ def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> tup
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _answer(writer, function, arguments)
+        _answer(writer, function, arguments, user)
     os.close(writer)
     content, in_time = _read(reader, time.monotonic() + seconds)
     if not in_time:
@@ -46,12 +50,18 @@ def within(seconds: float, function: Callable[..., Any], *arguments: Any) -> tup
     return value, problem
 
 
-def _answer(writer: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> NoReturn:
+def _answer(
+    writer: int, function: Callable[..., Any], arguments: tuple[Any, ...], user: tuple[int, int] | None
+) -> NoReturn:
     """Run the function, write what it returned, and end this process without anything of its parent's."""
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(nothing, descriptor)
+        if user is not None:
+            os.setgroups([])
+            os.setresgid(user[1], user[1], user[1])
+            os.setresuid(user[0], user[0], user[0])
         try:
             answer = [function(*arguments), None]
         except Exception as error:  # the parent tells it, whatever it is
