@@ -90,10 +90,10 @@ def audit(arguments: argparse.Namespace, catalog: Catalog) -> Iterator[Row]:
         chosen = _checkpoints(catalog, arguments.model, arguments.format)
         if arguments.model is None or len(chosen) != 1:
             raise UserError("found --config without one checkpoint, expected --model and --format beside it")
-        yield from from_directory(chosen[0], arguments.config)
+        yield from from_directory(chosen[0], arguments.config, catalog.licences)
     if arguments.hub:
         for one in _checkpoints(catalog, arguments.model, arguments.format):
-            yield from from_hub(one, arguments.hub)
+            yield from from_hub(one, arguments.hub, catalog.licences)
     if arguments.modelscope:
         for one in _checkpoints(catalog, arguments.model, arguments.format):
             yield on_modelscope(one, arguments.modelscope)

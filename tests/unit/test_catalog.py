@@ -261,6 +261,11 @@ def test_figures_that_were_published_since() -> None:
     assert sampling
     assert sampling.top_k == 40
     assert m27.max_sequence.value == 204800
+    assert m27.bytes.value == 230_200_000_000
+    m27_nvfp4 = CATALOG.models["MiniMax-M2.7"]["nvfp4"]
+    assert m27_nvfp4.max_sequence.value == 196608
+    assert {m27.licence, m27_nvfp4.licence} == {"minimax-non-commercial", "nvidia-evaluation"}
+    assert round(m27_nvfp4.bytes.value, -9) == 140_000_000_000
     assert CATALOG.models["MiniMax-M2.5"]["nvfp4"].licence == "nvidia-open-model"
     ids = {device for gpu in CATALOG.gpus.values() for device in gpu.pci_ids}
     # pci.ids of 2026-08-22

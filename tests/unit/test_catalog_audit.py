@@ -77,7 +77,7 @@ def _m25(catalog: Catalog) -> Iterator[Row]:
     one = catalog.models["MiniMax-M2.5"]["fp8"]
     yield from compare_config(one, M25, "config.json")
     yield from compare_files(one, SIZES, "files")
-    yield compare_licence(one, "modified-mit", "README.md")
+    yield compare_licence(one, "modified-mit", "README.md", catalog.licences)
 
 
 def _wrong(rows: Iterable[Row]) -> set[str]:

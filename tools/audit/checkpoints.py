@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.catalog import Checkpoint, Figure
+from minimax_metal.catalog import Checkpoint, Figure, packaged_catalog
+from minimax_metal.catalog.schema import Licence
 from minimax_metal.errors import UserError
 from tools.audit.rows import MOST_BYTES, Row, as_object, compared, read_object, read_text, skipped
 
@@ -108,19 +109,25 @@ def compare_files(one: Checkpoint, sizes: Mapping[str, int], against: str) -> It
     yield compared(where, "files", one.files.value, len(sizes), against)
 
 
-def compare_licence(one: Checkpoint, said: str | None, against: str) -> Row:
-    """The licence that the repository names."""
+def compare_licence(
+    one: Checkpoint, said: str | None, against: str, licences: Mapping[str, Licence] | None = None
+) -> Row:
+    """The licence that the repository names, by a name that its cards are known to have for it."""
     where = f"{one.name} {one.format}"
     if not said:
         return skipped(where, "licence", "the repository names none", against)
-    return compared(where, "licence", one.licence, said, against, same=_plain(one.licence) == _plain(said))
+    known = (packaged_catalog().licences if licences is None else licences).get(one.licence)
+    names = {_plain(name) for name in (one.licence, *(known.cards if known else ()))}
+    return compared(where, "licence", one.licence, said, against, same=_plain(said) in names)
 
 
 def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.casefold())
 
 
-def from_directory(one: Checkpoint, root: Path) -> Iterator[Row]:
+def from_directory(
+    one: Checkpoint, root: Path, licences: Mapping[str, Licence] | None = None
+) -> Iterator[Row]:
     """Against a directory that holds the checkpoint, or only its small files."""
     config = read_object(root / "config.json", "a checkpoint's config.json")
     yield from compare_config(one, config, f"{root.name}/config.json")
@@ -139,7 +146,7 @@ def from_directory(one: Checkpoint, root: Path) -> Iterator[Row]:
         head = read_text(card, "a model card").split("\n---", 1)[0]
         named = dict(re.findall(r"^(license|license_name):\s*(\S+)", head, re.MULTILINE))
         said = named.get("license_name") or named.get("license")
-    yield compare_licence(one, said, f"{root.name}/README.md")
+    yield compare_licence(one, said, f"{root.name}/README.md", licences)
 
 
 def _ask(url: str, what: str) -> dict[str, Any]:
@@ -153,7 +160,7 @@ def _ask(url: str, what: str) -> dict[str, Any]:
     return as_object(text.decode("utf-8", "replace"), url, what)
 
 
-def from_hub(one: Checkpoint, hub: str) -> Iterator[Row]:
+def from_hub(one: Checkpoint, hub: str, licences: Mapping[str, Licence] | None = None) -> Iterator[Row]:
     """Against a hub's configuration, listing and licence, at the catalogue's revision."""
     repository, revision = one.repositories["huggingface"], one.revision or "main"
     base = hub.rstrip("/")
@@ -167,7 +174,8 @@ def from_hub(one: Checkpoint, hub: str) -> Iterator[Row]:
     yield from compare_files(one, sizes, f"listing of {repository}")
     card = listing.get("cardData")
     card = card if isinstance(card, dict) else {}
-    yield compare_licence(one, card.get("license_name") or card.get("license"), f"card of {repository}")
+    said = card.get("license_name") or card.get("license")
+    yield compare_licence(one, said, f"card of {repository}", licences)
 
 
 def on_modelscope(one: Checkpoint, hub: str) -> Row:

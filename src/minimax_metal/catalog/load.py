@@ -26,6 +26,7 @@ FILES = (
     "platforms.yml",
     "mirrors.yml",
     "faults.yml",
+    "licences.yml",
     "vendors.yml",
     "profiles.yml",
 )
@@ -178,6 +179,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "platforms", "slug")
     _named(document, "faults", "name")
     _named(document, "vendors", "name")
+    _named(document, "licences", "name")
     document["lock_sha256"] = _locks() | _own_locks(document["engines"] | document["gateways"])
     from minimax_metal.catalog.validate import validated
 

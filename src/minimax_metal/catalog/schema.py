@@ -454,6 +454,19 @@ class Vendor(Entry):
 
 
 @entry
+class Licence(Entry):
+    """A licence of weights: what it restricts, in a few words; its own text decides."""
+
+    name: str
+    title: Annotated[str, NOT_EMPTY]
+    restricts: str | None = None
+    """None where it restricts nothing that a plan has to say."""
+    cards: tuple[str, ...] = ()
+    """Names that model cards on a hub have for it, beside ``name``."""
+    source: Annotated[str, NOT_EMPTY]
+
+
+@entry
 class FaultPlace(Entry):
     """Where a fault shows; every condition that is given must hold."""
 
@@ -502,5 +515,7 @@ class Catalog(Entry):
     """Name to what ``metal_profile: fast`` takes."""
     vendors: dict[str, Vendor] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
+    licences: dict[str, Licence] = field(default_factory=dict)
+    """Name as checkpoints have it to the licence."""
     lock_sha256: dict[str, str]
     """Lock file name to the sha256 of its bytes."""

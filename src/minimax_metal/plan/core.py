@@ -89,7 +89,9 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         name_alternative(settings, checkpoint, board, release, catalog, found)
     if release and board:
         check_cubins(settings, release, board, found)
-    model = model_plan(settings, checkpoint, found) if checkpoint else None
+    model = None
+    if checkpoint:
+        model = model_plan(settings, checkpoint, catalog.licences.get(checkpoint.licence), found)
     engine = engine_plan(settings, release, platform, catalog, mirrors, found) if release else None
     toolkit = find_cuda(settings, release, platform, catalog, found) if release else None
     driver: DriverPlan | None = None

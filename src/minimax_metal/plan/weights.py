@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from minimax_metal.catalog import Catalog, Checkpoint
+from minimax_metal.catalog.schema import Licence
 from minimax_metal.plan.findings import Findings, near
 from minimax_metal.plan.mirrors import bundle_url
 from minimax_metal.plan.model import ModelPlan, WeightsPlan, WeightsSource
@@ -43,8 +44,10 @@ def instance_name(settings: Settings, model: ModelPlan) -> str:
     return settings.instance or model.name.casefold()
 
 
-def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> ModelPlan:
-    """The model's part of the plan."""
+def model_plan(
+    settings: Settings, checkpoint: Checkpoint, licence: Licence | None, found: Findings
+) -> ModelPlan:
+    """The model's part of the plan; a licence that restricts something is said."""
     revision = settings.model_revision or checkpoint.revision
     if revision is None:
         found.warn(
@@ -55,6 +58,12 @@ def model_plan(settings: Settings, checkpoint: Checkpoint, found: Findings) -> M
         revision = "main"
     for code, message in checkpoint.warnings.items():
         found.warn(code, message)
+    if licence and licence.restricts:
+        found.warn(
+            "licence",
+            f"{checkpoint.name} {checkpoint.format} is under the {licence.title}: {licence.restricts} "
+            f"({licence.source}); read it in {checkpoint.repositories['huggingface']}",
+        )
     repository = checkpoint.repositories["huggingface"]
     return ModelPlan(
         name=checkpoint.name,
