@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimax_metal.common.nftables import state
-from minimax_metal.plan.firewall import decide
+from minimax_metal.plan.firewall import client_addresses, decide
 
 
 def metal_firewall(
@@ -28,12 +28,21 @@ def metal_firewall_addresses(variables: Mapping[str, Any]) -> dict[str, Any]:
     return {name: variables[name] for name in names if name in variables}
 
 
+def metal_client_addresses(
+    groups: Mapping[str, Sequence[str]], hosts: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return the addresses of gateways and monitoring hosts; ``hosts``: the variables of all hosts."""
+    names = [name for group in ("gateway_hosts", "monitoring_hosts") for name in groups.get(group) or ()]
+    return client_addresses({name: metal_firewall_addresses(hosts[name]) for name in dict.fromkeys(names)})
+
+
 class FilterModule:
     """The filters of the firewall."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
         return {
+            "metal_client_addresses": metal_client_addresses,
             "metal_firewall": metal_firewall,
             "metal_firewall_addresses": metal_firewall_addresses,
             "metal_firewall_state": state,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from minimax_metal.plan.firewall import ROUTER_ID, SHARE_PORT, decide
+from minimax_metal.plan.firewall import ROUTER_ID, SHARE_PORT, client_addresses, decide
 from tests.support.templates import REPOSITORY
 
 GROUPS = {
@@ -128,6 +132,62 @@ def test_a_host_without_an_address_is_named(address: str) -> None:
     assert "metal_fleet_networks" in made["problem"]
     hosts["gpu01"]["metal_fleet_networks"] = ["10.0.0.0/24"]
     assert decide("gpu01", GROUPS, hosts, None, lambda name: NAMES.get(name, []))["problem"] is None
+
+
+def test_engines_know_gateways_by_every_address_of_the_inventory() -> None:
+    known = {"gw01": ["192.0.2.1", "2001:db8::1"], "gw04": ["127.0.1.1"], "data": ["10.9.0.3"]}
+    hosts: dict[str, dict[str, Any]] = {
+        "gw01": {},
+        "gw02": {"ansible_host": "192.0.2.2"},
+        "gw03": {"ansible_host": "[2001:db8::3]", "metal_address": "data"},
+        "gw04": {},  # as Debian's /etc/hosts has a host's own name
+        "gw05": {},  # unknown: the firewall's decision refuses it
+        "prom": {"ansible_host": "192.0.2.2"},
+    }
+    found = client_addresses(hosts, lambda name: known.get(name, []))
+    assert found == ["192.0.2.1", "2001:db8::1", "192.0.2.2", "10.9.0.3", "2001:db8::3"]
+
+
+def test_the_plan_of_a_host_gets_them_from_the_inventory(tmp_path: Path) -> None:
+    """By the words of playbooks/tasks/plan.yml itself, in Ansible."""
+    tasks = yaml.safe_load((REPOSITORY / "playbooks/tasks/plan.yml").read_text())
+    words = tasks[1]["block"][0]["vars"]
+    play = {
+        "hosts": "gpu_hosts",
+        "gather_facts": False,
+        "tasks": [
+            {
+                "name": "What is known",
+                "ansible.builtin.copy": {
+                    "content": "{{ __metal_address | combine(__metal_clients, {}) | to_json }}",
+                    "dest": "{{ place }}/{{ inventory_hostname }}",
+                    "mode": "0644",
+                },
+                "vars": {name: words[name] for name in ("__metal_address", "__metal_clients")},
+            }
+        ],
+    }
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = {
+        "gpu_hosts": {
+            "hosts": {"gpu01": {"metal_allowed_cidrs": ["10.0.0.0/8"]}, "gpu02": {}},
+            "vars": local,
+        },
+        "gateway_hosts": {"hosts": {"gw01": {"ansible_host": "192.0.2.1", "metal_address": "{{ data }}"}}},
+        "monitoring_hosts": {"hosts": {"prom": {"ansible_host": "192.0.2.9"}}},
+        "all": {"vars": {"data": "10.9.0.1", "place": str(tmp_path)}},
+    }
+    (tmp_path / "hosts.json").write_text(json.dumps(inventory))
+    (tmp_path / "play.yml").write_text(json.dumps([play]))
+    program = Path(sys.executable).with_name("ansible-playbook")
+    done = subprocess.run(
+        [program, "-i", tmp_path / "hosts.json", tmp_path / "play.yml"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {name: json.loads((tmp_path / name).read_text()) for name in ("gpu01", "gpu02")}
+    assert found["gpu01"]["metal_gateway_addresses"] == ["10.9.0.1", "192.0.2.1", "192.0.2.9"]
+    assert "metal_gateway_addresses" not in found["gpu02"]
 
 
 def test_defaults_are_those_of_the_roles() -> None:

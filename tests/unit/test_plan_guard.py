@@ -112,6 +112,19 @@ def test_with_known_clients_nothing_else_is_reached() -> None:
     assert plan(**named)["service"]["ip_allow"] == ["localhost", "10.20.0.6", "10.20.0.7", "10.9.0.0/16"]
 
 
+def test_gateways_outside_the_clients_networks_are_reached() -> None:
+    named = {"allowed_cidrs": ["10.20.0.0/16"], "gateway_addresses": ["192.0.2.7", "2001:db8:7::1"]}
+    found = plan({"address": "10.20.0.5"}, **named)
+    allowed = ["localhost", "10.20.0.5", "10.20.0.0/16", "192.0.2.7", "2001:db8:7::1"]
+    assert found["service"]["ip_allow"] == allowed
+    assert found["firewall"]["ipv4"] == ["10.20.0.0/16"], (
+        "the firewall's own decision has them by the inventory"
+    )
+    assert plan(listen_address="127.0.0.1", **named)["service"]["ip_allow"] == ["localhost"]
+    assert plan({"address": "10.20.0.5"}, gateway_addresses=["192.0.2.7"])["service"]["ip_allow"] == []
+    assert codes(plan(**named | {"gateway_addresses": ["gw01"]})) == ["cidr"]
+
+
 def test_with_clients_or_media_anywhere_credentials_of_clouds_stay_out_of_reach() -> None:
     everywhere: list[dict[str, Any]] = [
         {},

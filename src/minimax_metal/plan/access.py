@@ -176,6 +176,7 @@ def firewall_plan(
     networks: Mapping[int, list[str]] = {4: [], 6: []}
     given = [("metal_allowed_cidrs", text) for text in settings.allowed_cidrs]
     given += [("metal_fleet_networks", text) for text in settings.fleet_networks]
+    given += [("metal_gateway_addresses", text) for text in settings.gateway_addresses]
     for name, text in given:
         try:
             network = ipaddress.ip_network(text)
@@ -187,7 +188,9 @@ def firewall_plan(
                 _nearest_network(text),
             )
             continue
-        networks[network.version].append(str(network))
+        # The firewall's own decision knows hosts of the fleet; this one is for the engine's unit.
+        if name != "metal_gateway_addresses":
+            networks[network.version].append(str(network))
     if not settings.allowed_cidrs:
         return None
     ports = [service.port for service in services] or [settings.port]

@@ -96,6 +96,25 @@ def decide(
         return {"rules": [], "problem": str(error)}
 
 
+def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver | None = None) -> list[str]:
+    """Where connections of gateways and monitoring hosts to an engine come from, for the engine's unit.
+
+    A host with an address for data and one for management may use either. A name that is not known has none:
+    the firewall's own decision refuses that.
+
+    Args:
+        hosts: by name, the variables that tell their addresses.
+        resolver: name to addresses.
+    """
+    found: list[str] = []
+    for name, variables in hosts.items():
+        reached = variables.get("ansible_host") or name
+        for written in dict.fromkeys((variables.get("metal_address") or reached, reached)):
+            networks = _addresses(name, {"metal_address": written}, resolver or resolve, known=True)
+            found += [str(network.network_address) for network in networks]
+    return list(dict.fromkeys(found))
+
+
 def _rules(
     me: str,
     groups: Mapping[str, Sequence[str]],

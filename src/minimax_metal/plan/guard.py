@@ -132,9 +132,10 @@ def _without_plugins(
 def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinement:
     """What a unit may reach and take.
 
-    Where the clients' networks are known (``metal_allowed_cidrs``, or a loopback address), nothing but these
-    and the host itself is reached; ranks then meet on the loopback interface, which any host has. Otherwise
-    clients may be anywhere: what is link-local, and what clouds hand credentials out at, is kept away.
+    Where the clients' networks are known (``metal_allowed_cidrs``, or a loopback address), nothing but these,
+    the fleet's gateways and monitoring hosts and the host itself is reached; ranks then meet on the loopback
+    interface, which any host has. Otherwise clients may be anywhere: what is link-local, and what clouds hand
+    credentials out at, is kept away.
     Allowed media domains may be anywhere too.
 
     A unit may take the host's memory less a tenth of it (4 GiB at least, 32 GiB at most), shared among its
@@ -150,9 +151,8 @@ def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinem
     known = local or (settings.allowed_cidrs and own)
     if not known or settings.allowed_media_domains:
         return Confinement((), METADATA, memory, {})
-    networks = (
-        () if local else tuple(filter(_is_network, (*settings.allowed_cidrs, *settings.fleet_networks)))
-    )
+    named = (*settings.allowed_cidrs, *settings.fleet_networks, *settings.gateway_addresses)
+    networks = () if local else tuple(filter(_is_network, named))
     return Confinement(
         ip_allow=("localhost", *dict.fromkeys((*own, *networks))),
         ip_deny=("any",),

@@ -108,6 +108,12 @@ SETTINGS: tuple[Setting, ...] = (
         "Networks that hosts of the fleet connect from, beside their addresses in the inventory.",
     ),
     Setting(
+        "metal_gateway_addresses",
+        "list",
+        (),
+        "Addresses of gateways and monitoring hosts for the engine's unit; by default the inventory's.",
+    ),
+    Setting(
         "metal_allowed_media_domains",
         "list",
         (),
@@ -320,6 +326,7 @@ class Settings:
     tls_name: str | None = None
     allowed_cidrs: tuple[str, ...] = ()
     fleet_networks: tuple[str, ...] = ()
+    gateway_addresses: tuple[str, ...] = ()
     allowed_media_domains: tuple[str, ...] = ()
     max_request_mib: int = 64
     request_seconds: int = 60
