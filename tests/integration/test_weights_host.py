@@ -118,6 +118,28 @@ def test_a_second_run_changes_nothing(lab: Lab, tmp_path: Path) -> None:
     assert requests(lab)[skip:] == [], "nobody asks the hub for what is settled"
 
 
+def test_what_an_older_version_gave_to_the_engine_is_the_pulls_and_stays(lab: Lab, tmp_path: Path) -> None:
+    """One user did all once: commit 1e81a2b gave these directories to ``sglang``, seen on a lab host."""
+    files = f"find {MODEL} -type f -printf '%i %s %T@ %p\\n' | sort"
+    places = "/srv/models /var/lib/minimax-metal-weights /var/cache/minimax-metal-weights"
+    lab.ssh(HOST, f"mkdir -p {places} && chown -R sglang:sglang {places}")
+    lab.ssh(
+        HOST, "mkdir /var/lib/minimax-metal-weights/kept && chown sglang: /var/lib/minimax-metal-weights/kept"
+    )
+    before, skip = lab.ssh(HOST, files), len(requests(lab))
+    run = play(lab, tmp_path, "model_weights")
+    assert run.returncode == 0, run.output
+    assert "The directories of the weights are root's and the pull's" in run.changed[HOST]
+    assert requests(lab)[skip:] == []
+    assert lab.ssh(HOST, files) == before, "a file was written anew"
+    assert lab.ssh(HOST, f"find {places} -user sglang -o -group sglang").strip() == ""
+    owners = lab.ssh(
+        HOST, f"stat -c %U /srv/models /srv/models/MiniMaxAI {MODEL} {MODEL}/main {places}"
+    ).split()
+    assert owners == ["root", "root", *["sglang-weights"] * 2, "root", *["sglang-weights"] * 2]
+    assert play(lab, tmp_path, "model_weights").changed == {}
+
+
 def test_what_is_there_is_adopted(lab: Lab, tmp_path: Path) -> None:
     # Root's own: a copy that kept the service as its owner could not be read below /root, which is said then.
     copy = f"mkdir -p /root/mine && cp -a --no-preserve=ownership {MODEL}/main/. /root/mine"
