@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, Final
 
-from requests import certs
+import certifi
 
 from minimax_metal.artefacts.errors import SourceError
 from minimax_metal.artefacts.listings import Listing
@@ -133,7 +133,7 @@ def _certificates() -> Iterator[str | None]:
     They may be below a directory that only root enters, such as root's own home: an open file is read by its
     descriptor.
     """
-    path = next((found for name in _CERTIFICATES if (found := os.environ.get(name))), None) or certs.where()
+    path = next((found for name in _CERTIFICATES if (found := os.environ.get(name))), None) or certifi.where()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
