@@ -6,7 +6,10 @@ kill the reader finds what was there before or after, and the writer, run again,
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import dataclasses
+import functools
 import gzip
 import hashlib
 import io
@@ -14,27 +17,34 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.x509 import DNSName, SubjectAlternativeName
 
 from minimax_metal.acceptance import bundle
 from minimax_metal.acceptance.redaction import Redaction
 from minimax_metal.artefacts.manifest import Entry, Manifest
+from minimax_metal.artefacts.proof import HUB, Proof
 from minimax_metal.artefacts.publish import publish
-from minimax_metal.artefacts.request import Request
+from minimax_metal.artefacts.request import Request, Source
+from minimax_metal.artefacts.resolving import resolve
 from minimax_metal.artefacts.share.pieces import PieceFile
 from minimax_metal.artefacts.stock import System, remove
+from minimax_metal.artefacts.wishes import Kept, Wish, note_failure, recent_failure
 from minimax_metal.common import files
 from minimax_metal.errors import UserError
-from minimax_metal.fleet import journal, keys, lock
+from minimax_metal.fleet import authority, journal, keys, lock, rotation
 from minimax_metal.service import kernel_lines, kernels
 from minimax_metal.service.record import Records
+from minimax_metal.staging.bundle import store
 from tests.support.plugins import load_plugin
 
 FAILED = 3
@@ -46,6 +56,8 @@ AUDITED = {
     "os.truncate", "os.utime", "shutil.rmtree",
 }  # fmt: skip
 UNAUDITED = ("write", "fsync", "fchmod", "fchown")
+SLOW = ("sync",)
+"""Counted, and left out: of the whole machine, while a process that is killed loses nothing."""
 
 PLAN: dict[str, Any] = {"schema": 1, "host": "gpu01", "model": {"path": None}, "kernel_cache": {"key": "key"}}
 
@@ -57,6 +69,8 @@ class Writer:
     write: Callable[[Path], object]
     read: Callable[[Path], object]
     prepare: Callable[[Path], object] = lambda _: None
+    between: tuple[object, ...] = ()
+    """What may be found besides: states that are meant, and that a reader knows for what they are."""
 
 
 def text(path: Path) -> str | None:
@@ -196,6 +210,134 @@ def published(place: Path) -> object:
     return content
 
 
+@functools.cache
+def signing_key() -> tuple[Path, Path]:
+    """A key to sign bundles with, and the file of those who may."""
+    place = Path(tempfile.mkdtemp(prefix="metal-crash-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    key = place / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    return key, key.with_name("key.pub")
+
+
+def export_of(name: str, size: int) -> Callable[[Path], object]:
+    """An export of a small signed bundle, as ``metal bundle export`` makes one; a second one goes on."""
+
+    def export(place: Path) -> object:
+        directory = place / "bundle"
+        store.begin(directory)
+        files = [store.place(directory, f"pypi/files/{n}", name.encode() * size) for n in range(2)]
+        return store.finish(directory, {"wheels": []}, files, f"2026-{size:02}-01", signing_key()[0])
+
+    return export
+
+
+def bundle_in(folder: str) -> Callable[[Path], object]:
+    """A bundle that is read is signed, and every byte of it is there."""
+
+    def read(place: Path) -> object:
+        try:
+            found = store.read(place / folder, signing_key()[1])
+        except UserError as error:
+            assert "no bundle" in str(error) or "unfinished" in str(error)  # noqa: PT017 - no reader takes it
+            return None
+        assert found.signer
+        assert list(store.damaged(found)) == []
+        return found.created
+
+    return read
+
+
+def import_bundle(place: Path) -> None:
+    store.copy(store.read(place / "bundle", signing_key()[1]), place / "copy", lambda _: None, "signed")
+
+
+WISH = Wish("MiniMaxAI/M", "main", (Source("huggingface", "MiniMaxAI/M", "main"),))
+COMMITS = {"old": "a" * 40, "new": "b" * 40}
+
+
+def statement(name: str) -> Callable[[Path], object]:
+    """What the hub states of a model's files, asked and kept as a play has it."""
+    proof = Proof(
+        HUB, "https://huggingface.co", "controller", "2026-11-29T00:00:00Z",
+        (Entry("config.json", 3, "0" * 64, stated=True),), "MiniMaxAI/M", COMMITS[name],
+    )  # fmt: skip
+    wish = dataclasses.replace(WISH, again=True)
+    return lambda place: resolve(wish, place / "store", ask=lambda _: proof)
+
+
+def stated(place: Path) -> object:
+    found = Kept.read(place / "store", WISH)
+    return None if found is None else (found.proof.revision, [commit for _, commit in found.settled])
+
+
+def old_keys(place: Path) -> None:
+    for name in rotation.NAMES:
+        keys.kept(place / "secrets" / name)
+        (place / name).write_text(keys.kept(place / "secrets" / name))
+
+
+def rotated(*verbs: str) -> Callable[[Path], object]:
+    """Steps of a change of keys, each with what ends it."""
+
+    def run(place: Path) -> None:
+        for verb in verbs:
+            if verb == "arrived":
+                rotation.arrived(place / "secrets")
+            else:
+                rotation.step(place / "secrets", verb)
+
+    return run
+
+
+def in_steps(*verbs: str) -> Callable[[Path], object]:
+    def prepare(place: Path) -> None:
+        old_keys(place)
+        rotated(*verbs)(place)
+
+    return prepare
+
+
+def valid_keys(place: Path) -> object:
+    """Which keys hosts are given now, as old and new ones; the key in use is always one that they take."""
+    found = []
+    for name in rotation.NAMES:
+        path, old = place / "secrets" / name, (place / name).read_text()
+        found.append(["old" if one == old else "new" for one in rotation.accepted(path, keep=False)])
+        assert keys.kept(path, keep=False) in rotation.accepted(path, keep=False)
+    assert found[0] == found[1] == found[2], "keys of one change are at one place"
+    return found[0]
+
+
+def certify(*names: str) -> Callable[[Path], object]:
+    return lambda place: authority.issued(place / "tls", "gpu01", names)
+
+
+def certified(place: Path) -> object:
+    """The authority of clients never changes; a host's certificate has its key beside it, at every moment."""
+    tls = place / "tls"
+    if not (tls / "ca.crt").exists():
+        return None
+    ca = authority._load(tls / "ca.crt", tls / "ca.key")
+    assert ca is not None
+    known = place / "known.crt"
+    if known.exists():
+        assert known.read_bytes() == (tls / "ca.crt").read_bytes()
+    if not (tls / "host-gpu01.crt").exists():
+        return "an authority"
+    pair = authority._load(tls / "host-gpu01.crt", tls / "host-gpu01.key")
+    assert pair is not None
+    pair[0].verify_directly_issued_by(ca[0])
+    return (
+        pair[0].extensions.get_extension_for_class(SubjectAlternativeName).value.get_values_for_type(DNSName)
+    )
+
+
+def known_authority(place: Path) -> None:
+    certify("gpu01")(place)
+    shutil.copy(place / "tls" / "ca.crt", place / "known.crt")
+
+
 HOLDER = {"run": "r", "user": "u", "controller": "c", "time": "t", "command": "site", "pid": 1}
 
 WRITERS: dict[str, Writer] = {
@@ -260,6 +402,33 @@ WRITERS: dict[str, Writer] = {
         lambda place: lock.take(HOLDER, place / "lock.json"),
         lambda place: (found := lock.read(place / "lock.json")) and found["run"],
     ),
+    "a signed bundle": Writer(export_of("new", 2), bundle_in("bundle")),
+    "a signed bundle in another's place": Writer(
+        # While it is made there is none: nobody takes the directory for one.
+        export_of("new", 2),
+        bundle_in("bundle"),
+        export_of("old", 1),
+        between=(None,),
+    ),
+    "the copy of a signed bundle": Writer(import_bundle, bundle_in("copy"), export_of("new", 2)),
+    "a statement of a model's files": Writer(statement("new"), stated),
+    "another statement": Writer(statement("new"), stated, statement("old")),
+    "a note that nobody could say": Writer(
+        lambda place: note_failure(place, WISH, ["no way"], 1), lambda place: recent_failure(place, WISH)
+    ),
+    "new keys beside the old": Writer(rotated("start"), valid_keys, old_keys),
+    "new keys in use": Writer(rotated("start"), valid_keys, in_steps("start", "arrived")),
+    "old keys gone": Writer(rotated("finish"), valid_keys, in_steps("start", "arrived", "start", "arrived")),
+    "the end of a change of keys": Writer(
+        rotated("arrived"),
+        lambda place: (valid_keys(place), rotation.read(place / "secrets") is None),
+        in_steps("start", "arrived", "start", "arrived", "finish"),
+    ),
+    "keys taken back": Writer(
+        rotated("take-back"), valid_keys, in_steps("start", "arrived", "start", "arrived")
+    ),
+    "an authority": Writer(certify("gpu01"), certified, between=("an authority",)),
+    "another certificate": Writer(certify("gpu01", "llm.example"), certified, known_authority),
     "the kernel's lines": Writer(lines_of, lambda place: kernel_lines.read(0, place / "kernel-lines")),
 }
 
@@ -301,6 +470,8 @@ def killed_before(number: int, work: Callable[[], object]) -> bool:
     try:
         for name in UNAUDITED:
             setattr(os, name, counted(getattr(os, name)))
+        for name in SLOW:
+            setattr(os, name, step)
         sys.addaudithook(hook)
         work()
         code = 0
@@ -325,7 +496,7 @@ def test_a_kill_leaves_the_old_or_the_new(tmp_path: Path, name: str) -> None:
         place.mkdir()
         writer.prepare(place)
         ended = killed_before(number, lambda: writer.write(place))  # noqa: B023 - called at once
-        assert writer.read(place) in (before, after), f"killed before operation {number}"
+        assert writer.read(place) in (before, after, *writer.between), f"killed before operation {number}"
         if ended:
             assert number > 2, "nothing was counted"
             break

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from minimax_metal.common.files import read_bounded, write_atomic
+from minimax_metal.common.files import read_bounded, sync_directory, write_atomic
 from minimax_metal.errors import UserError
 
 CA_DAYS: Final = 3650
@@ -97,12 +97,11 @@ def issued(directory: Path, host: str, names: Sequence[str], *, keep: bool = Tru
             kept = _kept_host(place, key_place, ca, wanted, moment)
             if kept is None:
                 key = ec.generate_private_key(ec.SECP256R1())
-                made = _sign(key.public_key(), host, wanted, ca_key, ca, moment)
+                kept = _sign(key.public_key(), host, wanted, ca_key, ca, moment), key
                 if keep:
-                    # A certificate counts with its own key only: after a crash between, both are made anew.
-                    _write(key_place, _private(key))
-                    _write(place, _public(made))
-                kept = made, key
+                    _write_pair(place, key_place, *kept)
+            elif keep:
+                _settle(key_place)
     except OSError as error:
         raise UserError(
             f"found {error.filename or directory}: {error.strerror or error}; expected the fleet's "
@@ -133,13 +132,17 @@ def _authority(
     directory: Path, now: datetime.datetime, *, keep: bool
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key_place, place = directory / "ca.key", directory / "ca.crt"
+    # A key that waits and has no certificate is nobody's: a crash came before anybody saw either.
     if not key_place.exists() and not place.exists():
         key = ec.generate_private_key(ec.SECP384R1())
         certificate = _make_ca(key, now)
         if keep:
-            _write(key_place, _private(key))
-            _write(place, _public(certificate))
+            _write_pair(place, key_place, certificate, key)
         return key, certificate
+    if keep:
+        _settle(key_place)
+    elif _load_one(place, _waiting(key_place)) is not None:
+        key_place = _waiting(key_place)
     anew = (
         f"bring both files back from a copy, or remove {directory} and run site.yml: clients then need "
         "the new ca.crt"
@@ -162,12 +165,44 @@ def _authority(
     return key, ca
 
 
+def _write_pair(
+    place: Path, key_place: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
+) -> None:
+    """Replace a certificate and its key; killed at any moment, the certificate there has its key beside it.
+
+    The key waits under another name until its certificate is there.
+    """
+    _write(_waiting(key_place), _private(key))
+    _write(place, _public(certificate))
+    _settle(key_place)
+
+
+def _waiting(key_place: Path) -> Path:
+    return key_place.with_name(f".{key_place.name}.new")
+
+
+def _settle(key_place: Path) -> None:
+    """Give a key that waits its name, where its certificate is there; take it away where it is not."""
+    waiting = _waiting(key_place)
+    if not waiting.exists():
+        return
+    if _load_one(key_place.with_suffix(".crt"), waiting) is None:
+        waiting.unlink()
+    else:
+        waiting.replace(key_place)
+    sync_directory(key_place.parent)
+
+
 def _load(place: Path, key_place: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    """Return certificate and key; none where either is not one, or they don't belong together."""
+    """Return certificate and key, which may wait yet; none where they are not, or don't belong together."""
+    return _load_one(place, key_place) or _load_one(place, _waiting(key_place))
+
+
+def _load_one(place: Path, key_place: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
     try:
         certificate = x509.load_pem_x509_certificate(read_bounded(place, LARGEST))
         key = serialization.load_pem_private_key(read_bounded(key_place, LARGEST), None)
-    except (ValueError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
         return None
@@ -181,7 +216,7 @@ def _kept_host(
     wanted: Sequence[x509.GeneralName],
     now: datetime.datetime,
 ) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    if not place.exists() or not key_place.exists() or key_place.stat().st_mode & 0o077:
+    if any(one.exists() and one.stat().st_mode & 0o077 for one in (key_place, _waiting(key_place))):
         return None
     loaded = _load(place, key_place)
     if loaded is None:
