@@ -154,3 +154,15 @@ def test_a_host_that_serves_elsewhere_now_is_named_anew(
     assert metal(path, *words) == 0
     assert capsys.readouterr().out.endswith(": unchanged\n")
     assert metal(path, "workers", "--host", "gpu01", "--worker", "http://gpu02:8000") == 2
+
+
+def test_a_host_that_had_to_prove_itself_has_to_at_its_new_ports(tmp_path: Path) -> None:
+    workers = [
+        {"url": "http://gpu01:8000", "host": "gpu01", "proves": True},
+        {"url": "http://gpu02:8000", "host": "gpu02"},
+    ]
+    path = configure(tmp_path, workers=workers)
+    for host in ("gpu01", "gpu02"):
+        assert metal(path, "workers", "--host", host, "--worker", f"http://{host}:9000") == 0
+    found = {worker.url: worker.proves for worker in read_configuration(path).workers}
+    assert found == {"http://gpu01:9000": True, "http://gpu02:9000": False}

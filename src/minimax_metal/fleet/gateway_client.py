@@ -1,20 +1,18 @@
 """What is asked over HTTP: the gateway about its workers, and a worker about its requests in flight.
 
-Standard library only. Proxies of the environment are passed by: both are this fleet's own addresses.
+Standard library only. No proxy, no redirect: both are this fleet's own addresses.
 """
 
 from __future__ import annotations
 
-import http.client
 import ssl
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.metrics import MOST, samples
+from minimax_metal.common.web import fetch
 from minimax_metal.errors import UserError
 
 ASK_SECONDS: Final = 10.0
@@ -41,12 +39,9 @@ class Web:
     def __init__(self, key: str | None, ca_file: Path | None) -> None:
         self.key = key
         try:
-            context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+            self.context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         except OSError as error:
             raise UserError(f"{ca_file}: no certificate to check with: {error}; put the file right") from None
-        self.opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
 
     def get(self, url: str, seconds: float = ASK_SECONDS) -> tuple[int, bytes]:
         """Return status and body of a GET.
@@ -54,21 +49,8 @@ class Web:
         Raises:
             OSError: nothing answered, or not in time; ``ConnectionRefusedError`` where nobody listens.
         """
-        request = urllib.request.Request(url)  # noqa: S310  # http or https, by worker_url
-        if self.key:
-            request.add_unredirected_header("Authorization", f"Bearer {self.key}")
-        try:
-            with self.opener.open(request, timeout=seconds) as answer:
-                return answer.status, answer.read(MOST_BYTES)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read(MOST_BYTES)
-        except urllib.error.URLError as error:
-            if isinstance(error.reason, OSError):
-                raise error.reason from None
-            raise OSError(str(error.reason)) from None
-        except http.client.HTTPException as error:
-            raise OSError(f"{type(error).__name__}: {error}") from None
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return fetch(url, seconds=seconds, limit=MOST_BYTES, headers=headers, context=self.context)
 
 
 class Gateway:

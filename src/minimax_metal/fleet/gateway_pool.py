@@ -106,8 +106,11 @@ def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
     """
     raw = _read_json(path, "the gateway's configuration")
     read_configuration(path)
-    wanted = [{"url": worker_url(url), "host": host} for url in dict.fromkeys(urls)]
     before: list[Any] = raw["workers"]
+    # Who had to prove to be the engine has to at its new ports as well: there, too, somebody else may listen.
+    proves = any(one.get("proves") is True for one in before if str(one["host"]) == host)
+    kept = {"proves": True} if proves else {}
+    wanted = [{"url": worker_url(url), "host": host, **kept} for url in dict.fromkeys(urls)]
     place = next((at for at, one in enumerate(before) if str(one["host"]) == host), len(before))
     others = [one for one in before if str(one["host"]) != host]
     for one in others:

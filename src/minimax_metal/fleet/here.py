@@ -24,7 +24,7 @@ from minimax_metal.common import nftables
 from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.program import run as run_program
-from minimax_metal.service.health import ask, opener_for, parse_figures
+from minimax_metal.service.health import ask, parse_figures
 from minimax_metal.service.record import DIRECTORY, Records
 
 SCHEMA: Final = 1
@@ -136,7 +136,7 @@ def _memory_total() -> int:
 
 def load_of(url: str, timeout: float = FIGURES_SECONDS) -> dict[str, Any]:
     """Return requests that run and wait, as the engine's figures say; both None where it shows none."""
-    code, text = ask(opener_for(url), urljoin(url, "/metrics"), timeout)
+    code, text = ask(urljoin(url, "/metrics"), timeout)
     figures = parse_figures(text) if code == "200" else None
     return {
         "answers": code.isdigit(),

@@ -143,10 +143,10 @@ def engine_takes(url: str, address: str, keys: Accepted) -> str:
     """What keeps an engine from taking exactly these keys; empty where it does."""
     from urllib.parse import urljoin
 
-    from minimax_metal.service.health import ask, opener_for
+    from minimax_metal.service.health import ask
 
     nonce = secrets.token_hex(32)
-    status, text = ask(opener_for(url), f"{urljoin(url, PATH)}?nonce={nonce}", ASK_SECONDS)
+    status, text = ask(f"{urljoin(url, PATH)}?nonce={nonce}", ASK_SECONDS)
     if status != "200":
         return f"found {status} at {PATH}, expected the guard's answer"
     try:

@@ -19,13 +19,10 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import http.client
 import json
 import sys
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,11 +30,14 @@ from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.metrics import MOST, samples
+from minimax_metal.common.web import fetch
 from minimax_metal.errors import UserError
-from minimax_metal.service.health import ask, opener_for
+from minimax_metal.service.health import ask, context_for
 
 PAUSE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 20.0
+ANSWER_BYTES: Final = 8 << 20
+"""Of the answer to a trial request at most."""
 LEAVE_SECONDS: Final = 0.05
 """Latencies that differ by less than this are the same: a mean over few requests is no better than that."""
 FEW_FAILURES: Final = 2
@@ -170,7 +170,7 @@ def worse(
 
 def scrape(url: str) -> Figures | None:
     """Return the figures of an endpoint now; None where it does not answer with any."""
-    status, text = ask(opener_for(url), urllib.parse.urljoin(url, "/metrics"), TIMEOUT_SECONDS)
+    status, text = ask(urllib.parse.urljoin(url, "/metrics"), TIMEOUT_SECONDS)
     return parse(text) if status == "200" else None
 
 
@@ -228,7 +228,7 @@ def trial(url: str, arguments: argparse.Namespace) -> str:
     """
     key = arguments.api_key_file.read_text(encoding="utf-8").strip() if arguments.api_key_file else ""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    opener = opener_for(url)
+    context = context_for(url)
 
     def one(number: int) -> str:
         body = {
@@ -236,16 +236,19 @@ def trial(url: str, arguments: argparse.Namespace) -> str:
             "messages": [{"role": "user", "content": f"Count to {number + 3}."}],
             "max_tokens": arguments.tokens,
         }
-        request = urllib.request.Request(  # noqa: S310 - the plan's own URL of this host
-            urllib.parse.urljoin(url, "/v1/chat/completions"), json.dumps(body).encode(), headers
-        )
         try:
-            with opener.open(request, timeout=arguments.timeout) as answer:
-                json.load(answer)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return f"HTTP {error.code}"
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            status, content = fetch(
+                urllib.parse.urljoin(url, "/v1/chat/completions"),
+                seconds=arguments.timeout,
+                limit=ANSWER_BYTES,
+                headers=headers,
+                body=json.dumps(body).encode(),
+                context=context,
+            )
+            if status != 200:
+                return f"HTTP {status}"
+            read_json(content)
+        except (OSError, ValueError) as error:
             return type(error).__name__
         return ""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from minimax_metal.engine_plugin.minimax_metal_engine.identity import PATH, Identity, proven
-from minimax_metal.service.health import ask, opener_for
+from minimax_metal.service.health import ask
 
 ASK_SECONDS: Final = 5.0
 MISSING_SECONDS: Final = 15.0
@@ -54,7 +54,7 @@ class GuardProbe:
             return False
         self.asked = now
         nonce = secrets.token_hex(32)
-        status, text = ask(opener_for(self.url), f"{self.url}?nonce={nonce}", ASK_SECONDS)
+        status, text = ask(f"{self.url}?nonce={nonce}", ASK_SECONDS)
         if status == "200" and proven(text, self.own, nonce):
             self.own, self.note = None, ""
             return True

@@ -9,18 +9,16 @@ and of one that has had work and shown no progress for a long time.
 
 from __future__ import annotations
 
-import http.client
 import ssl
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from minimax_metal.common.metrics import samples
+from minimax_metal.common.web import fetch
 
 PROBE_PAUSE_SECONDS: Final = 1.0
 """Between two questions to the health URL while the engine starts."""
@@ -46,42 +44,31 @@ MOVING: Final = (
 """Figures of which one changes when the engine gets on: also while a long prompt is read in pieces."""
 
 
-def opener_for(url: str) -> urllib.request.OpenerDirector:
-    """What asks the engine: no proxy, and its certificate is not verified, since it is this host's own."""
-    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if url.startswith("https:"):
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        handlers.append(urllib.request.HTTPSHandler(context=context))
-    return urllib.request.build_opener(*handlers)
+def context_for(url: str) -> ssl.SSLContext | None:
+    """For TLS to the engine: its certificate is not verified, since it is this host's own."""
+    if not url.startswith("https:"):
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
-def ask(opener: urllib.request.OpenerDirector, url: str, timeout: float) -> tuple[str, str]:
-    """The status of one call in a few words (``200``, ``port closed``, ``no answer``), and the body.
+def ask(url: str, timeout: float, context: ssl.SSLContext | None = None) -> tuple[str, str]:
+    """The status of one call in a few words (``200``, ``port closed``, ``no answer``), and the body of a 200.
 
     The body is cut at :data:`BODY_BYTES`, and what comes drop by drop ends with ``timeout``. Whatever
     a server answers, nothing is raised.
     """
-    deadline = time.monotonic() + timeout
     try:
-        with opener.open(url, timeout=timeout) as response:
-            body = bytearray()
-            while len(body) < BODY_BYTES and (block := response.read1(1 << 16)):
-                body += block
-                if time.monotonic() > deadline:
-                    return "no answer", ""
-            return str(response.status), body.decode("utf-8", "replace")
-    except urllib.error.HTTPError as error:
-        error.close()
-        return str(error.code), ""
+        status, body = fetch(url, seconds=timeout, limit=BODY_BYTES, context=context or context_for(url))
+    except ConnectionRefusedError:
+        return "port closed", ""
     except TimeoutError:
         return "no answer", ""
-    except (OSError, http.client.HTTPException, ValueError, LookupError, ArithmeticError) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ConnectionRefusedError):
-            return "port closed", ""
-        return ("no answer" if isinstance(reason, TimeoutError) else type(reason).__name__), ""
+    except OSError as error:
+        return type(error).__name__, ""
+    return str(status), body.decode("utf-8", "replace") if 200 <= status < 300 else ""
 
 
 class HealthProbe(threading.Thread):
@@ -94,12 +81,12 @@ class HealthProbe(threading.Thread):
         self.ready = threading.Event()
         self.halted = threading.Event()
         self.last = "not asked yet"
-        self.opener = opener_for(url)
+        self.context = context_for(url)
 
     def run(self) -> None:
         """Ask until ready or halted."""
         while not self.halted.is_set():
-            self.last, _ = ask(self.opener, self.url, PROBE_TIMEOUT_SECONDS)
+            self.last, _ = ask(self.url, PROBE_TIMEOUT_SECONDS, self.context)
             if self.last == "200":
                 self.ready.set()
                 return
@@ -194,20 +181,20 @@ class Watch:
     def run(self) -> None:
         """Look until the engine hangs or the watch is halted."""
         judge = Judge(self.patience)
-        opener = opener_for(self.ready_url)
+        context = context_for(self.ready_url)
         metrics = urllib.parse.urljoin(self.ready_url, "/metrics")
         while not self.halted.wait(self.interval):
             try:
-                if self.look(judge, opener, metrics):
+                if self.look(judge, context, metrics):
                     self.hung.set()
                     return
             except Exception as error:
                 # A watch that ends in silence would never see a hang: it says so and looks again.
                 self.note = f"the watch failed ({type(error).__name__}), looking again"
 
-    def look(self, judge: Judge, opener: urllib.request.OpenerDirector, metrics: str) -> bool:
+    def look(self, judge: Judge, context: ssl.SSLContext | None, metrics: str) -> bool:
         """Look once; return whether the engine hangs."""
-        status, text = ask(opener, metrics, FIGURES_TIMEOUT_SECONDS)
+        status, text = ask(metrics, FIGURES_TIMEOUT_SECONDS, context)
         # Without figures any answer of the server will do; a 404 is one.
         answered = status.isdigit()
         self.figures = parse_figures(text) if status == "200" else None
@@ -216,7 +203,7 @@ class Watch:
             answered,
             self.figures,
             self.worked(),
-            lambda: ask(opener, self.ready_url, PROBE_TIMEOUT_SECONDS)[0] == "200",
+            lambda: ask(self.ready_url, PROBE_TIMEOUT_SECONDS, context)[0] == "200",
         )
         self.note = judge.note
         return hangs
