@@ -57,6 +57,15 @@ def test_a_name_and_a_memory_are_one_gpu(row: str, name: str) -> None:
     assert not {"gpu-memory", "gpu-ambiguous"} & (codes(result) | warned(result))
 
 
+def test_another_memory_than_the_catalogues_is_planned_with_and_said() -> None:
+    result = on_host("H200", ["NVIDIA H100, 65536 MiB, 9.0"] * 8)
+    assert result.gpus is not None
+    assert result.gpus.memory_bytes == 2**36
+    (said,) = [one.message for one in result.warnings if one.code == "gpu-memory"]
+    assert "65536 MiB" in said
+    assert "another board" in said
+
+
 def test_cards_of_two_sizes_are_different_gpus() -> None:
     rows = [
         "NVIDIA RTX PRO 5000 Blackwell, 48935 MiB, 12.0",

@@ -253,7 +253,6 @@ def named(row: str) -> Plan:
         # vllm#49147, vllm#50557: hints named a card of another size.
         ("NVIDIA H20Z, 143771 MiB, 9.0", {"H20", "H100"}),
         ("NVIDIA H200-141C, 144384 MiB, 9.0", {"A100-80GB", "H100"}),
-        ("NVIDIA H100, 65536 MiB, 9.0", {"H100", "H20", "H200"}),
         ("NVIDIA H100 80GB HBM2e, 81559 MiB, 9.0", {"H20", "H200"}),
         ("NVIDIA GH300 144G HBM3e, 146831 MiB, 9.0", {"GB200", "GB300", "H100"}),
         ("NVIDIA GB10, [N/A], 12.1", {"GB200", "GB300", "B200"}),

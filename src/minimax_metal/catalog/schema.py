@@ -480,7 +480,7 @@ class FaultPlace(Entry):
     tp: tuple[int, ...] = ()
     ep: tuple[int, ...] = ()
     arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Flag of the launch line to the values that are meant; ``default`` is a flag that is not set."""
+    """Flag of the launch line to the values meant; ``default``: not set, ``any``: set to whatever."""
 
 
 @entry
@@ -488,6 +488,8 @@ class Fault(Entry):
     """Something that was reported in public to break."""
 
     name: str
+    code: str | None = None
+    """Code it is shown by; ``fault-<name>`` where there is none."""
     what: Annotated[str, NOT_EMPTY]
     where: FaultPlace
     severity: Literal["warning", "refusal"]

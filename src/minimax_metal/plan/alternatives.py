@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease
+from minimax_metal.plan.faults import asked, forbidden
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit
 from minimax_metal.plan.host import Board
@@ -13,7 +14,12 @@ from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.stack import check_engine
 
 CODES = frozenset({"memory", "format-gpu", "engine-kernels"})
-"""Refusals that another model may not meet."""
+"""Refusals that another model may not meet, beside those for known faults."""
+
+
+def _elsewhere(code: str) -> bool:
+    """Whether another model may not meet a refusal."""
+    return code in CODES or code.startswith("fault-")
 
 
 def _version(name: str) -> tuple[int, ...]:
@@ -46,6 +52,9 @@ def fitting_model(
             check_engine(other, release, trial)
         if fit is None or trial.refusals:
             continue
+        newest = release.release if release else "0"
+        if forbidden(catalog.faults, other, board, newest, fit.spread, asked(plain)):
+            continue
         proven = board.capability in other.generations.proven
         rank = (other.family == checkpoint.family, proven, _version(name))
         if best is None or rank > best[0]:
@@ -62,14 +71,14 @@ def name_alternative(
     found: Findings,
 ) -> None:
     """Say in the remedy of a refusal which other model fits the host."""
-    if not any(refusal.code in CODES for refusal in found.refusals):
+    if not any(_elsewhere(refusal.code) for refusal in found.refusals):
         return
     name = fitting_model(settings, checkpoint, board, release, catalog)
     if name is None:
         return
     found.refusals = [
         replace(refusal, remedy=f"{refusal.remedy}; {name} fits this host (metal_model)")
-        if refusal.code in CODES
+        if _elsewhere(refusal.code)
         else refusal
         for refusal in found.refusals
     ]

@@ -22,7 +22,7 @@ from minimax_metal.plan.fast_start import (
     page_cache_plan,
     precompile_plan,
 )
-from minimax_metal.plan.faults import check_faults, is_sound
+from minimax_metal.plan.faults import asked, check_faults, forbidden, is_sound
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit, find_layouts
 from minimax_metal.plan.guard import check_guard, confinement
@@ -38,7 +38,7 @@ from minimax_metal.plan.kv_room import check_uncounted
 from minimax_metal.plan.mirrors import with_mirrors
 from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePlan, Refusal, ServicePlan
 from minimax_metal.plan.ranges import check_ranges
-from minimax_metal.plan.serve import find_parsers, service_plans
+from minimax_metal.plan.serve import find_parsers, parser_words, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
 from minimax_metal.plan.speculative import check_draft
 from minimax_metal.plan.stack import (
@@ -73,11 +73,19 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     board = find_board(settings, facts, catalog, found) if readable else None
     formats = find_model(settings, catalog, found)
     release = find_release(settings, catalog, found)
-    checkpoint = None if formats is None else choose_format(settings, formats, board, found)
+    newest = release.release if release else "0"
+    checkpoint = None
+    if formats is not None:
+        flags = asked(settings)
+        checkpoint = choose_format(
+            settings, formats, board, found,
+            lambda one, spread: board is not None
+            and forbidden(catalog.faults, one, board, newest, spread, flags),
+        )  # fmt: skip
     settings = with_recipe(settings, checkpoint, board, release, catalog, found)
     fit = None
     if checkpoint and board:
-        known = partial(is_sound, catalog.faults, checkpoint, board, release.release if release else "0")
+        known = partial(is_sound, catalog.faults, checkpoint, board, newest)
         fit = find_fit(settings, checkpoint, board, found, known, formats.values() if formats else ())
     if checkpoint and board:
         check_generation(checkpoint, board, found)
@@ -85,8 +93,6 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         check_uncounted(settings, checkpoint, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
-    if checkpoint and board:
-        name_alternative(settings, checkpoint, board, release, catalog, found)
     if release and board:
         check_cubins(settings, release, board, found)
     model = None
@@ -116,10 +122,12 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         )  # fmt: skip
         precompile = precompile_plan(settings, checkpoint, release, engine, board, cache, services)
     if checkpoint and board and release:
-        argv = services[0].argv if services else settings.engine_extra_args
+        argv = services[0].argv if services else (*parser_words(parsers), *settings.engine_extra_args)
         check_faults(
             catalog.faults, checkpoint, board, release.release, fit.spread if fit else None, argv, found
         )
+    if checkpoint and board:
+        name_alternative(settings, checkpoint, board, release, catalog, found)
     firewall = firewall_plan(settings, services, found)
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)

@@ -10,10 +10,13 @@ from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.flags import arguments_of
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.model import ParallelismPlan
+from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
 DEFAULT = "default"
 """Value of a flag that is not set."""
+ANY = "any"
+"""Stands for whatever value of a flag that is set."""
 
 
 def _holds(
@@ -41,7 +44,32 @@ def _holds(
         return False
     if where.engine_before and this >= version_key(where.engine_before):
         return False
-    return all(given.get(flag, DEFAULT) in values for flag, values in where.arguments.items())
+    return all(_meant(given.get(flag), values) for flag, values in where.arguments.items())
+
+
+def _meant(value: str | None, values: Sequence[str]) -> bool:
+    return DEFAULT in values if value is None else value in values or ANY in values
+
+
+def asked(settings: Settings) -> dict[str, str]:
+    """The flags that settings lead to, as far as they are known before there is a launch line."""
+    dtype = {} if settings.kv_cache_dtype == "auto" else {"--kv-cache-dtype": settings.kv_cache_dtype}
+    return dtype | arguments_of(settings.engine_extra_args)
+
+
+def forbidden(
+    faults: Mapping[str, Fault],
+    checkpoint: Checkpoint,
+    board: Board,
+    release: str,
+    spread: ParallelismPlan | None,
+    given: Mapping[str, str],
+) -> bool:
+    """Whether a fault of severity ``refusal`` stands against a launch with these flags, by name."""
+    return any(
+        one.severity == "refusal" and _holds(one.where, checkpoint, board, release, spread, given)
+        for one in faults.values()
+    )
 
 
 def is_sound(
@@ -70,7 +98,7 @@ def check_faults(
     for fault in faults.values():
         if not _holds(fault.where, checkpoint, board, release, spread, given):
             continue
-        code = f"fault-{fault.name}"
+        code = fault.code or f"fault-{fault.name}"
         if fault.severity == "refusal":
             found.refuse(code, f"{fault.what} ({fault.source})", "a plan without it", fault.instead)
         else:

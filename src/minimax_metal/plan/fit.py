@@ -38,9 +38,17 @@ class Fit:
 
 
 def choose_format(
-    settings: Settings, formats: dict[str, Checkpoint], board: Board | None, found: Findings
+    settings: Settings,
+    formats: dict[str, Checkpoint],
+    board: Board | None,
+    found: Findings,
+    forbidden: Callable[[Checkpoint, ParallelismPlan], bool] = lambda _checkpoint, _spread: False,
 ) -> Checkpoint | None:
-    """The format asked for, or the one that fits the GPUs best."""
+    """The format asked for, or the one that fits the GPUs best.
+
+    ``forbidden`` says whether a known fault stands against a checkpoint with a spread: such a format is taken
+    only where it is asked for, or where nothing else fits.
+    """
     if not formats:
         found.refuse(
             "format-unknown",
@@ -72,7 +80,11 @@ def choose_format(
         fit = find_fit(settings, checkpoint, board, trial)
         fits = fit is not None and not trial.refusals
         generations = checkpoint.generations
-        evidence = 2 if board.capability in generations.proven else board.capability in generations.unproven
+        evidence = 3 if board.capability in generations.proven else 2
+        if board.capability not in (*generations.proven, *generations.unproven):
+            evidence = 0
+        elif fit is not None and forbidden(checkpoint, fit.spread):
+            evidence = 1
         return (evidence if fits else 0), checkpoint.preference, checkpoint is default
 
     best = max(formats.values(), key=rank)

@@ -17,13 +17,13 @@ _TAKEN_OVER: Final = "C"
 
 
 def by_smi(name: str, memory_bytes: int | None, gpus: Mapping[str, Gpu]) -> Gpu | None:
-    """The GPU of a name that nvidia-smi prints; where several have that name, the one of this memory."""
+    """The GPU of a name that nvidia-smi prints; where several do, that of this memory or the first."""
     named = [gpu for gpu in gpus.values() if re.fullmatch(gpu.smi_pattern, name)]
     if len(named) < 2 or memory_bytes is None:
         return next(iter(named), None)
     sized = [(abs(gpu.memory_bytes.value - memory_bytes), gpu) for gpu in named if gpu.memory_bytes]
     off, nearest = min(sized, key=lambda one: one[0])
-    return nearest if off <= _SAME_CARD * memory_bytes else None
+    return nearest if off <= _SAME_CARD * memory_bytes else named[0]
 
 
 def by_pci(device: str, gpus: Mapping[str, Gpu]) -> list[Gpu]:
@@ -51,6 +51,13 @@ def warn_ambiguous(kinds: Sequence[Gpu], found: Findings) -> None:
 def memory_of(gpu: Gpu | None, measured: Iterable[int], found: Findings) -> int | None:
     """Bytes of one GPU: nvidia-smi's, else the catalogue's; none, with a refusal, where nobody knows."""
     if (least := min(measured, default=None)) is not None:
+        expected = gpu.memory_bytes.value if gpu and gpu.memory_bytes else least
+        if gpu and abs(expected - least) > _SAME_CARD * expected:
+            found.warn(
+                "gpu-memory",
+                f"nvidia-smi says {least // MIB} MiB for {gpu.name}, the catalogue {expected // MIB} MiB: "
+                "planned with what it says; this may be another board of that name",
+            )
         return least
     if gpu is None:
         return 0

@@ -39,12 +39,6 @@ def find_parsers(
     parsers = Parsers(
         tool=settings.tool_call_parser or base.tool, reasoning=settings.reasoning_parser or base.reasoning
     )
-    if settings.profile == "guide" and own != guide:
-        found.warn(
-            "guide-parsers",
-            f"the guide's parsers can't read {checkpoint.name}'s output: "
-            "tool calls and thinking stay as text",
-        )
     if release:
         for name, parser, known in (
             ("tool-call", parsers.tool, release.tool_parsers),
@@ -58,6 +52,11 @@ def find_parsers(
                     f"leave metal_{name.replace('-', '_')}_parser out, or use a newer metal_engine_release",
                 )
     return parsers
+
+
+def parser_words(parsers: Parsers | None) -> tuple[str, ...]:
+    """The flags of the parsers, as a launch line has them."""
+    return ("--tool-call-parser", parsers.tool, "--reasoning-parser", parsers.reasoning) if parsers else ()
 
 
 _SECRET_NAME = re.compile(
