@@ -584,6 +584,41 @@ def test_clients_at_the_same_time_get_whole_files(served: tuple[str, int, Path])
         assert set(pool.map(ask, range(200))) == {b"weights"}
 
 
+def test_slow_clients_keep_nobody_else_out(bundle: store.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "CLIENTS", 12)
+    monkeypatch.setattr(serve, "OF_ONE", 8)
+    monkeypatch.setattr(serve, "SECONDS", 1.0)
+    slow: list[socket.socket] = []
+    with store.area(bundle.directory) as opened:
+        server = serve.Server(opened, bundle, ("127.0.0.1", 0), serve.networks(["127.0.0.0/8"]))
+        with server:
+            thread = threading.Thread(target=server.serve_forever, daemon=True)
+            thread.start()
+            for _ in range(20):
+                slow.append(socket.create_connection(server.server_address[:2], 5, ("127.0.0.9", 0)))
+                slow[-1].sendall(b"GET /manifest.json HTTP/1.1\r\nX: ")
+            url = f"http://127.0.0.1:{server.server_port}"
+            assert requests.get(f"{url}/manifest.json", timeout=10).status_code == 200
+            # Byte after byte, and still late: the place is free again.
+            slow[0].settimeout(0.2)
+            ended = False
+            for _ in range(40):
+                try:
+                    slow[0].sendall(b"x")
+                    ended = slow[0].recv(100) == b""
+                except TimeoutError:
+                    continue
+                except OSError:
+                    ended = True
+                if ended:
+                    break
+            assert ended
+            server.shutdown()
+            thread.join()
+    for one in slow:
+        one.close()
+
+
 def test_who_is_not_allowed_gets_nothing(bundle: store.Bundle) -> None:
     with store.area(bundle.directory) as opened:
         server = serve.Server(opened, bundle, ("127.0.0.1", 0), serve.networks(["10.0.0.0/8", "fd00::/8"]))

@@ -51,7 +51,7 @@ def fetch(
         try:
             if secure:
                 wire = (context or ssl.create_default_context()).wrap_socket(wire, server_hostname=host)
-            connection.sock = _Timed(wire, until)  # all that http.client uses of a socket
+            connection.sock = _Wire(wire, until)  # all that http.client uses of a socket
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             method = "GET" if body is None else "POST"
             connection.request(method, target, body, {"Connection": "close", **(headers or {})})
@@ -77,28 +77,30 @@ def _rest(until: float) -> float:
     return rest
 
 
-class _Raw(io.RawIOBase):
+class Timed(io.RawIOBase):
     """Reads from a socket until a moment, not for so long each time."""
 
     def __init__(self, wire: socket.socket, until: float) -> None:
         self.wire, self.until = wire, until
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Read what is there; ``TimeoutError`` after the moment."""
         self.wire.settimeout(_rest(self.until))
         return self.wire.recv_into(buffer)
 
 
-class _Timed:
+class _Wire:
     """A socket as far as ``http.client`` uses one."""
 
     def __init__(self, wire: socket.socket, until: float) -> None:
         self.wire, self.until = wire, until
 
     def makefile(self, *_: object, **__: object) -> io.BufferedReader:
-        return io.BufferedReader(_Raw(self.wire, self.until))
+        return io.BufferedReader(Timed(self.wire, self.until))
 
     def sendall(self, data: Any) -> None:
         self.wire.settimeout(_rest(self.until))

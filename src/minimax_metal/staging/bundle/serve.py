@@ -13,9 +13,12 @@ import signal
 import socket
 import sys
 import threading
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedReader
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from socketserver import TCPServer
@@ -23,6 +26,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 from minimax_metal.common.privileges import drop_to
+from minimax_metal.common.web import Timed
 from minimax_metal.errors import UserError
 from minimax_metal.staging.bundle.area import Area, area
 from minimax_metal.staging.bundle.document import File
@@ -37,6 +41,8 @@ SECONDS: Final = 60.0
 """How long a client may take no byte, or send none."""
 CLIENTS: Final = 512
 """Connections at the same time."""
+OF_ONE: Final = 128
+"""Of one address: a host that holds its connections open keeps no other out. uv opens 50 at most."""
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 Network = IPv4Network | IPv6Network
 
@@ -155,6 +161,8 @@ class Server(ThreadingHTTPServer):
         self.files: Mapping[str, File] = {file.path: file for file in bundle.files}
         self.documents = {MANIFEST: bundle.manifest, SIGNATURE: bundle.signature}
         self.places = threading.BoundedSemaphore(CLIENTS)
+        self.held: Counter[str] = Counter()
+        self.holding = threading.Lock()
         self.address_family = socket.AF_INET6 if ":" in where[0] else socket.AF_INET
         super().__init__(where, Handler)
 
@@ -171,17 +179,29 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the client a thread, if there is a place."""
-        if self.places.acquire(blocking=False):
+        if self._enter(str(client_address[0])):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
+    def _enter(self, client: str) -> bool:
+        with self.holding:
+            if self.held[client] >= OF_ONE or not self.places.acquire(blocking=False):
+                return False
+            self.held[client] += 1
+            return True
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve one client."""
+        client = str(client_address[0])
         try:
             super().process_request_thread(request, client_address)
         finally:
             self.places.release()
+            with self.holding:
+                self.held[client] -= 1
+                if not self.held[client]:
+                    del self.held[client]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is not worth a traceback."""
@@ -198,6 +218,22 @@ class Handler(BaseHTTPRequestHandler):
     server_version = "minimax-metal"
     sys_version = ""
     timeout = SECONDS
+
+    def setup(self) -> None:
+        """Read the client's words until a moment, however slowly they drip."""
+        super().setup()
+        self.raw = Timed(self.connection, 0.0)
+        self.rfile = BufferedReader(self.raw)
+
+    def handle_one_request(self) -> None:
+        """Serve one request, which is there within :data:`SECONDS` of the answer before it."""
+        self.raw.until = time.monotonic() + SECONDS
+        super().handle_one_request()
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Begin an answer: each part of it may take its own time."""
+        self.connection.settimeout(SECONDS)
+        super().send_response(code, message)
 
     def do_GET(self) -> None:
         """Send a listed file."""
