@@ -25,9 +25,10 @@ from minimax_metal.catalog import Catalog, load_catalog, read_overlay
 from minimax_metal.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tools.audit.branches import compare_drivers
 from tools.audit.checkpoints import from_directory, from_hub, on_modelscope
 from tools.audit.engine import compare_engine, compare_locks, installed
-from tools.audit.lists import compare_drivers, compare_index, compare_pci
+from tools.audit.lists import compare_index, compare_pci
 from tools.audit.rows import Row
 from tools.audit.sources import sources_of
 

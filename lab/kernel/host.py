@@ -241,6 +241,7 @@ class KernelHost:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.directory / "key"),
             "ansible_ssh_common_args": " ".join(self.ssh_options[2:]),
+            "metal_plan_date": "2026-11-29",  # the day of that repository: its branches end
             "nvidia_driver_repository_url": f"{self.vendor_url}/debian12/x86_64",
             "nvidia_driver_repository_key": f"{self.fingerprint[-8:].lower()}.pub",
             "nvidia_driver_repository_key_fingerprint": self.fingerprint,

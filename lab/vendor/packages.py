@@ -9,6 +9,9 @@ Sources of names, versions and relations (the formats of what the programs print
   353805): lower bounds only, which is why an unpinned installation floats to the newest branch.
 - The debian13 repository has no branch before 590 and no CUDA before 13.1
   (github.com/NVIDIA/cuda-repo-management issues 38 and 40).
+- 595.45.04 and 595.71.05 in it: public playbooks and notes of August 2026; 595.91.07 and 620.70.06 are
+  NVIDIA's (developer.download.nvidia.com, redistrib_620.70.06 of 2026-11-04). Branch 620 has no proprietary
+  kernel modules (driver installation guide 620, section 4.1): no package of them, and no metapackage.
 - nvidia-driver-cuda brings nvidia-smi and conflicts with Debian's package of that name; the headless set is
   `nvidia-driver-cuda nvidia-kernel-open-dkms` (driver installation guide, Debian, "compute-only").
 - From 580 on the fabric manager is `nvidia-fabricmanager`, providing the old name with the branch
@@ -46,11 +49,28 @@ class Platform:
 
 
 PLATFORMS = (
-    Platform("debian12", ("580.126.20", "580.159.04", "590.48.01", "610.57.04"), ("13.0", "13.1"), True),
-    Platform("debian13", ("590.44.01", "590.48.01", "610.57.04"), ("13.1", "13.3"), False),
+    Platform(
+        "debian12",
+        ("580.126.20", "580.159.04", "590.48.01", "595.71.05", "610.57.04"),
+        ("13.0", "13.1"),
+        True,
+    ),
+    Platform(
+        "debian13",
+        ("590.44.01", "590.48.01", "595.45.04", "595.71.05", "610.57.04"),
+        ("13.1", "13.3"),
+        False,
+    ),
 )
-# Debian revisions of the pinning package of each branch.
-_PIN_VERSIONS = {"580": "580-5", "590": "590-3", "610": "610-2"}
+# The same repository later: branches that are over were taken out of the index, and newer ones have come.
+LATER_PLATFORMS = (
+    Platform("debian12", ("595.91.07", "620.70.06"), ("13.0", "13.1"), True),
+    Platform("debian13", ("595.91.07", "620.70.06"), ("13.1", "13.3"), False),
+)
+AGES = {"first": PLATFORMS, "later": LATER_PLATFORMS}
+# Debian revisions of the pinning package of each branch; those of 595 and 620 are the lab's own.
+_PIN_VERSIONS = {"580": "580-5", "590": "590-3", "595": "595-1", "610": "610-2", "620": "620-1"}
+_FIRST_OPEN_ONLY = 620
 # (version of the metapackages, version of most components) of each toolkit.
 _TOOLKITS = {
     "13.0": ("13.0.3-1", "13.0.88-1"),
@@ -140,7 +160,7 @@ def _driver(version: str) -> list[Package]:
     cuda_libraries = ", ".join(f"{name} {same}" for name in _LIBRARIES)
     # Only lower bounds: this is how an installation without a pin reaches the newest branch.
     both = ", ".join(f"{name} {least}" for name in _METAPACKAGE)
-    return [
+    packages = [
         *libraries,
         package(
             "libnvidia-ml1",
@@ -246,6 +266,10 @@ def _driver(version: str) -> list[Package]:
             relations={"Depends": f"nvidia-kernel-dkms {least}, {both}"},
         ),
     ]
+    if int(branch) >= _FIRST_OPEN_ONLY:
+        proprietary = ("nvidia-kernel-dkms", "cuda-drivers", f"cuda-drivers-{branch}")
+        packages = [one for one in packages if one.name not in proprietary]
+    return packages
 
 
 def _with_modules(packages: list[Package], version: str) -> list[Package]:

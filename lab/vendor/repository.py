@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.vendor.debian import SigningKey, build_packages, write_indices
-from lab.vendor.packages import PLATFORMS, repository_packages
+from lab.vendor.packages import AGES, repository_packages
 
 URL_PATH = "compute/cuda/repos"
 
@@ -27,9 +27,10 @@ class Repository:
     key_fingerprint: str
 
 
-def build(destination: Path, keys: Path, modules: bool = False) -> Repository:
+def build(destination: Path, keys: Path, modules: bool = False, age: str = "first") -> Repository:
     """Build the repository under `destination`, signed by the lab's key under `keys` (made when there is
     none). With `modules` the driver brings modules for DKMS to build, for hosts with a kernel of their own.
+    `age` is first or later: later, old branches of the driver are gone from the index, and newer ones there.
 
     Takes some seconds, and next to nothing when it is there already and nothing it is made of has changed.
     The packages are the same bytes each time. A repository that is being served is replaced as a whole.
@@ -42,7 +43,7 @@ def build(destination: Path, keys: Path, modules: bool = False) -> Repository:
     repository = Repository(URL_PATH, key.fingerprint)
     contents = {
         platform.slug: repository_packages(platform, key.public, key.fingerprint[-8:], modules)
-        for platform in PLATFORMS
+        for platform in AGES[age]
     }
     parts = [
         key.fingerprint,

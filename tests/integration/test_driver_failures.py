@@ -117,8 +117,8 @@ def test_proxy_is_for_this_repository_and_for_nothing_else(lab: Lab, vendor: tup
             "nvidia_driver_repository_url": "http://packages.invalid/compute/cuda/repos/debian12/x86_64",
             "nvidia_driver_repository_proxy": address,
         }
-        run = play(lab, "gpu01", metal_driver_branch="595", **settings)
-        assert "expected branch 595" in said(run)  # the lists came through it, and nothing was installed
+        run = play(lab, "gpu01", metal_driver_branch="620", **settings)
+        assert "expected branch 620" in said(run)  # the lists came through it, and nothing was installed
         names = {path.rsplit("/", 1)[-1] for path in asked}
         assert {"InRelease"} < names
         assert any(name.endswith(".pub") for name in names)
@@ -152,9 +152,12 @@ def test_signature_that_does_not_fit(lab: Lab, vendor: tuple[Path, str]) -> None
 
 
 def test_branch_that_the_repository_lacks(lab: Lab) -> None:
-    line = said(play(lab, metal_driver_branch="595"))
-    assert "found nvidia-kernel-open-dkms 580.126.20, 580.159.04, 590.48.01, 610.57.04 in apt's lists" in line
-    assert "expected branch 595" in line
+    line = said(play(lab, metal_driver_branch="620"))
+    versions = "580.126.20, 580.159.04, 590.48.01, 595.71.05, 610.57.04"
+    assert f"found nvidia-kernel-open-dkms {versions} in apt's lists" in line
+    assert "expected branch 620" in line
+    assert "holds no driver of branch 620" in line
+    assert "set metal_driver_branch to 580 or 590 or 595 or 610" in line
     assert nothing_installed(lab)
 
 
@@ -246,7 +249,7 @@ def test_compilers_that_no_repository_holds_are_named(lab: Lab) -> None:
 
 def test_driver_that_was_there_before_is_accepted_as_it_is(lab: Lab, vendor: tuple[Path, str]) -> None:
     source = f"deb [trusted=yes] {vendor[1]}/compute/cuda/repos/debian13/x86_64 /"
-    pin = "Package: *nvidia* libcuda* libnv*\\nPin: version 590.44.01-*\\nPin-Priority: 1001\\n"
+    pin = "Package: *nvidia* libcuda* libnv*\\nPin: version 595.45.04-*\\nPin-Priority: 1001\\n"
     packages = "nvidia-kernel-open-dkms nvidia-driver-cuda nvidia-fabricmanager"
     for command in (
         f"echo '{source}' > /etc/apt/sources.list.d/by-hand.list && apt-get -qq update >&2",
@@ -267,7 +270,7 @@ def test_driver_that_was_there_before_is_accepted_as_it_is(lab: Lab, vendor: tup
     assert "The packages of the driver are held" in held.changed["gpu02"]
     assert "The packages of the driver are installed" not in held.changed["gpu02"]
     assert lab.ssh("gpu02", "nvidia-smi --query-gpu=driver_version --format=csv,noheader").split()[0] == (
-        "590.44.01"
+        "595.45.04"
     )
     assert lab.ssh("gpu02", "cat /proc/sys/kernel/random/boot_id") == boot
     assert play(lab, "gpu02").changed == {}

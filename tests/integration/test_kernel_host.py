@@ -145,18 +145,18 @@ def test_kernel_is_tuned_and_stays_so(host: KernelHost) -> None:
 def test_failed_build_shows_the_end_of_its_log_and_the_next_run_goes_on(host: KernelHost) -> None:
     broken = "MAKE[0]=\"echo 'nvidia.c:7:1: error: planted by the test'; false\""
     host.ssh(f"cat > /etc/dkms/nvidia.conf <<'END'\n{broken}\nEND")
-    line = said(play(host, metal_driver_branch="590"))
+    line = said(play(host, metal_driver_branch="595"))
     kernel = host.ssh("uname -r").stdout.strip()
-    assert re.search(rf"kernel01: found no module of driver 590\S* for kernel {re.escape(kernel)}", line), (
+    assert re.search(rf"kernel01: found no module of driver 595\S* for kernel {re.escape(kernel)}", line), (
         line
     )
     assert "error: planted by the test" in line
     host.ssh("rm /etc/dkms/nvidia.conf")
     before = host.boot_id()
-    run = play(host, metal_driver_branch="590")
+    run = play(host, metal_driver_branch="595")
     assert run.returncode == 0, run.output
     assert host.boot_id() != before
-    assert "590.48.01" in host.ssh(VERSION).stdout
+    assert "595.71.05" in host.ssh(VERSION).stdout
 
 
 def test_kernel_that_moved_without_headers_is_named(host: KernelHost) -> None:
@@ -165,5 +165,5 @@ def test_kernel_that_moved_without_headers_is_named(host: KernelHost) -> None:
     assert "[madvise]" in host.ssh(PAGES).stdout
     assert "size=307200k" in host.ssh(SHM).stdout
     host.ssh("apt-get -qq -y --no-install-recommends install linux-image-cloud-amd64 >&2")
-    line = said(play(host, metal_driver_branch="590"))
+    line = said(play(host, metal_driver_branch="595"))
     assert re.search(r"for kernel \S+-cloud-amd64 \(it boots next; \S+ runs now\)", line), line

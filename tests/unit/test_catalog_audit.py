@@ -14,9 +14,10 @@ import pytest
 
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog
 from minimax_metal.plan.argv import DEFAULT_FLAGS, VARIABLES
+from tools.audit.branches import Listed, compare_drivers, read_branches
 from tools.audit.checkpoints import compare_config, compare_files, compare_licence, from_hub, on_modelscope
 from tools.audit.engine import compare_engine, compare_locks
-from tools.audit.lists import compare_drivers, compare_pci, read_branches
+from tools.audit.lists import compare_pci
 from tools.audit.rows import Row
 from tools.audit.sources import sources_of
 from tools.catalog_audit import main
@@ -35,8 +36,70 @@ M25: dict[str, Any] = {
     "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
 }
 SIZES = {"model.safetensors": 230_000_000_000} | {f"file{n}": 1 for n in range(179)}
-BRANCHES = "R580 LTS June 2028\nR595 production March 2027\nR610 new feature August 2026\n"
-"""Rows of docs.nvidia.com/datacenter/tesla/drivers, November 2026."""
+BRANCHES = "R580 LTS June 2028\nR595 production March 2027\nR620 LTS September 2029\n"
+"""Table 2 of docs.nvidia.com/datacenter/tesla/drivers, edition 620 of November 2026, with a row for each."""
+BRANCH_PAGE = """
+<p>R550 and all branches before it are over.</p>
+<table class="table" id="id2"><caption>Table 2 CUDA and Drivers</caption>
+<thead><tr class="row-odd"><th class="head"></th><th class="head"><p>R580</p></th>
+<th class="head"><p>R595</p></th><th class="head"><p>R620</p></th></tr></thead>
+<tbody><tr class="row-even"><td><p><strong>Branch Designation</strong></p></td>
+<td><p>Long Term Support Branch</p></td><td><p>Production Branch</p></td>
+<td><p>Long Term Support Branch</p></td></tr>
+<tr class="row-odd"><td><p>End&nbsp;of Life</p></td><td><p>June 2028</p></td><td><p>March 2027</p></td>
+<td><p>September 2029</p></td></tr>
+<tr><td>Maximum CUDA Major Version Supported</td><td>CUDA 13</td><td>CUDA 13</td><td>CUDA 13</td></tr>
+</tbody></table>
+<p>Only Long Term Support and Production branches are listed. New Feature Branches are short-lived.</p>
+"""
+"""The same page as saved, in small: it has a column for each branch."""
+BRANCH_TEXT = """Table 2 CUDA and Drivers#
+
+R580
+
+R595
+
+R620
+
+Branch Designation
+
+Long Term Support Branch
+
+Production Branch
+
+Long Term Support Branch
+
+End of Life
+
+June 2028
+
+March 2027
+
+September 2029
+
+Maximum CUDA Major Version Supported Without Forward Compatibility Package [1]
+
+CUDA 13
+
+CUDA 13
+
+CUDA 13
+
+Only Long Term Support and Production branches are listed. New Feature Branches are short-lived and do not
+have an end-of-life date. All others (such as R575, R565, R550) are end of life.
+"""
+"""The same page as text."""
+RELEASES = json.dumps(
+    {
+        "580": {
+            "type": "lts branch",
+            "driver_info": [{"release_version": "580.65.06", "release_date": "2025-08-04"}],
+        },
+        "595": {"type": "production branch", "driver_info": []},
+        "620": {"type": "lts branch", "driver_info": []},
+    }
+)
+"""The shape of NVIDIA's releases.json, as endoflife.date and others read it: kinds, and no ends."""
 
 
 @pytest.fixture
@@ -178,27 +241,61 @@ def test_locks_agree_and_each_spoilt_figure_of_them_is_found() -> None:
         assert f"engine 0.5.16: {field} (Python 3.12)" in wrong
 
 
-def test_driver_branches_that_are_not_listed_or_over_are_found(tmp_path: Path) -> None:
-    path = tmp_path / "branches.txt"
-    path.write_text(BRANCHES)
+@pytest.mark.parametrize("text", [BRANCHES, BRANCH_PAGE, BRANCH_TEXT], ids=["rows", "page", "text"])
+def test_each_spoilt_figure_of_a_driver_branch_is_found(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "branches"
+    path.write_text(text)
 
-    def wrong(branches: list[str], default: str, today: date = TODAY) -> set[str]:
-        change = {"driver_branches": branches, "default_driver_branch": default}
-        spoilt = load_catalog([{"platforms": {"debian12": change}}])
-        return {one for one in _wrong(compare_drivers(spoilt, path, today)) if "debian12" in one}
+    def wrong(drivers: dict[str, Any], today: date = TODAY) -> set[str]:
+        return _wrong(compare_drivers(load_catalog([{"drivers": drivers}]), path, today))
 
-    assert wrong(["580", "595"], "580") == set()
-    assert wrong(["580", "550"], "580") == {"platform debian12: driver_branches"}
-    assert wrong(["580", "610"], "580") == {"platform debian12: driver_branches"}
-    assert wrong(["580", "595"], "550") == {"platform debian12: default_driver_branch"}
-    assert wrong(["580", "595"], "580", date(2027, 5, 1)) == {"platform debian12: driver_branches"}
+    assert wrong({}) == set()
+    assert wrong({"580": {"end": "2028-07-31"}}) == {"driver 580: end"}
+    assert wrong({"580": {"end": "2028-06-29"}}) == {"driver 580: end"}  # June means its last day
+    assert wrong({"580": {"end": None}}) == {"driver 580: end"}
+    assert wrong({"595": {"end": "2028-03-31"}}) == {"driver 595: end"}
+    assert wrong({"595": {"kind": "lts"}}) == {"driver 595: kind"}
+    assert wrong({"620": {"kind": "new-feature"}}) == {"driver 620: kind"}
+    assert wrong({"590": {"listed": True}}) == {"driver 590: listed"}
+    assert wrong({"610": {"end": "2027-08-31"}}) == {"driver 610: listed"}
+    assert "driver 620: branch" in wrong({"620": None})
+    assert wrong({"580": {"listed": False, "end": None}}) == {"driver 580: listed", "driver 580: end"}
+    # What hosts get by default: on Debian 12 a branch that is over, because its end is wrong.
+    spoilt = wrong({"535": {"end": "2028-06-30"}, "580": {"platforms": {"debian12": None}}})
+    assert spoilt == {"driver 535: listed", "platform debian12: default branch"}
+    # With the day: nothing is wrong with 595 being over, and hosts get another branch.
+    assert wrong({}, date(2027, 5, 1)) == set()
 
 
-def test_branch_lists_of_three_forms_are_read() -> None:
-    wanted = {"580": "2028-06"}
-    assert read_branches('{"580": {"type": "lts branch", "eol": "2028-06-30"}}', "x") == wanted
-    assert read_branches("<table><tr>\n<td>R580</td>\n<td>June 2028</td>\n</tr></table>", "x") == wanted
+def test_a_branch_that_is_new_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "branches"
+    path.write_text(BRANCHES + "R700 production January 2031\nR470 LTS July 2024\n")
+    assert _wrong(compare_drivers(packaged_catalog(), path, TODAY)) == {"driver 700: branch"}
+    path.write_text(RELEASES)
+    rows = list(compare_drivers(packaged_catalog(), path, TODAY))
+    assert _wrong(rows) == set()
+    skipped = {f"{one.where}: {one.field}" for one in rows if one.verdict == "not compared"}
+    assert {"driver 580: end", "driver 595: end"} <= skipped
+    assert "driver 580: kind" not in skipped
+
+
+def test_branch_lists_of_other_forms_are_read() -> None:
+    wanted = {"580": Listed("lts", "2028-06")}
+    assert read_branches('{"580": {"type": "lts branch", "eol": "2028-06-30"}}', "x") == {
+        "580": Listed("lts", "2028-06-30")
+    }
+    assert read_branches('{"R580": "June 2028"}', "x") == {"580": Listed(None, "2028-06")}
+    row = "<table><tr>\n<td>R580</td>\n<td>LTS</td><td>June 2028</td>\n</tr></table>"
+    assert read_branches(row, "x") == wanted
+    column = (
+        "<TABLE><TR><TH>R580</TH></TR><TR><TD>Long-Term Support</TD><TR><TD>End of Life<TD>June 2028</TABLE>"
+    )
+    assert read_branches(column, "x") == wanted
     assert read_branches("R580  LTS  Jun 2028\n", "x") == wanted
+    assert read_branches("| R580 | LTS branch | Jun. 30, 2028 |\n", "x") == {
+        "580": Listed("lts", "2028-06-30")
+    }
+    assert read_branches("nothing of the kind", "x") == {}
 
 
 def test_pci_ids_of_another_gpu_or_of_none_are_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The lab's copy of NVIDIA's package repository, read by dpkg, gpg and apt."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_debian13_has_neither_branch_580_nor_cuda_13_0(place: Path, repository: 
     assert "cuda-toolkit-13-0\n" not in index
     assert "Package: nvidia-driver-pinning-590\n" in index
     assert "Package: cuda-toolkit-13-1\n" in index
+
+
+def test_the_later_index_has_lost_the_branches_that_are_over(tmp_path: Path, place: Path) -> None:
+    later = build(tmp_path / "served", place / "keys", age="later")
+    for slug in ("debian12", "debian13"):
+        index = (tmp_path / "served" / later.url_path / slug / "x86_64/Packages").read_text()
+        for branch in ("580", "590", "610"):
+            assert f"Version: {branch}." not in index
+            assert f"nvidia-driver-pinning-{branch}\n" not in index
+        found = re.findall(r"^Package: (\S+)\n(?:.+\n)*?Version: (\S+)", index, re.MULTILINE)
+        assert ("nvidia-driver-cuda", "620.70.06-1") in found
+        # 620 has open kernel modules only; 595 is the last of these with both.
+        proprietary = [version for name, version in found if name in {"nvidia-kernel-dkms", "cuda-drivers"}]
+        assert proprietary == ["595.91.07-1", "595.91.07-1"]
 
 
 def test_every_dependency_on_nvidias_own_packages_can_be_met(directory: Path) -> None:

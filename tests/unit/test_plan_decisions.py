@@ -262,7 +262,7 @@ def test_the_shape_of_the_model_decides_the_spread(tp: int, ep: int, wrong: bool
     ("platform", "python", "managed", "branch", "cuda"),
     [
         ("debian12", "3.11", False, "580", "13.0"),
-        ("debian13", "3.13", False, "590", "13.1"),
+        ("debian13", "3.13", False, "595", "13.1"),
         ("ubuntu2204", "3.12", True, "580", "13.0"),
         ("ubuntu2404", "3.12", False, "580", "13.0"),
     ],
@@ -305,7 +305,7 @@ def test_nvswitches_are_what_the_pci_bus_shows() -> None:
 
 
 def test_a_good_driver_that_runs_is_kept() -> None:
-    for version, branch in (("580.126.20", "580"), ("590.48.01", "590")):
+    for version, branch in (("580.126.20", "580"), ("595.71.05", "595")):
         result = host_plan(raw_host("H20", 4, driver=version), model="M2.5")
         assert result.fits
         assert result.driver.branch == branch

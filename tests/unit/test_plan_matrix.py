@@ -17,7 +17,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"
 
 def test_the_documented_table_is_the_one_that_is_made() -> None:
     catalog = packaged_catalog()
-    made = markdown(list(rows(find_models([], catalog), catalog)))
+    made = markdown(list(rows(find_models([], catalog), catalog, "2026-11-29")))
     assert DOCUMENT.read_text().endswith("\n\n" + made), (
         "run metal plan --matrix --markdown into docs/matrix.md"
     )

@@ -28,7 +28,7 @@ variables = st.fixed_dictionaries(
         "metal_profile": st.sampled_from(["default", "fast", "guide", "x"]),
         "metal_port": st.integers(-1, 70000),
         "metal_engine_release": st.sampled_from([*CATALOG.engines, "9.9"]),
-        "metal_driver_branch": st.sampled_from(["535", "570", "580", "590", "x"]),
+        "metal_driver_branch": st.sampled_from(["535", "570", "580", "590", "620", "x"]),
         "metal_cuda_compat": st.booleans(),
         "metal_open_modules": st.booleans(),
         "metal_metrics": st.booleans(),
@@ -61,14 +61,14 @@ good_hosts = st.builds(
     gpu=st.sampled_from(["H20", "H200", "H100"]),
     count=st.just(8),
     platform=st.sampled_from(["debian12", "debian13", "ubuntu2204", "ubuntu2404"]),
-    driver=st.sampled_from([None, "590.48.01"]),
+    driver=st.sampled_from([None, "595.71.05"]),
 )
 hosts = st.builds(
     raw_host,
     gpu=st.sampled_from(list(CATALOG.gpus)),
     count=st.integers(0, 17),
     platform=st.sampled_from(["debian12", "debian13", "ubuntu2204", "ubuntu2404"]),
-    driver=st.sampled_from([None, "580.126.20", "535.161.08"]),
+    driver=st.sampled_from([None, "580.126.20", "535.161.08", "590.48.01", "640.10.01"]),
     memory_mib=st.one_of(st.none(), st.integers(1, 300_000)),
 )
 
@@ -134,8 +134,8 @@ def promises(named: dict[str, Any], result: Plan) -> None:
 def test_more_memory_never_means_less(model: str, gpu: str, count: int, mib: int, more: int) -> None:
     for form in CATALOG.models[model]:
         named = {"metal_model": model, "metal_model_format": form}
-        small = decide(named, raw_host(gpu, count, driver="590.48.01", memory_mib=mib))
-        large = decide(named, raw_host(gpu, count, driver="590.48.01", memory_mib=mib + more))
+        small = decide(named, raw_host(gpu, count, driver="595.71.05", memory_mib=mib))
+        large = decide(named, raw_host(gpu, count, driver="595.71.05", memory_mib=mib + more))
         assert large.fits >= small.fits
         if small.capacity.kv_tokens is not None:
             assert large.capacity.kv_tokens >= small.capacity.kv_tokens

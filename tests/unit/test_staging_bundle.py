@@ -202,7 +202,7 @@ def test_a_fleet_wants_each_thing_once() -> None:
     assert len(wanted.weights) == 1
     trixie = wanted.packages[1]
     assert "nvidia-fabricmanager" in trixie.driver
-    assert trixie.branch == "590"
+    assert trixie.branch == "595"
     assert "linux-headers-amd64" in trixie.names
     assert not set(trixie.driver) & set(trixie.names)
 

@@ -1,4 +1,4 @@
-"""The catalogue against lists that others publish: driver branches, PCI ids, the package index."""
+"""The catalogue against lists that others publish: PCI ids, the package index."""
 
 from __future__ import annotations
 
@@ -6,62 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import date
 from pathlib import Path
 
 from minimax_metal.catalog import Catalog
 from minimax_metal.errors import UserError
 from minimax_metal.plan.versions import version_key
-from tools.audit.rows import Row, as_object, compared, read_text, skipped
-
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-
-
-def read_branches(text: str, name: str) -> dict[str, str | None]:
-    """Branch to the month of its end ("2028-06") or none: JSON keyed by branch, an HTML table or lines."""
-    if text.lstrip().startswith("{"):
-        found = as_object(text, name, "NVIDIA's branch list")
-        return {
-            branch: _month(str(entry)) for branch, entry in found.items() if re.fullmatch(r"R?\d{3}", branch)
-        }
-    rows = re.split(r"</tr>|\n(?!\s*<)" if "<tr" in text else r"\n", text)
-    branches: dict[str, str | None] = {}
-    for row in rows:
-        plain = re.sub(r"<[^>]+>", " ", row)
-        branch = re.search(r"\bR(\d{3})\b", plain)
-        if branch:
-            branches[branch.group(1)] = _month(plain) or branches.get(branch.group(1))
-    return branches
-
-
-def _month(text: str) -> str | None:
-    found = re.search(r"\b([A-Z][a-z]{2})[a-z]*\.?\s+(20\d\d)\b", text)
-    if found and found.group(1).casefold() in _MONTHS:
-        return f"{found.group(2)}-{_MONTHS.index(found.group(1).casefold()) + 1:02d}"
-    written = re.search(r"\b(20\d\d)-(\d\d)\b", text)
-    return written.group(0) if written else None
-
-
-def compare_drivers(catalog: Catalog, path: Path, today: date) -> Iterator[Row]:
-    """Every branch of every platform: listed, and not at its end."""
-    listed = read_branches(read_text(path, "NVIDIA's branch list"), str(path))
-    if not listed:
-        raise UserError(
-            f"found no driver branch in {path}, expected NVIDIA's list, such as a table with R580"
-        )
-    now = f"{today:%Y-%m}"
-    for slug, platform in catalog.platforms.items():
-        for branch in platform.driver_branches:
-            field = "default_driver_branch" if branch == platform.default_driver_branch else "driver_branches"
-            end = listed.get(branch)
-            state = "not listed" if branch not in listed else f"listed, end {end or 'not stated'}"
-            alive = branch in listed and (end is None or end >= now)
-            yield compared(f"platform {slug}", field, branch, state, path.name, same=alive)
-        if platform.default_driver_branch not in platform.driver_branches:
-            yield compared(
-                f"platform {slug}", "default_driver_branch", platform.default_driver_branch,
-                list(platform.driver_branches), "the catalogue itself", same=False,
-            )  # fmt: skip
+from tools.audit.rows import Row, compared, read_text, skipped
 
 
 def compare_pci(catalog: Catalog, path: Path) -> Iterator[Row]:

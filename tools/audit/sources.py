@@ -15,7 +15,7 @@ IDENTITY = frozenset(
     {
         "name", "format", "family", "aliases", "release", "slug", "version", "default_format",
         "preference", "notes", "served_name", "locks", "distribution", "codename", "models", "formats",
-        "gpus", "tp", "aims", "instead",
+        "gpus", "tp", "aims", "instead", "branch",
     }
 )  # fmt: skip
 """Names and choices of the catalogue's own, which need no source."""
@@ -51,13 +51,14 @@ def _age(text: str, read: Any, today: date) -> int | None:
 
 
 def sources_of(catalog: Catalog, today: date) -> list[Source]:
-    """Every figure of models, GPUs, engines, CUDA, platforms, gateways and recipes."""
+    """Every figure of models, GPUs, engines, CUDA, platforms, drivers, gateways and recipes."""
     entries: list[tuple[str, Entry]] = [
         (f"{one.name} {one.format}", one) for formats in catalog.models.values() for one in formats.values()
     ]
     for kind, section in (
         ("GPU", catalog.gpus), ("engine", catalog.engines), ("CUDA", catalog.cuda),
-        ("platform", catalog.platforms), ("gateway", catalog.gateways), ("recipe", catalog.recipes),
+        ("platform", catalog.platforms), ("driver", catalog.drivers), ("gateway", catalog.gateways),
+        ("recipe", catalog.recipes),
     ):  # fmt: skip
         entries += [(f"{kind} {name}", one) for name, one in section.items()]
     return [found for where, one in entries for found in _entry(where, one, today)]
@@ -85,7 +86,7 @@ def _value(where: str, name: str, value: Any, source: str, read: Any, today: dat
     if isinstance(value, Figure):
         age = _age(value.source, getattr(value, "read", None), today)
         yield Source(where, name, value.source, value.confidence, age)
-    elif isinstance(value, Mapping) and any(isinstance(item, Figure) for item in value.values()):
+    elif isinstance(value, Mapping) and any(getattr(item, "source", None) for item in value.values()):
         for key, item in value.items():
             yield from _value(where, f"{name}.{key}", item, source, read, today)
     elif name == "pci_ids" and isinstance(value, Mapping):

@@ -28,7 +28,7 @@ PCI_DEVICES = ROOT / "sys/bus/pci/devices"
 STATE = ROOT / "run/nvidia-standin"
 
 # The CUDA version each driver branch brings (CUDA toolkit release notes, table of driver versions).
-CUDA_VERSIONS = {"580": "13.0", "590": "13.1", "595": "13.2", "610": "13.3"}
+CUDA_VERSIONS = {"580": "13.0", "590": "13.1", "595": "13.2", "610": "13.3", "615": "13.4", "620": "13.5"}
 
 
 class NvmlError(Exception):

@@ -19,7 +19,7 @@ from tests.support.site import Lab, Run
 
 PLAYBOOK = "molecule/driver/converge.yml"
 HOSTS = ("gpu01", "gpu02")
-FIRST = {"gpu01": "580.159.04", "gpu02": "590.48.01"}
+FIRST = {"gpu01": "580.159.04", "gpu02": "595.71.05"}
 SWITCHES = {"gpu01": False, "gpu02": True}
 COUNT = {"gpu01": 4, "gpu02": 8}
 ENGINE = """[Unit]

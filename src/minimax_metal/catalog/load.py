@@ -24,6 +24,7 @@ FILES = (
     "engines.yml",
     "gateways.yml",
     "platforms.yml",
+    "drivers.yml",
     "mirrors.yml",
     "faults.yml",
     "licences.yml",
@@ -136,10 +137,23 @@ def _published_name(name: str, formats: Mapping[str, Mapping[str, Any]]) -> str 
 
 
 def _named(document: dict[str, Any], section: str, key: str) -> None:
+    entries = document.get(section, {})
+    if not isinstance(entries, Mapping):
+        raise UserError(
+            f"catalogue: {section} is not a mapping; write its entries below it, indented, as the "
+            "catalogue's own files have them"
+        )
     document[section] = {
-        name: {**entry, key: name} if isinstance(entry, Mapping) else entry
-        for name, entry in document.get(section, {}).items()
+        name: {**entry, key: name} if isinstance(entry, Mapping) else entry for name, entry in entries.items()
     }
+
+
+def _branches_as_text(overlay: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The overlay with the numbers of driver branches as texts: YAML reads a bare 580 as a number."""
+    drivers = overlay.get("drivers")
+    if not isinstance(drivers, Mapping):
+        return overlay
+    return {**overlay, "drivers": {str(branch): entry for branch, entry in drivers.items()}}
 
 
 def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
@@ -168,8 +182,8 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     for name in FILES:
         document = merge(document, _read(HERE / name))
     for overlay in overlays:
-        document = merge(document, overlay)
-    for anchor in ("driver_packages", "repository_keys", "recipe_parts"):
+        document = merge(document, _branches_as_text(overlay))
+    for anchor in ("driver_packages", "repository_keys", "recipe_parts", "driver_places"):
         document.pop(anchor, None)
     _resolve_models(document)
     _named(document, "gpus", "name")
@@ -177,6 +191,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "gateways", "release")
     _named(document, "cuda", "version")
     _named(document, "platforms", "slug")
+    _named(document, "drivers", "branch")
     _named(document, "faults", "name")
     _named(document, "vendors", "name")
     _named(document, "licences", "name")

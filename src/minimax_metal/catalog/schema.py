@@ -325,6 +325,34 @@ class DriverPackages(Entry):
 
 
 @entry
+class DriverPlace(Entry):
+    """How it is known that one platform's repository carries a branch; C: concluded, nobody looked."""
+
+    confidence: Confidence
+    source: Annotated[str, NOT_EMPTY]
+
+
+@entry
+class DriverBranch(Entry):
+    """One branch of NVIDIA's driver, and its life."""
+
+    branch: str
+    kind: Literal["production", "lts", "new-feature"]
+    end: date | None = None
+    """The last day of support; none where nobody says."""
+    listed: bool = True
+    """Whether NVIDIA's table lists it; a branch that is not listed and has no end is over."""
+    modules: Annotated[tuple[Literal["open", "proprietary"], ...], NOT_EMPTY]
+    """Flavours of the kernel modules that it has."""
+    platforms: dict[str, DriverPlace] = field(default_factory=dict)
+    """Platforms whose repository carries it."""
+    confidence: Confidence
+    source: Annotated[str, NOT_EMPTY]
+    read: date
+    """The day on which the source was read."""
+
+
+@entry
 class RepositoryKey(Entry):
     """The key that signs a package repository."""
 
@@ -349,8 +377,8 @@ class Platform(Entry):
     kernel_headers: tuple[str, ...]
     """What DKMS builds the driver's modules with; follows the kernel, so it is never held."""
     driver: DriverPackages
-    driver_branches: tuple[str, ...]
-    default_driver_branch: str
+    driver_before: dict[str, DriverPackages] = field(default_factory=dict)
+    """A branch to the names that hold for branches before it."""
     toolkits: tuple[str, ...]
     """CUDA toolkits of the repository, oldest first."""
     source: str
@@ -511,6 +539,8 @@ class Catalog(Entry):
     default_gateway: str
     cuda: dict[str, Cuda]
     platforms: dict[str, Platform]
+    drivers: dict[str, DriverBranch]
+    """Number of a branch to what is known of it."""
     sources: dict[str, Source]
     mirrors: dict[str, Mirrors]
     recipes: dict[str, Recipe] = field(default_factory=dict)

@@ -47,6 +47,7 @@ OPTIONS = (
     ("--mem-fraction", "metal_mem_fraction_static", "SHARE", "share of GPU memory for weights and KV cache"),
     ("--kv-cache-dtype", "metal_kv_cache_dtype", "TYPE", "auto, bfloat16, fp8_e4m3 or fp8_e5m2"),
     ("--driver-branch", "metal_driver_branch", "BRANCH", "branch of the NVIDIA driver"),
+    ("--date", "metal_plan_date", "YYYY-MM-DD", "day for which driver branches are judged; today"),
 )
 
 

@@ -103,7 +103,9 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     driver: DriverPlan | None = None
     compat = False
     if release and toolkit and platform and board:
-        driver, compat = driver_plan(settings, facts, release, toolkit, platform, board, mirrors, found)
+        driver, compat = driver_plan(
+            settings, facts, release, toolkit, platform, board, mirrors, catalog, found
+        )
     cuda = cuda_plan(toolkit, platform, compat) if toolkit else None
     disk = disk_plan(settings, facts, model, engine, found) if model else None
     parsers = find_parsers(settings, checkpoint, release, found) if checkpoint else None

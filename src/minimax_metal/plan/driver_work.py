@@ -209,14 +209,24 @@ class _Decision:
             if not self.packages.versions.get(name):
                 return (
                     f"found no package {name} in apt's lists, expected one of {want}; check that "
-                    "nvidia_driver_repository_url holds it for this distribution"
+                    "nvidia_driver_repository_url holds it for this distribution, or set "
+                    "metal_driver_branch to a branch that it holds"
                 )
         for name in self.packages.same:
             if not any(self.right(version) for version in self.packages.offered(name)):
-                there = ", ".join(sorted(self.packages.offered(name), key=version_key)) or "none"
+                offers = sorted(self.packages.offered(name), key=version_key)
+                there = ", ".join(offers) or "none"
+                found = f"found {name} {there} in apt's lists, expected {want}"
+                held = list(dict.fromkeys(map(branch_of, offers)))
+                if held and self.branch not in held:
+                    # NVIDIA takes branches out of a repository's index when they are over.
+                    return (
+                        f"{found}; the repository holds no driver of branch {self.branch} (any more): set "
+                        f"metal_driver_branch to {' or '.join(held)}, or use a mirror that holds it"
+                    )
                 return (
-                    f"found {name} {there} in apt's lists, expected {want}; set metal_driver_branch (or "
-                    "nvidia_driver_version) to one of these, or use a mirror that holds it"
+                    f"{found}; set metal_driver_branch (or nvidia_driver_version) to one of these, or use a "
+                    "mirror that holds it"
                 )
         offered = {name: sorted(self.packages.offered(name)) for name in self.packages.same}
         each = "; ".join(f"{name} {', '.join(versions)}" for name, versions in offered.items())

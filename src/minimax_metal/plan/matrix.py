@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.errors import UserError
@@ -54,12 +55,13 @@ def find_models(wanted: Iterable[str], catalog: Catalog) -> list[str]:
     return list(dict.fromkeys(found)) or list(catalog.models)
 
 
-def rows(models: Iterable[str], catalog: Catalog) -> Iterator[Row]:
-    """A row for each combination, in the catalogue's order."""
+def rows(models: Iterable[str], catalog: Catalog, day: date | str | None = None) -> Iterator[Row]:
+    """A row for each combination, in the catalogue's order; ``day`` as ``metal_plan_date``."""
     platform = next(iter(catalog.platforms.values()))
     for model in models:
         for form in catalog.models[model]:
-            settings = Settings.from_variables("matrix", {"metal_model": model, "metal_model_format": form})
+            named = {"metal_model": model, "metal_model_format": form, "metal_plan_date": day}
+            settings = Settings.from_variables("matrix", named)
             for gpu in catalog.gpus:
                 for count in COUNTS:
                     made = plan(settings, what_if_facts(gpu, count, platform, catalog), catalog)
@@ -125,9 +127,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--model", action="append", default=[], metavar="NAME", help="repeatable; none: all")
     parser.add_argument("--json", action="store_true", help="a list with one object per combination")
     parser.add_argument("--markdown", action="store_true", help="a Markdown table")
+    parser.add_argument(
+        "--date", metavar="YYYY-MM-DD", help="day for which driver branches are judged; today"
+    )
     arguments = parser.parse_args(list(argv))
     catalog = packaged_catalog()
-    made = list(rows(find_models(arguments.model, catalog), catalog))
+    made = list(rows(find_models(arguments.model, catalog), catalog, arguments.date))
     if arguments.json:
         sys.stdout.write(json.dumps([asdict(one) for one in made], indent=2, ensure_ascii=False) + "\n")
     else:

@@ -10,6 +10,7 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from datetime import date, datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
@@ -95,6 +96,20 @@ def _float(name: str, value: Any) -> float:
         return float(value)  # nan and inf too: the plan refuses them with the range that it wants
     except (TypeError, ValueError, OverflowError):
         raise _wrong(name, value, "a number") from None
+
+
+def _date(name: str, value: Any) -> date:
+    # YAML reads a bare 2026-12-31 as a date, and a datetime is one too.
+    if isinstance(value, datetime):
+        value = value.date()
+    if isinstance(value, date):
+        return value
+    try:
+        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value.strip(), re.ASCII):
+            return date.fromisoformat(value.strip())
+    except ValueError:  # the 31st of a shorter month
+        pass
+    raise _wrong(name, value, "a day as 2026-12-31")
 
 
 def _bool(name: str, value: Any) -> bool:
@@ -243,6 +258,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "int": _int,
     "float": _float,
     "bool": _bool,
+    "date": _date,
     "mode": _mode,
     "list": _list,
     "words": _words,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 from operator import itemgetter
 from typing import Any
 
@@ -170,7 +171,18 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("metal_tool_call_parser", "text", None, "Tool-call parser; by default the model's."),
     Setting("metal_reasoning_parser", "text", None, "Reasoning parser; by default the model's."),
-    Setting("metal_driver_branch", "text", None, "Branch of the NVIDIA driver, such as 580."),
+    Setting(
+        "metal_driver_branch",
+        "text",
+        None,
+        "Branch of the NVIDIA driver, such as 580; by default an LTS or production branch that lives.",
+    ),
+    Setting(
+        "metal_plan_date",
+        "date",
+        None,
+        "Day for which driver branches are judged, as 2026-12-31; by default today.",
+    ),
     Setting("metal_cuda_toolkit", "text", None, "Version of the CUDA toolkit; by default the engine's own."),
     Setting(
         "metal_fabric_manager",
@@ -349,6 +361,7 @@ class Settings:
     tool_call_parser: str | None = None
     reasoning_parser: str | None = None
     driver_branch: str | None = None
+    plan_date: date | None = None
     cuda_toolkit: str | None = None
     fabric_manager: bool | None = None
     cuda_compat: bool = False

@@ -7,7 +7,7 @@ import re
 
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
 from minimax_metal.catalog.schema import Cuda
-from minimax_metal.common.documents import digits
+from minimax_metal.plan.driver_life import Branches, find_branch, package_names, plan_day
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board
@@ -177,24 +177,6 @@ def cuda_plan(cuda: Cuda, platform: Platform | None, compat: bool) -> CudaPlan:
     )
 
 
-def _branch(settings: Settings, facts: HostFacts, platform: Platform, minimum: str, found: Findings) -> str:
-    """The driver branch asked for; else the one that runs, if it is good; else the platform's."""
-    if settings.driver_branch is not None:
-        return settings.driver_branch
-    loaded = facts.loaded_driver
-    present = loaded.split(".")[0] if loaded else ""
-    # A host that already runs a good branch keeps it: a plan is no reason to change a driver.
-    if present in platform.driver_branches and version_key(loaded or "0") >= version_key(minimum):
-        return present
-    if settings.cuda_compat and present:
-        return present
-    if loaded:
-        found.warn(
-            "driver-change", f"driver {loaded} will be replaced by branch {platform.default_driver_branch}"
-        )
-    return platform.default_driver_branch
-
-
 def driver_plan(
     settings: Settings,
     facts: HostFacts,
@@ -203,10 +185,10 @@ def driver_plan(
     platform: Platform,
     board: Board,
     mirrors: MirrorsPlan,
+    catalog: Catalog,
     found: Findings,
 ) -> tuple[DriverPlan, bool]:
     """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
-    names = platform.driver
     packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
     if settings.driver_run_file not in RUN_FILE:
         found.refuse(
@@ -236,10 +218,15 @@ def driver_plan(
             "set metal_driver_run_file to replace (runs nvidia-uninstall, then installs packages) or to keep",
         )
     minimum = cuda.minimum_driver
-    least = int(minimum.split(".")[0])
-    branch = _branch(settings, facts, platform, minimum, found)
+    required = board.gpu.open_modules if board.gpu else "supported"
+    open_modules = settings.open_modules if settings.open_modules is not None else required != "unsupported"
+    branches = Branches(
+        catalog.drivers, platform, plan_day(settings), minimum, "open" if open_modules else "proprietary"
+    )
+    branch = find_branch(settings, facts, branches, found)
+    names = package_names(platform, branch)
     compat = False
-    if (number := digits(branch)) is None or number < least:
+    if not branches.is_new_enough(branch):
         compat = settings.cuda_compat and branch in cuda.compat_branches
         if compat:
             found.warn(
@@ -255,20 +242,21 @@ def driver_plan(
                 f"{minimum} or newer: SGLang {release.release} is built for CUDA {release.cuda}",
                 f"leave metal_driver_branch out (or set metal_cuda_compat: true on branch {listed})",
             )
-    elif branch not in platform.driver_branches:
-        found.warn(
-            "driver-branch",
-            f"driver branch {branch} is not in the catalogue for {platform.slug}; known are "
-            f"{', '.join(platform.driver_branches)}",
-        )
-    required = board.gpu.open_modules if board.gpu else "supported"
-    open_modules = settings.open_modules if settings.open_modules is not None else required != "unsupported"
     if (required == "required" and not open_modules) or (required == "unsupported" and open_modules):
         found.refuse(
             "open-modules",
             f"metal_open_modules {str(open_modules).lower()} on {board.label}",
             f"open kernel modules are {required} there",
             "leave metal_open_modules out",
+        )
+    elif not branches.has_modules(branch):
+        other = next(iter(branches.alive()), None)
+        set_branch = f', or set metal_driver_branch: "{other.branch}", which has them' if other else ""
+        found.refuse(
+            "open-modules",
+            f"proprietary kernel modules of driver branch {branch}",
+            "open ones: that branch has no others (NVIDIA removed them)",
+            f"leave metal_open_modules out{set_branch}",
         )
     packages = [*(names.open if open_modules else names.proprietary)]
     services = [*names.services]

@@ -1,0 +1,20 @@
+"""What holds for all unit tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+
+import pytest
+
+from minimax_metal.plan import driver_life
+
+TODAY = date(2026, 11, 29)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_day() -> Iterator[None]:
+    """Plans are made for one day: driver branches end, and no test may end with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver_life, "today", lambda: TODAY)
+        yield
