@@ -59,7 +59,8 @@ def stored_weights(directory):
         for name in names_in(Path(directory, organisation)):
             for revision in names_in(Path(directory, organisation, name)):
                 path = Path(directory, organisation, name, revision)
-                if path.is_dir():
+                # Whoever pulls owns the directory above: a link there may lead to all of the host.
+                if path.is_dir() and not path.is_symlink():
                     sizes[str(path)] = tree_bytes(path)
     return sizes
 

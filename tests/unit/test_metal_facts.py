@@ -276,3 +276,12 @@ def test_dpkg_that_was_cut_off_is_told_from_dpkg_at_work(module: ModuleType, tmp
         assert module.dpkg_interrupted(tmp_path) is False
         process.communicate(b"")
     assert module.dpkg_interrupted(tmp_path / "nowhere") is False
+
+
+def test_what_the_pulls_user_plants_leads_nowhere(tmp_path: Path) -> None:
+    """Else facts would walk the whole host, /proc among it, as root."""
+    (tmp_path / "a/b/c").mkdir(parents=True)
+    (tmp_path / "a/b/c/file").write_bytes(bytes(7))
+    (tmp_path / "a/b/d").symlink_to("/")
+    (tmp_path / "a/b/e").symlink_to(tmp_path / "a")
+    assert STORAGE.stored_weights(str(tmp_path)) == {str(tmp_path / "a/b/c"): 7}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import signal
 import threading
 import time
@@ -16,6 +17,7 @@ import pytest
 from test_service_supervise import PATIENCE, Run, Starter, gone, starter  # noqa: F401  # a fixture
 
 from minimax_metal.service import supervise
+from minimax_metal.service.drain import Drain
 
 ENGINE = Path(__file__).parents[1] / "support" / "asgi_engine.py"
 USER_KEY, ADMIN_KEY = "canary-user-4c1d", "canary-admin-9b72"
@@ -231,3 +233,13 @@ def test_nobody_is_left(starter: Starter) -> None:  # noqa: F811
     assert gone(run.process.pid)
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(f"http://127.0.0.1:{run.port}/health", timeout=1)
+
+
+def test_nothing_that_the_engine_leaves_beside_the_drain_is_waited_for(tmp_path: Path) -> None:
+    drain = Drain(tmp_path)
+    os.mkfifo(tmp_path / "drain.1")
+    (tmp_path / "drain.2").symlink_to("/dev/zero")
+    texts = ("9" * 10_000, "-5", "\u0663", "x", " 2\n", "1")
+    for name, text in enumerate(texts, 3):
+        (tmp_path / f"drain.{name}").write_text(text, encoding="utf-8")
+    assert drain.running() == 3

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def test_an_empty_cache_makes_no_archive(tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     assert pack(tmp_path / "cache", tmp_path / "kernels.tar.gz") == 0
     assert not (tmp_path / "kernels.tar.gz").exists()
+
+
+def test_a_cache_that_its_owner_made_a_link_to_everything_has_no_kernels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cache").symlink_to("/")
+    began = time.monotonic()
+    assert main(["count", str(tmp_path / "cache")]) == 0
+    assert main(["pack", str(tmp_path / "cache"), str(tmp_path / "archive")]) == 0
+    assert main(["copy", str(tmp_path / "cache"), str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().out.split("\n")[:2] == ["0", "no kernels to share"]
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside"])

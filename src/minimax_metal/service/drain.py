@@ -11,6 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.documents import digits
+from minimax_metal.common.files import read_bounded
+
 ANSWER_SECONDS: Final = 3.0
 """How long the plug-in may take to answer; it looks ten times a second."""
 QUIET_LOOKS: Final = 3
@@ -65,12 +68,14 @@ class Drain:
 
     def running(self) -> int | None:
         """Requests in flight as the plug-in counts them; none while it has not answered."""
-        counts = []
+        counts: list[int] = []
         for path in self.file.parent.glob(f"{self.file.name}.*"):
             if path.suffix == ".new":
                 continue
             try:
-                counts.append(int(path.read_text(encoding="ascii")))
+                # The engine can write here: a pipe is not waited for, and nothing is read without end.
+                count = digits(read_bounded(path, 64).decode("ascii").strip())
             except (OSError, ValueError):
                 continue
+            counts += [] if count is None else [count]
         return sum(counts) if counts else None

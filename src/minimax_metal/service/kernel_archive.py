@@ -39,7 +39,10 @@ def kernels(directory: Path) -> Iterator[Path]:
     """Yield the files of a cache that are worth sharing, as paths below it; markers come last.
 
     Links are left out: they point at this host's places. So are pipes, and what a compiler is still writing.
+    A cache that is a link itself has none: its owner could have all of the host looked through.
     """
+    if directory.is_symlink():
+        return
     markers = []
     for parent, directories, files in os.walk(directory):
         directories[:] = sorted(name for name in directories if name not in NOT_KERNELS)
