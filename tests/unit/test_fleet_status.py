@@ -310,3 +310,22 @@ def test_other_networks_of_the_firewall_are_drift() -> None:
         "networks of the firewall: -[10.0.0.0/8] +[10.9.0.0/16]",
         "ports of the firewall: +[8001]",
     ]
+
+
+def test_what_a_host_says_is_not_read_as_markup_of_the_terminal() -> None:
+    """Rich takes ``[/x]`` in a text for the end of a style: one host's driver ended the table of all."""
+    said = {
+        "schema": here.SCHEMA,
+        "driver": "[/x]",
+        "release": {"number": "[/a]", "digest": "[/b]"},
+        "applied": {
+            "model": {"served_name": "[bold]M[link=http://evil]x", "format": "[/f]"},
+            "engine": {"release": "[/y]"},
+        },
+        "instances": [{"instance": "[/z]", "unit": "sglang@m.service", "health": "[/h]", "status": "[/s]"}]
+        * 2,
+    }
+    answer = {"stdout": json.dumps(said)}
+    lines = "\n".join(status.lines_of({"gpu[/01]": answer, "gpu02": answer}))
+    for text in ("[/x]", "[/a]", "[bold]M[link=http://evil]x [/f]", "[/y]", "gpu[/01] [/z]", "gpu02"):
+        assert text in lines

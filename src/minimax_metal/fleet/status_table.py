@@ -93,7 +93,8 @@ def table(hosts: Sequence[Mapping[str, Any]]) -> Table:
     made.add_column("drift", overflow="fold")
     for host in hosts:
         for row in rows(host):
-            made.add_row(*row)
+            # Not as rich's markup: a host that says "[/x]" would end the table of all.
+            made.add_row(*(one if isinstance(one, Text) else Text(one) for one in row))
     return made
 
 
