@@ -7,6 +7,7 @@ its answer can spoil its own row and no other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from math import isfinite
 from typing import Any, Final
 
@@ -68,6 +69,7 @@ def checked(here: Mapping[str, Any]) -> dict[str, Any]:
     found["instances"] = [_instance(one) for one in _part(here, "instances", list, [])]
     found["missing"] = [str(one) for one in _part(here, "missing", list, [])]
     found["firewall_differences"] = [str(one) for one in _part(here, "firewall_differences", list, [])][:8]
+    found["certificates"] = [_certificate(one) for one in _part(here, "certificates", list, [])[:8]]
     for key in ("driver", "hostname", "metal", "time"):
         found[key] = _part(here, key, str, None)
     for key in ("cpu_count", "memory_total_bytes"):
@@ -113,7 +115,22 @@ def _instance(value: Any) -> dict[str, Any]:
     }
 
 
-_PARTS: Final = ("platform", "model", "gpus", "parallelism", "engine", "driver", "cuda")
+def _certificate(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UnreadableError(f"an answer with a certificate of type {type(value).__name__}")
+    ends = _part(value, "ends", str, None)
+    try:
+        ends = None if ends is None else datetime.fromisoformat(ends).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise UnreadableError("an answer with a certificate that ends at no time") from None
+    return {
+        "path": _part(value, "path", str, ""),
+        "ends": None if ends is None else ends.isoformat(),
+        "fleet": value.get("fleet") is True,
+    }
+
+
+_PARTS: Final = ("platform", "model", "gpus", "parallelism", "engine", "driver", "cuda", "tls")
 
 
 def _applied(plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ the inventory, in the catalogue or in the project since the release was verified
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common import certificates
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import catalog_for, with_hashes
 from minimax_metal.plan.core import plan
@@ -30,6 +32,7 @@ COMPARED: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("replicas", ("parallelism", "replicas")),
     ("driver branch", ("driver", "branch")),
     ("CUDA", ("cuda", "version")),
+    ("TLS of the fleet", ("tls", "directory")),
 )
 """What is compared before the units are: what people call it, and where it is in a plan."""
 SERVICE: Final[tuple[tuple[str, str], ...]] = (
@@ -171,8 +174,8 @@ def _only(these: Iterable[Any], those: Sequence[Any]) -> list[str]:
     return [_short(one) for one in these if one not in those]
 
 
-def local_drift(here: Mapping[str, Any]) -> list[str]:
-    """Return how a host differs from its own release."""
+def local_drift(here: Mapping[str, Any], now: datetime | None = None) -> list[str]:
+    """Return how a host differs from its own release, and which of its certificates ends soon."""
     if not here.get("release"):
         return ["no release is recorded"]
     found = [f"{_named(unit)} is gone" for unit in here.get("missing") or []]
@@ -185,6 +188,11 @@ def local_drift(here: Mapping[str, Any]) -> list[str]:
     if not here.get("environment_exists", True):
         found.append(f"{Path(str(_at(applied, ('engine', 'environment')))).name} is gone")
     found += [f"firewall: {one}" for one in here.get("firewall_differences") or []]
+    for one in here.get("certificates") or []:
+        end = datetime.fromisoformat(one["ends"]) if one.get("ends") else None
+        found += filter(
+            None, [certificates.warning(one["path"], end, now or datetime.now(UTC), fleet=one["fleet"])]
+        )
     branch, loaded = _at(applied, ("driver", "branch")), here.get("driver")
     if branch and loaded and str(loaded).split(".")[0] != str(branch):
         found.append(f"driver {loaded} runs, recorded branch {branch}")

@@ -20,7 +20,7 @@ from typing import Any, Final
 from urllib.parse import urljoin
 
 from minimax_metal import __version__
-from minimax_metal.common import nftables
+from minimax_metal.common import certificates, nftables
 from minimax_metal.common.documents import digits, read_json
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.program import run as run_program
@@ -52,6 +52,7 @@ APPLIED: Final = (
     "cuda",
     "services",
     "firewall",
+    "tls",
 )
 """Parts of a recorded plan that are sent to whoever compares it with the inventory."""
 
@@ -178,6 +179,27 @@ def _heard(path: str) -> str:
         return f"{path}: {error.strerror or error}; run site.yml"
 
 
+def certificates_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the certificates that a recorded plan's services serve by: path, end, and whether it is there.
+
+    One that only root can read is left out: this is no program of root's.
+    """
+    own = str(_mapping(plan.get("tls")).get("directory") or "") or None
+    services = plan["services"] if isinstance(plan.get("services"), list) else []
+    paths = [_mapping(_mapping(service).get("credentials")).get("tls.crt") for service in services]
+    found = []
+    for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
+        try:
+            end = certificates.end_of_file(Path(path))
+        except FileNotFoundError:
+            end = None
+        except OSError:
+            continue
+        fleet = own is not None and Path(path).parent == Path(own)
+        found.append({"path": path, "ends": end.isoformat() if end else None, "fleet": fleet})
+    return found
+
+
 def look(
     state: Path = STATE,
     releases: Path = DIRECTORY,
@@ -222,6 +244,7 @@ def look(
         "missing": sorted(set(services) - {instance["unit"] for instance in instances}),
         "instances": instances,
         "firewall_differences": firewall() if plan.get("firewall") else [],
+        "certificates": certificates_of(plan),
         "driver": driver_version(_text("/proc/driver/nvidia/version")),
         "cpu_count": os.cpu_count() or 1,
         "memory_total_bytes": _memory_total(),

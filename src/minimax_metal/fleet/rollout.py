@@ -253,7 +253,7 @@ def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[s
 
 def _bears_on_process(path: str) -> bool:
     """Whether a file is read by an engine's process at its start."""
-    return path.startswith("/etc/sglang/") or "/sglang@" in path
+    return path.startswith(("/etc/sglang/", "/etc/sglang-tls/")) or "/sglang@" in path
 
 
 def batch_sizes(wish: Sequence[Any], count: int) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import catalog_for, plan_host, role_values, roles_directory, with_hashes
 from minimax_metal.plan.ansible_programs import add_options, options_of
+from minimax_metal.plan.certificates import ends_of, secrets_directory, with_notices
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings import Settings
@@ -170,18 +171,28 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
     roles = roles_directory()
     return [
         (
-            plan_host(
-                host.name,
-                {**host.variables, **variables},
-                host.facts,
-                host.names,
-                roles,
-                role_values(host.written, roles),
+            _with_ends(
+                plan_host(
+                    host.name,
+                    {**host.variables, **variables},
+                    host.facts,
+                    host.names,
+                    roles,
+                    role_values(host.written, roles),
+                ),
+                secrets_directory(arguments.inventory, {**host.written, **host.variables}),
             ),
             host.secrets,
         )
         for host in hosts
     ]
+
+
+def _with_ends(plan: Plan, secrets: Path | None) -> Plan:
+    """A plan with when the certificates of its host end, where the controller has them."""
+    if plan.tls is None or secrets is None:
+        return plan
+    return with_notices(plan, ends_of(plan.host, secrets))
 
 
 def _compare(arguments: argparse.Namespace) -> int:

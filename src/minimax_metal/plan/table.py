@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from minimax_metal.plan.certificates import SAID
 from minimax_metal.plan.compare import rows_of
 from minimax_metal.plan.model import Plan
 
@@ -45,7 +46,7 @@ def _verdict(plan: Plan) -> str:
     if not plan.fits:
         return "refused"
     # Which format was taken is worth a line, not worth a worry.
-    worries = [notice for notice in plan.warnings if notice.code != "format-chosen"]
+    worries = [notice for notice in plan.warnings if notice.code not in {"format-chosen", SAID}]
     return "fits, with warnings" if worries else "fits"
 
 
@@ -155,7 +156,8 @@ def _remarks(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
         for refusal in plan.accepted:
             yield "lifted   ", "yellow", refusal.line(plan.host)
         for notice in plan.warnings:
-            yield "warning  ", "yellow", f"{plan.host}: {notice.code}: {notice.message}"
+            word = "note     " if notice.code == SAID else "warning  "
+            yield word, "yellow", f"{plan.host}: {notice.code}: {notice.message}"
     if len(plans) == 1 and plans[0].fits:
         for one in plans[0].differences:
             yield "differs  ", "cyan", f"{one.what}: {one.guide} -> {one.here} ({one.reason})"

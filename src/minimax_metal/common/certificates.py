@@ -1,0 +1,114 @@
+"""When a certificate ends: read by the standard library alone, which is all that a host's status has.
+
+X.509 (RFC 5280, 4.1) in DER: ``Certificate`` holds ``TBSCertificate``, which holds optionally a version, then
+a serial number, the signature's algorithm, the issuer, and ``Validity`` with two times. Nothing is verified.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64decode
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from minimax_metal.common.files import read_bounded
+
+BYTES: Final = 1 << 18
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]{1,65536})-----END CERTIFICATE-----")
+_SEQUENCE, _VERSION, _UTC_TIME, _GENERAL_TIME = 0x30, 0xA0, 0x17, 0x18
+
+
+def end_of_file(path: Path) -> datetime | None:
+    """Return when the first certificate of a file ends; None where the file is not one.
+
+    Raises:
+        OSError: the file is not there, or can't be read.
+    """
+    return end_of(read_bounded(path, BYTES))
+
+
+def end_of(pem: bytes) -> datetime | None:
+    """Return when the first certificate in a text (PEM) ends, in UTC; None where there is none."""
+    found = _PEM.search(pem)
+    if found is None:
+        return None
+    try:
+        certificate, _ = _open(b64decode(found[1]), _SEQUENCE)
+        fields, _ = _open(certificate, _SEQUENCE)
+        if fields[:1] == bytes([_VERSION]):
+            fields = _after(fields)
+        for _ in ("serial number", "algorithm", "issuer"):
+            fields = _after(fields)
+        validity, _ = _open(fields, _SEQUENCE)
+        return _time(_after(validity))
+    except (binascii.Error, ValueError, IndexError):
+        return None
+
+
+def _parts(data: bytes) -> tuple[int, int, int]:
+    """Return tag of the first value, where its content begins, and where it ends.
+
+    Raises:
+        ValueError, IndexError: it is cut off, or of no form that DER has.
+    """
+    size, begin = data[1], 2
+    if size & 0x80:
+        count = size & 0x7F
+        if not 1 <= count <= 4:
+            raise ValueError("a length of no certificate")
+        size, begin = int.from_bytes(data[2 : 2 + count], "big"), 2 + count
+    if begin + size > len(data):
+        raise ValueError("cut off")
+    return data[0], begin, begin + size
+
+
+def _open(data: bytes, tag: int) -> tuple[bytes, bytes]:
+    """Return what is in the first value, which has to be of that tag, and what follows it."""
+    found, begin, end = _parts(data)
+    if found != tag:
+        raise ValueError("another value")
+    return data[begin:end], data[end:]
+
+
+def _after(data: bytes) -> bytes:
+    return data[_parts(data)[2] :]
+
+
+def _time(data: bytes) -> datetime:
+    tag, begin, end = _parts(data)
+    text = data[begin:end].decode("ascii")
+    if tag == _UTC_TIME:
+        # Two digits of a year: 1950 to 2049 (RFC 5280, 4.1.2.5.1).
+        text = ("19" if text[:2] >= "50" else "20") + text
+    elif tag != _GENERAL_TIME:
+        raise ValueError("not a time")
+    if not re.fullmatch(r"[0-9]{14}Z", text):
+        raise ValueError("not a time")
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+OWN_DAYS: Final = 30
+"""Days before its end from which a certificate of the user's is worth a warning: what a renewal may take."""
+FLEET_DAYS: Final = 90
+"""Of the fleet's own, which a run renews with a third of its year left: none has run for a month then."""
+
+
+def warning(name: str, end: datetime | None, now: datetime, *, fleet: bool) -> str | None:
+    """Return what to say of a certificate that ends soon, has ended, or is not one; None of a good one.
+
+    Args:
+        name: what to call it.
+        end: its end; None where it can't be read.
+        now: the time.
+        fleet: whether the fleet's authority issued it, so that a run renews it.
+    """
+    do = "run site.yml, which renews it" if fleet else "renew it, then restart what serves by it"
+    if end is None:
+        return f"{name}: found no certificate that can be read; {do}"
+    days = (end - now).days
+    if days >= (FLEET_DAYS if fleet else OWN_DAYS):
+        return None
+    when = f"ended on {end:%Y-%m-%d}" if end <= now else f"ends on {end:%Y-%m-%d}, in {days} days"
+    return f"{name} {when}; {do}"
