@@ -197,6 +197,27 @@ def test_remove(root: Path, system: stock.System, capsys: pytest.CaptureFixture[
     assert root.exists()
 
 
+@pytest.mark.parametrize(
+    "name", ["r\x1b[2J\x1b]0;x\x07", "r\nremoved /etc", "r\x9b31m", "r\u202ex", "r\udcff"]
+)
+def test_names_that_the_pulls_user_gives_do_no_more_than_name(
+    name: str, root: Path, system: stock.System, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make(root, "Org/Model", name)
+    for words in (["list"], ["prune", "--dry-run"], ["prune"]):
+        assert commands.main([*words, "--root", str(root)]) == 0
+        said = capsys.readouterr().out
+        assert len(said.splitlines()) <= 2
+        assert not set(said) & {
+            *map(chr, range(10)),
+            *map(chr, range(11, 32)),
+            "\x7f",
+            "\x9b",
+            "\u202e",
+            "\udcff",
+        }
+
+
 def test_prune(root: Path, system: stock.System, capsys: pytest.CaptureFixture[str]) -> None:
     kept = make(root, "Org/Model", "used", age=9)
     next_one = make(root, "Org/Model", "next", age=8)

@@ -44,7 +44,7 @@ from minimax_metal.errors import UserError
 from minimax_metal.fleet import authority, journal, keys, lock, rotation
 from minimax_metal.service import kernel_lines, kernels
 from minimax_metal.service.record import Records
-from minimax_metal.staging.bundle import store
+from minimax_metal.staging.bundle import serve, store
 from tests.support.plugins import load_plugin
 
 FAILED = 3
@@ -401,6 +401,11 @@ WRITERS: dict[str, Writer] = {
     "the fleet's lock": Writer(
         lambda place: lock.take(HOLDER, place / "lock.json"),
         lambda place: (found := lock.read(place / "lock.json")) and found["run"],
+    ),
+    "the variables of a served bundle": Writer(
+        lambda place: serve.written(place / "all.yml", "http://10.0.0.9:8080", frozen=True),
+        lambda place: text(place / "all.yml"),
+        lambda place: serve.written(place / "all.yml", "http://10.0.0.8:8080"),
     ),
     "a signed bundle": Writer(export_of("new", 2), bundle_in("bundle")),
     "a signed bundle in another's place": Writer(

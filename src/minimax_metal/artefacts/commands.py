@@ -46,6 +46,7 @@ from minimax_metal.artefacts.pull import (
 )
 from minimax_metal.artefacts.request import DIRECTORY, HTTP, Request, is_commit
 from minimax_metal.common.privileges import files_as, untrusted_owner
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 
 EXIT_FAILED: Final = 1
@@ -358,9 +359,11 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     for one in found:
         kind = "" if one.manifest else ", not complete"
-        print(f"{one.path}: {spell_bytes(one.bytes)}{kind}, {'used' if one.users else 'unused'}")
+        # Names below a model's directory are its owner's to give.
+        used = "used" if one.users else "unused"
+        print(one_line(f"{one.path}: {spell_bytes(one.bytes)}{kind}, {used}"))
         for user in one.users:
-            print(f"  by {user}")
+            print(f"  by {one_line(user)}")
     print(f"{len(found)} model directories, {spell_bytes(sum(one.bytes for one in found))}")
     return 0
 
@@ -397,7 +400,8 @@ def _prune(arguments: argparse.Namespace) -> int:
     for one in found:
         if not arguments.dry_run:
             stock.remove(one.path, system, arguments.root)
-        print(f"{'would remove' if arguments.dry_run else 'removed'} {one.path}, {spell_bytes(one.bytes)}")
+        done = "would remove" if arguments.dry_run else "removed"
+        print(one_line(f"{done} {one.path}, {spell_bytes(one.bytes)}"))
     if not found:
         print("nothing to remove")
     return 0

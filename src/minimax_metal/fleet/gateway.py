@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
 from minimax_metal.fleet import gateway_launch
 from minimax_metal.fleet.gateway_client import Gateway, Registered, Web, in_flight
@@ -159,7 +160,9 @@ def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
     else:
         for row in rows:
             away = ", drained" if row["drained"] else ""
-            print(f"{row['url']}  {row['host'] or '-'}  {row['status']}{away}  {row['load']} in flight")
+            # The status is the gateway's word, which may be a worker's.
+            status = one_line(str(row["status"]))
+            print(f"{row['url']}  {row['host'] or '-'}  {status}{away}  {row['load']} in flight")
     return 0
 
 

@@ -25,6 +25,7 @@ from socketserver import TCPServer
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
+from minimax_metal.common.files import write_atomic
 from minimax_metal.common.privileges import drop_to
 from minimax_metal.common.web import Timed
 from minimax_metal.errors import UserError
@@ -334,4 +335,4 @@ def written(path: Path, url: str, frozen: bool = False) -> None:
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True)
     text = VARIABLES.format(url=url) + ("metal_frozen_sources: true\n" if frozen else "")
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text)
