@@ -20,6 +20,10 @@ options:
     description: For each unit the files that it reads at its start only, its own file among them.
     type: dict
     required: true
+  reloaded:
+    description: Whether the units read the files again when they are reloaded.
+    type: bool
+    default: false
 author:
   - The minimax-metal authors
 """
@@ -57,17 +61,19 @@ SECONDS = 60
 AT_WORK = ("active", "activating", "reloading")
 
 
-def starts(text, now, monotonic):
+def starts(text, now, monotonic, since="InactiveExit"):
     """Return when each unit that runs was started, in seconds of today's clock.
+
+    With "StateChange" it is when it was started or reloaded.
 
     systemd's monotonic time is used: a clock that was put right after the start does not move it.
     """
     found = {}
     for block in text.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
-        since = values.get("InactiveExitTimestampMonotonic", "")
-        if values.get("ActiveState") in AT_WORK and since.isdecimal() and int(since):
-            found[values.get("Id", "")] = now - (monotonic - int(since) / 1e6)
+        when = values.get(f"{since}TimestampMonotonic", "")
+        if values.get("ActiveState") in AT_WORK and when.isdecimal() and int(when):
+            found[values.get("Id", "")] = now - (monotonic - int(when) / 1e6)
     return found
 
 
@@ -96,13 +102,18 @@ def outdated(units, started, now):
 def main():
     """Compare."""
     module = AnsibleModule(
-        argument_spec={"units": {"type": "dict", "required": True}}, supports_check_mode=True
+        argument_spec={
+            "units": {"type": "dict", "required": True},
+            "reloaded": {"type": "bool", "default": False},
+        },
+        supports_check_mode=True,
     )
     units = module.params["units"]
     program = module.get_bin_path("systemctl")
     if not units or program is None:
         module.exit_json(changed=False, outdated=[], why=[])
-    wanted = "--property=Id,ActiveState,InactiveExitTimestampMonotonic"
+    since = "StateChange" if module.params["reloaded"] else "InactiveExit"
+    wanted = f"--property=Id,ActiveState,{since}TimestampMonotonic"
     answer = run(
         [program, "show", wanted, *sorted(units)],
         seconds=SECONDS,
@@ -114,7 +125,7 @@ def main():
             "look at the host (ps, dmesg), then run again"
         )
     now = time.time()
-    started = starts(answer.out, now, time.clock_gettime(time.CLOCK_MONOTONIC))
+    started = starts(answer.out, now, time.clock_gettime(time.CLOCK_MONOTONIC), since)
     found = outdated(units, started, now)
     module.exit_json(changed=False, outdated=sorted(found), why=list(found.values()))
 

@@ -60,12 +60,18 @@ def test_a_clock_that_was_put_right_after_the_start_moves_no_start() -> None:
     assert OUTDATED.starts(text, NOW, UP) == {"a.service": NOW - UP + 10}
 
 
+def test_a_reload_counts_where_units_read_their_files_again_then() -> None:
+    text = shown("a.service", "active", 10_000_000) + "StateChangeTimestampMonotonic=20000000\n"
+    assert OUTDATED.starts(text, NOW, UP, "StateChange") == {"a.service": NOW - UP + 20}
+
+
 @pytest.mark.parametrize("text", ["", "Id=a.service\n", shown("a.service", "active", 0), "Id\n\n=\n"])
 def test_what_systemd_does_not_say_is_not_guessed(text: str) -> None:
     assert OUTDATED.starts(text, NOW, UP) == {}
 
 
 RESTARTING = {
+    "artefact_cache": {"__artefact_cache_unit", "__artefact_cache_configuration"},
     "sglang_gateway": {"sglang-gateway.service", "sglang-gateway-watch.service", "keepalived.service"},
     "sglang_service": {"metal-kernel-lines.service", "__sglang_service_planned", "__units"},
     "model_weights": {"__model_weights_share_unit", "__model_weights_share_running"},
