@@ -82,7 +82,7 @@ def model_paths(words: Collection[str]) -> Iterator[str]:
             yield found[1]
 
 
-UNIT_CHARACTERS = 256 << 10
+UNIT_CHARACTERS = 64 << 10
 """What is read of a unit file: the product's own have some thousands."""
 
 

@@ -17,7 +17,15 @@ from typing import Any, Final
 from minimax_metal.artefacts.bound import authority
 from minimax_metal.artefacts.manifest import MOST_BYTES
 from minimax_metal.artefacts.proof import BUNDLE, HUB, MANIFEST, Proof
-from minimax_metal.artefacts.request import DIRECTORY, HF_MIRROR, HUBS, HUGGINGFACE, MODELSCOPE, Source
+from minimax_metal.artefacts.request import (
+    DIRECTORY,
+    HF_MIRROR,
+    HUBS,
+    HUGGINGFACE,
+    MODELSCOPE,
+    Source,
+    is_commit,
+)
 from minimax_metal.artefacts.sources import DEFAULT_ENDPOINTS
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
@@ -182,7 +190,9 @@ class Kept:
             raw: Any = read_json(read_bounded(file, MOST_BYTES))
             if (raw["repository"], raw["revision"]) != (wish.repository, wish.revision):
                 return None  # another model whose name is written the same
-            known = [(Source.parse(one["source"]), str(one["commit"])) for one in raw["settled"]]
+            known = [(Source.parse(one["source"]), one["commit"]) for one in raw["settled"]]
+            if not all(isinstance(commit, str) and is_commit(commit) for _, commit in known):
+                raise ValueError("a branch's commit is not one")
             return cls(Proof.parse(raw["proof"]), known)
         except FileNotFoundError:
             return None

@@ -133,8 +133,9 @@ def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, 
                 with suppress(FileExistsError):
                     following.mkdir(create)
             status = following.lstat()
-        except FileNotFoundError:
-            if create is not None:
+        except OSError as error:
+            # A name that is too long for a file is as little there as one that nobody gave.
+            if create is not None or error.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
                 raise
             return
         if stat.S_ISLNK(status.st_mode):

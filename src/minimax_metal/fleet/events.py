@@ -416,7 +416,7 @@ def _reason(result: Mapping[str, Any]) -> list[str]:
             if not text or (said and key == "module_stderr"):
                 continue
             said = True
-            for line in text if isinstance(text, list) else str(text).splitlines():
+            for line in map(str, text) if isinstance(text, list) else str(text).splitlines():
                 if line.strip() and line not in lines:
                     lines.append(line.rstrip())
     return lines or ["no reason was given"]

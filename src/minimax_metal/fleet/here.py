@@ -114,6 +114,14 @@ def _json(path: Path) -> dict[str, Any] | None:
     return None
 
 
+def _exists(path: str) -> bool:
+    """Return whether a recorded path is there; one that no file can have is not."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
@@ -240,7 +248,7 @@ def look(
             else None
         ),
         "applied": {key: plan[key] for key in APPLIED if plan.get(key) is not None},
-        "environment_exists": bool(environment) and Path(environment, "bin", "python").exists(),
+        "environment_exists": bool(environment) and _exists(f"{environment}/bin/python"),
         "missing": sorted(set(services) - {instance["unit"] for instance in instances}),
         "instances": instances,
         "firewall_differences": firewall() if plan.get("firewall") else [],

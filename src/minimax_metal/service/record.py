@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import json
 import re
@@ -89,8 +90,10 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
         # The directory is the pull's: what lies there is read as its owner.
         with acting_as_owner_of(manifest.parent):
             content = read_bounded(manifest, MANIFEST_BYTES)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}:
+            return None
+        raise
     found = {"manifest": str(manifest), "sha256": hashlib.sha256(content).hexdigest()}
     # Who states what the files are, and who asked for it when; older manifests do not say.
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
