@@ -49,7 +49,7 @@ def addresses(plan: Mapping[str, Any], lists: Mapping[str, str] | None = None) -
         base = mirrors["distribution_url"]
 
         def mirror(uri: str, suite: str) -> str:
-            if urlsplit(uri).path.rstrip("/").endswith("-ports"):
+            if uri.rstrip("/").endswith("-ports"):
                 return f"{base}/ubuntu-ports"
             security = distribution == "debian" and suite.rstrip("/").endswith("-security")
             return f"{base}/{distribution}{'-security' if security else ''}"
@@ -69,6 +69,10 @@ def _origin(uri: str, lists: Mapping[str, str]) -> str:
             uri = named[0]
     if not re.match(r"https?://[^\s@]+$", uri):
         raise UnknownArchiveError(uri)
+    try:
+        urlsplit(uri)
+    except ValueError:
+        raise UnknownArchiveError(uri) from None
     return uri
 
 
