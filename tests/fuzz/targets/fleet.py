@@ -38,7 +38,9 @@ PLANNED: Final = json.loads(PLAN[0])
 ANSWER: Final = {
     "schema": here.SCHEMA, "metal": "1.0", "hostname": "gpu01", "time": "2026-11-01T00:00:00+00:00",
     "release": {"number": 3, "digest": "ab" * 6, "time": "2026"}, "driver": "580.65.06", "cpu_count": 64,
+    "certificates": [{"path": "/etc/sglang-tls/tls.crt", "ends": "2027-11-29T12:00:00+00:00", "fleet": True}],
     "applied": {
+        "tls": {"directory": "/etc/sglang-tls", "names": ["gpu01"]},
         "platform": {"distribution": "debian", "version": "12", "codename": "bookworm", "architecture": "x86_64"},
         "model": {"served_name": "MiniMax-M2.5", "format": "fp8", "path": "/srv/models/a"},
         "gpus": {"indices": [0, 1], "name": "NVIDIA H20", "model": "H20", "count": 2, "memory_bytes": 1 << 36},

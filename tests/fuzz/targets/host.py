@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal.common import nvidia_smi, text
+from minimax_metal.common import certificates, nvidia_smi, text
 from minimax_metal.service import (
     explain,
     health,
@@ -168,6 +169,21 @@ PLAN: Final = (
     b'"kernel_cache":{"directory":"/var/cache/sglang/k","name":"k"},"weights":{"proof":null}}',
 )
 
+CERTIFICATE: Final = (
+    b"MIIBGDCBv6ADAgECAgEHMAoGCCqGSM49BAMCMBYxFDASBgNVBAMMC2xsbS5leGFtcGxlMB4XDTI2MTEyOTEyMDAwMF"
+    b"oXDTI3MTEyOTEyMDAwMFowFjEUMBIGA1UEAwwLbGxtLmV4YW1wbGUwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAARZ"
+    b"F0RiXmpAf1dDNyI+ygeWDuHzfhFW/goA/s3ekZvjIkc77BuVSzqx18rEVGUMx3wkY86k7LesFT/IHUi8odBcMAoGCC"
+    b"qGSM49BAMCA0gAMEUCIAEwQ9OUKs8OwLvnzSocpM1HDPSuPA1S1vl7VXhpfMJ+AiEA7dbpY/LqtuwZXBd3w+eqkLwn"
+    b"71MAwd3FEPp1InpjAJQ="
+)
+"""Of a test: its private key was thrown away."""
+
+
+def _certificate(content: bytes) -> object:
+    pem = b"-----BEGIN CERTIFICATE-----" + base64.b64encode(content) + b"-----END CERTIFICATE-----"
+    return certificates.end_of(pem)
+
+
 TARGETS: Final = (
     Target("printable", of_text(lambda one: (text.printable(one), text.one_line(one))), ENGINE, shown=True),
     Target("diagnosis", of_lines(_diagnosed), (*ENGINE, *KERNEL), shown=True),
@@ -194,5 +210,9 @@ TARGETS: Final = (
     Target("release-record", of_file(_record, "0001-aaaaaaaaaaaa.json"), (
         b'{"schema":1,"number":1,"digest":"d","weights":{"a":"b"},"plan":{}}',
     ), Form.JSON),
+    Target("certificate", _certificate, (base64.b64decode(CERTIFICATE),), Form.BYTES),
+    Target("certificate-file", of_file(certificates.end_of_file), (
+        b"-----BEGIN CERTIFICATE-----\n" + CERTIFICATE + b"\n-----END CERTIFICATE-----\n",
+    ), expects=(OSError,)),
     Target("plan-file", of_file(_plan), PLAN, Form.JSON),
 )  # fmt: skip
