@@ -76,9 +76,11 @@ class ActionModule(ActionBase):
             return
         answer = self._execute_module("ansible.legacy.slurp", {"src": source}, task_vars=task_vars)
         if answer.get("failed"):
-            raise AnsibleActionFail(
-                str(answer.get("msg") or answer.get("module_stderr") or "no reason was given")
+            said = next(
+                (answer[key] for key in ("msg", "module_stderr", "module_stdout") if answer.get(key)), ""
             )
+            reason = " ".join(str(said).split())[-400:] or "its module ended without a word"
+            raise AnsibleActionFail(f"{source} can't be read: {reason}")
         try:
             content = base64.b64decode(str(answer.get("content", "")), validate=True)
         except (binascii.Error, ValueError):

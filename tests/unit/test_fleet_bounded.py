@@ -50,6 +50,10 @@ SCP = """#!/bin/sh
 for dest; do :; done
 exec cat /dev/zero > "$dest"
 """
+SUDO = """#!/bin/sh
+while [ "$1" != /bin/sh ]; do shift; done
+exec "$@"
+"""
 SSH = "#!/bin/sh\nexec cat /dev/zero\n"
 
 
@@ -57,7 +61,7 @@ SSH = "#!/bin/sh\nexec cat /dev/zero\n"
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """One run over all the hosts; what each task returned, by host."""
     place = tmp_path_factory.mktemp("fetch")
-    for name, text in {"sftp": SFTP, "scp": SCP, "ssh": SSH}.items():
+    for name, text in {"sftp": SFTP, "scp": SCP, "ssh": SSH, "sudo": SUDO}.items():
         (place / name).write_text(text)
         (place / name).chmod(0o755)
     (place / "small").write_bytes(b"x" * 1000)
@@ -65,7 +69,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
     (place / "large").touch()
     os.truncate(place / "large", 1 << 30)
     (place / "got").mkdir()
-    for name in ("same", "large", "transfer", "answer"):
+    for name in ("same", "large", "transfer", "answer", "root-large"):
         (place / "got" / name).write_bytes(b"x" * 1000)
     programs = {f"ansible_{name}_executable": str(place / name) for name in ("ssh", "sftp", "scp")}
     flood = {"ansible_connection": "ssh", "ansible_ssh_retries": 0, "ansible_host": "127.0.0.1", **programs}
@@ -75,6 +79,10 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         "same": here | {"src": str(place / "small")},
         "whole": here | {"src": str(place / "whole")},
         "large": here | {"src": str(place / "large")},
+        "root": here
+        | {"src": str(place / "small"), "as_root": True, "ansible_become_exe": str(place / "sudo")},
+        "root-large": here
+        | {"src": str(place / "large"), "as_root": True, "ansible_become_exe": str(place / "sudo")},
         "missing": here | {"src": str(place / "missing")},
         "transfer": flood | {"src": "/x"},
         "answer": flood | {"src": "/x", "as_root": True, "ansible_python_interpreter": "/usr/bin/python3"},
@@ -101,6 +109,8 @@ def test_a_file_of_the_allowed_size_comes_whole_and_a_second_time_changes_nothin
     assert became["same"]["changed"] is False
     assert became["whole"]["changed"] is True
     assert (place / "got" / "whole").read_bytes() == b"x" * MOST
+    assert (became["root"]["changed"], became["root"]["size"]) == (True, 1000), became["root"]
+    assert (place / "got" / "root").read_bytes() == b"x" * 1000
     assert became["missing"]["failed"] is True
     assert "more than" not in became["missing"]["msg"]
 
@@ -114,11 +124,21 @@ def test_what_is_too_large_is_refused_and_the_file_before_stays(fetched: Any, na
     assert (place / "got" / name).read_bytes() == b"x" * 1000
 
 
+def test_a_module_that_fails_leaves_the_file_before(fetched: Any) -> None:
+    """On this machine itself the module has the limits as well."""
+    place, became = fetched
+    assert became["root-large"]["failed"] is True
+    assert "large can't be read: " in became["root-large"]["msg"]
+    assert (place / "got" / "root-large").read_bytes() == b"x" * 1000
+
+
 def test_nothing_is_left_of_what_was_refused(fetched: Any) -> None:
     place, _ = fetched
     assert sorted(path.name for path in (place / "got").iterdir()) == [
         "answer",
         "large",
+        "root",
+        "root-large",
         "same",
         "small",
         "transfer",
