@@ -144,6 +144,9 @@ def test_engines_know_gateways_by_every_address_of_the_inventory() -> None:
         "gw05": {},  # unknown: the firewall's decision refuses it
         "prom": {"ansible_host": "192.0.2.2"},
     }
+    for turned in (list, lambda found: found[::-1]):
+        again = client_addresses(hosts, lambda name, turned=turned: turned(known.get(name, [])))  # type: ignore[misc]
+        assert again == client_addresses(hosts, lambda name: known.get(name, []))
     found = client_addresses(hosts, lambda name: known.get(name, []))
     assert found == ["192.0.2.1", "2001:db8::1", "192.0.2.2", "10.9.0.3", "2001:db8::3"]
 

@@ -111,7 +111,9 @@ def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver 
         reached = variables.get("ansible_host") or name
         for written in dict.fromkeys((variables.get("metal_address") or reached, reached)):
             networks = _addresses(name, {"metal_address": written}, resolver or resolve, known=True)
-            found += [str(network.network_address) for network in networks]
+            # Name servers hand addresses out in turn: another order is not another plan.
+            ordered = sorted(networks, key=lambda one: (one.version, int(one.network_address)))
+            found += [str(network.network_address) for network in ordered]
     return list(dict.fromkeys(found))
 
 
