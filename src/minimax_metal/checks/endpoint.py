@@ -20,6 +20,7 @@ import anthropic
 import openai
 
 from minimax_metal.checks.answer import Answer, Call
+from minimax_metal.checks.bounds import Bounds
 from minimax_metal.checks.outcome import FailedError, SkippedError
 from minimax_metal.checks.report import shorten
 
@@ -101,7 +102,8 @@ class Endpoint:
         near = _is_near(urlsplit(self.url).hostname or "")
         self.tls = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         verify: Any = self.tls if ca_file else True
-        options: dict[str, Any] = {"trust_env": not near, "verify": verify}
+        self.bounds = Bounds(timeout)
+        options: dict[str, Any] = {"trust_env": not near, "verify": verify, **self.bounds.options()}
         connect = min(CONNECT_SECONDS, timeout)
         with _without_other_providers():
             self.openai = openai.OpenAI(
