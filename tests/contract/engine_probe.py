@@ -36,7 +36,7 @@ def parse(lines: list[list[str]]) -> list[dict[str, Any]]:
             "model_path", "served_model_name", "tp_size", "ep_size", "tool_call_parser", "reasoning_parser",
             "host", "port", "trust_remote_code", "mem_fraction_static", "kv_cache_dtype", "enable_metrics",
             "max_running_requests", "max_queued_requests", "chunked_prefill_size", "api_key", "admin_api_key",
-            "ssl_certfile", "model_loader_extra_config",
+            "ssl_certfile", "model_loader_extra_config", "speculative_algorithm",
         )  # fmt: skip
         results.append({"values": {name: getattr(args, name) for name in names}})
     return results

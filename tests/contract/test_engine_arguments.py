@@ -39,6 +39,8 @@ EXTRAS: list[dict[str, Any]] = [
     {"metal_tool_call_parser": "auto", "metal_reasoning_parser": "auto"},
     {"metal_loader_threads": 16, "metal_api_keys": False},
     {"metal_tls_certificate": "/etc/tls/chain.pem", "metal_tls_key": "/etc/tls/private.pem"},
+    # The draft of M3.1, on Blackwell, where its kernels are of one's own making.
+    {"metal_speculative_draft": True, "metal_accept_refusals": ["engine-kernels"]},
     {"metal_layout": "2xtp4", "metal_port": 9000, "metal_served_model_name": "minimax"},
 ]
 
@@ -128,6 +130,7 @@ def test_every_command_line_parses_to_what_was_meant() -> None:
         assert values["mem_fraction_static"] == float(given["--mem-fraction-static"])
         assert values["trust_remote_code"] is True
         assert values["tool_call_parser"] in {given["--tool-call-parser"], None} | set(ENGINE.tool_parsers)
+        assert values["speculative_algorithm"] == given.get("--speculative-algorithm")
         keyed = "--config" in given
         assert values["api_key"] == (KEYS["api-key"] if keyed else None)
         assert values["admin_api_key"] == (KEYS["admin-api-key"] if keyed else None)
@@ -138,6 +141,19 @@ def test_every_command_line_parses_to_what_was_meant() -> None:
             assert values["served_model_name"] == given["--served-model-name"]
         if "--max-running-requests" in given:
             assert values["max_running_requests"] == int(given["--max-running-requests"])
+
+
+def test_the_draft_of_m31_is_among_the_lines() -> None:
+    drafted = [words for words in command_lines() if "--speculative-algorithm" in words]
+    assert {dict(itertools.pairwise(words))["--speculative-algorithm"] for words in drafted} == {"DSPARK"}
+    environments = [
+        service.environment
+        for result in plans()
+        for service in result.services
+        if "--speculative-algorithm" in service.argv
+    ]
+    assert environments
+    assert all(one["SGLANG_RAGGED_VERIFY_MODE"] == "static" for one in environments)
 
 
 def test_parser_names_are_the_engines() -> None:

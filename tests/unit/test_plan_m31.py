@@ -126,3 +126,33 @@ def test_the_draft_on_blackwell() -> None:
 
 def test_a_model_without_a_draft_refuses_it() -> None:
     assert codes(decide("H200", 8, model="M2.5", speculative_draft=True)) == {"speculative"}
+
+
+@pytest.mark.parametrize(
+    ("gpu", "asked", "code"),
+    [
+        ("B200", {"kv_cache_dtype": "bfloat16"}, "fault-m31-kv-dtype-blackwell"),
+        ("B200", {"engine_extra_args": ["--kv-cache-dtype=bfloat16"]}, "fault-m31-kv-dtype-blackwell"),
+        ("B200", {"speculative_draft": True, "engine_extra_args": ["--pp-size", "2"]}, "speculative"),
+        ("B200", {"engine_extra_args": ["--speculative-algorithm", "EAGLE3"]}, "speculative"),
+        ("H200", {"engine_extra_args": ["--speculative-algorithm=EAGLE3"]}, "speculative"),
+        ("H200", {"engine_extra_args": ["--speculative-algorithm", "DFLASH"]}, "speculative"),
+        ("H200", {"engine_extra_args": ["--page-size", "64"]}, "fault-m31-page-size"),
+    ],
+)
+def test_what_the_engine_refuses_at_its_start_is_refused_here(
+    gpu: str, asked: dict[str, object], code: str
+) -> None:
+    # tests/contract/test_m31_arguments.py holds the same against the engine's own rules.
+    assert codes(decide(gpu, 8, model="M3.1", accept_refusals=["engine-kernels"], **asked)) == {code}
+
+
+@pytest.mark.parametrize("dtype", ["auto", "fp8_e4m3"])
+def test_a_packed_cache_takes_no_other_type(dtype: str) -> None:
+    assert decide("B200", 8, model="M3.1", kv_cache_dtype=dtype, accept_refusals=["engine-kernels"]).fits
+
+
+def test_a_type_of_the_cache_by_its_flag_counts_as_its_setting_does() -> None:
+    by_flag = decide("H200", 8, model="M3", engine_extra_args=["--kv-cache-dtype", "fp8_e4m3"]).capacity
+    by_setting = decide("H200", 8, model="M3", kv_cache_dtype="fp8_e4m3").capacity
+    assert by_flag == by_setting

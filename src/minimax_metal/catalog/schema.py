@@ -158,6 +158,8 @@ class Draft(Entry):
     generations: tuple[str, ...]
     """Compute capabilities on which the engine takes it."""
     arguments: tuple[str, ...]
+    algorithms: tuple[str, ...]
+    """Values of ``--speculative-algorithm`` that the engine takes here, under the same terms."""
     environment: dict[str, str] = field(default_factory=dict)
     constraints: str
     source: str

@@ -16,7 +16,7 @@ from functools import partial
 from minimax_metal.catalog import Checkpoint
 from minimax_metal.plan.findings import Findings, gib, near
 from minimax_metal.plan.host import Board
-from minimax_metal.plan.kv_room import GUIDE_MEM_FRACTION, bounded, find_room, more
+from minimax_metal.plan.kv_room import GUIDE_MEM_FRACTION, bounded, cache_dtype, check_dtype, find_room, more
 from minimax_metal.plan.model import CapacityPlan, LayoutPlan, LimitsPlan, ParallelismPlan
 from minimax_metal.plan.settings import Settings
 
@@ -223,14 +223,9 @@ def find_fit(
     if spread is None:
         return None
     fraction = _fraction(settings, checkpoint, board)
-    if settings.kv_cache_dtype not in checkpoint.kv_dtypes:
-        found.refuse(
-            "kv-dtype",
-            f"metal_kv_cache_dtype {settings.kv_cache_dtype}",
-            f"one of {', '.join(checkpoint.kv_dtypes)}",
-            "leave it out, or set one of them",
-        )
-    held = find_room(settings, checkpoint, board, spread.tp, settings.kv_cache_dtype, fraction)
+    check_dtype(settings, checkpoint, found)
+    dtype = cache_dtype(settings)
+    held = find_room(settings, checkpoint, board, spread.tp, dtype, fraction)
     if held.tokens is None:
         found.warn(
             "capacity-unknown",
@@ -265,7 +260,7 @@ def find_fit(
             kv_tokens=None if tokens is None else tokens * spread.replicas,
             kv_tokens_per_replica=tokens,
             kv_bytes_per_token=held.per_token,
-            kv_dtype=settings.kv_cache_dtype,
+            kv_dtype=dtype,
             max_sequence=longest if tokens is None else min(longest, tokens),
             weights_bytes=held.weights,
             total_bytes=board.memory_bytes * board.count,

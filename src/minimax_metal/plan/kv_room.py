@@ -55,6 +55,23 @@ def find_room(
     return Room(weights=weights, static=static, room=room, per_token=per_token, tokens=tokens)
 
 
+def cache_dtype(settings: Settings) -> str:
+    """The type of the cache: of the user's own flag, else of the setting."""
+    return arguments_of(settings.engine_extra_args).get("--kv-cache-dtype") or settings.kv_cache_dtype
+
+
+def check_dtype(settings: Settings, checkpoint: Checkpoint, found: Findings) -> None:
+    """Refuse a type of the cache that is not one of the model's."""
+    dtype = cache_dtype(settings)
+    if dtype not in checkpoint.kv_dtypes:
+        found.refuse(
+            "kv-dtype",
+            f"metal_kv_cache_dtype {dtype}",
+            f"one of {', '.join(checkpoint.kv_dtypes)}",
+            "leave it out, or set one of them",
+        )
+
+
 def bounded(settings: Settings, tokens: int | None, longest: int) -> tuple[int | None, int]:
     """The tokens of the cache and of one sequence, by flags of the user's own that bound them.
 
@@ -100,7 +117,7 @@ def more(
     ``others`` are the model's other formats that these GPUs serve, each with the share of the memory it
     takes; ``sound`` says whether a launch with these flags meets no known fault.
     """
-    dtype = settings.kv_cache_dtype
+    dtype = cache_dtype(settings)
 
     def held(one: Checkpoint, kind: str, share: float) -> int:
         return find_room(settings, one, board, tp, kind, share).tokens or 0
