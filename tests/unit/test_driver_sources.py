@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import pwd
 import shutil
 import subprocess
 import threading
@@ -28,9 +29,11 @@ from minimax_metal.plan.driver_sources import (
     settings_problem,
     source_pins,
 )
+from minimax_metal.staging.bundle import debian
 from minimax_metal.staging.bundle.debian import only_key
 from tests.support.templates import render
 from tests.unit.test_no_builds import Quiet
+from tests.unit.test_weights_unprivileged import user_of
 
 ROLE = Path(__file__).parents[2] / "roles/nvidia_driver"
 tools = pytest.mark.skipif(
@@ -250,6 +253,42 @@ def test_apt_takes_the_vendors_packages_and_nothing_else(
     assert candidate("nvidia-smi") == "580.1-1"
     assert candidate("bash") == "5-1"
     assert "580.1-1 1001" in " ".join(apt("apt-cache", "policy", "nvidia-smi").split())
+
+
+@tools
+@pytest.mark.skipif(os.geteuid() != 0, reason="there are no rights to give up")
+def test_an_export_of_roots_asks_archives_as_apts_own_user(
+    served: tuple[Path, str],
+    tmp_path: Path,
+    keys: tuple[SigningKey, SigningKey],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    users: list[int] = []
+
+    class Noting(Quiet):
+        def do_GET(self) -> None:  # noqa: N802 - the library's name
+            users.append(user_of(self.client_address[1], self.server.server_address[1]))  # type: ignore[index, arg-type]
+            super().do_GET()
+
+    for directory in (tmp_path, *tmp_path.parents):
+        if directory != Path("/tmp"):  # noqa: S108
+            directory.chmod(directory.stat().st_mode | 0o055)
+    (tmp_path / "apt.conf").write_text('Acquire::http::Proxy "DIRECT";\n')
+    monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
+    key = tmp_path / "key.asc"
+    key.write_bytes(keys[0].public_armoured)
+    key.chmod(0o644)
+    place = tmp_path / "scratch"
+    place.mkdir(mode=0o700)
+    debian._prepare(place)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Noting, directory=str(served[0]))) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}/nvidia"
+        debian._Apt(place, "amd64").update([debian.Repository(url, "nvidia", (), key)], ("main",))
+        server.shutdown()
+        thread.join()
+    assert set(users) == {pwd.getpwnam("_apt").pw_uid}
 
 
 def test_the_role_asks_apt_in_the_same_form() -> None:

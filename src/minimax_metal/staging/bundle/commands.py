@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,6 +123,12 @@ def _say(line: str) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from minimax_metal.staging.bundle.export import Export
 
+    if os.geteuid() == 0:
+        print(
+            "metal bundle: started as root, so what mirrors answer is read with root's rights; an ordinary "
+            f"user who may write to {arguments.directory} does as well",
+            file=sys.stderr,
+        )
     plans = make_plans(arguments)
     roles = roles_directory()
     if roles is None:

@@ -7,6 +7,7 @@ it has. apt also verifies the signatures, here and on the hosts.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -83,9 +84,7 @@ def collect(
     Raises:
         UserError: an archive does not answer, a signature does not fit, or a package is missing.
     """
-    for name in ("state/lists/partial", "cache/archives/partial"):
-        (root / name).mkdir(parents=True)
-    (root / "status").touch()
+    _prepare(root)
     placed: dict[str, bytes] = {}
     slug = f"{wanted.platform}/{wanted.architecture}"
     key_file, key_fingerprint = (fingerprint or f"{wanted.vendor_key}={wanted.vendor_fingerprint}").split(
@@ -94,6 +93,7 @@ def collect(
     place = f"{vendor}/{slug}/{key_file}"
     key = only_key(get(place, "the key of NVIDIA's repository"), key_fingerprint, place)
     (root / "vendor.asc").write_bytes(key)
+    (root / "vendor.asc").chmod(0o644)
     placed[f"nvidia/{slug}/{key_file}"] = key
     repositories = [
         *_distribution(wanted, archives),
@@ -230,6 +230,27 @@ def chosen(entries: Mapping[str, tuple[int, str]], architecture: str, *, flat: b
     return found
 
 
+def _prepare(root: Path) -> None:
+    """Make the directories of an apt of its own, which its user without rights reaches as well."""
+    for name in (".", "state", "state/lists", "state/lists/partial", "cache", "cache/archives/partial"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name).chmod(0o755)
+    (root / "status").touch()
+
+
+def _sandbox() -> str:
+    """Return the user who talks to archives and checks signatures for an apt that root started.
+
+    Another user's apt can't change to any; root's would stay root where it finds its directories closed.
+    """
+    if os.geteuid() != 0:
+        return ""
+    try:
+        return pwd.getpwnam("_apt").pw_name
+    except KeyError:
+        return ""
+
+
 class _Apt:
     """apt in a root of its own, with this machine's way to fetch (proxies, certificates)."""
 
@@ -248,7 +269,7 @@ class _Apt:
             "Dir::Etc::preferencesparts": "/dev/null",
             "APT::Architecture": self.architecture,
             "APT::Architectures": self.architecture,
-            "APT::Sandbox::User": "",
+            "APT::Sandbox::User": _sandbox(),
             "APT::Update::Post-Invoke-Success": "",
             "Acquire::Languages": "none",
             # Or apt names the packages with their MD5.
