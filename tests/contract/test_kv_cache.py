@@ -73,5 +73,12 @@ def test_a_token_takes_what_the_engine_reckons_for_it() -> None:
         for (one, tp, dtype, capability), engines in zip(cases, json.loads(asked.stdout), strict=True)
         if (ours := bytes_per_token(one, tp, dtype, capability)) != engines * tp
     ]
+    # MiniMax-M3.1 packed: 60 layers of (1 main row + 1 index row) for 128 tokens, one KV head on each GPU.
+    packed = {
+        engines
+        for (one, tp, _, capability), engines in zip(cases, json.loads(asked.stdout), strict=True)
+        if capability in one.packed_kv_generations and tp >= one.kv_heads.value
+    }
+    assert packed == {12960}
     assert len(cases) > 300
     assert not wrong, wrong[:10]

@@ -44,6 +44,16 @@ def test_bytes_of_a_token_on_all_gpus(
     assert bytes_per_token(model, tp, dtype, capability) == expected
 
 
+def test_an_older_engine_keeps_index_keys_in_the_models_own_type() -> None:
+    # model_executor/pool_configurator.py of SGLang 0.5.16: indexer_dtype_size is that of model_dtype.
+    old = decide("H200", 8, model="M3", kv_cache_dtype="fp8_e4m3", engine_release="0.5.16").capacity
+    assert old is not None
+    assert old.kv_bytes_per_token == 8 * (60 * 2 * 128 + 57 * 128 * 2)
+    plain = decide("H200", 8, model="M3", engine_release="0.5.16").capacity
+    assert plain is not None
+    assert plain.kv_bytes_per_token == 362496
+
+
 def test_a_packed_pool_takes_half_a_byte_a_number_and_the_scales() -> None:
     entry = {"packed_kv_generations": ["10.0"], "sparse_layers": 60}
     catalog = load_catalog([{"models": {"MiniMax-M3": {"formats": {"bf16": entry}}}}])

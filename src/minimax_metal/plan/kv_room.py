@@ -49,7 +49,7 @@ def find_room(
     weights = checkpoint.weight_memory_bytes.value + draft_bytes(settings, checkpoint)
     static = int(board.memory_bytes * tp * fraction)
     room = static - weights
-    per_token = bytes_per_token(checkpoint, tp, dtype, board.capability)
+    per_token = bytes_per_token(checkpoint, tp, dtype, board.capability, settings.engine_release)
     page = checkpoint.kv_page_size
     tokens = None if per_token is None else max(0, room // per_token) // page * page
     return Room(weights=weights, static=static, room=room, per_token=per_token, tokens=tokens)
