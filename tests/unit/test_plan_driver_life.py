@@ -162,6 +162,13 @@ def test_a_driver_too_old_for_cuda_is_replaced_by_a_living_branch(driver: str) -
     assert "driver-change" in warned(result)
 
 
+def test_a_branch_is_a_number() -> None:
+    for wrong in ("595.71.05", "R595", "new"):
+        line = refused(on("2026-11-29", driver_branch=wrong))
+        assert f"metal_driver_branch {wrong}" in line
+        assert "nvidia_driver_version takes one exact release" in line
+
+
 def test_proprietary_modules_of_a_branch_without_them_are_refused() -> None:
     line = refused(on("2026-11-29", driver_branch="620", open_modules=False))
     assert "proprietary kernel modules of driver branch 620" in line

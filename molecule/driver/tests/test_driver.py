@@ -15,6 +15,7 @@ import pytest
 import testinfra
 from testinfra.host import Host
 
+from lab.vendor.repository import build
 from tests.support.site import Lab, Run
 
 PLAYBOOK = "molecule/driver/converge.yml"
@@ -301,3 +302,31 @@ def test_removal_leaves_what_was_not_named_and_is_done_once(lab: Lab) -> None:
     assert back.returncode == 0, back.output
     assert versions(lab, "gpu01") == {"610.57.04"}
     assert boot(lab, "gpu01") == before_return
+
+
+def test_branch_that_left_the_index_stays_where_it_is_and_comes_to_no_other_host(lab: Lab) -> None:
+    """The vendor's repository of a later day: 580 and 610 are gone from it, 595 and 620 are there."""
+    build(lab.state / "vendor", lab.state / "vendor-keys", age="later")
+    for name in HOSTS:
+        lab.ssh(name, "apt-get -qq update >&2")
+    settled(lab, metal_driver_branch="610")
+    gone = play(lab, metal_driver_branch="590")
+    assert gone.returncode != 0
+    text = " ".join(gone.output.split())
+    for name in HOSTS:
+        assert f"{name}: found nvidia-kernel-open-dkms 595.91.07, 620.70.06 in apt's lists" in text
+    assert "set metal_driver_branch to 595 or 620" in text
+    for name in HOSTS:
+        assert versions(lab, name) == {"610.57.04"}
+    # 610 is over: a run that names no branch changes nothing and says where to go.
+    unnamed = play(lab)
+    assert unnamed.returncode != 0
+    assert unnamed.changed == {}
+    assert "driver branch 610 (new feature), which ended on 2026-08-31" in " ".join(unnamed.output.split())
+    moved = play(lab, metal_driver_branch="620")
+    assert moved.returncode == 0, moved.output
+    for name in HOSTS:
+        assert versions(lab, name) == {"620.70.06"}
+    settled(lab, metal_driver_branch="620")
+    # Alive, it is kept without being named.
+    settled(lab)

@@ -7,6 +7,7 @@ import re
 
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
 from minimax_metal.catalog.schema import Cuda
+from minimax_metal.common.documents import digits
 from minimax_metal.plan.driver_life import Branches, find_branch, package_names, plan_day
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
@@ -233,6 +234,13 @@ def driver_plan(
                 "cuda-compat",
                 f"driver branch {branch} is older than CUDA {cuda.version} wants ({minimum}): bridged by "
                 f"{cuda.compat_package}, as metal_cuda_compat says",
+            )
+        elif digits(branch) is None:
+            found.refuse(
+                "driver-too-old",
+                f"metal_driver_branch {branch}",
+                "the number of a branch, such as 580",
+                "set the number alone; nvidia_driver_version takes one exact release",
             )
         else:
             listed = ", ".join(cuda.compat_branches)
