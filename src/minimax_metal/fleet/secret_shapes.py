@@ -55,14 +55,17 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
         rf"({_NAME}[ \t]{{0,8}}:[ \t]{{0,8}}(?:!!?\w{{1,16}}[ \t]{{1,4}})?){_NOTHING}"
         rf"(?:(?=\\?[\"']){_VALUE}|{_PLAIN}(?=[ \t]{{0,8}}(?:$|[\r\n,}}\]\"'&;]))|(?=[^\s\d]{{0,512}}\d){_PLAIN})"
     ),
-    # NAME: and the value alone on the next line, deeper
-    _masking(rf"({_NAME}[\"']?:[ \t]{{0,8}}\r?\n[ \t]{{1,80}}){_NOTHING}(?:(?=[\"']){_VALUE}|[^\s\"',;&<>(){{}}\[\]:]{{3,8192}})(?=[ \t\r]{{0,8}}(?:\n|\Z))"),
-    # Lists: NAME: [VALUE, VALUE], NAME=[...]; those of numbers are none
-    _masking(rf"({_NAME}\\?[\"']?[ \t]{{0,8}}[:=][ \t]{{0,8}}\[)(?![\s\d,.-]{{0,512}}\])[^\]]{{1,8192}}"),
-    # <name>VALUE</name>; NAME and VALUE in a table; NAME VALUE, where it looks like one
+    # In one, since each look for a name costs: NAME: and the value alone on the next line, deeper; lists, NAME: [VALUE,
+    # VALUE], but those of numbers; NAME and VALUE in a table; NAME VALUE, where it looks like one.
+    _masking(
+        rf"({_NAME}(?:(?P<below>[\"']?:[ \t]{{0,8}}\r?\n[ \t]{{1,80}})|(?P<list>\\?[\"']?[ \t]{{0,8}}[:=][ \t]{{0,8}}\[)|"
+        rf"(?P<table>\t{{1,8}})|[ \t]{{1,8}}))"
+        rf"(?(below){_NOTHING}(?:(?=[\"']){_VALUE}|[^\s\"',;&<>(){{}}\[\]:]{{3,8192}})(?=[ \t\r]{{0,8}}(?:\n|\Z))|"
+        rf"(?(list)(?![\s\d,.-]{{0,512}}\])[^\]]{{1,8192}}|(?(table){_NOTHING}{_PLAIN}|"
+        rf"(?=[^\s\d]{{0,512}}\d)(?=[^\sA-Za-z]{{0,512}}[A-Za-z])[^\s\"',;:&<>(){{}}\[\]]{{12,8192}}(?=\s|\Z))))"
+    ),
+    # <name>VALUE</name>
     _masking(rf"(<{_NAME}>)[^<]{{1,8192}}"),
-    _masking(rf"({_NAME}\t{{1,8}}){_NOTHING}{_PLAIN}"),
-    _masking(rf"(\b{_NAME}[ \t]{{1,8}})(?=[^\s\d]{{0,512}}\d)(?=[^\sA-Za-z]{{0,512}}[A-Za-z])[^\s\"',;:&<>(){{}}\[\]]{{12,8192}}(?=\s|\Z)"),
     _masking(r"(\bsshpass[ \t]{1,8}-p[ \t]{0,8})[^\s]{1,8192}"),
     # --name VALUE, also as two words of a list, and configuration files that part by space
     _masking(rf"((?<![\w-])--?[\w-]{{0,64}}?{_NAME}\\?[\"']?,?[ \t]{{1,8}}){_NOTHING}{_VALUE}"),
@@ -94,6 +97,10 @@ _SECRET_NAME: Final = re.compile(
 )
 
 
+_ANY_NAME: Final = re.compile(_NAME, re.IGNORECASE)
+"""A text without any name is not looked through for each form of one."""
+
+
 def is_secret_name(name: str) -> bool:
     """Return whether a variable, an option or a key of that name holds a secret; ``apiKey`` as ``api-key``."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:200]).replace("-", "_").replace(".", "_")
@@ -102,6 +109,8 @@ def is_secret_name(name: str) -> bool:
 
 def without_secrets(text: str) -> str:
     """Return a text in which everything that looks like a secret is masked."""
+    named = _ANY_NAME.search(text) is not None
     for pattern in PATTERNS:
-        text = pattern.sub(lambda found: found.group(1) + MASK, text)
+        if named or _NAME not in pattern.pattern:
+            text = pattern.sub(lambda found: found.group(1) + MASK, text)
     return text
