@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from minimax_metal.artefacts.draft import draft_alone
 from minimax_metal.artefacts.share.members import account, members, share
 from minimax_metal.artefacts.share.renewal import renewed
 
@@ -19,6 +20,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "metal_weights_account": account,
+            "metal_weights_draft": draft_alone,
             "metal_weights_members": members,
             "metal_weights_renewed": renewed,
             "metal_weights_share": share,

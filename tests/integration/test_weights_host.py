@@ -164,3 +164,26 @@ def test_removal_refuses_what_is_served(lab: Lab) -> None:
     said = lab.ssh(HOST, f"metal weights remove {MODEL}/main 2>&1 || true; metal weights list; rm {unit}")
     assert "is used by unit sglang@test.service" in said
     assert f"{MODEL}/main: {spelled(lab)}, used" in said
+
+
+def test_a_draft_of_its_own_repository_is_pulled_beside_the_model(lab: Lab, tmp_path: Path) -> None:
+    draft = "thoughtworks/MiniMax-M2.5-Eagle3"
+    folder = tmp_path / "draft"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLMEagle3"]}')
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 4000)
+    commit = Store(lab.state / "hub").publish("huggingface", draft, folder).commit
+    asked = {
+        "metal_speculative_draft_model": draft,
+        "metal_speculative_draft_revision": commit,
+        "model_weights_keep_unused": 0,
+    }
+    run = play(lab, tmp_path, **asked)
+    print(run.output)
+    assert run.returncode == 0
+    place = f"/srv/models/{draft}/{commit}"
+    assert "all as in the manifest" in lab.ssh(HOST, f"metal weights verify {place}")
+    assert lab.ssh(HOST, f"stat -c %s {place}/model.safetensors").strip() == "1024000"
+    assert lab.ssh(HOST, "systemctl is-enabled metal-weights@minimax-m2.5-draft.service").strip() == "enabled"
+    assert lab.ssh(HOST, f"ls {MODEL}/main/config.json")
+    assert play(lab, tmp_path, "model_weights", **asked).changed == {}

@@ -54,8 +54,13 @@ class System:
                 add(path, f"unit {unit} (stop, disable and remove it, or let it serve another model)")
         for file in sorted(self.releases.glob("*.json")):
             with contextlib.suppress(ValueError, KeyError, TypeError):
-                path = read_json(_read(file))["plan"]["model"]["path"]
-                add(path, f"release {file.stem} (a rollback needs it; remove {file} to give that up)")
+                held = read_json(_read(file))["plan"]
+                for part in (held["model"], held.get("draft")):
+                    if part:
+                        add(
+                            part["path"],
+                            f"release {file.stem} (a rollback needs it; remove {file} to give that up)",
+                        )
         for folder in self.processes.glob("[0-9]*"):
             words = _read(folder / "cmdline").split("\0")
             for path in model_paths(words):
@@ -72,13 +77,13 @@ class System:
 
 
 def model_paths(words: Collection[str]) -> Iterator[str]:
-    """Yield what a command line names as ``--model-path`` (or ``--model``)."""
+    """Yield what a command line names as ``--model-path`` (or ``--model``), or as its draft's."""
     following = False
     for word in words:
         if following and word.startswith("/"):
             yield word
-        following = word in {"--model-path", "--model"}
-        if found := re.fullmatch(r"--model(?:-path)?=(/.+)", word):
+        following = word in {"--model-path", "--model", "--speculative-draft-model-path"}
+        if found := re.fullmatch(r"--(?:model|model-path|speculative-draft-model-path)=(/.+)", word):
             yield found[1]
 
 

@@ -28,6 +28,7 @@ FILES = (
     "mirrors.yml",
     "faults.yml",
     "licences.yml",
+    "drafts.yml",
     "vendors.yml",
     "profiles.yml",
 )
@@ -195,6 +196,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
     _named(document, "faults", "name")
     _named(document, "vendors", "name")
     _named(document, "licences", "name")
+    _named(document, "drafts", "name")
     document["lock_sha256"] = _locks() | _own_locks(document["engines"] | document["gateways"])
     from minimax_metal.catalog.validate import validated
 

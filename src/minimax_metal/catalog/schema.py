@@ -166,6 +166,30 @@ class Draft(Entry):
 
 
 @entry
+class SeparateDraft(Entry):
+    """A draft for speculative decoding that is a repository of its own."""
+
+    name: str
+    repositories: dict[Literal["huggingface", "modelscope"], str]
+    revision: str | None = None
+    """None where no source proves one: the user names it."""
+    revision_source: str | None = None
+    licence: str
+    bytes: Figure
+    """Of its files, and about what its weights take in memory."""
+    kv_bytes_per_token: Figure | None = None
+    """Its own KV cache of one token at bfloat16, each head once."""
+    models: Annotated[tuple[str, ...], NOT_EMPTY]
+    generations: tuple[str, ...]
+    """Compute capabilities on which the engine takes it."""
+    minimum_engine: str
+    arguments: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    constraints: Annotated[str, NOT_EMPTY]
+    source: Annotated[str, NOT_EMPTY]
+
+
+@entry
 class Checkpoint(Entry):
     """One model in one checkpoint format: family, model and format entries merged in that order."""
 
@@ -549,6 +573,7 @@ class Catalog(Entry):
     """Name to what ``metal_profile: fast`` takes."""
     vendors: dict[str, Vendor] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
+    drafts: dict[str, SeparateDraft] = field(default_factory=dict)
     licences: dict[str, Licence] = field(default_factory=dict)
     """Name as checkpoints have it to the licence."""
     lock_sha256: dict[str, str]

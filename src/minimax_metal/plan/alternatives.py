@@ -37,7 +37,7 @@ def fitting_model(
     first, then one that is proven on these GPUs, then the newest.
     """
     plain = replace(settings, model_format=None, model_revision=None, tp_size=None, ep_size=None, layout=None)
-    plain = replace(plain, mem_fraction_static=None, kv_cache_dtype="auto", accept_refusals=())
+    plain = replace(plain, mem_fraction_static=None, kv_cache_dtype="auto", accept_refusals=(), draft=None)
     best: tuple[tuple[bool, bool, tuple[int, ...]], str] | None = None
     for name, formats in catalog.models.items():
         if name == checkpoint.name:

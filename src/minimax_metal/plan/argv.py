@@ -48,6 +48,7 @@ VARIABLES = {
     "--mem-fraction-static": "metal_mem_fraction_static",
     "--kv-cache-dtype": "metal_kv_cache_dtype",
     "--speculative-algorithm": "metal_speculative_draft",
+    "--speculative-draft-model-path": "metal_speculative_draft_model",
     "--max-running-requests": "metal_max_running_requests",
     "--max-queued-requests": "metal_max_queued_requests",
     "--ssl-certfile": "metal_tls_certificate",

@@ -40,7 +40,7 @@ from minimax_metal.plan.model import ChecksPlan, DriverPlan, Plan, PrecompilePla
 from minimax_metal.plan.ranges import check_ranges
 from minimax_metal.plan.serve import find_parsers, parser_words, service_plans
 from minimax_metal.plan.settings import Settings, refuse_unknown
-from minimax_metal.plan.speculative import check_draft
+from minimax_metal.plan.speculative import check_draft, with_draft
 from minimax_metal.plan.stack import (
     check_engine,
     cuda_plan,
@@ -50,7 +50,7 @@ from minimax_metal.plan.stack import (
     find_release,
     host_tools_plan,
 )
-from minimax_metal.plan.weights import find_model, model_plan, weights_plan
+from minimax_metal.plan.weights import draft_plan, find_model, model_plan, weights_plan
 
 
 def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -> Plan:
@@ -68,6 +68,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     tls = tls_plan(settings, facts.address)
     settings = with_fleet_tls(settings)
     settings, mirrors = with_mirrors(settings, catalog, found)
+    settings = with_draft(settings, catalog, found)
     readable = check_host(facts, found)
     platform = find_platform(facts, catalog, found) if readable else None
     board = find_board(settings, facts, catalog, found) if readable else None
@@ -89,7 +90,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         fit = find_fit(settings, checkpoint, board, found, known, formats.values() if formats else ())
     if checkpoint and board:
         check_generation(checkpoint, board, found)
-        check_draft(settings, checkpoint, board, found)
+        check_draft(settings, checkpoint, board, release, found)
         check_uncounted(settings, checkpoint, found)
     if checkpoint and release:
         check_engine(checkpoint, release, found)
@@ -107,7 +108,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
             settings, facts, release, toolkit, platform, board, mirrors, catalog, found
         )
     cuda = cuda_plan(toolkit, platform, compat) if toolkit else None
-    disk = disk_plan(settings, facts, model, engine, found) if model else None
+    draft = draft_plan(settings, model, catalog, found) if model else None
+    disk = disk_plan(settings, facts, model, engine, found, draft) if model else None
     parsers = find_parsers(settings, checkpoint, release, found) if checkpoint else None
     weights = weights_plan(settings, checkpoint, model, catalog, found) if checkpoint and model else None
     services: tuple[ServicePlan, ...] = ()
@@ -162,6 +164,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
         platform=platform_plan(platform, facts) if platform else None,
         model=model,
         weights=weights,
+        draft=draft,
         gpus=gpus_plan(board) if board else None,
         parallelism=fit.spread if fit else None,
         mirrors=mirrors,
@@ -221,6 +224,7 @@ def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
         platform=None,
         model=None,
         weights=None,
+        draft=None,
         gpus=None,
         parallelism=None,
         mirrors=None,

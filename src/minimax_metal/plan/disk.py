@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minimax_metal.plan.facts import Disk, HostFacts
 from minimax_metal.plan.findings import Findings
-from minimax_metal.plan.model import DiskPlan, EnginePlan, ModelPlan
+from minimax_metal.plan.model import DiskPlan, DraftPlan, EnginePlan, ModelPlan
 from minimax_metal.plan.settings import Settings
 
 ENGINE_BYTES = 12_000_000_000
@@ -27,17 +27,22 @@ def disk_plan(
     model: ModelPlan,
     engine: EnginePlan | None,
     found: Findings,
+    draft: DraftPlan | None = None,
 ) -> DiskPlan:
     """Room for the weights; what is stored already, whole or partly, needs none again."""
     stored = facts.stored_weights or {}
     # A pull gathers beside its directory: PATH.partial.
-    present = sum(
-        size
-        for directory, size in stored.items()
-        if directory == model.path or directory.startswith(model.path + ".")
-    )
+    missing = 0
+    for one in (model, draft):
+        if one is not None:
+            present = sum(
+                size
+                for directory, size in stored.items()
+                if directory == one.path or directory.startswith(one.path + ".")
+            )
+            missing += max(0, one.bytes - present)
     # One part in a hundred for the file system's own needs.
-    needed = max(0, model.bytes - present) * 101 // 100
+    needed = missing * 101 // 100
     weights_disk = _disk(facts, settings.weights_directory)
     if weights_disk is not None and weights_disk.free_bytes < needed:
         _check_adoption(settings, facts, model, weights_disk.free_bytes, needed, found)

@@ -11,7 +11,7 @@ from minimax_metal.plan.flags import arguments_of
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.kv_cache import bytes_per_token
 from minimax_metal.plan.settings import Settings
-from minimax_metal.plan.speculative import draft_bytes
+from minimax_metal.plan.speculative import draft_bytes, draft_kv_bytes
 
 GUIDE_MEM_FRACTION = 0.85
 """What both guides set, on any GPU."""
@@ -50,6 +50,8 @@ def find_room(
     static = int(board.memory_bytes * tp * fraction)
     room = static - weights
     per_token = bytes_per_token(checkpoint, tp, dtype, board.capability, settings.engine_release)
+    if per_token is not None:
+        per_token += draft_kv_bytes(settings)
     page = checkpoint.kv_page_size
     tokens = None if per_token is None else max(0, room // per_token) // page * page
     return Room(weights=weights, static=static, room=room, per_token=per_token, tokens=tokens)
@@ -95,6 +97,8 @@ def check_uncounted(settings: Settings, checkpoint: Checkpoint, found: Findings)
     flags = [flag for flag in UNCOUNTED if flag in given]
     if settings.speculative_draft and checkpoint.draft:
         flags.append("metal_speculative_draft")
+    if settings.draft and settings.draft.kv_bytes_per_token is None:
+        flags.append(f"the KV cache of the draft {settings.draft.name}, whose size was read nowhere")
     if flags:
         found.warn(
             "kv-not-counted",

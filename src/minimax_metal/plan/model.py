@@ -102,6 +102,21 @@ class WeightsPlan:
 
 
 @dataclass(frozen=True)
+class DraftPlan:
+    """A draft for speculative decoding that is a repository of its own, pulled beside the model."""
+
+    name: str
+    repositories: Mapping[str, str]
+    revision: str
+    path: str
+    bytes: int
+    licence: str
+    instance: str
+    """Name of its pull's unit, ``metal-weights@<instance>``."""
+    sources: tuple[WeightsSource, ...]
+
+
+@dataclass(frozen=True)
 class InterconnectPlan:
     """What links the GPUs, as the catalogue knows it; bandwidths are bytes a second."""
 
@@ -398,6 +413,8 @@ class Plan:
     platform: PlatformPlan | None
     model: ModelPlan | None
     weights: WeightsPlan | None
+    draft: DraftPlan | None
+    """None where no draft of its own repository is asked for."""
     gpus: GpusPlan | None
     parallelism: ParallelismPlan | None
     mirrors: MirrorsPlan | None

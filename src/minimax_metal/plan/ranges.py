@@ -55,14 +55,17 @@ def check_ranges(settings: Settings, found: Findings) -> None:
         found.refuse(
             "aim", f"metal_aim {settings.aim}", " or ".join(AIMS), "set one of them, or leave it out"
         )
-    revision = settings.model_revision
-    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
-        found.refuse(
-            "model-revision",
-            f"metal_model_revision {revision}",
-            "a commit, a tag or a branch: letters, digits, dots and dashes",
-            "leave it out for the catalogue's",
-        )
+    for name, revision in (
+        ("metal_model_revision", settings.model_revision),
+        ("metal_speculative_draft_revision", settings.speculative_draft_revision),
+    ):
+        if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
+            found.refuse(
+                "model-revision",
+                f"{name} {revision}",
+                "a commit, a tag or a branch: letters, digits, dots and dashes",
+                "leave it out for the catalogue's",
+            )
     for name, address in (
         ("metal_listen_address", settings.listen_address),
         ("metal_address", settings.address),

@@ -9,6 +9,7 @@ from datetime import date
 from operator import itemgetter
 from typing import Any
 
+from minimax_metal.catalog.schema import SeparateDraft
 from minimax_metal.common.text import one_line
 from minimax_metal.plan.model import ExtraPackage, Refusal
 from minimax_metal.plan.setting_values import READERS
@@ -149,6 +150,15 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "metal_speculative_draft", "bool", False, "Whether the draft that comes with the checkpoint is used."
+    ),
+    Setting(
+        "metal_speculative_draft_model", "text", None, "Draft of a repository of its own, from the catalogue."
+    ),
+    Setting(
+        "metal_speculative_draft_revision",
+        "text",
+        None,
+        "Revision of that draft; by default the catalogue's.",
     ),
     Setting("metal_tp_size", "int", None, "Tensor parallel size of one replica."),
     Setting("metal_ep_size", "int", None, "Expert parallel size of one replica."),
@@ -349,6 +359,8 @@ class Settings:
     mem_fraction_static: float | None = None
     kv_cache_dtype: str = "auto"
     speculative_draft: bool = False
+    speculative_draft_model: str | None = None
+    speculative_draft_revision: str | None = None
     tp_size: int | None = None
     ep_size: int | None = None
     max_running_requests: int | None = None
@@ -380,6 +392,8 @@ class Settings:
     """Attributes that the user set, for defaults that hang on each other."""
     recipe: ChosenRecipe | None = None
     """What ``metal_profile: fast`` found; the plan fills it in."""
+    draft: SeparateDraft | None = None
+    """The catalogue's entry of ``speculative_draft_model``; the plan looks it up."""
     unknown_role_variables: tuple[UnknownVariable, ...] = ()
     """Variables that begin like a role's and are none of it."""
 

@@ -1,16 +1,39 @@
-"""Speculative decoding with the draft that comes with a checkpoint (``metal_speculative_draft``)."""
+"""Speculative decoding: with the draft that comes with a checkpoint, or with a repository of its own."""
 
 from __future__ import annotations
 
-from minimax_metal.catalog import Checkpoint
-from minimax_metal.plan.findings import Findings
+from dataclasses import replace
+
+from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease
+from minimax_metal.catalog.schema import SeparateDraft
+from minimax_metal.plan.findings import Findings, near
 from minimax_metal.plan.flags import arguments_of
 from minimax_metal.plan.host import Board
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.versions import version_key
 
 ALGORITHM = "--speculative-algorithm"
 STAGES = ("--pp-size", "--pipeline-parallel-size")
 """Pipeline parallelism, by both names that the engine's parser takes."""
+DRAFT_PATH = "--speculative-draft-model-path"
+
+
+def with_draft(settings: Settings, catalog: Catalog, found: Findings) -> Settings:
+    """The settings with the catalogue's entry of ``metal_speculative_draft_model``, by name or repository."""
+    wanted = settings.speculative_draft_model
+    if not wanted:
+        return settings
+    for draft in catalog.drafts.values():
+        names = {draft.name.casefold(), *(one.casefold() for one in draft.repositories.values())}
+        if wanted.casefold() in names:
+            return replace(settings, draft=draft)
+    found.refuse(
+        "speculative",
+        f"metal_speculative_draft_model {wanted}",
+        f"a draft from the catalogue: {', '.join(catalog.drafts) or 'none'}",
+        f"{near(wanted, catalog.drafts)} (or add it with metal_catalog_overlay, under drafts:)",
+    )
+    return settings
 
 
 def wants_draft(settings: Settings, checkpoint: Checkpoint) -> bool:
@@ -26,8 +49,28 @@ def _algorithm(settings: Settings) -> str | None:
     return arguments_of(settings.engine_extra_args).get(ALGORITHM)
 
 
-def check_draft(settings: Settings, checkpoint: Checkpoint, board: Board, found: Findings) -> None:
-    """Refuse the draft where there is none, and any algorithm where the engine does not take it."""
+def _stages(settings: Settings) -> str:
+    given = arguments_of(settings.engine_extra_args)
+    return next((given[flag] for flag in STAGES if flag in given), "1")
+
+
+def draft_revision(settings: Settings, draft: SeparateDraft) -> str | None:
+    """The revision of a separate draft: the user's, else the catalogue's."""
+    return settings.speculative_draft_revision or draft.revision
+
+
+def draft_path(settings: Settings, draft: SeparateDraft) -> str:
+    """Its directory on the host."""
+    revision = draft_revision(settings, draft)
+    return f"{settings.weights_directory}/{draft.repositories['huggingface']}/{revision}"
+
+
+def check_draft(
+    settings: Settings, checkpoint: Checkpoint, board: Board, release: EngineRelease | None, found: Findings
+) -> None:
+    """Refuse a draft where there is none, and any algorithm where the engine does not take it."""
+    if settings.draft:
+        _check_separate(settings, settings.draft, checkpoint, board, release, found)
     draft, algorithm = checkpoint.draft, _algorithm(settings)
     remedy = f"leave metal_speculative_draft and {ALGORITHM} out"
     if draft is None:
@@ -42,8 +85,7 @@ def check_draft(settings: Settings, checkpoint: Checkpoint, board: Board, found:
         return
     if not settings.speculative_draft and algorithm is None:
         return
-    given = arguments_of(settings.engine_extra_args)
-    stages = next((given[flag] for flag in STAGES if flag in given), "1")
+    stages = _stages(settings)
     if algorithm is not None and algorithm not in draft.algorithms:
         found.refuse(
             "speculative",
@@ -73,18 +115,85 @@ def check_draft(settings: Settings, checkpoint: Checkpoint, board: Board, found:
         )
 
 
+def _check_separate(
+    settings: Settings,
+    draft: SeparateDraft,
+    checkpoint: Checkpoint,
+    board: Board,
+    release: EngineRelease | None,
+    found: Findings,
+) -> None:
+    """All that stands against a draft of its own repository: model, GPU, engine, revision, another draft."""
+    name = f"the draft {draft.name}"
+    out = "leave metal_speculative_draft_model out"
+    if checkpoint.name not in draft.models:
+        found.refuse(
+            "speculative",
+            f"{name} for {checkpoint.name}",
+            f"{' or '.join(draft.models)}, whose outputs it learned from ({draft.source})",
+            out,
+        )
+    if board.capability not in draft.generations:
+        found.refuse(
+            "speculative",
+            f"{name} on {board.label} (compute capability {board.capability})",
+            f"compute capability {' or '.join(draft.generations)}: {draft.constraints}",
+            out,
+        )
+    if release and version_key(release.release) < version_key(draft.minimum_engine):
+        found.refuse(
+            "speculative",
+            f"{name} with SGLang {release.release}",
+            f"{draft.minimum_engine} or newer ({draft.source})",
+            f"leave metal_engine_release out, or {out}",
+        )
+    if "DSPARK" in draft.arguments and (stages := _stages(settings)) != "1":
+        found.refuse(
+            "speculative",
+            f"{name} with {stages} pipeline stages",
+            f"one: {draft.constraints}",
+            f"{out}, or take {' and '.join(STAGES)} out of metal_engine_extra_args",
+        )
+    if draft_revision(settings, draft) is None:
+        found.refuse(
+            "speculative",
+            f"{name}, of which no source read proves a revision",
+            "the revision that is pulled and served",
+            f"set metal_speculative_draft_revision to a commit of {draft.repositories['huggingface']}",
+        )
+    if wants_draft(settings, checkpoint):
+        found.refuse("speculative", f"{name} and the one that comes with the checkpoint", "one draft", out)
+    found.warn(
+        "speculative-unproven",
+        f"speculative decoding with {draft.name} was never run by this project; {draft.constraints} "
+        f"({draft.source})",
+    )
+
+
 def draft_arguments(settings: Settings, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Flags of the draft, where its setting asks for it."""
+    """Flags of the draft, where a setting asks for it."""
+    if settings.draft:
+        return (*settings.draft.arguments, DRAFT_PATH, draft_path(settings, settings.draft))
     return checkpoint.draft.arguments if settings.speculative_draft and checkpoint.draft else ()
 
 
 def draft_environment(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
     """Environment of the unit that the draft wants."""
+    if settings.draft:
+        return dict(settings.draft.environment)
     wanted = checkpoint.draft is not None and wants_draft(settings, checkpoint)
     return dict(checkpoint.draft.environment) if wanted and checkpoint.draft else {}
 
 
 def draft_bytes(settings: Settings, checkpoint: Checkpoint) -> int:
     """Memory of its weights, on all GPUs of one replica together."""
+    if settings.draft:
+        return settings.draft.bytes.value
     wanted = checkpoint.draft is not None and wants_draft(settings, checkpoint)
     return checkpoint.draft.bytes.value if wanted and checkpoint.draft else 0
+
+
+def draft_kv_bytes(settings: Settings) -> int:
+    """Its own KV cache of one token, on all GPUs of one replica together; 0 where that is not known."""
+    figure = settings.draft.kv_bytes_per_token if settings.draft else None
+    return figure.value if figure else 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from minimax_metal.catalog import Catalog, Checkpoint
-from minimax_metal.catalog.schema import Licence
+from minimax_metal.catalog.schema import Licence, SeparateDraft
 from minimax_metal.plan.findings import Findings, near
 from minimax_metal.plan.mirrors import bundle_url
-from minimax_metal.plan.model import ModelPlan, WeightsPlan, WeightsSource
+from minimax_metal.plan.model import DraftPlan, ModelPlan, WeightsPlan, WeightsSource
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.speculative import draft_path, draft_revision
 
 
 def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[str, Checkpoint] | None:
@@ -58,13 +60,8 @@ def model_plan(
         revision = "main"
     for code, message in checkpoint.warnings.items():
         found.warn(code, message)
-    if licence and licence.restricts:
-        found.warn(
-            "licence",
-            f"{checkpoint.name} {checkpoint.format} is under the {licence.title}: {licence.restricts} "
-            f"({licence.source}); read it in {checkpoint.repositories['huggingface']}",
-        )
     repository = checkpoint.repositories["huggingface"]
+    _say_licence(f"{checkpoint.name} {checkpoint.format}", licence, repository, found)
     return ModelPlan(
         name=checkpoint.name,
         format=checkpoint.format,
@@ -86,15 +83,71 @@ def model_plan(
     )
 
 
-def weights_plan(
-    settings: Settings, checkpoint: Checkpoint, model: ModelPlan, catalog: Catalog, found: Findings
-) -> WeightsPlan:
-    """The sources in the order they are tried, each with the id and revision it knows the weights by."""
-    endpoints = {
+def _say_licence(what: str, licence: Licence | None, repository: str, found: Findings) -> None:
+    """Say what a licence restricts."""
+    if licence and licence.restricts:
+        found.warn(
+            "licence",
+            f"{what} is under the {licence.title}: {licence.restricts} "
+            f"({licence.source}); read it in {repository}",
+        )
+
+
+def _endpoints(settings: Settings) -> dict[str, str | None]:
+    return {
         "huggingface": settings.huggingface_endpoint,
         "hf-mirror": settings.hf_mirror_endpoint,
         "modelscope": settings.modelscope_endpoint,
     }
+
+
+def draft_plan(settings: Settings, model: ModelPlan, catalog: Catalog, found: Findings) -> DraftPlan | None:
+    """A draft of its own repository; its sources are hubs alone: a directory or a bundle holds one model."""
+    draft = settings.draft
+    revision = draft_revision(settings, draft) if draft else None
+    if draft is None or revision is None:
+        return None
+    sources = tuple(_draft_sources(settings, draft, revision, catalog))
+    if not sources:
+        hubs = [kind for kind, one in catalog.sources.items() if one.protocol == "huggingface"]
+        found.refuse(
+            "speculative",
+            f"no source of metal_weights_source ({', '.join(settings.weights_source)}) for {draft.name}",
+            f"one of {', '.join(hubs)}",
+            "set metal_weights_source, or leave metal_speculative_draft_model out",
+        )
+        return None
+    repository = draft.repositories["huggingface"]
+    _say_licence(f"the draft {draft.name}", catalog.licences.get(draft.licence), repository, found)
+    return DraftPlan(
+        name=draft.name,
+        repositories={str(key): value for key, value in draft.repositories.items()},
+        revision=revision,
+        path=draft_path(settings, draft),
+        bytes=draft.bytes.value,
+        licence=draft.licence,
+        instance=f"{instance_name(settings, model)}-draft",
+        sources=sources,
+    )
+
+
+def _draft_sources(
+    settings: Settings, draft: SeparateDraft, revision: str, catalog: Catalog
+) -> Iterator[WeightsSource]:
+    endpoints = _endpoints(settings)
+    for kind in settings.weights_source:
+        source = catalog.sources.get(kind)
+        # A revision of Hugging Face means nothing to another source.
+        if source and source.protocol == "huggingface":
+            endpoint = (endpoints.get(kind) or source.endpoint).rstrip("/")
+            yield WeightsSource(kind, endpoint, draft.repositories["huggingface"], revision, None)
+
+
+def weights_plan(
+    settings: Settings, checkpoint: Checkpoint, model: ModelPlan, catalog: Catalog, found: Findings
+) -> WeightsPlan:
+    """The sources in the order they are tried, each with the id and revision it knows the weights by."""
+    endpoints = _endpoints(settings)
     sources: list[WeightsSource] = []
     for kind in settings.weights_source:
         if kind.startswith("/"):
