@@ -180,6 +180,59 @@ def test_each_spoilt_figure_of_a_checkpoint_is_found(field: str, value: Any) -> 
     assert f"MiniMax-M2.5 fp8: {field}" in _wrong(_m25(_spoil(field, value)))
 
 
+# MiniMaxAI/MiniMax-M3's text_config in small: three dense layers, index values left out.
+M3: dict[str, Any] = {
+    "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
+    "text_config": {
+        "num_hidden_layers": 60,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 4,
+        "head_dim": 128,
+        "sparse_attention_config": {
+            "sparse_attention_freq": [0] * 3 + [1] * 57,
+            "sparse_disable_index_value": [0] * 3 + [1] * 57,
+            "sparse_index_dim": 128,
+        },
+    },
+}
+
+
+def _m3(name: str, **sparse: Any) -> list[Row]:
+    text = M3["text_config"]
+    config = {
+        **M3,
+        "text_config": {**text, "sparse_attention_config": {**text["sparse_attention_config"], **sparse}},
+    }
+    formats = packaged_catalog().models[name]
+    return list(compare_config(formats["bf16" if "bf16" in formats else "nvfp4"], config, "config.json"))
+
+
+def test_the_cache_of_sparse_attention_is_compared() -> None:
+    rows = {row.field: row for row in _m3("MiniMax-M3")}
+    assert {rows[field].verdict for field in ("sparse_layers", "index_dim", "KV cache of a token")} == {
+        "agrees"
+    }
+    # 2 * 60 * 4 * 128 * 2 bytes and an index key of 128 numbers in each of 57 layers.
+    assert "137472" in rows["KV cache of a token"].line()
+    every = {"sparse_attention_freq": [1] * 60, "sparse_disable_index_value": [1] * 60}
+    assert not {"MiniMax-M3.1-Flash nvfp4: KV cache of a token"} & _wrong(_m3("MiniMax-M3.1-Flash", **every))
+
+
+@pytest.mark.parametrize(
+    ("sparse", "wrong"),
+    [
+        ({"sparse_attention_freq": [1] * 60}, {"sparse_layers", "KV cache of a token"}),
+        ({"sparse_disable_index_value": None}, {"KV cache of a token"}),
+        ({"sparse_index_dim": 64}, {"index_dim", "KV cache of a token"}),
+        ({"sparse_attention_freq": 7}, set()),
+    ],
+)
+def test_another_sparse_attention_is_found(sparse: dict[str, Any], wrong: set[str]) -> None:
+    known = {"sparse_layers", "index_dim", "KV cache of a token"}
+    found = {one.removeprefix("MiniMax-M3 bf16: ") for one in _wrong(_m3("MiniMax-M3", **sparse))}
+    assert found & known == wrong
+
+
 def test_another_quantisation_is_found() -> None:
     one = packaged_catalog().models["MiniMax-M2.5"]["fp8"]
     for found in ({"quant_method": "awq"}, None):

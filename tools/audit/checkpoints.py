@@ -14,6 +14,7 @@ from typing import Any
 from minimax_metal.catalog import Checkpoint, Figure, packaged_catalog
 from minimax_metal.catalog.schema import Licence
 from minimax_metal.errors import UserError
+from minimax_metal.plan.kv_cache import bytes_per_token
 from tools.audit.rows import MOST_BYTES, Row, as_object, compared, read_object, read_text, skipped
 
 FIELDS = {
@@ -32,6 +33,7 @@ METHODS = {
     "mxfp8": ("mxfp8", "fp8"),
     "nvfp4": ("modelopt", "modelopt_fp4", "modelopt_mixed", "nvfp4"),
 }
+BFLOAT16 = 2
 SIZE_TOLERANCE = 0.01
 """Sizes in the catalogue are rounded; more than this is another checkpoint."""
 
@@ -45,6 +47,9 @@ def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> 
     where = f"{one.name} {one.format}"
     inner = config.get("text_config")
     text: Mapping[str, Any] = {**config, **inner} if isinstance(inner, Mapping) else config
+    sparse = text.get("sparse_attention_config")
+    if isinstance(sparse, Mapping):
+        text = {**text, **{key: value for key, value in sparse.items() if key == "sparse_index_dim"}}
     theirs = config.get("architectures")
     names = theirs if isinstance(theirs, list) else []
     yield compared(
@@ -69,12 +74,38 @@ def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> 
     )
     per_token = _number(one.kv_bytes_per_token)
     shape = [text.get(key) for key in ("num_hidden_layers", "num_key_value_heads", "head_dim")]
-    sparse = bool(text.get("sparse_attention_config"))
     numbers = [part for part in shape if isinstance(part, int)]
-    if per_token is not None and not sparse and len(numbers) == len(shape):
-        computed = 2 * math.prod(numbers) * 2
+    if isinstance(sparse, Mapping):
+        if len(numbers) == len(shape):
+            yield from _sparse(one, where, sparse, 2 * math.prod(numbers) * BFLOAT16, against)
+    elif per_token is not None and len(numbers) == len(shape):
+        computed = 2 * math.prod(numbers) * BFLOAT16
         how = f"{against}: 2 * layers * KV heads * head_dim * 2 bytes"
         yield compared(where, "kv_bytes_per_token", per_token, computed, how)
+
+
+def _sparse(
+    one: Checkpoint, where: str, sparse: Mapping[str, Any], keys_and_values: int, against: str
+) -> Iterator[Row]:
+    """Sparse attention: its layers, and the cache of one token by the engine's formula.
+
+    After ``pool_configurator.py`` of 0.5.23: keys and values of every layer, and for each sparse layer one
+    index key, with an index value unless the configuration leaves it out.
+    """
+    layers, width = sparse.get("sparse_attention_freq"), sparse.get("sparse_index_dim")
+    if not isinstance(layers, list) or not isinstance(width, int):
+        missing = "config.json has no sparse_attention_freq and sparse_index_dim"
+        yield skipped(where, "sparse_layers, KV cache", missing, against)
+        return
+    chosen = [number for number, flag in enumerate(layers) if flag]
+    ours = _number(one.sparse_layers)
+    yield compared(where, "sparse_layers", ours, len(chosen), f"{against}: sparse_attention_freq")
+    flags = sparse.get("sparse_disable_index_value")
+    bare = {number for number, flag in enumerate(flags) if flag} if isinstance(flags, list) else set()
+    rows = sum(1 if number in bare else 2 for number in chosen)
+    computed = keys_and_values + rows * width * BFLOAT16
+    how = f"{against}: 2 * layers * KV heads * head_dim * 2 bytes + {rows} index rows * {width} * 2 bytes"
+    yield compared(where, "KV cache of a token", bytes_per_token(one, 1, "bfloat16", "9.0"), computed, how)
 
 
 def _quantisation(one: Checkpoint, where: str, found: Any, against: str) -> Iterator[Row]:

@@ -15,7 +15,7 @@ IDENTITY = frozenset(
     {
         "name", "format", "family", "aliases", "release", "slug", "version", "default_format",
         "preference", "notes", "served_name", "locks", "distribution", "codename", "models", "formats",
-        "gpus", "tp", "aims", "instead", "branch",
+        "gpus", "tp", "aims", "instead", "branch", "severity", "confidence", "code", "what", "title", "cards",
     }
 )  # fmt: skip
 """Names and choices of the catalogue's own, which need no source."""
@@ -51,14 +51,15 @@ def _age(text: str, read: Any, today: date) -> int | None:
 
 
 def sources_of(catalog: Catalog, today: date) -> list[Source]:
-    """Every figure of models, GPUs, engines, CUDA, platforms, drivers, gateways and recipes."""
+    """Every figure of the catalogue: models, GPUs, engines and so on, recipes, faults, licences, drafts."""
     entries: list[tuple[str, Entry]] = [
         (f"{one.name} {one.format}", one) for formats in catalog.models.values() for one in formats.values()
     ]
     for kind, section in (
         ("GPU", catalog.gpus), ("engine", catalog.engines), ("CUDA", catalog.cuda),
         ("platform", catalog.platforms), ("driver", catalog.drivers), ("gateway", catalog.gateways),
-        ("recipe", catalog.recipes),
+        ("recipe", catalog.recipes), ("fault", catalog.faults), ("licence", catalog.licences),
+        ("draft", catalog.drafts),
     ):  # fmt: skip
         entries += [(f"{kind} {name}", one) for name, one in section.items()]
     return [found for where, one in entries for found in _entry(where, one, today)]
