@@ -136,10 +136,10 @@ def test_no_two_gpus_share_a_name_and_a_pci_id_only_where_memory_tells_them_apar
     assert len(names) == len(set(names))
 
 
-def test_blackwell_wants_open_kernel_modules() -> None:
+def test_blackwell_and_grace_want_open_kernel_modules() -> None:
     for gpu in CATALOG.gpus.values():
         blackwell = int(gpu.compute_capability.split(".")[0]) >= 10
-        assert (gpu.open_modules == "required") == blackwell
+        assert (gpu.open_modules == "required") == (blackwell or gpu.name.startswith("GH200"))
 
 
 def test_platforms_can_run_the_default_engine() -> None:

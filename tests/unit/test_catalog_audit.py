@@ -371,8 +371,11 @@ def test_every_figure_without_a_source_is_listed_and_dates_make_ages() -> None:
     files = {"value": 180, "confidence": "R", "source": "repository listing", "read": "2026-11-19"}
     found = {(one.where, one.field): one for one in sources_of(_spoil("files", files), TODAY)}
     assert found["MiniMax-M2.5 fp8", "files"].age_days == 10
-    for field in ("parsers", "mem_fraction_static"):
-        assert not found["MiniMax-M2.5 fp8", field].source
+    assert not found["MiniMax-M2.5 fp8", "generations"].source
+    assert found["MiniMax-M2.5 fp8", "parsers"].source
+    assert found["MiniMax-M2.5 fp8", "kv_dtypes"].age_days == 0
+    assert found["MiniMax-M2.7 nvfp4", "licence"].source
+    assert found["fault m3-msa-speculative", "where"].source
     assert found["MiniMax-M2.5 fp8", "revision"].source
     assert found["recipe m3-h200", "ep"].age_days == 0
 

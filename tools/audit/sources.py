@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Any
 
@@ -16,6 +16,7 @@ IDENTITY = frozenset(
         "name", "format", "family", "aliases", "release", "slug", "version", "default_format",
         "preference", "notes", "served_name", "locks", "distribution", "codename", "models", "formats",
         "gpus", "tp", "aims", "instead", "branch", "severity", "confidence", "code", "what", "title", "cards",
+        "sources",
     }
 )  # fmt: skip
 """Names and choices of the catalogue's own, which need no source."""
@@ -62,7 +63,17 @@ def sources_of(catalog: Catalog, today: date) -> list[Source]:
         ("draft", catalog.drafts),
     ):  # fmt: skip
         entries += [(f"{kind} {name}", one) for name, one in section.items()]
-    return [found for where, one in entries for found in _entry(where, one, today)]
+    found = [source for where, one in entries for source in _entry(where, one, today)]
+    for formats in catalog.models.values():
+        for one in formats.values():
+            said = getattr(catalog.licences.get(one.licence), "source", "")
+            found = [
+                replace(source, source=said, age_days=_age(said, None, today))
+                if (source.where, source.field) == (f"{one.name} {one.format}", "licence")
+                else source
+                for source in found
+            ]
+    return found
 
 
 def _entry(where: str, one: Entry, today: date) -> Iterator[Source]:
@@ -76,7 +87,15 @@ def _entry(where: str, one: Entry, today: date) -> Iterator[Source]:
 
 
 def _beside(one: Entry, name: str) -> str:
-    """The field that holds another's source: ``revision_source`` of ``revision``."""
+    """Another field's source: ``revision_source`` of ``revision``, or what ``sources`` has for it."""
+    if text := getattr(one, "sources", {}).get(name):
+        return str(text)
+    if name == "repositories" and (text := getattr(one, "revision_source", None)):
+        return str(text)
+    # A name that nvidia-smi prints stands in the listing that the memory was read from.
+    figure = getattr(one, "memory_bytes", None)
+    if name == "smi_pattern" and figure and "nvidia-smi" in figure.source:
+        return str(figure.source)
     for field in (f"{name}_source", f"{name.rpartition('_')[2]}_source"):
         if text := getattr(one, field, None):
             return str(text)

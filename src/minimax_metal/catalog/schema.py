@@ -258,6 +258,8 @@ class Checkpoint(Entry):
     start_timeout_seconds: Positive = 3600
     warnings: dict[str, str] = field(default_factory=dict)
     """Code to a sentence that every plan for this checkpoint carries."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """Key of this entry to its source, for keys that have no other place for it."""
 
     @property
     def published_name(self) -> str:
@@ -291,6 +293,8 @@ class Gpu(Entry):
     open_modules: Literal["required", "supported", "unsupported"]
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     notes: tuple[str, ...] = ()
+    sources: dict[str, str] = field(default_factory=dict)
+    """Key of this entry to its source, for keys that have no other place for it."""
 
 
 @entry
