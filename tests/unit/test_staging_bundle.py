@@ -21,7 +21,7 @@ import yaml
 from minimax_metal.cli import main
 from minimax_metal.errors import UserError
 from minimax_metal.plan.adapter import plan_host
-from minimax_metal.staging.bundle import commands, debian, download, export, pythons, store, wheels
+from minimax_metal.staging.bundle import commands, debian, download, export, programs, pythons, store, wheels
 from minimax_metal.staging.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
 from tests.support.hub import model as hub_model
 from tests.support.hub import running as hub_running
@@ -401,3 +401,13 @@ def test_weights_are_pulled_as_somebody_states_them_and_not_otherwise(
         with pytest.raises(UserError, match="found nobody who states the hashes"):
             commands._pull(silent, tmp_path / "other")
         assert not (tmp_path / "other").exists()
+
+
+def test_a_program_that_a_mirror_keeps_waiting_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "SECONDS", 0.3)
+    with pytest.raises(UserError, match=r"no end of sleep within .* check the mirrors"):
+        programs.run(["sleep", "60"])
+    monkeypatch.setattr(programs, "SECONDS", 60.0)
+    monkeypatch.setattr(programs, "BYTES", 1 << 20)
+    with pytest.raises(UserError, match="more than 1 MB from head"):
+        programs.run(["head", "-c", str(2 << 20), "/dev/zero"])

@@ -19,6 +19,7 @@ from typing import Final
 from urllib.parse import unquote
 
 from minimax_metal.common.documents import digits
+from minimax_metal.common.program import Answer
 from minimax_metal.errors import UserError
 from minimax_metal.plan.driver_packages import BESIDE, PREFERENCES, upstream
 from minimax_metal.plan.driver_sources import (
@@ -31,6 +32,7 @@ from minimax_metal.plan.driver_sources import (
     source_pins,
 )
 from minimax_metal.plan.versions import version_key
+from minimax_metal.staging.bundle import programs
 from minimax_metal.staging.bundle.download import Item, get
 from minimax_metal.staging.bundle.wanted import Packages
 
@@ -258,7 +260,7 @@ class _Apt:
         self.root = root
         self.architecture = architecture
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *words: str) -> Answer:
         options = {
             "Dir::State": self.root / "state",
             "Dir::State::status": self.root / "status",
@@ -285,9 +287,7 @@ class _Apt:
             )
         settings = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
-        return subprocess.run(
-            [program, *settings, *rest], check=False, capture_output=True, text=True, env=environment
-        )
+        return programs.run([program, *settings, *rest], environment)
 
     def update(self, repositories: Sequence[Repository], components: Iterable[str]) -> None:
         lines = []
@@ -298,9 +298,7 @@ class _Apt:
         (self.root / "sources.list").write_text("\n".join(lines) + "\n", encoding="utf-8")
         (self.root / "preferences").touch()
         done = self.run("apt-get", "update", "-qq", "-o", "APT::Update::Error-Mode=any")
-        bad = [
-            line for line in done.stderr.splitlines() if line.startswith("E:") and "-backports" not in line
-        ]
+        bad = [line for line in done.err.splitlines() if line.startswith("E:") and "-backports" not in line]
         if bad:
             raise UserError(
                 f"found that apt can't read the archives ({' '.join(bad[0].split())[:300]}), expected signed "
@@ -311,7 +309,7 @@ class _Apt:
     def keep_apart(self, vendor: str) -> None:
         """Let apt take nothing but the vendor's own packages from the vendor's repository."""
         done = self.run("apt-get", "indextargets", "--format", TARGETS, "Created-By: Packages")
-        found = source_pins(done.stdout.splitlines(), vendor)
+        found = source_pins(done.out.splitlines(), vendor)
         if found["problem"]:
             raise UserError(found["problem"])
         (self.root / "preferences").write_text(preferences(found["pins"]), encoding="utf-8")
@@ -328,7 +326,7 @@ class _Apt:
         found: dict[str, list[str]] = {name: [] for name in names}
         if not names:
             return found
-        for line in self.run("apt-cache", "madison", *names).stdout.splitlines():
+        for line in self.run("apt-cache", "madison", *names).out.splitlines():
             words = [word.strip() for word in line.split("|")]
             if len(words) == 3 and words[0] in found and words[1] not in found[words[0]]:
                 found[words[0]].append(words[1])
@@ -370,14 +368,14 @@ class _Apt:
         done = self.run(
             "apt-get", "install", "--print-uris", "-qq", "--yes", "--no-install-recommends", *names
         )
-        if done.returncode:
-            said = " ".join(line for line in done.stderr.splitlines() if line.startswith("E:"))[:300]
+        if done.status:
+            said = " ".join(line for line in done.err.splitlines() if line.startswith("E:"))[:300]
             raise UserError(
                 f"found that apt can't put the packages of {wanted.platform} together ({said}), expected all "
                 "of them in "
                 "the archives; check metal_distribution_mirror_url and metal_vendor_repository_url"
             )
-        found = [(uri, int(size), digest) for uri, _, size, digest in _URI.findall(done.stdout)]
+        found = [(uri, int(size), digest) for uri, _, size, digest in _URI.findall(done.out)]
         if not found:
             raise UserError(
                 "found no package in apt's answer, expected names with SHA256; use apt 2 or newer"

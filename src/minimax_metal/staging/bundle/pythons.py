@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from pathlib import Path
 from urllib.parse import unquote
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.errors import UserError
+from minimax_metal.staging.bundle import programs
 from minimax_metal.staging.bundle.download import Item, get
 from minimax_metal.staging.bundle.wheels import uv_program
 
@@ -31,9 +31,9 @@ def find(python: str, architecture: str, mirror: str) -> Item:
         "json",
         request,
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = programs.run(command)
     try:
-        url = str(read_json(done.stdout)[0]["url"])
+        url = str(read_json(done.out)[0]["url"])
     except (ValueError, LookupError, TypeError):
         raise UserError(
             f"found no download of Python {python} in uv's list, expected one; update uv"
@@ -67,14 +67,14 @@ def check(python: str, architecture: str, directory: Path) -> None:
             uv_program(), "python", "install", "--no-config", "--no-bin", "--install-dir", scratch,
             "--mirror", (directory / "python").resolve().as_uri(), _request(python, architecture),
         ]  # fmt: skip
-        done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if "Hash mismatch" in done.stderr:
+        done = programs.run(command)
+    if "Hash mismatch" in done.err:
         raise UserError(
             f"found a Python {python} at the mirror with another hash than uv knows, expected uv's own; "
             f"delete {directory / 'python'} and set metal_python_mirror to another mirror"
         )
-    if done.returncode:
-        said = " ".join(done.stderr.split())[-300:]
+    if done.status:
+        said = " ".join(done.err.split())[-300:]
         raise UserError(
             f"found that uv can't take Python {python} out of {directory / 'python'} ({said}), expected a "
             "host to be able to; delete that directory and run it again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel
 
 from minimax_metal.common.text import one_line
 from minimax_metal.errors import UserError
+from minimax_metal.staging.bundle import programs
 from minimax_metal.staging.bundle.download import Item
 from minimax_metal.staging.bundle.wanted import Wheels
 
@@ -59,9 +59,9 @@ def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
         "--python-platform", f"{wanted.architecture}-manylinux_2_{GLIBC[1]}",
         "--format", "pylock.toml", *(["--default-index", index] if index else []),
     ]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join(done.stderr.split())[-300:]
+    done = programs.run(command)
+    if done.status:
+        said = " ".join(done.err.split())[-300:]
         raise UserError(
             f"found that uv can't resolve {lock.name} for Python {wanted.python} ({said}), expected every "
             "package of "
@@ -69,7 +69,7 @@ def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
         )
     hashes = set(_HASH.findall(lock.read_text(encoding="utf-8")))
     order = {tag: number for number, tag in enumerate(tags(wanted))}
-    return [choose(package, hashes, order) for package in tomllib.loads(done.stdout).get("packages", [])]
+    return [choose(package, hashes, order) for package in tomllib.loads(done.out).get("packages", [])]
 
 
 def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> Wheel:
