@@ -25,6 +25,7 @@ DROP_IN = f"/etc/systemd/system/{UNIT}.d/50-faults.conf"
 ENGINE = "/var/lib/sglang/asgi_engine.py"
 SCRIPT = "/var/lib/sglang/fault.py"
 PORT = 8000
+KEY = "/etc/sglang/minimax-m2.5/api_key"
 PATIENCE = 120.0
 
 
@@ -52,6 +53,17 @@ class Unit:
 
     def engine(self, mode: str) -> str:
         return f"{self.python} {ENGINE} {PORT} {mode}"
+
+    def generate(self, seconds: int) -> str:
+        """Return a command that asks for a stream, with the key that the guard wants, and prints its end."""
+        program = (
+            "import urllib.request as u; "
+            f'key = open("{KEY}").read().strip(); '
+            f'asked = u.Request("http://127.0.0.1:{PORT}/generate?{seconds}", b"", '
+            '{"Authorization": "Bearer " + key}); '
+            "print(u.urlopen(asked, timeout=60).read().decode()[-4:])"
+        )
+        return f"{self.python} -c {shlex.quote(program)}"
 
     def script(self, text: str) -> str:
         """Put a program on the host; return the command that runs it."""
@@ -115,10 +127,7 @@ def test_a_killed_engine_comes_back_by_itself(unit: Unit) -> None:
 def test_an_engine_that_gets_nowhere_is_replaced(unit: Unit) -> None:
     unit.use(unit.engine("stall"), "--watch-interval", "1", "--hang-timeout", "3")
     assert unit.start() == 0
-    unit.ssh(f"curl --silent --max-time 1 --data {{}} 'http://127.0.0.1:{PORT}/generate?1' || true; "
-             f"{unit.python} -c 'import urllib.request as u; "
-             f"u.urlopen(u.Request(\"http://127.0.0.1:{PORT}/generate?1\", b\"\"), timeout=60)' "
-             ">/dev/null 2>&1 || true")  # fmt: skip
+    unit.ssh(f"{unit.generate(1)} >/dev/null 2>&1 || true")
     unit.wait(lambda: unit.show("NRestarts") == "1", "not restarted")
     unit.wait(lambda: unit.show("ActiveState") == "active", "not ready again")
     assert '"kind": "hang"' in unit.ssh("cat /var/lib/sglang/incidents/minimax-m2.5/*.json")
@@ -192,11 +201,10 @@ def test_a_stop_loses_no_request(unit: Unit, mode: str) -> None:
     unit.use(unit.engine(mode))
     assert unit.start() == 0
     reader = subprocess.Popen(
-        ["ssh", "-F", str(unit.lab.state / "ssh_config"), HOST,
-         f"{unit.python} -c 'import urllib.request as u; "
-         f"print(u.urlopen(u.Request(\"http://127.0.0.1:{PORT}/generate?8\", b\"\")).read().decode()[-4:])'"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        ["ssh", "-F", str(unit.lab.state / "ssh_config"), HOST, unit.generate(8)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     unit.wait(lambda: "num_running_reqs{tp_rank=\"0\"} 1.0" in unit.ssh(
         f"{unit.python} -c 'import urllib.request as u; "
         f"print(u.urlopen(\"http://127.0.0.1:{PORT}/metrics\").read().decode())'"), "no stream")  # fmt: skip
