@@ -269,6 +269,11 @@ def test_run_file_without_its_uninstaller_is_not_touched() -> None:
             "",
             "610.57.04 in apt's lists, expected branch 580",
         ),
+        (
+            {MODULES: ["620.70.06-1", "595.91.07-1"], TOOLS: ["620.70.06-1", "595.91.07-1"]},
+            "",
+            "holds no driver of branch 580 (any more): set metal_driver_branch to 595 or 620",
+        ),
         ({MODULES: list(OFFERED), TOOLS: list(OFFERED)}, "580.1.2", "expected version 580.1.2"),
         (
             {MODULES: list(OFFERED), TOOLS: list(OFFERED)},
@@ -282,6 +287,47 @@ def test_what_the_repository_lacks_is_named(versions: dict[str, list[str]], wish
     done = work(host(versions=versions), facts(), plan(), version=wish)
     assert words in str(done.problem)
     assert done.lists_stale
+
+
+def ubuntu(branch: str, *names: str) -> dict[str, Any]:
+    """The plan of an Ubuntu host, whose packages have other names from branch 590 on."""
+    wanted = plan(branch)
+    wanted["driver"]["packages"] = ["linux-headers-generic", *names]
+    return wanted
+
+
+OLD_NAMES = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580", "nvidia-persistenced")
+NEW_NAMES = ("nvidia-dkms-open", "libnvidia-compute", "nvidia-persistenced")
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forth", "back"])
+def test_packages_of_a_branch_with_other_names_leave_as_the_others_come(back: bool) -> None:
+    # Names of NVIDIA's repository for Ubuntu 24.04. That the others must be taken away by name: public
+    # installers ("libnvidia-compute-580-" in the transaction that brings 595's libnvidia-compute).
+    old = ("580.126.20", OLD_NAMES, ("nvidia-kernel-common-580", "nvidia-firmware-580-580.126.20"))
+    new = ("595.91.07", NEW_NAMES, ("nvidia-kernel-common", "nvidia-firmware"))
+    (now, there, beside), (then, wanted, _) = (new, old) if back else (old, new)
+    versions = {name: ["580.126.20-1ubuntu1"] for name in (*old[1], *old[2])}
+    versions |= {name: ["595.91.07-1ubuntu1"] for name in (*new[1], *new[2])}
+    versions["nvidia-persistenced"].append("580.126.20-1ubuntu1")
+    installed = {
+        name: {"state": "hi", "version": f"{now}-1ubuntu1", "source": "nvidia"} for name in (*there, *beside)
+    }
+    collected = host(packages=installed, versions=versions | {f"linux-headers-{KERNEL}": ["6.8.0-90"]})
+    done = work(collected, facts(now), ubuntu(then[:3], *wanted))
+    assert (done.action, done.target, done.problem) == ("change", then, None)
+    assert [one for one in done.packages if "nvidia" in one] == [f"{name}={then}-1ubuntu1" for name in wanted]
+    assert set(done.leaving) == {f"{name}-" for name in (*there, *beside) if name != "nvidia-persistenced"}
+
+
+def test_what_moves_along_or_is_no_driver_does_not_leave() -> None:
+    there = packages(
+        "580.126.20", "nvidia-persistenced", "libnvidia-gone1", **{"cuda-compat-13-0": "580.65.06"}
+    )
+    done = work(host(packages=there), facts("580.126.20"), plan("610"))
+    assert (done.action, done.leaving) == ("change", ("libnvidia-gone1-",))
+    assert "nvidia-persistenced=610.57.04-1" in done.packages
+    assert work(host(packages=packages("580.126.20")), facts("580.126.20"), plan("580")).leaving == ()
 
 
 def test_branch_without_a_pinning_package_is_pinned_by_preferences() -> None:

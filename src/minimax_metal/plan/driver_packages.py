@@ -113,6 +113,21 @@ class DriverPackages:
         ]
         return tuple(self._spec(name, target) for name in [*self.wanted, *companions])
 
+    def left_behind(self, target: str) -> tuple[str, ...]:
+        """Installed packages of another version that the plan does not name and that version lacks.
+
+        Ubuntu's have other names before 590 and the same files: both can't be there. So apt is told to take
+        these in the transaction that brings the others. CUDA's compatibility libraries belong to no driver.
+        """
+        return tuple(
+            name
+            for name, version in sorted(self.installed.items())
+            if version != target
+            and name not in self.wanted
+            and target not in self.offered(name)
+            and not name.startswith("cuda-compat")
+        )
+
     def _spec(self, name: str, target: str) -> str:
         for version in self.versions.get(name, ()):
             if upstream(version) == target:

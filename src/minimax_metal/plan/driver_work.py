@@ -29,6 +29,7 @@ class DriverWork:
         present: version of the installed packages, None when there are none, "mixed" when they differ.
         target: version to be there afterwards; None while it is not known.
         packages: what apt is asked for, with versions.
+        leaving: packages that the target lacks, which go as the others come, in apt's words ("name-").
         pins: apt preferences that keep it there.
         held: installed packages that must be on hold; unheld: those of them that are not.
         stop_units: units that use the driver now and must stop first.
@@ -53,6 +54,7 @@ class DriverWork:
     kept: bool = False
     services: tuple[str, ...] = ()
     unbuilt: str | None = None
+    leaving: tuple[str, ...] = ()
 
     @property
     def pending(self) -> bool:
@@ -274,6 +276,7 @@ class _Decision:
             present=self.packages.present,
             target=target,
             packages=self._apt_packages(target) if target else (),
+            leaving=tuple(f"{one}-" for one in self.packages.left_behind(target)) if target else (),
             pins=self._pins(target),
             held=tuple(self.packages.same),
             unheld=(),
