@@ -38,10 +38,17 @@ def installed() -> Path | None:
     return next(iter(sorted(home.glob("lib/python3.*/site-packages"))), None)
 
 
-def _least_capability(text: str, name: str) -> int | None:
+def _least_capability(text: str, name: str, form: str) -> int | None:
+    """The number that the class returns; of ``100 if self.use_mxfp8 else 80`` the one of this format."""
     body = re.search(rf"^class {name}\b.*?(?=^class |\Z)", text, re.MULTILINE | re.DOTALL)
-    found = body and re.search(r"def get_min_capability\(.*?return (\d+)", body.group(0), re.DOTALL)
-    return int(found.group(1)) if found else None
+    found = body and re.search(
+        r"def get_min_capability\(.*?return (\d+)(?: if self\.use_(\w+) else (\d+))?",
+        body.group(0),
+        re.DOTALL,
+    )
+    if not found:
+        return None
+    return int(found.group(3) if found.group(2) and found.group(2) != form else found.group(1))
 
 
 def compare_engine(catalog: Catalog, tree: Path) -> Iterator[Row]:
@@ -104,7 +111,8 @@ def _formats(catalog: Catalog, tree: Path, release: str, against: str) -> Iterat
             )  # fmt: skip
             file, name = QUANTISATIONS.get(one.format, ("", ""))
             path = tree / "sglang" / "srt" / "layers" / "quantization" / file
-            least = _least_capability(read_text(path, "the wheel"), name) if file and path.exists() else None
+            there = bool(file) and path.exists()
+            least = _least_capability(read_text(path, "the wheel"), name, one.format) if there else None
             if least is None:
                 yield skipped(where, "generations", "the wheel states no least capability", against)
                 continue
