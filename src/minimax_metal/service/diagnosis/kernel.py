@@ -17,6 +17,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.text import printable
 from minimax_metal.service.diagnosis.reason import Who
 from minimax_metal.service.diagnosis.xids import Xid, find_xids
 
@@ -136,11 +137,11 @@ def find_events(
     for number, line in enumerate(lines):
         if time.monotonic() > deadline or stop():
             break
-        text = line[:2000]
+        text = printable(line[:2000])
         lower = text.lower()
         if "nvrm: the nvidia gpu" in lower:  # a message of three lines
             text = " ".join(
-                part[:300] if not index else part[:300].rpartition("NVRM:")[2].strip()
+                printable(part[:300]) if not index else printable(part[:300]).rpartition("NVRM:")[2].strip()
                 for index, part in enumerate(lines[number : number + 3])
             )
             lower = text.lower()

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from minimax_metal.common.text import printable
+
 
 @dataclass(frozen=True, slots=True)
 class XidRule:
@@ -185,4 +187,8 @@ class Xid:
 def find_xids(kernel_lines: Sequence[str]) -> list[Xid]:
     """The Xids in lines of the kernel's log."""
     found = ((_XID.search(line[:2000]), line) for line in kernel_lines if "Xid" in line[:2000])
-    return [Xid(int(match[3]), match[1], line[:2000].strip(), match[2]) for match, line in found if match]
+    return [
+        Xid(int(match[3]), match[1], printable(line[:2000]).strip(), match[2])
+        for match, line in found
+        if match
+    ]
