@@ -142,3 +142,20 @@ def test_a_grace_host_gets_its_own_repository_and_headers_and_no_promise(gpu: st
     assert x86 is not None
     assert x86.repository_url.endswith("/debian12/x86_64")
     assert "linux-headers-amd64" in x86.packages
+
+
+@pytest.mark.parametrize(
+    ("gpu", "count", "model", "remedy"),
+    [
+        ("H20", 3, "M2.5", "metal_tp_size to 2 and metal_ep_size to 1"),
+        ("H20", 6, "M2.5", "metal_tp_size to 4 and metal_ep_size to 1"),
+        ("H200", 16, "M2.7", "metal_tp_size to 16 and metal_ep_size to 16"),
+    ],
+)
+def test_a_spread_that_nobody_asked_for_is_no_settings_fault(gpu, count, model, remedy):
+    result = decide(gpu, count, model=model)
+    said = [one.remedy for one in result.refusals if one.code == "parallelism"]
+    assert said
+    assert all(remedy in one for one in said)
+    asked = decide("H200", 8, model=model, tp_size=5)
+    assert all("leave metal_tp_size" in one.remedy for one in asked.refusals if one.code == "parallelism")

@@ -163,7 +163,7 @@ def _spread(
         )
         return None
     # Refused or not, the memory is judged as well: all reasons at once.
-    _check_shape(checkpoint, tp, ep, found)
+    _check_shape(settings, checkpoint, tp, ep, per_replica, found)
     return ParallelismPlan(tp=tp, ep=ep, replicas=replicas)
 
 
@@ -187,13 +187,27 @@ def spread_problems(checkpoint: Checkpoint, tp: int, ep: int) -> list[str]:
     return problems
 
 
-def _check_shape(checkpoint: Checkpoint, tp: int, ep: int, found: Findings) -> None:
+def _check_shape(
+    settings: Settings, checkpoint: Checkpoint, tp: int, ep: int, gpus: int, found: Findings
+) -> None:
+    remedy = "leave metal_tp_size, metal_ep_size and metal_layout out"
+    if not (settings.tp_size or settings.ep_size or settings.layout):
+        # Nobody asked for this spread: it follows from the number of GPUs.
+        remedy = next(
+            (
+                f"use another number of GPUs, or set metal_tp_size to {most} and metal_ep_size to {share}"
+                for most in range(gpus, 0, -1)
+                for share in (1, most)
+                if not spread_problems(checkpoint, most, share)
+            ),
+            "use another number of GPUs",
+        )
     for problem in spread_problems(checkpoint, tp, ep):
         found.refuse(
             "parallelism",
             problem,
             "a spread the model's shape allows",
-            "leave metal_tp_size, metal_ep_size and metal_layout out",
+            remedy,
         )
 
 
