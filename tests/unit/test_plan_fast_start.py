@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.catalog import load_catalog
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
 from tests.unit.plan_helpers import codes, decide, flag, raw_host
 
@@ -57,13 +58,16 @@ def test_another_command_is_compiled_for_again_and_the_same_one_is_not() -> None
     assert same.marker != other.marker
 
 
+WITHOUT = load_catalog([{"engines": {"0.5.23": {"deep_gemm_precompile": False}}}])
+
+
 @pytest.mark.parametrize(
     ("result", "why"),
     [
         (host(precompile=False), "switched off"),
         (host("B300", model="MiniMax-M3", model_format="bf16"), "a format without FP8 blocks"),
         (decide("A100", 8, model="M2.5", accept_refusals=["format-gpu"]), "a GPU that DeepGEMM is not for"),
-        (decide("H200", 8, model="M2.5", engine_release="0.5.4.post1"), "a release without it"),
+        (decide("H200", 8, model="M2.5", catalog=WITHOUT), "a release without it"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
