@@ -57,7 +57,9 @@ def test_a_wheel_is_read(tree: Path) -> None:
         plugins=False,
         deep_gemm_precompile=True,
         flashinfer_cubins=True,
-        missing_flags=("--enable-metrics", "--reasoning-parser", "--speculative-algorithm"),
+        missing_flags=(
+            "--enable-metrics", "--reasoning-parser", "--speculative-algorithm", "--speculative-draft-model-path",
+        ),  # fmt: skip
     )
 
 
