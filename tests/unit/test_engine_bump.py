@@ -58,8 +58,11 @@ def test_a_wheel_is_read(tree: Path) -> None:
         deep_gemm_precompile=True,
         flashinfer_cubins=True,
         missing_flags=(
-            "--enable-metrics", "--reasoning-parser", "--speculative-algorithm", "--speculative-draft-model-path",
-        ),  # fmt: skip
+            "--enable-metrics",
+            "--reasoning-parser",
+            "--speculative-algorithm",
+            "--speculative-draft-model-path",
+        ),
     )
 
 
