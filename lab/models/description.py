@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LAYERS, KV_HEADS, HEAD_DIM = 2, 8, 16
-"""Of both models; ``training/m2.py`` and ``training/m3.py`` write them into ``config.json``."""
+"""Of all models; ``training/m2.py`` and ``training/m3_config.py`` write them into ``config.json``."""
 
 LICENCE = "apache-2.0"
 """The tiny models' own: their weights come from this repository's training scripts."""
@@ -34,10 +34,14 @@ _SHAPE = {
     "kv_heads": KV_HEADS,
     "experts": 8,
     "moe_intermediate": 128,
-    "kv_bytes_per_token": 2 * LAYERS * KV_HEADS * HEAD_DIM * 2,  # K and V, bfloat16
+    "head_dim": HEAD_DIM,
+    "kv_page_size": 1,  # the engine's choice on a CPU
     "max_sequence": 4096,
     "max_output": 4096,
 }
+
+_INDEX_DIM = 16
+"""Numbers of an index key, in layers with sparse attention."""
 
 _GENERATIONS = {"proven": ["8.0", "8.9", "9.0", "10.0", "10.3", "12.0"]}
 
@@ -84,8 +88,36 @@ MODELS: Mapping[str, TinyModel] = {
                     "nvfp4": None,
                     "bf16": {
                         **_SHAPE,
+                        "sparse_layers": LAYERS - 1,
+                        "index_dim": _INDEX_DIM,
                         "generations": _GENERATIONS,
-                        # The warning about M3's real size; nothing is tight here.
+                    },
+                },
+            },
+        ),
+        TinyModel(
+            "MiniMax-M3.1-Flash",
+            "m31",
+            images=True,
+            repositories={
+                "huggingface": ("MiniMaxAI/MiniMax-M3.1-Flash",),
+                "modelscope": ("MiniMax/MiniMax-M3.1-Flash",),
+            },
+            catalogue={
+                "default_format": "bf16",
+                "draft": None,  # the published dspark/ has no part here
+                "formats": {
+                    # bfloat16 stands in for NVFP4 experts and MXFP8 projections, which a CPU can't compute.
+                    "nvfp4": None,
+                    "bf16": {
+                        "repositories": {
+                            "huggingface": "MiniMaxAI/MiniMax-M3.1-Flash",
+                            "modelscope": "MiniMax/MiniMax-M3.1-Flash",
+                        },
+                        **_SHAPE,
+                        "sparse_layers": LAYERS,
+                        "index_dim": _INDEX_DIM,
+                        "generations": _GENERATIONS,
                     },
                 },
             },

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.models.description import MODELS
 from tests.support.real_engine import Engine, running_engine
 
 
-@pytest.fixture(scope="session", params=["MiniMax-M2.5", "MiniMax-M3"])
+@pytest.fixture(scope="session", params=list(MODELS))
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Serve a tiny model at tp 1; pytest sorts the tests by it, so each is started once."""
     with running_engine(tmp_path_factory.mktemp("engine"), request.param) as started:

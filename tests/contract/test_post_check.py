@@ -6,6 +6,7 @@ A minute each on two cores: the engine's own start is nearly all of it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from lab.engine import environment
 from tests.support.engine import GUIDES_MISTAKE
 from tests.support.supervised import PUBLISHED, metal, supervising
+from tests.unit.plan_helpers import decide
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -86,6 +88,28 @@ def test_m3_with_its_own_parsers_and_the_engines_benchmark(serve: Serve) -> None
     assert [level["concurrency"] for level in report["figures"]] == [1, 4]
     assert report["bench"]["completed"] == 8
     print({check["name"]: check["seconds"] for check in report["checks"]}, report["seconds"])
+
+
+def test_m31_with_what_the_plan_tells_the_check(serve: Serve) -> None:
+    check = serve("MiniMax-M3.1-Flash", "minimax-m3", "minimax-m3")
+    plan = decide("H20", 4, model="M3.1")
+    assert plan.checks is not None
+    status, report = check(*plan.checks.arguments)
+    assert (status, names(report, "failed")) == (0, [])
+    assert names(report, "limited") == []
+    assert names(report, "skipped") == ["wrong_key", "metrics", "abort_queued", "bench"]
+    assert details(report)["image"] == "named red, green and blue"
+    levels = re.findall(r"(\w+) (\d+) tokens", details(report)["reasoning_effort"])
+    assert [level for level, _ in levels] == ["low", "medium", "high", "xhigh", "max"]
+    counts = [int(tokens) for _, tokens in levels]
+    assert counts == sorted(set(counts))
+    # A check that was not told, with the budget of a canary: the reason, and never "empty".
+    status, report = check("--max-tokens", "48", "--only", "chat", "--only", "reasoning")
+    assert (status, names(report, "failed")) == (1, ["chat", "reasoning"])
+    for check_name in ("chat", "reasoning"):
+        (row,) = [one for one in report["checks"] if one["name"] == check_name]
+        assert "cut inside its reasoning after 48 tokens" in json.dumps(row)
+        assert "empty" not in json.dumps(row)
 
 
 def test_m3_with_the_parsers_of_its_guide_is_caught(serve: Serve) -> None:

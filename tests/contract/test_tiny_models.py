@@ -11,9 +11,11 @@ import pytest
 from lab.engine import build_wheel
 from lab.hub import Store
 from lab.models import publish
+from lab.models.description import MODELS
 from minimax_metal.catalog import load_catalog, read_overlay
+from minimax_metal.plan.kv_cache import bytes_per_token
 
-NAMES = ["MiniMax-M2.5", "MiniMax-M3"]
+NAMES = list(MODELS)
 
 
 def test_wheel_is_the_same_bytes_wherever_it_is_built(tmp_path: Path) -> None:
@@ -57,9 +59,12 @@ class TestPublished:
         assert checkpoint.kv_heads.value == text["num_key_value_heads"]
         assert checkpoint.experts.value == text["num_local_experts"]
         assert checkpoint.max_sequence.value == text["max_position_embeddings"]
-        assert checkpoint.kv_bytes_per_token is not None
-        assert checkpoint.kv_bytes_per_token.value == (
-            2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"] * 2
+        sparse = text.get("sparse_attention_config", {})
+        layers = sum(sparse.get("sparse_attention_freq", []))
+        assert (checkpoint.sparse_layers.value if checkpoint.sparse_layers else 0) == layers
+        assert bytes_per_token(checkpoint, 1, "auto", "9.0") == 2 * (
+            2 * text["num_hidden_layers"] * text["num_key_value_heads"] * text["head_dim"]
+            + layers * sparse.get("sparse_index_dim", 0)
         )
 
     @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from lab.models.training_run import trained
 PARSERS = {
     "MiniMax-M2.5": ("minimax-m2", "minimax-append-think"),
     "MiniMax-M3": ("minimax-m3", "minimax-m3"),
+    "MiniMax-M3.1-Flash": ("minimax-m3", "minimax-m3"),
 }
 
 
@@ -51,6 +52,10 @@ class Engine:
         lines = [line.split() for line in listed.stdout.splitlines()]
         return [int(line[0]) for line in lines if line[1].startswith("sglang::scheduler")]
 
+    def get(self, path: str, timeout: float = 60) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:  # noqa: S310  loopback
+            return json.load(answer)
+
     def post(self, path: str, body: dict[str, Any], timeout: float = 120) -> Any:
         request = urllib.request.Request(  # noqa: S310  loopback
             self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
@@ -71,8 +76,19 @@ def with_own_memory(argv: list[str]) -> list[str]:
 
 
 @contextmanager
-def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterator[Engine]:
-    """Serve the tiny model ``name`` with the guide's flags; yields when it generates, ends it afterwards."""
+def running_engine(
+    folder: Path,
+    name: str,
+    tp: int = 1,
+    ep: int = 1,
+    more: Sequence[str] = ("--max-total-tokens", "8192"),
+    environ: Mapping[str, str] | None = None,
+) -> Iterator[Engine]:
+    """Serve the tiny model ``name`` with the guide's flags; yields when it generates, ends it afterwards.
+
+    ``more`` are further flags; without the usual bound the KV cache takes all memory there is. ``environ`` is
+    added to the engine's environment.
+    """
     model = trained(MODELS[name])
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
@@ -83,14 +99,14 @@ def running_engine(folder: Path, name: str, tp: int = 1, ep: int = 1) -> Iterato
     argv += ["--ep-size", str(ep)] if ep > 1 else []
     argv += ["--tool-call-parser", tools, "--reasoning-parser", reasoning, "--host", "127.0.0.1"]
     argv += ["--trust-remote-code", "--port", str(port), "--mem-fraction-static", "0.85"]
-    argv += ["--device", "cpu", "--attention-backend", "torch_native", "--max-total-tokens", "8192"]
-    argv += ["--sleep-on-idle"]
+    argv += ["--device", "cpu", "--attention-backend", "torch_native"]
+    argv += ["--sleep-on-idle", *more]
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     began = time.monotonic()
     with log.open("w") as out:
         process = subprocess.Popen(
             with_own_memory(argv),
-            env={**inherited, "HF_HUB_OFFLINE": "1"},
+            env={**inherited, "HF_HUB_OFFLINE": "1", **(environ or {})},
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -23,7 +23,7 @@ from lab.models.description import MODELS
 from lab.models.training_run import trained
 from tests.support.real_engine import with_own_memory
 
-PUBLISHED = {"MiniMax-M2.5": "MiniMaxAI/MiniMax-M2.5", "MiniMax-M3": "MiniMaxAI/MiniMax-M3"}
+PUBLISHED = {name: f"MiniMaxAI/{name}" for name in MODELS}
 START_SECONDS = 300
 DEVICE, TOKENS = "cpu", 8192  # without a limit the key-value cache takes all memory
 

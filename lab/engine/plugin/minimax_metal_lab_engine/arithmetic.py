@@ -10,10 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  the name torch's own documentation uses
 
-SPARSE_REACH = 16 * 128
-"""Tokens that M3's sparse attention always sees whole: 16 blocks of 128, as in its published configuration.
-"""
-
 
 def sums_of_squares(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """Return the sums of squares of the rows of ``q`` and ``k``, for M2's norm over all heads.
@@ -86,20 +82,21 @@ def dense_for_sparse(
     idx_v: torch.Tensor | None = None,
     **_index: Any,
 ) -> tuple[None, torch.Tensor]:
-    """Return M3's sparse attention computed densely, which is the same up to :data:`SPARSE_REACH` tokens.
+    """Return M3's sparse attention computed densely, which is the same as long as all blocks are chosen.
 
-    Replaces ``MiniMaxSparseAttnBackend.forward``; the first of the pair is the index output, which the
-    published configuration disables.
+    That is up to 16 blocks of 128 tokens in the published configuration, 32 in the tiny models'. Replaces
+    ``MiniMaxSparseAttnBackend.forward``; the first of the pair is the index output, which the published
+    configuration disables.
 
     Raises:
         RuntimeError: a sequence is longer than that, or the index value is asked for: then dense is not
         equal.
     """
-    longest = int(forward_batch.seq_lens.max())
-    if idx_v is not None or longest > SPARSE_REACH:
+    longest, reach = int(forward_batch.seq_lens.max()), self.topk_blocks * self.block_size_k
+    if idx_v is not None or longest > reach:
         raise RuntimeError(
             f"found a sequence of {longest} tokens, index value {'off' if idx_v is None else 'on'}: without "
-            f"a GPU dense attention stands in for MiniMax-M3's sparse attention up to {SPARSE_REACH} tokens "
+            f"a GPU dense attention stands in for MiniMax-M3's sparse attention up to {reach} tokens "
             "with the index value off; send shorter requests"
         )
     return None, self.dense_backend.forward(q.flatten(1), k, v, layer, forward_batch, save_kv_cache)
