@@ -38,7 +38,7 @@ def planned(name: str, dtype: str, tp: int) -> tuple[int, int]:
     """The plan's tokens of KV cache, and bytes of one on all devices, by the figures of the lab's overlay."""
     weights = sum(path.stat().st_size for path in trained(MODELS[name]).glob("*.safetensors"))
     own = MODELS[name].catalogue
-    form = {**own["formats"]["bf16"], "weight_memory_bytes": weights * tp, "bytes": weights, "files": 9}
+    form = {**own["formats"]["bf16"], "weight_memory_bytes": weights, "bytes": weights, "files": 9}
     catalog = load_catalog([{"models": {name: {**own, "formats": {**own["formats"], "bf16": form}}}}])
     variables = {
         "metal_model": name, "metal_kv_cache_dtype": dtype, "metal_tp_size": tp, "metal_ep_size": 1,
