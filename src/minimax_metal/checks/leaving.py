@@ -91,7 +91,7 @@ def _running(context: Context) -> int:
         try:
             ranks = read_json(loads.content)["loads"]
             return sum(int(rank["num_running_reqs"]) + int(rank["num_waiting_reqs"]) for rank in ranks)
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError):
             pass
     metrics = context.endpoint.get("/metrics")
     if metrics.status_code == 200:

@@ -53,6 +53,15 @@ def write(contents: dict[str, Any], files: tuple[File, ...], created: str) -> by
     return json.dumps(document, indent=1).encode() + b"\n"
 
 
+def _shown(value: Any) -> Any:
+    """The value with every text in it fit to be printed."""
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, dict):
+        return {one_line(key): _shown(one) for key, one in value.items()}
+    return [_shown(one) for one in value] if isinstance(value, list) else value
+
+
 def parse(content: bytes, name: str) -> Document:
     """Read a manifest that anybody may have written.
 
@@ -65,6 +74,9 @@ def parse(content: bytes, name: str) -> Document:
     """
     try:
         document = json.loads(content, parse_constant=_refuse)
+        contents = (
+            _shown(document["contents"]) if isinstance(document, dict) and "contents" in document else None
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"found {name} that can't be read ({one_line(str(error), 120)}), expected a manifest; copy it "
@@ -78,7 +90,7 @@ def parse(content: bytes, name: str) -> Document:
         raise UserError(
             f"found {name} of another kind, expected schema {SCHEMA}; use the same version of metal"
         )
-    created, contents, entries = (document.get(key) for key in ("created", "contents", "files"))
+    created, entries = document.get("created"), document.get("files")
     if not isinstance(created, str) or not isinstance(contents, dict) or not isinstance(entries, list):
         raise UserError(f"found {name} without created, contents or files, expected those; copy it again")
     if len(entries) > FILES:
