@@ -73,8 +73,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"catalogue overlay {path}: {error.strerror or error}; give a readable YAML file"
         ) from error
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no month has, a number without end
+        problem = " ".join(str(error).split())[:300]
         raise UserError(f"catalogue overlay {path}: not YAML ({problem}); put the file right") from error
     if document is None:
         return {}
@@ -95,6 +95,8 @@ def _resolve_models(document: dict[str, Any]) -> None:
     """Turn families, models and formats into one full checkpoint entry per model and format."""
     families = document.pop("families", {})
     resolved: dict[str, dict[str, Any]] = {}
+    for section, entries in (("families", families), ("models", document.get("models", {}))):
+        _check_mapping(section, entries)
     for name, model in document.get("models", {}).items():
         if not isinstance(model, Mapping) or not isinstance(model.get("formats"), Mapping):
             raise UserError(f"catalogue: model {name} has no formats; give it at least one under `formats:`")
@@ -137,13 +139,17 @@ def _published_name(name: str, formats: Mapping[str, Mapping[str, Any]]) -> str 
     return next(iter(own or repositories), None)
 
 
-def _named(document: dict[str, Any], section: str, key: str) -> None:
-    entries = document.get(section, {})
+def _check_mapping(section: str, entries: Any) -> None:
     if not isinstance(entries, Mapping):
         raise UserError(
             f"catalogue: {section} is not a mapping; write its entries below it, indented, as the "
             "catalogue's own files have them"
         )
+
+
+def _named(document: dict[str, Any], section: str, key: str) -> None:
+    entries = document.get(section, {})
+    _check_mapping(section, entries)
     document[section] = {
         name: {**entry, key: name} if isinstance(entry, Mapping) else entry for name, entry in entries.items()
     }

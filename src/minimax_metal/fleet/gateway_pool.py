@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import write_atomic
-from minimax_metal.common.text import one_line
+from minimax_metal.common.text import has_controls, one_line
 from minimax_metal.errors import UserError
 
 MANIFEST_VERSION: Final = 1
@@ -136,9 +136,11 @@ def worker_url(text: str) -> str:
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None
-    if parts.scheme not in {"http", "https"} or not parts.hostname or port is None or parts.path.strip("/"):
-        raise UserError(f"{text!r} is no URL of a worker; write it like http://gpu01:8000")
-    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    host = parts.hostname or ""
+    usable = host and not has_controls(host) and not any(one.isspace() for one in host)
+    if parts.scheme not in {"http", "https"} or not usable or port is None or parts.path.strip("/"):
+        raise UserError(f"{one_line(text, 200)!r} is no URL of a worker; write it like http://gpu01:8000")
+    name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}:{port}"
 
 

@@ -128,7 +128,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def driver_version(text: str) -> str | None:
     """Return the version in ``/proc/driver/nvidia/version``; None where no driver is loaded."""
-    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text[:4096])  # the driver's has 200
     return found[1] if found else None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
-from minimax_metal.common.text import printable
+from minimax_metal.common.text import one_line, printable
 from minimax_metal.errors import UserError
 from minimax_metal.plan.connection import trouble_of
 from minimax_metal.plan.core import plan, refused_plan, setting_refusals
@@ -213,9 +213,10 @@ def _hashed(item: Any) -> Any:
     try:
         state = path.stat()
         return ExtraPackage(path=item, sha256=_sha256(item, state.st_mtime_ns, state.st_size))
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
         raise UserError(
-            f"found metal_engine_extra_packages {item}: {error.strerror}, expected a wheel on the "
+            f"found metal_engine_extra_packages {one_line(item, 200)}: {why}, expected a wheel on the "
             "controller; put the path right"
         ) from None
 

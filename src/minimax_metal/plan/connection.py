@@ -69,9 +69,14 @@ def text_of(answer: Mapping[str, Any]) -> str:
         if isinstance(part, list | tuple):
             part = "\n".join(str(one) for one in part[:1000])
         if isinstance(part, str) and part.strip() and part not in said:
-            half = LONGEST // 2
-            said.append(part if len(part) <= LONGEST else f"{part[:half]}\n{part[-half:]}")
+            said.append(_ends(part))
     return "\n".join(said)
+
+
+def _ends(text: str, times: int = 1) -> str:
+    """A text whose middle is left out where it is longer than so many times :data:`LONGEST`."""
+    half = times * LONGEST // 2
+    return text if len(text) <= 2 * half else f"{text[:half]}\n{text[-half:]}"
 
 
 def trouble_of(answer: Mapping[str, Any], host: str = "", user: str = "") -> Trouble:
@@ -88,7 +93,7 @@ def trouble_in(text: str, *, host: str = "", user: str = "", unreachable: bool =
         user: who logs in, where that is known.
         unreachable: whether Ansible itself calls the host unreachable; for texts that no rule knows.
     """
-    lines = [line[:2000] for line in printable(text.replace("\r", "\n")).splitlines()]
+    lines = [line[:2000] for line in printable(_ends(text, 4).replace("\r", "\n")).splitlines()]
     clean = "\n".join(line for line in lines if not _NOISE.match(line.lstrip()))
     for rule in RULES:
         match = rule.pattern.search(clean)
