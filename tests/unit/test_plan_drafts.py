@@ -151,3 +151,12 @@ def test_the_role_pulls_it_with_the_plan_of_a_model():
     text = "".join(file.read_text() for file in Path("roles/model_weights").rglob("*.yml"))
     for part in ("model", "weights"):
         assert set(re.findall(rf"metal_plan\.{part}\.(\w+)", text)) <= set(alone[part])
+
+
+def test_a_lifted_refusal_starts_no_engine_with_a_draft_of_no_revision():
+    draft = "MiniMax-M2.5-Eagle3"
+    settings = {"model": "MiniMax-M2.5", "speculative_draft_model": draft, "accept_refusals": ["speculative"]}
+    result = decide("H200", 8, **settings)
+    assert "speculative" in {refusal.code for refusal in result.accepted}
+    assert result.draft is None
+    assert not any("None" in word or "speculative" in word for word in result.services[0].argv)

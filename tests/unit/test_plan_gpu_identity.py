@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from minimax_metal.catalog import load_catalog, packaged_catalog
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
+from minimax_metal.plan.gpu_identity import by_smi
 from tests.unit.plan_helpers import codes, decide, raw_host, warned
 
 CATALOG = packaged_catalog()
@@ -159,3 +161,9 @@ def test_a_spread_that_nobody_asked_for_is_no_settings_fault(gpu, count, model, 
     assert all(remedy in one for one in said)
     asked = decide("H200", 8, model=model, tp_size=5)
     assert all("leave metal_tp_size" in one.remedy for one in asked.refusals if one.code == "parallelism")
+
+
+def test_a_name_that_several_gpus_have_of_unknown_memory_is_the_first_ones():
+    gpus = {name: replace(CATALOG.gpus["H20B"], name=name) for name in ("one", "two")}
+    assert {gpu.memory_bytes for gpu in gpus.values()} == {None}
+    assert by_smi("NVIDIA H20B", 96 << 30, gpus) is gpus["one"]

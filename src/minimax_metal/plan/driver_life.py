@@ -1,4 +1,7 @@
-"""Which branch of NVIDIA's driver a host gets: one that lives on the day of the plan. Pure."""
+"""Which branch of NVIDIA's driver a host gets: one that lives on the day of the plan.
+
+Pure, but for the clock that is read where ``metal_plan_date`` is not set.
+"""
 
 from __future__ import annotations
 

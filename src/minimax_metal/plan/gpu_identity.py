@@ -22,8 +22,8 @@ def by_smi(name: str, memory_bytes: int | None, gpus: Mapping[str, Gpu]) -> Gpu 
     if len(named) < 2 or memory_bytes is None:
         return next(iter(named), None)
     sized = [(abs(gpu.memory_bytes.value - memory_bytes), gpu) for gpu in named if gpu.memory_bytes]
-    off, nearest = min(sized, key=lambda one: one[0])
-    return nearest if off <= _SAME_CARD * memory_bytes else named[0]
+    near = [one for one in sized if one[0] <= _SAME_CARD * memory_bytes]
+    return min(near, key=lambda one: one[0])[1] if near else named[0]
 
 
 def by_pci(device: str, gpus: Mapping[str, Gpu]) -> list[Gpu]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from minimax_metal.catalog import Checkpoint
+from minimax_metal.common.documents import digits
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.flags import arguments_of
 from minimax_metal.plan.host import Board
@@ -88,7 +89,7 @@ def bounded(settings: Settings, tokens: int | None, longest: int) -> tuple[int |
 
 def _number(word: str | None) -> int | None:
     """A flag's value; none where the engine would refuse it."""
-    return int(word) if word and word.isascii() and word.isdigit() and int(word[:18]) > 0 else None
+    return digits(word or "") or None
 
 
 def check_uncounted(settings: Settings, checkpoint: Checkpoint, found: Findings) -> None:

@@ -171,7 +171,9 @@ def _check_separate(
 
 
 def draft_arguments(settings: Settings, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Flags of the draft, where a setting asks for it."""
+    """Flags of the draft, where a setting asks for it; one without a revision is not pulled, and has none."""
+    if settings.draft and draft_revision(settings, settings.draft) is None:
+        return ()
     if settings.draft:
         return (*settings.draft.arguments, DRAFT_PATH, draft_path(settings, settings.draft))
     return checkpoint.draft.arguments if settings.speculative_draft and checkpoint.draft else ()
