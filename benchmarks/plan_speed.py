@@ -72,7 +72,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> list[tuple[float
 
 def main() -> int:
     """Measure all and say how they compare with their limits."""
-    from minimax_metal.plan.inventory import cache_directory
+    from minimax_metal.controller.inventory import cache_directory
 
     # Byte code is what an installed command runs from.
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}

@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from minimax_metal.staging import traffic
+from minimax_metal.common import traffic
 from tests.support.site import Lab
 from tests.support.staging import PlayedCopy, copy_with_short_locks
 

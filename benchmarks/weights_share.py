@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.drawing.share_plot import Sample, plot
 from lab.hosts import shaping
 from lab.hub import Store
-from minimax_metal.artefacts.share.peers import signature
+from minimax_metal.host.weights.share.peers import signature
 from tests.support.fleet import Member, write_request
 
 ROOT = Path(__file__).resolve().parents[1]

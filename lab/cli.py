@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from lab.hosts import description, ssh
 from lab.hosts.lab import Lab
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 EXIT_USER: Final = 2
 EXIT_NOT_UP: Final = 3

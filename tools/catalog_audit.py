@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax_metal.catalog import Catalog, load_catalog, read_overlay
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.audit.branches import compare_drivers

@@ -21,7 +21,7 @@ from email.parser import HeaderParser
 from pathlib import Path
 
 from minimax_metal.catalog import EngineRelease, load_catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.argv import DEFAULT_FLAGS, VARIABLES
 from minimax_metal.plan.versions import version_key
 

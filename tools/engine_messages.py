@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from minimax_metal.service.diagnosis.lines import read_line
-from minimax_metal.service.diagnosis.reading import find, place_of
+from minimax_metal.host.engine.diagnosis.lines import read_line
+from minimax_metal.host.engine.diagnosis.reading import find, place_of
 
 START_PATH: Final[dict[str, tuple[str, ...]]] = {
     "sglang": (

@@ -23,7 +23,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 SEAL = "# Wheels only, by tools/locks.py: "
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})\b")

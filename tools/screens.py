@@ -18,9 +18,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from minimax_metal.fleet import report
-from minimax_metal.fleet.store import Kept, Store, runs_directory
-from minimax_metal.fleet.view import View
+from minimax_metal.controller.report import commands as report
+from minimax_metal.controller.run.store import Kept, Store, runs_directory
+from minimax_metal.controller.run.view import View
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 COLUMNS, LINES = 132, 32

@@ -1,6 +1,6 @@
 """What goes wrong in the lab."""
 
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 
 class LabError(UserError):

@@ -17,7 +17,7 @@ from typing import Final
 from lab.hosts.errors import LabError
 from lab.hosts.paths import cache_root, lab_paths
 from lab.hosts.processes import write_whole
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 Result = dict[str, str]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minimax_metal.checks import questions
+from minimax_metal.host.check import questions
 
 INTRODUCE_M3 = "请简要介绍 MiniMax-M3 模型的特点。"
 """The question of the M3 guide's curl command."""

@@ -20,7 +20,7 @@ from typing import Any
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 
-from minimax_metal.fleet.bounded import receiving
+from minimax_metal.controller.run.bounded import receiving
 
 
 class ActionModule(ActionBase):

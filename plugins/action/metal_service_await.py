@@ -14,8 +14,8 @@ from typing import Any
 
 from ansible.plugins.action import ActionBase
 
-from minimax_metal.fleet.patient import PatientConnection
-from minimax_metal.service.starts import PROPERTIES, Start, lines_of, parse_starts
+from minimax_metal.controller.patient import PatientConnection
+from minimax_metal.host.engine.starts import PROPERTIES, Start, lines_of, parse_starts
 
 TIME_IS_OVER = 124
 """Exit status of timeout(1) when the command had not ended."""

@@ -18,7 +18,7 @@ from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 
 from minimax_metal.common.text import one_line
-from minimax_metal.fleet.patient import PatientConnection
+from minimax_metal.controller.patient import PatientConnection
 
 METAL = "/usr/local/bin/metal"
 MOST = 1 << 60

@@ -15,10 +15,10 @@ from ansible.errors import AnsibleActionFail
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 
-from minimax_metal.artefacts.proof import HUB, Proof
-from minimax_metal.artefacts.resolving import resolve
-from minimax_metal.artefacts.wishes import store_directory, wish_of
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.statements.resolving import resolve
+from minimax_metal.controller.statements.wishes import store_directory, wish_of
+from minimax_metal.host.weights.proof import HUB, Proof
 
 METAL = "/usr/local/bin/metal"
 

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.plan.adapter import (
+from minimax_metal.common.systemd import command_lines, line, quote_assignment, text
+from minimax_metal.controller.adapter import (
     plan_from_variables,
     raw_facts_of,
     refusal_lines,
     role_options,
     unread_plan,
 )
-from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver.state import driver_state
 from minimax_metal.plan.text import plan_lines
-from minimax_metal.service.unit import command_lines, line, quote_assignment, text
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 

@@ -14,8 +14,8 @@ from ansible.errors import AnsibleError, AnsibleFilterError
 from ansible.inventory.manager import InventoryManager
 from ansible.parsing.dataloader import DataLoader
 
-from minimax_metal.plan.acting import no_hosts, unknown_tags, unreadable
-from minimax_metal.plan.tags import tags_of
+from minimax_metal.controller.acting import no_hosts, unknown_tags, unreadable
+from minimax_metal.controller.tags import tags_of
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 ONLY_READ = ("syntax", "listhosts", "listtasks", "listtags")

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimax_metal.plan.driver import driver_state, service_problem
-from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_sources import (
+from minimax_metal.plan.driver.failure import failure_line
+from minimax_metal.plan.driver.sources import (
     has_key,
     is_key,
     primary_fingerprints,
     settings_problem,
     source_pins,
 )
-from minimax_metal.plan.driver_work import driver_work
+from minimax_metal.plan.driver.state import driver_state, service_problem
+from minimax_metal.plan.driver.work import driver_work
 
 
 def metal_driver_now(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minimax_metal.plan.adapter import gateway_from_variables
+from minimax_metal.controller.adapter import gateway_from_variables
 from minimax_metal.plan.gateway import Options, configuration
 
 

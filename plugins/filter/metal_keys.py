@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from minimax_metal.fleet.rotation_rules import given, reasons
+from minimax_metal.controller.keys.rules import given, reasons
 
 
 def metal_keys_given(variables: Mapping[str, Any]) -> list[str]:

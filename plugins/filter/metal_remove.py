@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from minimax_metal.service.removal import removal
+from minimax_metal.plan.removal import removal
 
 
 def metal_removal(

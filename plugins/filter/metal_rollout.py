@@ -14,11 +14,19 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from minimax_metal.fleet.kept_plan import kept_plan
-from minimax_metal.fleet.rollout import Work, decide, gateway_workers, no_room, outsider, serving_of, work_of
-from minimax_metal.fleet.soak import Figures, said
-from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
-from minimax_metal.service.record import digest_of
+from minimax_metal.controller.kept_plan import kept_plan
+from minimax_metal.host.releases.record import digest_of
+from minimax_metal.host.soak import Figures, said
+from minimax_metal.plan.rollout.batches import (
+    Work,
+    decide,
+    gateway_workers,
+    no_room,
+    outsider,
+    serving_of,
+    work_of,
+)
+from minimax_metal.plan.rollout.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 
 
 def metal_release_digest(plan: str) -> str:

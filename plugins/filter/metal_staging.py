@@ -9,7 +9,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from minimax_metal.staging import archives, cache
+from minimax_metal.plan import archives, cache
 
 
 def metal_archives(slurped: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> dict[str, Any]:

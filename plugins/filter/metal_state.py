@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.fleet.inputs import digest_of_inputs
+from minimax_metal.controller.inputs import digest_of_inputs
 
 
 def metal_inputs(plan: Mapping[str, Any], role_path: str, variables: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from minimax_metal.fleet.status import lines_of
+from minimax_metal.controller.status.commands import lines_of
 
 
 def metal_status_lines(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:

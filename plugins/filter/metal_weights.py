@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from minimax_metal.artefacts.draft import draft_alone
-from minimax_metal.artefacts.share.members import account, members, share
-from minimax_metal.artefacts.share.renewal import renewed
+from minimax_metal.host.weights.draft import draft_alone
+from minimax_metal.host.weights.share.members import account, members, share
+from minimax_metal.host.weights.share.renewal import renewed
 
 
 class FilterModule:

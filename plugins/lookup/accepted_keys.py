@@ -12,8 +12,8 @@ from typing import Any
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.rotation import accepted
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys.rotation import accepted
 
 DOCUMENTATION = r"""
 name: accepted_keys

@@ -13,8 +13,8 @@ from typing import Any
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.authority import issued
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys.authority import issued
 
 DOCUMENTATION = r"""
 name: fleet_certificate

@@ -12,8 +12,8 @@ from typing import Any
 from ansible.errors import AnsibleLookupError
 from ansible.plugins.lookup import LookupBase
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.keys import LENGTH, kept
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys.kept import LENGTH, kept
 
 DOCUMENTATION = r"""
 name: kept_key

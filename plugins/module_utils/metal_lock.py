@@ -1,1 +1,1 @@
-../../src/minimax_metal/fleet/lock.py
+../../src/minimax_metal/host/lock.py

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from minimax_metal import __version__
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
@@ -25,64 +25,64 @@ EXIT_PIPE: Final = 141
 VERBS: Final[dict[str, tuple[str, str]]] = {
     # verb: ("module:function", one line for the help); every function takes the arguments after the verb
     # and returns the exit status.
-    "accept": ("minimax_metal.acceptance.commands:main", "accept the first GPU host of a kind"),
+    "accept": ("minimax_metal.host.accept.commands:main", "accept the first GPU host of a kind"),
     "bundle": (
-        "minimax_metal.staging.bundle.commands:main",
+        "minimax_metal.controller.bundle.commands:main",
         "all that a fleet fetches in one directory: export, verify, import, serve",
     ),
     "check": (
-        "minimax_metal.checks.commands:main",
+        "minimax_metal.host.check.commands:main",
         "prove an endpoint: the guides' calls with the official clients",
     ),
-    "explain": ("minimax_metal.service.explain:main", "why an engine ended, from any journal or log"),
+    "explain": ("minimax_metal.host.engine.explain:main", "why an engine ended, from any journal or log"),
     "gateway": (
-        "minimax_metal.fleet.gateway:main",
+        "minimax_metal.host.gateway.commands:main",
         "this host's gateway: list, sync, drain and undrain its workers",
     ),
     "kernel-lines": (
-        "minimax_metal.service.kernel_lines:main",
+        "minimax_metal.host.engine.kernel_lines:main",
         "keep the kernel's lines about GPUs where the engine's supervisor reads them",
     ),
-    "kernels": ("minimax_metal.service.kernels:main", "share compiled kernels between equal hosts"),
+    "kernels": ("minimax_metal.host.engine.kernels:main", "share compiled kernels between equal hosts"),
     "keys": (
-        "minimax_metal.fleet.key_commands:main",
+        "minimax_metal.controller.keys.commands:main",
         "change the fleet's keys while it serves (playbooks/rotate.yml)",
     ),
-    "lock": ("minimax_metal.fleet.lock:main", "who changes the fleet, seen from this host"),
+    "lock": ("minimax_metal.host.lock:main", "who changes the fleet, seen from this host"),
     "plan": (
-        "minimax_metal.plan.commands:main",
+        "minimax_metal.controller.plan_command:main",
         "say whether hosts can serve a model, how, and why not",
     ),
     "record": (
-        "minimax_metal.service.record:main",
+        "minimax_metal.host.releases.record:main",
         "keep the plan that was applied and verified as a release",
     ),
     "report": (
-        "minimax_metal.fleet.report:main",
+        "minimax_metal.controller.report.commands:main",
         "make the report of a run of site, rollout or rollback again",
     ),
     "rollback": (
-        "minimax_metal.fleet.commands:rollback",
+        "minimax_metal.controller.run.commands:rollback",
         "take hosts back to a release they still have (playbooks/rollback.yml)",
     ),
     "rollout": (
-        "minimax_metal.fleet.commands:rollout",
+        "minimax_metal.controller.run.commands:rollout",
         "change the fleet host by host, with a live view (playbooks/rollout.yml)",
     ),
-    "site": ("minimax_metal.fleet.commands:site", "run site.yml with a live view and a report"),
-    "releases": ("minimax_metal.fleet.releases:main", "the releases a host keeps to go back to"),
-    "rollout-state": ("minimax_metal.fleet.journal:main", "what a rollout is doing with this host"),
-    "soak": ("minimax_metal.fleet.soak:main", "whether a replica does its work as well as before"),
+    "site": ("minimax_metal.controller.run.commands:site", "run site.yml with a live view and a report"),
+    "releases": ("minimax_metal.host.releases.commands:main", "the releases a host keeps to go back to"),
+    "rollout-state": ("minimax_metal.host.releases.journal:main", "what a rollout is doing with this host"),
+    "soak": ("minimax_metal.host.soak:main", "whether a replica does its work as well as before"),
     "status": (
-        "minimax_metal.fleet.status:main",
+        "minimax_metal.controller.status.commands:main",
         "what every host serves, how it is, and where it drifted from the inventory",
     ),
     "supervise": (
-        "minimax_metal.service.supervise:main",
+        "minimax_metal.host.engine.supervise:main",
         "start the engine for systemd and tell it the truth",
     ),
-    "warm": ("minimax_metal.artefacts.warm:main", "read weights into the page cache, ahead of the engine"),
-    "weights": ("minimax_metal.artefacts.commands:main", "a model's weights: pull, verify, list, remove"),
+    "warm": ("minimax_metal.host.weights.warm:main", "read weights into the page cache, ahead of the engine"),
+    "weights": ("minimax_metal.host.weights.commands:main", "a model's weights: pull, verify, list, remove"),
 }
 
 

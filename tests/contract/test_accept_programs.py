@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lab.engine import environment
-from minimax_metal.acceptance.sandbox import PROGRAMS, last_object
+from minimax_metal.host.accept.sandbox import PROGRAMS, last_object
 
 
 def run(program: str, **parameters: Any) -> tuple[int, dict[str, Any], str]:

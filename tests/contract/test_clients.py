@@ -19,7 +19,7 @@ import pytest
 
 from lab.engine.environment import cache_root
 from lab.models.dialogues import HELLO, SHELL_TASK, SUBMIT, TOOL_ANSWER
-from minimax_metal.checks import questions
+from minimax_metal.host.check import questions
 from tests.support.supervised import PUBLISHED, supervising
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]

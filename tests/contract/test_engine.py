@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from lab.engine import environment
-from minimax_metal.checks import questions
+from minimax_metal.host.check import questions
 from tests.support.real_engine import Engine, running_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

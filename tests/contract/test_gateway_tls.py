@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.fleet.authority import issued
+from minimax_metal.controller.keys.authority import issued
 from minimax_metal.plan.gateway import CREDENTIALS, Options, launch_arguments
 from tests.support.gateway import CLIENT_KEY, MODEL, RealGateway, smg_python
 from tests.support.simulated import free_port, simulated_engine

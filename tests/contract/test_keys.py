@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lab.engine.environment import environment
-from minimax_metal.engine_plugin.minimax_metal_engine.routes import CLIENTS, CLOSED, MANAGERS, OPEN
-from minimax_metal.service.drain import PLUGIN
+from minimax_metal.host.engine.drain import PLUGIN
+from minimax_metal.host.engine_plugin.minimax_metal_engine.routes import CLIENTS, CLOSED, MANAGERS, OPEN
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 

@@ -9,10 +9,10 @@ import openai
 import pytest
 
 from minimax_metal.catalog import packaged_catalog
-from minimax_metal.checks import questions
-from minimax_metal.checks.answer import Answer, judge_calls, says_something
-from minimax_metal.checks.endpoint import Endpoint
-from minimax_metal.checks.outcome import FailedError
+from minimax_metal.host.check import questions
+from minimax_metal.host.check.answer import Answer, judge_calls, says_something
+from minimax_metal.host.check.endpoint import Endpoint
+from minimax_metal.host.check.outcome import FailedError
 from tests.support.real_engine import Engine
 
 NAME = "MiniMax-M3.1-Flash"

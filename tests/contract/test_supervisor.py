@@ -26,9 +26,9 @@ from lab.engine import environment
 from lab.engine.environment import cache_root
 from lab.models.description import MODELS
 from lab.models.training_run import trained
-from minimax_metal.fleet.gateway_client import Web
-from minimax_metal.fleet.gateway_identity import Examiner, Seen
-from minimax_metal.service.output import PHASES
+from minimax_metal.host.engine.output import PHASES
+from minimax_metal.host.gateway.client import Web
+from minimax_metal.host.gateway.identity import Examiner, Seen
 from tests.support.real_engine import with_own_memory
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]

@@ -13,8 +13,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import has_controls
-from minimax_metal.errors import UserError
 
 SEEDS: Final = Path(__file__).parent / "seeds"
 CPU_SECONDS: Final = 2.0

@@ -171,7 +171,7 @@ def test_the_sandbox_is_that_of_the_engine(lab: Lab, beside: Accepted) -> None:
     )
     driver = (
         "import json, pathlib\n"
-        "from minimax_metal.acceptance import machine, sandbox\n"
+        "from minimax_metal.host.accept import machine, sandbox\n"
         "sandbox.PROGRAMS = pathlib.Path('/opt/metal-accept-probe')\n"
         f"ran = sandbox.Sandbox(machine.Local(), '{UNIT}', '/usr/bin/python3').run('probe', 60.0)\n"
         "print(json.dumps({'answer': ran.answer, 'differences': ran.differences, 'out': ran.output}))\n"

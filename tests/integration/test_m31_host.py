@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.checks import questions
+from minimax_metal.host.check import questions
 from tests.support.site import REPOSITORY, Lab, booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(3600)]

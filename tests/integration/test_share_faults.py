@@ -23,10 +23,10 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts.manifest import Entry, Manifest
-from minimax_metal.artefacts.share.keys import name_of
-from minimax_metal.artefacts.share.peers import AbsentError, DeniedError, Line, signature
-from minimax_metal.artefacts.share.settings import Peer
+from minimax_metal.host.weights.manifest import Entry, Manifest
+from minimax_metal.host.weights.share.keys import name_of
+from minimax_metal.host.weights.share.peers import AbsentError, DeniedError, Line, signature
+from minimax_metal.host.weights.share.settings import Peer
 from tests.support.fleet import ADDRESS, Fleet, Member, fleet
 from tests.support.hub import Hub, model, running
 from tests.support.share_faults import play

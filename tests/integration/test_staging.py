@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.staging import traffic
+from minimax_metal.common import traffic
 from tests.support.site import Run, booted
 from tests.support.staging import PlayedCopy, copy_with_short_locks
 

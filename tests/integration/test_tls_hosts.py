@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from minimax_metal.fleet.authority import issued
+from minimax_metal.controller.keys.authority import issued
 from tests.support.site import REPOSITORY, Lab, Run, booted
 
 ENGINE, GATEWAY = "gpu01", "gw01"

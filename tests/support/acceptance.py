@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.acceptance.context import Context
-from minimax_metal.acceptance.machine import Answer, Node
+from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.machine import Answer, Node
 from tests.unit.plan_helpers import decide
 
 DATA = Path(__file__).parents[1] / "unit" / "data" / "accept"

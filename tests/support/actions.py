@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.fleet import patient
+from minimax_metal.controller import patient
 
 
 class Answering:

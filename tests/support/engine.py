@@ -26,7 +26,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.checks import questions
+from minimax_metal.host.check import questions
 
 NAMES = {"m2": "MiniMaxAI/MiniMax-M2.5", "m3": "MiniMaxAI/MiniMax-M3"}
 LIMIT = 4096

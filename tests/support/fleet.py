@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.artefacts.manifest import FOLDER
-from minimax_metal.artefacts.request import Request
+from minimax_metal.host.weights.manifest import FOLDER
+from minimax_metal.host.weights.request import Request
 
 ADDRESS = "127.0.0.1"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.engine.wheel import SIMULATED, build_wheel
-from minimax_metal.service.drain import PLUGIN
+from minimax_metal.host.engine.drain import PLUGIN
 
 
 @dataclass(frozen=True)

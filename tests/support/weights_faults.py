@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.artefacts.manifest import FOLDER
-from minimax_metal.artefacts.request import Request
+from minimax_metal.host.weights.manifest import FOLDER
+from minimax_metal.host.weights.request import Request
 from tests.support.hub import Hub
 
 WORKERS = 3

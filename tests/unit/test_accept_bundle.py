@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.acceptance import bundle
-from minimax_metal.acceptance.machine import Answer
-from minimax_metal.acceptance.redaction import Redaction, secrets_of_host
+from minimax_metal.host.accept import bundle
+from minimax_metal.host.accept.machine import Answer
+from minimax_metal.host.accept.redaction import Redaction, secrets_of_host
 from tests.support.acceptance import fake, host, published
 
 KEY = "CANARYuserkey0123456789abcdefghij"

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from minimax_metal.acceptance import boot, dcgm, driver, endpoint, fabric
-from minimax_metal.acceptance.compute import judge_bandwidth
-from minimax_metal.acceptance.context import Context
-from minimax_metal.acceptance.machine import Answer, Node
-from minimax_metal.acceptance.smi import active, parse_links, parse_log, throttle_reasons
-from minimax_metal.service.diagnosis import find_xids
+from minimax_metal.host.accept import boot, dcgm, driver, endpoint, fabric
+from minimax_metal.host.accept.compute import judge_bandwidth
+from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.machine import Answer, Node
+from minimax_metal.host.accept.smi import active, parse_links, parse_log, throttle_reasons
+from minimax_metal.host.engine.diagnosis import find_xids
 from tests.support.acceptance import BOOT, fake, host, published
 
 H100 = published("log-8-h100.txt")

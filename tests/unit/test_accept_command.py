@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from minimax_metal import cli
-from minimax_metal.acceptance import commands, controller
-from minimax_metal.acceptance.outcome import Outcome, failed, limited, of_dict, passed, skipped
-from minimax_metal.acceptance.report import Report, parse
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller import accept as controller
+from minimax_metal.host.accept import commands
+from minimax_metal.host.accept.outcome import Outcome, failed, limited, of_dict, passed, skipped
+from minimax_metal.host.accept.report import Report, parse
 from tests.support.acceptance import FakeMachine, fake, host, planned
 
 ALL = (
@@ -124,7 +125,7 @@ def test_a_host_that_fails_is_not(
 
 
 def test_a_key_that_a_program_says_is_in_no_report(machine: FakeMachine, tmp_path: Path) -> None:
-    from minimax_metal.acceptance.machine import Answer
+    from minimax_metal.host.accept.machine import Answer
 
     machine.answers["nvidia-smi -L"] = Answer(1, "CANARY-key-of-16-or-more")
     assert local(tmp_path, "--only", "gpus") == 1

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.acceptance import boot, fabric
-from minimax_metal.acceptance import machine as machines
-from minimax_metal.acceptance.context import Context
-from minimax_metal.acceptance.machine import TIMED_OUT, Answer, Local
-from minimax_metal.acceptance.report import Report, parse
-from minimax_metal.acceptance.smi import parse_log, sick_values
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.accept import boot, fabric
+from minimax_metal.host.accept import machine as machines
+from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.machine import TIMED_OUT, Answer, Local
+from minimax_metal.host.accept.report import Report, parse
+from minimax_metal.host.accept.smi import parse_log, sick_values
 from tests.support.acceptance import fake, host, published
 
 H100 = published("log-8-h100.txt")

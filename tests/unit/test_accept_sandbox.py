@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.acceptance.compute import Compute
-from minimax_metal.acceptance.engine import GUARD, guard_text, stopped
-from minimax_metal.acceptance.machine import Answer
-from minimax_metal.acceptance.sandbox import (
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.accept.compute import Compute
+from minimax_metal.host.accept.engine import GUARD, guard_text, stopped
+from minimax_metal.host.accept.machine import Answer
+from minimax_metal.host.accept.sandbox import (
     PROGRAMS,
     SAME,
     Ran,
@@ -25,8 +26,7 @@ from minimax_metal.acceptance.sandbox import (
     sweep,
     unit_text,
 )
-from minimax_metal.acceptance.suite import CHECKS, Run
-from minimax_metal.errors import UserError
+from minimax_metal.host.accept.suite import CHECKS, Run
 from tests.support.acceptance import FakeMachine, fake, host, published
 from tests.support.templates import evaluate, render, role_variables
 

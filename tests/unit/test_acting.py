@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.plan.acting import no_hosts, unknown_tags, unreadable
-from minimax_metal.plan.ansible_programs import program
-from minimax_metal.plan.tags import tags_of
+from minimax_metal.controller.acting import no_hosts, unknown_tags, unreadable
+from minimax_metal.controller.ansible_programs import program
+from minimax_metal.controller.tags import tags_of
 
 REPOSITORY = Path(__file__).parents[2]
 PLAYBOOKS = sorted((REPOSITORY / "playbooks").glob("*.yml"))

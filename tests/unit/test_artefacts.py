@@ -21,11 +21,13 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import commands, errors, follow, progress, publish, pull, watch
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.fetch import Attempt, Journal
-from minimax_metal.artefacts.follow import AwaitError, UnitState
-from minimax_metal.artefacts.manifest import (
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.engine.notify import Notifier
+from minimax_metal.host.weights import commands, errors, follow, progress, publish, pull, watch
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.fetch import Attempt, Journal
+from minimax_metal.host.weights.follow import AwaitError, UnitState
+from minimax_metal.host.weights.manifest import (
     FOLDER,
     INDEX,
     DamagedFileError,
@@ -35,12 +37,10 @@ from minimax_metal.artefacts.manifest import (
     missing_from_index,
     verify,
 )
-from minimax_metal.artefacts.pull import NoSpaceError, Options, PullError, RefusedError, Reporter
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.sources import Listing
-from minimax_metal.artefacts.web import Body
-from minimax_metal.errors import UserError
-from minimax_metal.service.notify import Notifier
+from minimax_metal.host.weights.pull import NoSpaceError, Options, PullError, RefusedError, Reporter
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.sources import Listing
+from minimax_metal.host.weights.web import Body
 from tests.support.models import safetensors
 
 PATIENCE = 60.0

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts import adopt, commands
-from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.artefacts.pull import Options, Reporter, pull
-from minimax_metal.artefacts.request import Request
-from minimax_metal.errors import UserError
-from minimax_metal.service.notify import Notifier
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.engine.notify import Notifier
+from minimax_metal.host.weights import adopt, commands
+from minimax_metal.host.weights.manifest import FOLDER, Entry, Manifest
+from minimax_metal.host.weights.pull import Options, Reporter, pull
+from minimax_metal.host.weights.request import Request
 from tests.support import models
 from tests.support.hub import REPOSITORY, Hub, model, running
 

@@ -20,11 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.artefacts import redirects
-from minimax_metal.artefacts.answers import RangeError, Refusal, Span, patience, read_json, span_of
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.web import DOCUMENT_BYTES, Web
 from minimax_metal.common.text import has_controls
+from minimax_metal.host.weights import redirects
+from minimax_metal.host.weights.answers import RangeError, Refusal, Span, patience, read_json, span_of
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.web import DOCUMENT_BYTES, Web
 from tests.support.answering import Answer, Asked, answering
 
 CONTENT = bytes(range(256)) * 400
@@ -367,7 +367,7 @@ def test_trailers_that_do_not_end_are_not_waited_for(
     url, pieces = endless
     beginning = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n"
     pieces[:] = [beginning.encode(), b"X: y\r\n" * 1000, b"0"]
-    monkeypatch.setattr("minimax_metal.artefacts.web.DOCUMENT_SECONDS", 1.0)
+    monkeypatch.setattr("minimax_metal.host.weights.web.DOCUMENT_SECONDS", 1.0)
     begun = time.monotonic()
     with pytest.raises(SourceError):
         Web("hub", stall=2).json(url)

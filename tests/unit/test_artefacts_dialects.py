@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts.manifest import FOLDER, Manifest
-from minimax_metal.artefacts.pull import Options, PullError, RefusedError, Reporter, pull
-from minimax_metal.artefacts.request import Request
-from minimax_metal.service.notify import Notifier
+from minimax_metal.host.engine.notify import Notifier
+from minimax_metal.host.weights.manifest import FOLDER, Manifest
+from minimax_metal.host.weights.pull import Options, PullError, RefusedError, Reporter, pull
+from minimax_metal.host.weights.request import Request
 from tests.support.hub import Hub, model, running
 from tests.support.models import write
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.artefacts.examine import Expected, examine
-from minimax_metal.artefacts.examine.leftovers import is_companion, unfinished
-from minimax_metal.artefacts.examine.safetensors import MOST_HEADER, UnsoundError, read
+from minimax_metal.host.weights.examine import Expected, examine
+from minimax_metal.host.weights.examine.leftovers import is_companion, unfinished
+from minimax_metal.host.weights.examine.safetensors import MOST_HEADER, UnsoundError, read
 from tests.support.models import ARCHITECTURE, INDEX, model, safetensors, write
 
 SHARD, OTHER = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

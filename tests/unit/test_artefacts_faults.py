@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import sources, unprivileged
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.manifest import FOLDER, Manifest
-from minimax_metal.artefacts.pull import Options, PullError, RefusedError, Reporter, pull
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.web import Web
-from minimax_metal.errors import UserError
-from minimax_metal.service.notify import Notifier
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.engine.notify import Notifier
+from minimax_metal.host.weights import sources, unprivileged
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.manifest import FOLDER, Manifest
+from minimax_metal.host.weights.pull import Options, PullError, RefusedError, Reporter, pull
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.web import Web
 from tests.support.hub import REPOSITORY, Hub, model, running
 from tests.support.weights_faults import play
 

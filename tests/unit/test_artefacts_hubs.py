@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from lab.hub import Store
-from minimax_metal.artefacts.manifest import FOLDER, INDEX, Manifest
-from minimax_metal.artefacts.pull import Options, PullError, RefusedError, Reporter, pull
-from minimax_metal.artefacts.request import Request
-from minimax_metal.service.notify import Notifier
+from minimax_metal.host.engine.notify import Notifier
+from minimax_metal.host.weights.manifest import FOLDER, INDEX, Manifest
+from minimax_metal.host.weights.pull import Options, PullError, RefusedError, Reporter, pull
+from minimax_metal.host.weights.request import Request
 
 QUICK = Options(workers=4, stall=20, attempts=2, backoff=0.05, interval=0.2)
 REPOSITORY = "MiniMaxAI/MiniMax-M2.5"

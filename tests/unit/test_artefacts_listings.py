@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.artefacts import listings, names
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.manifest import FILE, FOLDER, Entry
-from minimax_metal.artefacts.request import Source
-from minimax_metal.artefacts.sources import Directory, HuggingFace, ModelScope, Served, open_source
-from minimax_metal.artefacts.web import Web
+from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import has_controls
-from minimax_metal.errors import UserError
+from minimax_metal.host.weights import listings, names
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.manifest import FILE, FOLDER, Entry
+from minimax_metal.host.weights.request import Source
+from minimax_metal.host.weights.sources import Directory, HuggingFace, ModelScope, Served, open_source
+from minimax_metal.host.weights.web import Web
 from tests.support.answering import Answer, Asked, answering
 from tests.support.models import model, write
 

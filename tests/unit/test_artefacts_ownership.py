@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts import commands
-from minimax_metal.artefacts.ownership import settle
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import commands
+from minimax_metal.host.weights.ownership import settle
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root changes owners")
 

@@ -14,10 +14,10 @@ import pytest
 import requests
 import urllib3
 
-from minimax_metal.artefacts import part as parts
-from minimax_metal.artefacts.manifest import DamagedFileError, Entry
-from minimax_metal.artefacts.part import Part
-from minimax_metal.artefacts.web import Gate, Throttle, Web, patience
+from minimax_metal.host.weights import part as parts
+from minimax_metal.host.weights.manifest import DamagedFileError, Entry
+from minimax_metal.host.weights.part import Part
+from minimax_metal.host.weights.web import Gate, Throttle, Web, patience
 
 CONTENT = random.Random(3).randbytes(10_000)  # noqa: S311  test data
 ENTRY = Entry("f", len(CONTENT), hashlib.sha256(CONTENT).hexdigest(), stated=True)

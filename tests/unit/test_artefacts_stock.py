@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts import check, commands, stock
-from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import check, commands, stock
+from minimax_metal.host.weights.manifest import FOLDER, Entry, Manifest
 from tests.support import models
 
 FILES = {"config.json": b"{}", "model-1.safetensors": b"a" * 3_000_000, "sub/vocab.txt": b"hello"}

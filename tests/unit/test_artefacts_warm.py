@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts.warm import main, warm
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights.warm import main, warm
 
 
 @pytest.fixture

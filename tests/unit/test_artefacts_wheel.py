@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal import wheel
+from minimax_metal.controller import wheel
 
 PROJECT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ import yaml
 
 from minimax_metal.catalog import Catalog, Figure, load_catalog, merge, packaged_catalog
 from minimax_metal.catalog.load import FILES, HERE
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 CATALOG = packaged_catalog()
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.catalog import Catalog, kept, load, load_catalog, packaged_catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 
 @pytest.fixture

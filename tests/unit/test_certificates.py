@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 
 from minimax_metal.cli import main
 from minimax_metal.common.certificates import FLEET_DAYS, OWN_DAYS, end_of, end_of_file, warning
-from minimax_metal.fleet.answers import UnreadableError, checked
-from minimax_metal.fleet.authority import CA_DAYS, HOST_DAYS, issued
-from minimax_metal.fleet.drift import differences, local_drift
-from minimax_metal.fleet.here import certificates_of
-from minimax_metal.fleet.rollout import _bears_on_process
+from minimax_metal.controller.adapter import plan_host
+from minimax_metal.controller.keys.authority import CA_DAYS, HOST_DAYS, issued
+from minimax_metal.controller.status.answers import UnreadableError, checked
+from minimax_metal.controller.status.drift import differences, local_drift
+from minimax_metal.host.status import certificates_of
 from minimax_metal.plan import certificates
-from minimax_metal.plan.adapter import plan_host
 from minimax_metal.plan.model import Plan
+from minimax_metal.plan.rollout.batches import _bears_on_process
 from tests.unit.test_plan_contract import raw
 
 REPOSITORY = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def test_the_plan_says_when_the_fleets_certificates_end_and_warns_near_it(tmp_pa
 def test_metal_plan_shows_it_of_an_inventorys_own_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from minimax_metal.plan import inventory
+    from minimax_metal.controller import inventory
 
     variables = {"metal_model": "MiniMax-M2.5", "metal_tls": "fleet"}
     host = inventory.InventoryHost("gpu01", variables, raw("H200", 8))

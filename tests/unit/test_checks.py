@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.checks import leaving, questions, suite
-from minimax_metal.checks.context import Context, Options
-from minimax_metal.checks.endpoint import Endpoint
-from minimax_metal.checks.report import Report, Result, shorten
+from minimax_metal.host.check import leaving, questions, suite
+from minimax_metal.host.check.context import Context, Options
+from minimax_metal.host.check.endpoint import Endpoint
+from minimax_metal.host.check.report import Report, Result, shorten
 from tests.support.engine import FAULTS, GUIDES_MISTAKE, NAMES, Engine, serve
 
 CANARY = "canary-4f1d9a7c"

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.checks import suite
-from minimax_metal.checks.context import Context, Options
-from minimax_metal.checks.endpoint import Endpoint
-from minimax_metal.checks.report import Report
+from minimax_metal.host.check import suite
+from minimax_metal.host.check.context import Context, Options
+from minimax_metal.host.check.endpoint import Endpoint
+from minimax_metal.host.check.report import Report
 from tests.support.engine import NAMES, Engine, serve
 
 CANARY = "canary-4f1d9a7c"

@@ -12,10 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from minimax_metal.checks import bounds
-from minimax_metal.checks.context import Context
-from minimax_metal.checks.endpoint import Endpoint
-from minimax_metal.checks.suite import IN_TIME, run
+from minimax_metal.host.check import bounds
+from minimax_metal.host.check.context import Context
+from minimax_metal.host.check.endpoint import Endpoint
+from minimax_metal.host.check.suite import IN_TIME, run
 
 CHUNK = b"data: " + json.dumps(
     {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": "m",

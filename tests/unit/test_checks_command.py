@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from rich.cells import cell_len
 
-from minimax_metal.checks import commands, suite
-from minimax_metal.checks.report import SCHEMA, Report, Result
-from minimax_metal.checks.table import PLAIN_WIDTH
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.check import commands, suite
+from minimax_metal.host.check.report import SCHEMA, Report, Result
+from minimax_metal.host.check.table import PLAIN_WIDTH
 from tests.support.engine import NAMES, Engine, serve
 
 CANARY = "canary-4f1d9a7c"

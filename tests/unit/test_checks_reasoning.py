@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.checks import answer as answers
-from minimax_metal.checks import suite
-from minimax_metal.checks.answer import Answer
-from minimax_metal.checks.commands import _options, _parser
-from minimax_metal.checks.context import Context, Options
-from minimax_metal.checks.endpoint import Endpoint
-from minimax_metal.checks.outcome import FailedError
-from minimax_metal.checks.report import Report
+from minimax_metal.host.check import answer as answers
+from minimax_metal.host.check import suite
+from minimax_metal.host.check.answer import Answer
+from minimax_metal.host.check.commands import _options, _parser
+from minimax_metal.host.check.context import Context, Options
+from minimax_metal.host.check.endpoint import Endpoint
+from minimax_metal.host.check.outcome import FailedError
+from minimax_metal.host.check.report import Report
 from tests.support.engine import NAMES, Engine, serve
 from tests.unit.plan_helpers import decide
 

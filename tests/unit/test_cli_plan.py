@@ -19,9 +19,9 @@ from rich.console import Console
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.cli import main
 from minimax_metal.common.program import Answer
-from minimax_metal.plan import inventory
-from minimax_metal.plan.commands import _parser, make_plans
-from minimax_metal.plan.table import show, tokens
+from minimax_metal.controller import inventory
+from minimax_metal.controller.plan_command import _parser, make_plans
+from minimax_metal.controller.plan_table import show, tokens
 from minimax_metal.plan.what_if import find_gpu
 from tests.unit.plan_helpers import raw_host
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from minimax_metal.common.web import fetch
-from minimax_metal.fleet import gateway_client
-from minimax_metal.service import health
+from minimax_metal.host.engine import health
+from minimax_metal.host.gateway import client as gateway_client
 
 DROPS = {
     "status": (b"", b"x"),

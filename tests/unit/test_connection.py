@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.fleet.redact import Redactor
+from minimax_metal.common.redact import Redactor
 from minimax_metal.plan.connection import trouble_in, trouble_of
 from minimax_metal.plan.connection_rules import RULES
 

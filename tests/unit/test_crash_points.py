@@ -29,22 +29,25 @@ from typing import Any
 import pytest
 from cryptography.x509 import DNSName, SubjectAlternativeName
 
-from minimax_metal.acceptance import bundle
-from minimax_metal.acceptance.redaction import Redaction
-from minimax_metal.artefacts.manifest import Entry, Manifest
-from minimax_metal.artefacts.proof import HUB, Proof
-from minimax_metal.artefacts.publish import publish
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.resolving import resolve
-from minimax_metal.artefacts.share.pieces import PieceFile
-from minimax_metal.artefacts.stock import System, remove
-from minimax_metal.artefacts.wishes import Kept, Wish, note_failure, recent_failure
 from minimax_metal.common import files
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import authority, journal, keys, lock, rotation
-from minimax_metal.service import kernel_lines, kernels
-from minimax_metal.service.record import Records
-from minimax_metal.staging.bundle import serve, store
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.bundle import serve, store
+from minimax_metal.controller.keys import authority, rotation
+from minimax_metal.controller.keys import kept as keys
+from minimax_metal.controller.statements.resolving import resolve
+from minimax_metal.controller.statements.wishes import Kept, Wish, note_failure, recent_failure
+from minimax_metal.host import lock
+from minimax_metal.host.accept import bundle
+from minimax_metal.host.accept.redaction import Redaction
+from minimax_metal.host.engine import kernel_lines, kernels
+from minimax_metal.host.releases import journal
+from minimax_metal.host.releases.record import Records
+from minimax_metal.host.weights.manifest import Entry, Manifest
+from minimax_metal.host.weights.proof import HUB, Proof
+from minimax_metal.host.weights.publish import publish
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.share.pieces import PieceFile
+from minimax_metal.host.weights.stock import System, remove
 from tests.support.plugins import load_plugin
 
 FAILED = 3

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.plan.apt_words import end_of, lines_of, package_of, same_place
-from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_kernel import headers_of, headers_problem
+from minimax_metal.plan.driver.apt_words import end_of, lines_of, package_of, same_place
+from minimax_metal.plan.driver.failure import failure_line
+from minimax_metal.plan.driver.kernel import headers_of, headers_problem
 
 NVIDIA = "https://developer.download.nvidia.com/compute/cuda/repos/debian12/x86_64"
 CACHE = "http://10.0.0.5:8642/nvidia/debian12/x86_64"

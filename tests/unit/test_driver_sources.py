@@ -18,8 +18,10 @@ import yaml
 
 from lab.vendor.debian import Package, SigningKey, build_packages, packages_index, write_indices
 from minimax_metal.catalog import packaged_catalog
-from minimax_metal.errors import UserError
-from minimax_metal.plan.driver_sources import (
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.bundle import debian
+from minimax_metal.controller.bundle.debian import only_key
+from minimax_metal.plan.driver.sources import (
     NAMES,
     TARGETS,
     has_key,
@@ -29,8 +31,6 @@ from minimax_metal.plan.driver_sources import (
     settings_problem,
     source_pins,
 )
-from minimax_metal.staging.bundle import debian
-from minimax_metal.staging.bundle.debian import only_key
 from tests.support.templates import render
 from tests.unit.test_no_builds import Quiet
 from tests.unit.test_weights_unprivileged import user_of

@@ -9,7 +9,7 @@ import yaml
 
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.catalog.load import HERE
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from tools.engine_bump import PYTHONS, Wheel, add_entry, allowed, changes, cuda_of_lock, overrides, read_wheel
 
 ENGINES = (HERE / "engines.yml").read_text()

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.authority import HOST_DAYS, issued
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys.authority import HOST_DAYS, issued
 
 NAMES = ["gpu01", "10.0.0.7", "llm.example.net", "localhost", "127.0.0.1", "::1"]
 NOW = datetime.datetime.now(datetime.UTC)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.fleet.bounded import MEMORY, limit_memory, receiving
-from minimax_metal.fleet.events import Run
+from minimax_metal.controller.run.bounded import MEMORY, limit_memory, receiving
+from minimax_metal.controller.run.events import Run
 
 REPOSITORY = Path(__file__).parents[2]
 MOST = 1 << 20

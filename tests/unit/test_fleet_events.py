@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.fleet.events import Run
-from minimax_metal.fleet.history import History
-from minimax_metal.fleet.outcome import Exit, exit_status, sentence
-from minimax_metal.fleet.plain import Plain
-from minimax_metal.fleet.records import Record, record_of
-from minimax_metal.fleet.redact import Redactor
-from minimax_metal.fleet.report import data_of, html_of
-from minimax_metal.fleet.stages import SHORT, STAGES, stage_of
-from minimax_metal.fleet.store import Store
-from minimax_metal.fleet.timeline import COLOURS
-from minimax_metal.fleet.view import VERDICTS, failure_lines
+from minimax_metal.common.redact import Redactor
+from minimax_metal.controller.report.commands import data_of, html_of
+from minimax_metal.controller.report.timeline import COLOURS
+from minimax_metal.controller.run.events import Run
+from minimax_metal.controller.run.history import History
+from minimax_metal.controller.run.outcome import Exit, exit_status, sentence
+from minimax_metal.controller.run.plain import Plain
+from minimax_metal.controller.run.records import Record, record_of
+from minimax_metal.controller.run.stages import SHORT, STAGES, stage_of
+from minimax_metal.controller.run.store import Store
+from minimax_metal.controller.run.view import VERDICTS, failure_lines
 
 NOBODY = Redactor()
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import keys
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys import kept as keys
 from tests.support.templates import REPOSITORY
 
 

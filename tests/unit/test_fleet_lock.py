@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.fleet import lock
+from minimax_metal.host import lock
 
 ME = {"run": "r1", "user": "ops", "controller": "desk", "pid": 7, "command": "rollout.yml", "time": "T"}
 OTHER = ME | {"run": "r2", "user": "eve"}

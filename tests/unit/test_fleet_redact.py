@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.fleet.redact import (
+from minimax_metal.common.redact import (
     MASK,
     Redactor,
     is_secret_name,
@@ -19,7 +19,7 @@ from minimax_metal.fleet.redact import (
     secrets_of_extra_variables,
     slim,
 )
-from minimax_metal.fleet.secret_shapes import without_secrets
+from minimax_metal.common.secret_shapes import without_secrets
 
 CANARY = "canary-5up3r-53cr3t"
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import journal, releases
-from minimax_metal.service.record import Records
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.releases import commands as releases
+from minimax_metal.host.releases import journal
+from minimax_metal.host.releases.record import Records
 
 
 def plan(root: Path, version: str) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import report
-from minimax_metal.fleet.check_reports import host_of
-from minimax_metal.fleet.events import Run
-from minimax_metal.fleet.redact import Redactor
-from minimax_metal.fleet.store import KEPT, Kept, Store
-from minimax_metal.fleet.timeline import ticks, timeline
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.redact import Redactor
+from minimax_metal.controller.report import commands as report
+from minimax_metal.controller.report.check_reports import host_of
+from minimax_metal.controller.report.timeline import ticks, timeline
+from minimax_metal.controller.run.events import Run
+from minimax_metal.controller.run.store import KEPT, Kept, Store
 
 CANARY = "canary-5up3r-53cr3t"
 JOURNAL = ["expected a token, got none", "The last lines of sglang@m.service:", "<b>engine</b> died & left"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.fleet.rollout import (
+from minimax_metal.plan.rollout.batches import (
     Capacity,
     Work,
     batch_sizes,
@@ -20,7 +20,7 @@ from minimax_metal.fleet.rollout import (
     serving_of,
     work_of,
 )
-from minimax_metal.fleet.verdict import standing
+from minimax_metal.plan.rollout.verdict import standing
 
 UNIT = "sglang@minimax-m2.5.service"
 PLAN = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import soak
-from minimax_metal.fleet.soak import Figures, parse, worse
+from minimax_metal.common.errors import UserError
+from minimax_metal.host import soak
+from minimax_metal.host.soak import Figures, parse, worse
 from tests.support.plugins import load_plugin
 from tests.support.simulated import simulated_engine
 

@@ -15,11 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_helpers import raw_host
 
-from minimax_metal.fleet import drift, here, status
-from minimax_metal.fleet.drift import drift_of, facts_of, local_drift, planned
-from minimax_metal.plan.adapter import plan_from_variables
-from minimax_metal.plan.ansible_programs import read_answer
-from minimax_metal.service.record import Records, digest_of
+from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.controller.ansible_programs import read_answer
+from minimax_metal.controller.status import commands as status
+from minimax_metal.controller.status import drift
+from minimax_metal.controller.status.drift import drift_of, facts_of, local_drift, planned
+from minimax_metal.host import status as here
+from minimax_metal.host.releases.record import Records, digest_of
 
 SHOWN = """\
 Id=sglang@minimax-m2.5.service

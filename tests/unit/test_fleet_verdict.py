@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minimax_metal.fleet.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
+from minimax_metal.plan.rollout.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
 
 BATCHES = [["a"], ["b", "c"], ["d"]]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.common.documents import digits, read_json
+from minimax_metal.common.errors import UserError
 from minimax_metal.common.metrics import samples
 from minimax_metal.common.text import one_line, printable
-from minimax_metal.errors import UserError
 from tests.fuzz import run, target
 from tests.fuzz.target import SEEDS, Form, Target, judge
 from tests.fuzz.targets import TARGETS

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.plan.ansible_programs import program
+from minimax_metal.controller.ansible_programs import program
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -15,12 +15,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
-from minimax_metal.engine_plugin.minimax_metal_engine.identity import Identity
-from minimax_metal.fleet import gateway_identity
-from minimax_metal.fleet.gateway_client import Web
-from minimax_metal.fleet.gateway_identity import Examiner, Judge, Seen
-from minimax_metal.fleet.gateway_pool import published, read_configuration, read_withheld, write_withheld
+from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, Settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine.identity import Identity
+from minimax_metal.host.gateway import identity as gateway_identity
+from minimax_metal.host.gateway.client import Web
+from minimax_metal.host.gateway.identity import Examiner, Judge, Seen
+from minimax_metal.host.gateway.pool import published, read_configuration, read_withheld, write_withheld
 from tests.support.asgi_client import Recorder, ask
 from tests.unit.test_gateway_pool import configure, metal
 
@@ -153,7 +153,7 @@ def test_what_was_never_asked_is_not_published(tmp_path: Path) -> None:
 def test_a_look_publishes_who_proved_itself_and_nothing_once_the_configuration_changed(
     tmp_path: Path,
 ) -> None:
-    from minimax_metal.fleet.gateway import Pool
+    from minimax_metal.host.gateway.commands import Pool
 
     key = tmp_path / "api_key"
     key.write_text(KEY)

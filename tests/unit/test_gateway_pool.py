@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from minimax_metal.cli import main
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.gateway_launch import key_arguments
-from minimax_metal.fleet.gateway_pool import (
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.gateway.launch import key_arguments
+from minimax_metal.host.gateway.pool import (
     published,
     read_configuration,
     read_drained,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.engine_plugin.minimax_metal_engine import Drain, Guard, Settings, read_settings
-from minimax_metal.engine_plugin.minimax_metal_engine.routes import CLIENTS, CLOSED, MANAGERS, OPEN
+from minimax_metal.host.engine_plugin.minimax_metal_engine import Drain, Guard, Settings, read_settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine.routes import CLIENTS, CLOSED, MANAGERS, OPEN
 from tests.support.asgi_client import Recorder, ask
 
 USER, ADMIN, SERVED = "0key-for-clients", "0key-for-managers", "MiniMaxAI/MiniMax-M2.5"

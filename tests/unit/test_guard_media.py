@@ -18,16 +18,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
-from minimax_metal.engine_plugin.minimax_metal_engine.errors import Refused
-from minimax_metal.engine_plugin.minimax_metal_engine.fetch import (
+from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, Settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine.errors import Refused
+from minimax_metal.host.engine_plugin.minimax_metal_engine.fetch import (
     LOOKUPS_AT_ONCE,
     Fetcher,
     is_public,
     taken_apart,
 )
-from minimax_metal.engine_plugin.minimax_metal_engine.images import ImageError, pixels
-from minimax_metal.engine_plugin.minimax_metal_engine.media import DESCRIBES, KINDS, OPAQUE, Check
+from minimax_metal.host.engine_plugin.minimax_metal_engine.images import ImageError, pixels
+from minimax_metal.host.engine_plugin.minimax_metal_engine.media import DESCRIBES, KINDS, OPAQUE, Check
 from tests.support.asgi_client import Answer, Recorder, ask
 
 

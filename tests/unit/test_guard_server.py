@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 
-from minimax_metal.engine_plugin.minimax_metal_engine import Guard, Settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, Settings
 from tests.support.asgi_client import Recorder
 
 USER, ADMIN = "0key-for-clients", "0key-for-managers"

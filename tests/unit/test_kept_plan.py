@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.fleet.kept_plan import LARGEST, kept_plan
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.kept_plan import LARGEST, kept_plan
 
 PLAN: dict[str, Any] = {
     "schema": 1,

@@ -19,15 +19,17 @@ import pytest
 
 from minimax_metal.cli import main
 from minimax_metal.common import files
-from minimax_metal.engine_plugin.minimax_metal_engine import Guard, read_settings
-from minimax_metal.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, KeyFile, parse
-from minimax_metal.errors import UserError
-from minimax_metal.fleet import commands, key_commands, rotation
-from minimax_metal.fleet.gateway_launch import key_arguments
-from minimax_metal.fleet.redact import secrets_of_directories
-from minimax_metal.fleet.rotation import FINISH, NAMES, START, TAKE_BACK
-from minimax_metal.fleet.rotation_rules import given, reasons
-from minimax_metal.service.output import Secrets
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.redact import secrets_of_directories
+from minimax_metal.controller.keys import commands as key_commands
+from minimax_metal.controller.keys import rotation
+from minimax_metal.controller.keys.rotation import FINISH, NAMES, START, TAKE_BACK
+from minimax_metal.controller.keys.rules import given, reasons
+from minimax_metal.controller.run import commands
+from minimax_metal.host.engine.output import Secrets
+from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, read_settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, KeyFile, parse
+from minimax_metal.host.gateway.launch import key_arguments
 from tests.support.asgi_client import Recorder, ask
 from tests.support.simulated import free_port, simulated_engine
 from tests.support.templates import REPOSITORY
@@ -282,7 +284,7 @@ def test_no_key_that_counts_or_counted_is_in_an_answer(tmp_path: Path) -> None:
 
 
 def test_the_proof_names_every_key_that_counts_and_sends_none(tmp_path: Path) -> None:
-    from minimax_metal.engine_plugin.minimax_metal_engine.identity import Identity, proven
+    from minimax_metal.host.engine_plugin.minimax_metal_engine.identity import Identity, proven
 
     guard, _ = engine(tmp_path)
     nonce = "ab" * 16

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.catalog.load import HERE
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from tools import locks
 
 REPOSITORY = Path(__file__).parents[2]

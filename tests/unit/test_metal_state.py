@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.fleet.inputs import digest_of_inputs
+from minimax_metal.controller.inputs import digest_of_inputs
 from tests.support.plugins import load_plugin
 
 REPOSITORY = Path(__file__).parents[2]

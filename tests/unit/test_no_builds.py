@@ -25,9 +25,9 @@ import pytest
 from ansible.parsing.dataloader import DataLoader
 from ansible.template import Templar
 
-from minimax_metal.errors import UserError
-from minimax_metal.staging.bundle import wheels
-from minimax_metal.staging.bundle.wanted import Wheels
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.bundle import wheels
+from minimax_metal.controller.bundle.wanted import Wheels
 from tests.unit.test_roles import load, tasks
 from tools import engine_bump, locks
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.plan.adapter import plan_from_variables, refusal_lines
+from minimax_metal.controller.adapter import plan_from_variables, refusal_lines
 
 PCI = {"H20": "0x2329", "H200": "0x2335", "H100": "0x2330"}
 DEBIAN_12 = 'ID=debian\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\n'

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from minimax_metal.catalog import load_catalog
+from minimax_metal.controller.adapter import raw_facts_of, unread_plan
 from minimax_metal.plan import Settings, parse_facts, plan
-from minimax_metal.plan.adapter import raw_facts_of, unread_plan
 from minimax_metal.plan.fit import spread_problems
 from minimax_metal.plan.serve import secret_names
 from tests.unit.plan_helpers import codes, decide, facts, flag, raw_host, warned

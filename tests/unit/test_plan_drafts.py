@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts.draft import draft_alone
-from minimax_metal.artefacts.stock import System, model_paths
 from minimax_metal.catalog import packaged_catalog
+from minimax_metal.host.weights.draft import draft_alone
+from minimax_metal.host.weights.stock import System, model_paths
 from minimax_metal.plan.model import plain
 from tests.unit.plan_helpers import codes, decide, flag, warned
 

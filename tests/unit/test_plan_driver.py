@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.plan.driver import driver_state
+from minimax_metal.plan.driver.state import driver_state
 
 PLAN: dict[str, Any] = {"driver": {"minimum": "580.65.06"}, "gpus": {"count": 4}}
 LOADED = (

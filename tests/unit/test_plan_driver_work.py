@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.plan.driver import driver_state, fabric_state, service_problem
-from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_kernel import kernel_problem, next_kernel
-from minimax_metal.plan.driver_packages import upstream
-from minimax_metal.plan.driver_work import DriverWork, driver_work
+from minimax_metal.plan.driver.failure import failure_line
+from minimax_metal.plan.driver.kernel import kernel_problem, next_kernel
+from minimax_metal.plan.driver.packages import upstream
+from minimax_metal.plan.driver.state import driver_state, fabric_state, service_problem
+from minimax_metal.plan.driver.work import DriverWork, driver_work
 
 MODULES, TOOLS, MANAGER = "nvidia-kernel-open-dkms", "nvidia-driver-cuda", "nvidia-fabricmanager"
 OFFERED = ("610.57.04-1", "590.48.01-1", "580.159.04-1", "580.126.20-1")

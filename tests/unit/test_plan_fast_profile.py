@@ -11,9 +11,9 @@ from rich.console import Console
 
 from minimax_metal.catalog import load_catalog, packaged_catalog
 from minimax_metal.cli import main
+from minimax_metal.controller.plan_table import show_comparison
 from minimax_metal.plan.compare import PROFILES, rows_of
 from minimax_metal.plan.model import Plan
-from minimax_metal.plan.table import show_comparison
 from minimax_metal.plan.versions import version_key
 from tests.unit.plan_helpers import decide
 

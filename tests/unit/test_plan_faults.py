@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minimax_metal.catalog import load_catalog, packaged_catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from tests.unit.plan_helpers import decide
 
 

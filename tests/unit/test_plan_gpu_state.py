@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from plan_helpers import codes, raw_host, warned
 
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
-from minimax_metal.plan.driver import driver_state, service_problem
-from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_work import driver_work
+from minimax_metal.plan.driver.failure import failure_line
+from minimax_metal.plan.driver.state import driver_state, service_problem
+from minimax_metal.plan.driver.work import driver_work
 
 DRIVER = "580.126.20"
 HANDLE = "Unable to determine the device handle for"

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.engine_plugin.minimax_metal_engine.settings import Settings as Guarded
-from minimax_metal.engine_plugin.minimax_metal_engine.settings import read_settings
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.host.engine_plugin.minimax_metal_engine.settings import Settings as Guarded
+from minimax_metal.host.engine_plugin.minimax_metal_engine.settings import read_settings
 from tests.support.plugins import load_plugin
 from tests.unit.plan_helpers import raw_host
 from tests.unit.test_service_template import planned, unit, values

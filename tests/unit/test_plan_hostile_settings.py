@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_helpers import codes, decide, raw_host
 
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.common.systemd import command_lines
+from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.plan.setting_values import ITEMS, TEXT, role_problems
 from minimax_metal.plan.settings import SETTINGS, Settings, SettingsError
-from minimax_metal.service.unit import command_lines
 
 REPOSITORY = Path(__file__).parents[2]
 CONTROLS = ["\n", "\r", "\0", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u202e", "\v"]
@@ -166,7 +166,7 @@ def test_the_roles_own_defaults_are_within_them() -> None:
 
 
 def test_a_gateway_is_refused_as_a_gpu_host_is() -> None:
-    from minimax_metal.plan.adapter import gateway_from_variables
+    from minimax_metal.controller.adapter import gateway_from_variables
 
     values = {"sglang_gateway_port": 70_000, "sglang_gateway_policy": HOSTILE}
     made = gateway_from_variables("gw01", {}, raw_host("H20", 4), {}, {}, (), values)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.catalog import load_catalog
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.settings import Settings

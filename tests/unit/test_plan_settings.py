@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.plan.settings import PLAYBOOK_VARIABLES, SETTINGS, Settings, SettingsError
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.cli import main
-from minimax_metal.plan import inventory
-from minimax_metal.plan.ansible_programs import program
-from minimax_metal.plan.inventory import Reach, read_variables_and_secrets
-from minimax_metal.plan.vault import MARK, decrypted_of, encrypted_files, is_encrypted, masked
+from minimax_metal.controller import inventory
+from minimax_metal.controller.ansible_programs import program
+from minimax_metal.controller.inventory import Reach, read_variables_and_secrets
+from minimax_metal.controller.vault import MARK, decrypted_of, encrypted_files, is_encrypted, masked
 
 # The case of ansible/ansible#36862 and ansible/awx#2319: an inline value, whose password nobody here has.
 INLINE = """\

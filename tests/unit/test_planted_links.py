@@ -21,12 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.acceptance.machine import Local
-from minimax_metal.artefacts import commands
-from minimax_metal.artefacts.manifest import FOLDER
-from minimax_metal.errors import UserError
-from minimax_metal.service import kernels
-from minimax_metal.service.record import Records, weights_of
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.accept.machine import Local
+from minimax_metal.host.engine import kernels
+from minimax_metal.host.releases.record import Records, weights_of
+from minimax_metal.host.weights import commands
+from minimax_metal.host.weights.manifest import FOLDER
 from tests.support.plugins import load_plugin
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root changes owners")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.fleet.stages import STAGES
+from minimax_metal.controller.run.stages import STAGES
 
 REPOSITORY = Path(__file__).parents[2]
 PLAYBOOKS = [REPOSITORY / "site.yml", *sorted((REPOSITORY / "playbooks").glob("*.yml"))]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from minimax_metal.fleet.rotation import NAMES
+from minimax_metal.controller.keys.rotation import NAMES
 from tests.support.templates import REPOSITORY
 
 PAGE = (REPOSITORY / "docs/security.md").read_text(encoding="utf-8")

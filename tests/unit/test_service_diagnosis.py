@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.service import explain as explain_module
-from minimax_metal.service import gpus, health, incidents
-from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, diagnose, find_events, find_xids
-from minimax_metal.service.health import Judge, parse_figures
-from minimax_metal.service.output import Journal, Output, Secrets
+from minimax_metal.host.engine import explain as explain_module
+from minimax_metal.host.engine import gpus, health, incidents
+from minimax_metal.host.engine.diagnosis import EXIT_GPU, EXIT_NEVER, diagnose, find_events, find_xids
+from minimax_metal.host.engine.health import Judge, parse_figures
+from minimax_metal.host.engine.output import Journal, Output, Secrets
 
 WORDS = {
     "launch_server.py: error: unrecognized arguments: --frobnicate": ("arguments", EXIT_NEVER, EXIT_NEVER),

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from test_service_supervise import PATIENCE, Run, Starter, gone, starter  # noqa: F401  # a fixture
 
-from minimax_metal.service import supervise
-from minimax_metal.service.drain import Drain
+from minimax_metal.host.engine import supervise
+from minimax_metal.host.engine.drain import Drain
 
 ENGINE = Path(__file__).parents[1] / "support" / "asgi_engine.py"
 USER_KEY, ADMIN_KEY = "canary-user-4c1d", "canary-admin-9b72"
@@ -177,7 +177,7 @@ def test_a_server_that_no_longer_answers_is_ended(
     starter: Starter,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from minimax_metal.service import health
+    from minimax_metal.host.engine import health
 
     # The figures' own time-out, in this process: the rest of the way is tested above.
     monkeypatch.setattr(health, "FIGURES_TIMEOUT_SECONDS", 0.3)

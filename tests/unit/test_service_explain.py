@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from minimax_metal.host.engine import explain
+from minimax_metal.host.engine.diagnosis import EXIT_GPU, EXIT_NEVER, Who, advice, kernel
+from minimax_metal.host.engine.diagnosis.rules import rules
 from minimax_metal.plan.settings import SETTINGS
-from minimax_metal.service import explain
-from minimax_metal.service.diagnosis import EXIT_GPU, EXIT_NEVER, Who, advice, kernel
-from minimax_metal.service.diagnosis.rules import rules
 
 DATA = Path(__file__).parent / "data"
 CASES: list[dict[str, Any]] = [
@@ -215,7 +215,7 @@ HOSTILE = {
 def test_hostile_lines_end_in_time(unit: str) -> None:
     """300 lines of 20,000 characters; the old patterns took 80 s for 200 lines of 2,000."""
     program = (
-        "import sys; from minimax_metal.service.diagnosis import *\n"
+        "import sys; from minimax_metal.host.engine.diagnosis import *\n"
         "lines = [(sys.argv[1] * 20000)[:20000]] * 300\n"
         "diagnose(lines, find_xids(lines), ready=False, events=find_events(lines), seconds=1e9)\n"
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
-from minimax_metal.service import supervise
+from minimax_metal.host.engine import supervise
 
 LOUD = """
 import os, signal, sys, threading, http.server

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.service import incidents, kernel_lines
+from minimax_metal.host.engine import incidents, kernel_lines
 
 XID = "NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', name=<unknown>, GPU has fallen off the bus."
 # mm/oom_kill.c and mm/memcontrol.c of Linux 6.1: pr_warn("%s invoked oom-killer: …"), __oom_kill_process().
@@ -88,7 +88,7 @@ def test_lines_are_there_soon_and_the_end_of_the_journal_is_the_end(tmp_path: Pa
         "sys.stdin.readline()\n"
     )
     source = (
-        "import sys; from pathlib import Path; from minimax_metal.service import kernel_lines as k\n"
+        "import sys; from pathlib import Path; from minimax_metal.host.engine import kernel_lines as k\n"
         f"print(k.follow(Path({str(place)!r}), [sys.executable, '-c', 'import time\\n' + {program!r} +"
         " 'time.sleep(1.5); print()']))"
     )

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.service.kernels import kernels, main, pack, unpack
-from minimax_metal.service.record import kernels_of
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.engine.kernels import kernels, main, pack, unpack
+from minimax_metal.host.releases.record import kernels_of
 from tests.support.templates import evaluate, role_variables
 
 

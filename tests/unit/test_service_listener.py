@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
-from minimax_metal.service.diagnosis import EXIT_NEVER
-from minimax_metal.service.listener import Listening, family, foreign_text, holders, listening
+from minimax_metal.host.engine.diagnosis import EXIT_NEVER
+from minimax_metal.host.engine.listener import Listening, family, foreign_text, holders, listening
 
 Program = Callable[..., subprocess.Popen[str]]
 LISTEN = """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.errors import UserError
-from minimax_metal.service import record
-from minimax_metal.service.record import Records
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.releases import record
+from minimax_metal.host.releases.record import Records
 
 PLAN = {"schema": 1, "host": "gpu01", "model": {"name": "MiniMax-M2.5"}}
 OTHER = {**PLAN, "model": {"name": "MiniMax-M3"}}

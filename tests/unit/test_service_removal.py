@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from minimax_metal.service.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, USERS, Removal, removal
+from minimax_metal.plan.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, USERS, Removal, removal
 
 UNITS = (
     "sglang@minimax-m2.5.service",

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail, AnsibleConnectionFailure
 
-from minimax_metal.service.starts import Start, lines_of, parse_starts
+from minimax_metal.host.engine.starts import Start, lines_of, parse_starts
 from tests.support.actions import Answering, lines_said
 from tests.support.plugins import load_plugin
 

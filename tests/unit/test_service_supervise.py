@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.service import supervise
+from minimax_metal.host.engine import supervise
 
 PATIENCE = 60.0
 """Seconds for what takes a fraction of one: a busy machine is no failure."""
@@ -330,7 +330,7 @@ def test_usage_errors(argv: list[str], capsys: pytest.CaptureFixture[str]) -> No
 
 def test_starts_with_the_standard_library_alone() -> None:
     code = (
-        "import sys; import minimax_metal.cli, minimax_metal.service.supervise; "
+        "import sys; import minimax_metal.cli, minimax_metal.host.engine.supervise; "
         "print(sorted(m for m in sys.modules if m.split('.')[0] in "
         "{'pydantic', 'yaml', 'rich', 'openai', 'httpx', 'huggingface_hub', 'modelscope', 'ansible'}))"
     )
@@ -346,7 +346,7 @@ def test_spell(value: float, text: str) -> None:
 
 
 def test_abstract_notification_address() -> None:
-    from minimax_metal.service.notify import Notifier
+    from minimax_metal.host.engine.notify import Notifier
 
     name = f"minimax-metal-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables
 from tests.support.templates import evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
 

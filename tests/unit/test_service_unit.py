@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from minimax_metal.service.unit import command_lines, quote, quote_assignment
+from minimax_metal.common.systemd import command_lines, quote, quote_assignment
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from minimax_metal.artefacts.share.board import OVERDUE, PATIENCE, STRIKES, Board, Claim, File, Offer
+from minimax_metal.host.weights.share.board import OVERDUE, PATIENCE, STRIKES, Board, Claim, File, Offer
 
 A, B, C = "gpu01", "gpu02", "gpu03"
 ALL = (A, B, C)

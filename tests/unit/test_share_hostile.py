@@ -17,18 +17,18 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts.manifest import Entry
-from minimax_metal.artefacts.pull import Options, pull
-from minimax_metal.artefacts.request import Request
-from minimax_metal.artefacts.share import keys
-from minimax_metal.artefacts.share.board import Board, Claim, File
-from minimax_metal.artefacts.share.facts import BUSY, CLAIMS, DISTRUSTED, FRUITLESS, LEFT_OUT, PATIENCE
-from minimax_metal.artefacts.share.listen import Listener
-from minimax_metal.artefacts.share.log import Log, Reader
-from minimax_metal.artefacts.share.peers import SKEW, DeniedError, Line, PeerError
-from minimax_metal.artefacts.share.pieces import count, key_of
-from minimax_metal.artefacts.share.settings import Peer, Share
-from minimax_metal.artefacts.share.swarm import SharedAttempt
+from minimax_metal.host.weights.manifest import Entry
+from minimax_metal.host.weights.pull import Options, pull
+from minimax_metal.host.weights.request import Request
+from minimax_metal.host.weights.share import keys
+from minimax_metal.host.weights.share.board import Board, Claim, File
+from minimax_metal.host.weights.share.facts import BUSY, CLAIMS, DISTRUSTED, FRUITLESS, LEFT_OUT, PATIENCE
+from minimax_metal.host.weights.share.listen import Listener
+from minimax_metal.host.weights.share.log import Log, Reader
+from minimax_metal.host.weights.share.peers import SKEW, DeniedError, Line, PeerError
+from minimax_metal.host.weights.share.pieces import count, key_of
+from minimax_metal.host.weights.share.settings import Peer, Share
+from minimax_metal.host.weights.share.swarm import SharedAttempt
 from tests.support.hub import Hub, model, running
 
 A, B, C = "gpu01", "gpu02", "gpu03"
@@ -412,7 +412,7 @@ def test_bytes_that_drip_are_given_up(head: bytes) -> None:
     "head", [b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "]
 )
 def test_a_log_that_drips_is_given_up(head: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimax_metal.artefacts.share.peers.DOCUMENT_SECONDS", 1.0)
+    monkeypatch.setattr("minimax_metal.host.weights.share.peers.DOCUMENT_SECONDS", 1.0)
     with raw_server(drip(head)) as peer, pytest.raises(PeerError, match="not there after 1 s"):
         Line(peer, [SECRET]).get("/log")
 

@@ -7,8 +7,8 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.share.origin import VAIN, OriginReader
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.share.origin import VAIN, OriginReader
 
 
 def attempt(said: list[str], posted: list[Any]) -> Any:

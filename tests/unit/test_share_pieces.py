@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.artefacts.manifest import FOLDER, DamagedFileError, Entry
-from minimax_metal.artefacts.part import Part
-from minimax_metal.artefacts.request import Request
-from minimax_metal.artefacts.share import keys, members, server
-from minimax_metal.artefacts.share.log import Log, Reader, parse_listing, write_listing
-from minimax_metal.artefacts.share.peers import signature
-from minimax_metal.artefacts.share.pieces import PieceFile, count, key_of
-from minimax_metal.artefacts.share.settings import PIECE, Share
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights.manifest import FOLDER, DamagedFileError, Entry
+from minimax_metal.host.weights.part import Part
+from minimax_metal.host.weights.request import Request
+from minimax_metal.host.weights.share import keys, members, server
+from minimax_metal.host.weights.share.log import Log, Reader, parse_listing, write_listing
+from minimax_metal.host.weights.share.peers import signature
+from minimax_metal.host.weights.share.pieces import PieceFile, count, key_of
+from minimax_metal.host.weights.share.settings import PIECE, Share
 
 PART = 1000
 CONTENT = random.Random(3).randbytes(PART * 4 + 77)  # noqa: S311  test data

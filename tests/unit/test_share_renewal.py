@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts.share.renewal import DROP, FOUND, RENEW, renewed
+from minimax_metal.host.weights.share.renewal import DROP, FOUND, RENEW, renewed
 from tests.support.plugins import load_plugin
 
 OUTDATED = load_plugin("modules/metal_outdated")

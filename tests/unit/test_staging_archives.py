@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimax_metal.plan.adapter import plan_from_variables
-from minimax_metal.staging.archives import MARK, decide, redirect, restore
+from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.plan.archives import MARK, decide, redirect, restore
 from tests.unit.test_plan_contract import raw
 
 CACHE = "http://10.0.0.5:8642"

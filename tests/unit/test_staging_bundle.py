@@ -19,10 +19,19 @@ import pytest
 import yaml
 
 from minimax_metal.cli import main
-from minimax_metal.errors import UserError
-from minimax_metal.plan.adapter import plan_host
-from minimax_metal.staging.bundle import commands, debian, download, export, programs, pythons, store, wheels
-from minimax_metal.staging.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.adapter import plan_host
+from minimax_metal.controller.bundle import (
+    commands,
+    debian,
+    download,
+    export,
+    programs,
+    pythons,
+    store,
+    wheels,
+)
+from minimax_metal.controller.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
 from tests.support.hub import model as hub_model
 from tests.support.hub import running as hub_running
 from tests.support.origin import Origin, running

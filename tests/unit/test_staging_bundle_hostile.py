@@ -23,8 +23,8 @@ import requests
 import yaml
 
 from minimax_metal.cli import main
-from minimax_metal.errors import UserError
-from minimax_metal.staging.bundle import document, download, serve, signature, store
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.bundle import document, download, serve, signature, store
 
 SECRET = b"root:$6$secret:19000:0:99999:7:::\n"
 

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from minimax_metal.plan.adapter import plan_from_variables
-from minimax_metal.staging import cache, traffic
+from minimax_metal.common import traffic
+from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.plan import cache
 from tests.support.origin import Origin, running
 from tests.support.templates import render
 from tests.unit.test_plan_contract import raw

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimax_metal.plan.adapter import plan_from_variables
-from minimax_metal.service import unit as units
+from minimax_metal.common import systemd as units
+from minimax_metal.controller.adapter import plan_from_variables
 from tests.support.templates import evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
 

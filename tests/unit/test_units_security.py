@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.acceptance.engine import GUARD, guard_text
-from minimax_metal.plan.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.host.accept.engine import GUARD, guard_text
 from tests.support.templates import REPOSITORY, evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
 

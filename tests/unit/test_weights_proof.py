@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts.bound import Bound
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.manifest import FOLDER, Entry, Manifest
-from minimax_metal.artefacts.proof import Proof, is_document, named
-from minimax_metal.artefacts.pull import Options, PullError, RefusedError, complete, pull
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.sources import Listing, open_source
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights.bound import Bound
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.manifest import FOLDER, Entry, Manifest
+from minimax_metal.host.weights.proof import Proof, is_document, named
+from minimax_metal.host.weights.pull import Options, PullError, RefusedError, complete, pull
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.sources import Listing, open_source
 from tests.support.hub import REPOSITORY, Hub, model, running
 
 QUICK = Options(attempts=1, backoff=0.05, interval=60, spare=0, stall=5, patience=3)

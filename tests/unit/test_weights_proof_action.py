@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleActionFail
 
-from minimax_metal.artefacts.errors import SourceError
+from minimax_metal.host.weights.errors import SourceError
 from tests.support.plugins import load_plugin
 
 PROOF = load_plugin("action/metal_weights_proof")

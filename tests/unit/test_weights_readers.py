@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts.manifest import Manifest
-from minimax_metal.artefacts.proof import Proof, named
-from minimax_metal.artefacts.request import Request
-from minimax_metal.artefacts.share import keys
-from minimax_metal.artefacts.share.log import Log, Reader, parse_listing
-from minimax_metal.artefacts.share.renewal import renewed
-from minimax_metal.artefacts.share.settings import Share
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights.manifest import Manifest
+from minimax_metal.host.weights.proof import Proof, named
+from minimax_metal.host.weights.request import Request
+from minimax_metal.host.weights.share import keys
+from minimax_metal.host.weights.share.log import Log, Reader, parse_listing
+from minimax_metal.host.weights.share.renewal import renewed
+from minimax_metal.host.weights.share.settings import Share
 
 SECRET = "ab12cd34" * 8
 SEED = int(os.environ.get("METAL_FUZZ_SEED", "7"))

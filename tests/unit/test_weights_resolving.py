@@ -15,17 +15,18 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import bundled, commands, follow
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.follow import UnitState
-from minimax_metal.artefacts.manifest import Entry
-from minimax_metal.artefacts.proof import HUB, Proof
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.resolving import for_fleet, resolve
-from minimax_metal.artefacts.share.renewal import BOTH_SECONDS, DROP, RENEW, renewed
-from minimax_metal.artefacts.wishes import Wish, store_directory, wish_of
-from minimax_metal.errors import UserError
-from minimax_metal.staging.bundle import signature
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.bundle import signature
+from minimax_metal.controller.statements import bundled
+from minimax_metal.controller.statements.resolving import for_fleet, resolve
+from minimax_metal.controller.statements.wishes import Wish, store_directory, wish_of
+from minimax_metal.host.weights import commands, follow
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.follow import UnitState
+from minimax_metal.host.weights.manifest import Entry
+from minimax_metal.host.weights.proof import HUB, Proof
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.share.renewal import BOTH_SECONDS, DROP, RENEW, renewed
 from tests.support.hub import model
 
 COMMIT, OTHER = "c" * 40, "d" * 40
@@ -161,7 +162,7 @@ def test_of_many_hosts_one_waits_for_sources_that_do_not_answer(
     (tmp_path / "2").mkdir()
     resolve(wish(MIRROR), tmp_path / "2", ask=ask)
     assert resolve(wish(OWN), tmp_path / "2", ask=Asked(artifactory=1)).proof is not None, "another wish"
-    monkeypatch.setattr("minimax_metal.artefacts.wishes.RECENT", 0.0)
+    monkeypatch.setattr("minimax_metal.controller.statements.wishes.RECENT", 0.0)
     (tmp_path / "3").mkdir()
     resolve(wish(MIRROR), tmp_path / "3", ask=ask)
     assert resolve(wish(MIRROR), tmp_path / "3", ask=Asked(mirror=1)).proof is not None, "long ago"
@@ -255,7 +256,9 @@ def test_a_directory_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_host_asks_for_the_fleet_only_the_publishers_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Asked(mirror=1, artifactory=1)
-    monkeypatch.setattr("minimax_metal.artefacts.resolving.ask", lambda source, _resolver: ask(source))
+    monkeypatch.setattr(
+        "minimax_metal.controller.statements.resolving.ask", lambda source, _resolver: ask(source)
+    )
     raw = {"path": "/srv/m/r", "revision": COMMIT, "sources": [OWN.as_dict()]}
     with pytest.raises(UserError, match="a mirror is not asked"):
         for_fleet(Request.parse(raw), "A/B")

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.artefacts import adopt, bundled, commands, resolving, unprivileged
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.sources import open_source
 from minimax_metal.common.apart import within
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.statements import bundled, resolving
+from minimax_metal.host.weights import adopt, commands, unprivileged
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.sources import open_source
 from tests.support.answering import Answer, answering
 
 SOURCE = Path(__file__).parents[2] / "src/minimax_metal"

@@ -12,8 +12,8 @@ from typing import Any
 
 from minimax_metal.catalog import Catalog
 from minimax_metal.catalog.schema import DriverBranch
-from minimax_metal.errors import UserError
-from minimax_metal.plan.driver_life import Branches, is_over
+from minimax_metal.common.errors import UserError
+from minimax_metal.plan.driver.life import Branches, is_over
 from tools.audit.rows import Row, as_object, compared, read_text, skipped
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")

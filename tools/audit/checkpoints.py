@@ -13,7 +13,7 @@ from typing import Any
 
 from minimax_metal.catalog import Checkpoint, Figure, packaged_catalog
 from minimax_metal.catalog.schema import Licence
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.kv_cache import bytes_per_token
 from tools.audit.rows import MOST_BYTES, Row, as_object, compared, read_object, read_text, skipped
 

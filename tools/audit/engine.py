@@ -8,7 +8,7 @@ from pathlib import Path
 
 from minimax_metal.catalog import Catalog
 from minimax_metal.catalog.load import HERE
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.fast_profile import known_in
 from tools.audit.rows import Row, compared, read_text, skipped
 from tools.engine_bump import allowed, cuda_of_lock, read_wheel

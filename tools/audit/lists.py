@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minimax_metal.catalog import Catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.versions import version_key
 from tools.audit.rows import Row, compared, read_text, skipped
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minimax_metal.common.documents import read_json
+from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
-from minimax_metal.errors import UserError
 
 MOST_BYTES = 64 * 2**20
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from minimax_metal.catalog import kept
 from minimax_metal.catalog.schema import Catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 HERE = Path(__file__).parent
 FILES = (

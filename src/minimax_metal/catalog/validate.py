@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from minimax_metal.catalog.schema import Catalog, Entry, Figure
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 
 
 @cache

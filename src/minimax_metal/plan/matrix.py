@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import date
 
 from minimax_metal.catalog import Catalog, packaged_catalog
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.findings import near
 from minimax_metal.plan.host import COUNTS

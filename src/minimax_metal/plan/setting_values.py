@@ -14,8 +14,8 @@ from datetime import date, datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import has_controls, one_line
-from minimax_metal.errors import UserError
 from minimax_metal.plan.model import ExtraPackage, Refusal
 
 TEXT: Final = 1_024

@@ -8,7 +8,7 @@ import re
 from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Platform
 from minimax_metal.catalog.schema import Cuda
 from minimax_metal.common.documents import digits
-from minimax_metal.plan.driver_life import Branches, find_branch, package_names, plan_day
+from minimax_metal.plan.driver.life import Branches, find_branch, package_names, plan_day
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import Board

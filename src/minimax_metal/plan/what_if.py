@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 from minimax_metal.catalog import Catalog, Gpu, Platform
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import near
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Final
 
-from minimax_metal.acceptance import compute, dcgm, driver, endpoint, machine, report, sandbox, smi
-from minimax_metal.acceptance.machine import Answer
-from minimax_metal.acceptance.redaction import Redaction
+from minimax_metal.host.accept import compute, dcgm, driver, endpoint, machine, report, sandbox, smi
+from minimax_metal.host.accept.machine import Answer
+from minimax_metal.host.accept.redaction import Redaction
 from tests.fuzz.target import Form, Target, of_json, of_lines, of_text, text_of
 from tests.fuzz.targets.host import KERNEL
 

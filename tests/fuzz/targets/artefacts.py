@@ -8,21 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal.artefacts import answers, hubs, names, redirects, served
-from minimax_metal.artefacts.bundled import of as of_bundle
-from minimax_metal.artefacts.errors import SourceError
-from minimax_metal.artefacts.examine import examine
-from minimax_metal.artefacts.examine.safetensors import UnsoundError
-from minimax_metal.artefacts.examine.safetensors import read as read_header
-from minimax_metal.artefacts.fetch import Journal
-from minimax_metal.artefacts.manifest import DamagedFileError, Manifest, missing_from_index
-from minimax_metal.artefacts.proof import Proof, named
-from minimax_metal.artefacts.request import Request, Source
-from minimax_metal.artefacts.stock import _words, model_paths
-from minimax_metal.artefacts.watch import _read_events
-from minimax_metal.artefacts.web import Document, Head
-from minimax_metal.artefacts.wishes import Kept, Wish, file_of
-from minimax_metal.errors import UserError
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.statements.bundled import of as of_bundle
+from minimax_metal.controller.statements.wishes import Kept, Wish, file_of
+from minimax_metal.host.weights import answers, hubs, names, redirects, served
+from minimax_metal.host.weights.errors import SourceError
+from minimax_metal.host.weights.examine import examine
+from minimax_metal.host.weights.examine.safetensors import UnsoundError
+from minimax_metal.host.weights.examine.safetensors import read as read_header
+from minimax_metal.host.weights.fetch import Journal
+from minimax_metal.host.weights.manifest import DamagedFileError, Manifest, missing_from_index
+from minimax_metal.host.weights.proof import Proof, named
+from minimax_metal.host.weights.request import Request, Source
+from minimax_metal.host.weights.stock import _words, model_paths
+from minimax_metal.host.weights.watch import _read_events
+from minimax_metal.host.weights.web import Document, Head
 from tests.fuzz.target import Form, Target, of_file, of_json, of_text, text_of
 
 HASH: Final = "a" * 64
@@ -88,7 +88,7 @@ PAGE: Final = (
 
 
 class _Web:
-    """Answers everything with one content, read as :class:`minimax_metal.artefacts.web.Web` reads it."""
+    """Answers everything with one content, read as :class:`minimax_metal.host.weights.web.Web` reads it."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.headers = content, {"Link": text_of(content)[:20_000]}
@@ -170,7 +170,7 @@ def _journal(path: Path) -> object:
 
 
 def _entry(path: str) -> Any:
-    from minimax_metal.artefacts.manifest import Entry
+    from minimax_metal.host.weights.manifest import Entry
 
     try:
         return Entry(path, 3, None)
@@ -188,7 +188,7 @@ def _kept(path: Path) -> object:
 def _events(content: bytes) -> object:
     import io
 
-    from minimax_metal.artefacts.watch import Watch
+    from minimax_metal.host.weights.watch import Watch
 
     found: list[Any] = []
     _read_events(io.StringIO(text_of(content)), found.append)

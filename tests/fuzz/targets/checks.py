@@ -6,8 +6,8 @@ import json
 from types import SimpleNamespace
 from typing import Any, Final
 
-from minimax_metal.checks import answer, endpoint, leaving, report
-from minimax_metal.checks.outcome import FailedError, SkippedError
+from minimax_metal.host.check import answer, endpoint, leaving, report
+from minimax_metal.host.check.outcome import FailedError, SkippedError
 from tests.fuzz.target import Form, Target, of_text
 from tests.fuzz.targets.host import METRICS
 

@@ -9,10 +9,10 @@ import struct
 from dataclasses import replace
 from typing import Any, Final
 
-from minimax_metal.engine_plugin.minimax_metal_engine import fetch, images, media, routes, settings
-from minimax_metal.engine_plugin.minimax_metal_engine.errors import Refused
-from minimax_metal.engine_plugin.minimax_metal_engine.guard import Guard
-from minimax_metal.engine_plugin.minimax_metal_engine.keys import carries, given_keys
+from minimax_metal.host.engine_plugin.minimax_metal_engine import fetch, images, media, routes, settings
+from minimax_metal.host.engine_plugin.minimax_metal_engine.errors import Refused
+from minimax_metal.host.engine_plugin.minimax_metal_engine.guard import Guard
+from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import carries, given_keys
 from tests.fuzz.target import Form, Target, of_json, of_text
 
 PNG: Final = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + struct.pack(">II", 4, 4) + b"\x08\x06\x00\x00\x00"

@@ -9,18 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common import certificates, nvidia_smi, text
-from minimax_metal.service import (
-    explain,
-    health,
-    kernel_archive,
-    kernel_lines,
-    kernels,
-    listener,
-    record,
-    starts,
-)
-from minimax_metal.service.diagnosis import diagnose, find_events, find_xids, read_lines
-from minimax_metal.service.output import Output, Secrets
+from minimax_metal.host.engine import explain, health, kernel_archive, kernel_lines, kernels, listener, starts
+from minimax_metal.host.engine.diagnosis import diagnose, find_events, find_xids, read_lines
+from minimax_metal.host.engine.output import Output, Secrets
+from minimax_metal.host.releases import record
 from tests.fuzz.target import Form, Target, of_file, of_lines, of_text
 
 ENGINE: Final = (

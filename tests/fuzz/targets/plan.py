@@ -10,21 +10,21 @@ from typing import Any, Final
 import yaml
 
 from minimax_metal.catalog.load import load_catalog, read_overlay
-from minimax_metal.fleet.redact import secrets_of_extra_variables
+from minimax_metal.common.redact import secrets_of_extra_variables
+from minimax_metal.controller.adapter import plan_host, raw_facts_of, refusal_lines
+from minimax_metal.controller.ansible_programs import read_answer
+from minimax_metal.controller.inventory import _cached, _members
+from minimax_metal.controller.tags import tags_of
+from minimax_metal.controller.vault import decrypted_of, is_encrypted, masked
 from minimax_metal.plan import Settings, parse_facts
-from minimax_metal.plan.adapter import plan_host, raw_facts_of, refusal_lines
-from minimax_metal.plan.ansible_programs import read_answer
-from minimax_metal.plan.apt_words import end_of, lines_of, package_of, same_place
 from minimax_metal.plan.connection import trouble_in, trouble_of
-from minimax_metal.plan.driver import driver_state
-from minimax_metal.plan.driver_failure import failure_line
-from minimax_metal.plan.driver_kernel import build_failure
-from minimax_metal.plan.driver_sources import primary_fingerprints
+from minimax_metal.plan.driver.apt_words import end_of, lines_of, package_of, same_place
+from minimax_metal.plan.driver.failure import failure_line
+from minimax_metal.plan.driver.kernel import build_failure
+from minimax_metal.plan.driver.sources import primary_fingerprints
+from minimax_metal.plan.driver.state import driver_state
 from minimax_metal.plan.gpu_facts import read_smi
-from minimax_metal.plan.inventory import _cached, _members
 from minimax_metal.plan.setting_values import SettingsError
-from minimax_metal.plan.tags import tags_of
-from minimax_metal.plan.vault import decrypted_of, is_encrypted, masked
 from tests.fuzz.target import SKIPPED, Form, Target, of_ansible, of_file, of_json, of_lines, of_text, text_of
 from tests.fuzz.targets.host import SMI
 from tests.unit.plan_helpers import decide, raw_host

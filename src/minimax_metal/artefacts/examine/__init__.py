@@ -1,5 +1,0 @@
-"""Is this directory a whole model? Answered from the files alone: no manifest, no hub, no network."""
-
-from minimax_metal.artefacts.examine.directory import Examination, Expected, Problem, examine
-
-__all__ = ["Examination", "Expected", "Problem", "examine"]

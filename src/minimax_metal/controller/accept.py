@@ -1,0 +1,110 @@
+"""``metal accept HOST`` on the controller: the playbook, and the report it brought."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.files import read_bounded
+from minimax_metal.controller.inventory import read_variables
+from minimax_metal.controller.project import find_project
+from minimax_metal.host.accept.report import BYTES, parse
+
+EXIT_FAILED: Final = 1
+EXIT_UNREACHABLE: Final = 2
+ANSIBLE_USAGE: Final = 1
+"""What ansible-playbook returns where it stops before the first play: no such host, an unreadable file."""
+PLAYBOOK: Final = Path("playbooks/accept.yml")
+DIRECTORY: Final = Path("accept")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What ``metal accept HOST`` was asked to do."""
+
+    host: str
+    inventories: tuple[str, ...]
+    directory: Path | None = None
+    stop_engine: bool = False
+    anonymise: bool = False
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    as_json: bool = False
+
+    @property
+    def place(self) -> Path:
+        """Where report and bundle of the host go."""
+        return self.directory or Path.cwd() / DIRECTORY / self.host
+
+    def command(self, root: Path, program: str) -> list[str]:
+        """The call of ansible-playbook; written out by hand it does the same."""
+        variables = {
+            "metal_acceptance_directory": str(self.place.resolve()),
+            "metal_acceptance_stop_engine": self.stop_engine,
+            "metal_acceptance_anonymise": self.anonymise,
+            "metal_acceptance_only": list(self.only),
+            "metal_acceptance_skip": list(self.skip),
+        }
+        return [
+            program,
+            str(root / PLAYBOOK),
+            *(word for inventory in self.inventories for word in ("--inventory", inventory)),
+            "--limit",
+            self.host,
+            "--extra-vars",
+            json.dumps(variables),
+            *self.more,
+        ]
+
+
+def accept(request: Request) -> int:
+    """Run the playbook for one host, print what it found, return the exit status."""
+    root = find_project()
+    if root is None:
+        raise UserError(f"found no {PLAYBOOK} here, expected a checkout of minimax-metal; run it there")
+    beside = Path(sys.executable).with_name("ansible-playbook")
+    program = str(beside) if beside.is_file() else shutil.which("ansible-playbook")
+    if program is None:
+        raise UserError("found no ansible-playbook, expected Ansible beside this command; run make setup")
+    report = request.place / "report.json"
+    # An older report must never pass for this run's.
+    report.unlink(missing_ok=True)
+    # Another project's settings would not name our modules.
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg")}
+    done = subprocess.run(
+        request.command(root, program),
+        check=False,
+        env=environment,
+        stdout=sys.stderr if request.as_json else None,
+    )
+    if not report.is_file():
+        if done.returncode == ANSIBLE_USAGE:
+            # Ansible stopped before it asked a host: said in our words where the inventory is why.
+            read_variables([Path(one) for one in request.inventories], limit=request.host)
+        print(
+            f"metal accept: found no report of {request.host} (ansible-playbook: {done.returncode}), "
+            "expected one; the lines above say why",
+            file=sys.stderr,
+        )
+        return EXIT_UNREACHABLE
+    try:
+        text = read_bounded(report, BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise UserError(
+            f"found {report}: {error.strerror}, expected a report; run metal accept again"
+        ) from None
+    found = parse(text, str(report))
+    if request.as_json:
+        print(found.as_json(), end="")
+    else:
+        found.print(sys.stdout)
+        print(f"{request.place}: report.json, report.txt and bundle.tar.gz")
+    return 0 if found.accepted else EXIT_FAILED

@@ -1,0 +1,259 @@
+"""``metal bundle``: all that a fleet fetches, in one directory with a manifest.
+
+Exit status: 0 done; 1 ``verify`` found damage; 2 something to fix.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.adapter import roles_directory
+from minimax_metal.controller.bundle import serve, signature, store
+from minimax_metal.controller.plan_command import add_arguments, make_plans
+from minimax_metal.plan.model import Plan, plain
+
+EPILOG = """\
+examples:
+  metal bundle export /mnt/disk/bundle --inventory inventories/my-fleet --sign-key KEY  # with an uplink
+  metal bundle export /mnt/disk/bundle --model MiniMax-M2.5 --gpu H20 --count 4 --platform debian13
+  metal bundle verify /mnt/disk/bundle
+  metal bundle import /mnt/disk/bundle --to /srv/bundle                     # or serve it from the disk
+  metal bundle serve /srv/bundle --allow 10.0.0.0/24 --variables inventories/my-fleet/group_vars/all/b.yml
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metal bundle",
+        description="All that a fleet fetches in one directory, for where no uplink is.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    export = verbs.add_parser(
+        "export", help="fetch what the hosts need into a directory; goes on after a stop"
+    )
+    export.add_argument("directory", type=Path)
+    export.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=("wheels", "packages", "pythons", "weights"),
+        help="leave a part out (repeatable)",
+    )
+    export.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+    export.add_argument(
+        "--vendor-key",
+        metavar="FILE=FINGERPRINT",
+        help="key of a mirror that signs NVIDIA's packages by itself",
+    )
+    export.add_argument(
+        "--sign-key",
+        type=Path,
+        metavar="FILE",
+        help="SSH key that signs the manifest (ssh-keygen -Y sign); without it the bundle has no signature",
+    )
+    add_arguments(export)
+    verify = verbs.add_parser("verify", help="read every byte and compare it with the manifest")
+    verify.add_argument("directory", type=Path)
+    verify.add_argument("--remove", action="store_true", help="take damaged files away, to be brought again")
+    _add_trust(verify)
+    bring = verbs.add_parser("import", help="copy a bundle, verifying each file; goes on after a stop")
+    bring.add_argument("directory", type=Path)
+    bring.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="where the copy is to be")
+    _add_trust(bring)
+    server = verbs.add_parser("serve", help="serve it to the fleet until ended")
+    server.add_argument("directory", type=Path)
+    _add_trust(server)
+    server.add_argument("--listen", default="0.0.0.0:8643", metavar="ADDRESS:PORT", help="(%(default)s)")
+    server.add_argument("--url", help="by which hosts ask; by default this machine's name")
+    server.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="NETWORK",
+        help="who may ask, such as 10.0.0.0/24 (repeatable, at least one)",
+    )
+    server.add_argument(
+        "--user", metavar="NAME", help=f"as whom it runs where root starts it (default: {serve.NOBODY})"
+    )
+    server.add_argument(
+        "--frozen",
+        action="store_true",
+        help="write metal_frozen_sources too: hosts accept the bundle's package lists past their time",
+    )
+    server.add_argument(
+        "--variables", type=Path, metavar="FILE", help="write the one variable that hosts need"
+    )
+    return parser
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--signers",
+        type=Path,
+        metavar="FILE",
+        help=f"public keys (lines of .pub files) of those who sign bundles; default: {signature.SIGNERS}",
+    )
+    parser.add_argument(
+        "--accept-unsigned",
+        action="store_true",
+        help="use a bundle that none of them signed; an import notes it beside the manifest",
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``metal bundle``; return its exit status."""
+    arguments = _parser().parse_args(list(argv))
+    verbs = {"export": _export, "verify": _verify, "import": _import, "serve": _serve}
+    return verbs[arguments.verb](arguments)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from minimax_metal.controller.bundle.export import Export
+
+    if os.geteuid() == 0:
+        print(
+            "metal bundle: started as root, so what mirrors answer is read with root's rights; an ordinary "
+            f"user who may write to {arguments.directory} does as well",
+            file=sys.stderr,
+        )
+    plans = make_plans(arguments)
+    roles = roles_directory()
+    if roles is None:
+        raise UserError(
+            "found no requirements/ beside the package, expected the project's checkout; run it from there"
+        )
+    directory = arguments.directory.absolute()
+    export = Export(
+        directory=directory,
+        plans=plans,
+        requirements=roles.parent / "requirements",
+        say=_say,
+        pull=_pull,
+        without=frozenset(arguments.without),
+        vendor_key=arguments.vendor_key,
+        sign_key=arguments.sign_key,
+    )
+    wanted = export.resolve()
+    need, count = export.check_room(), len(export.items)
+    weights = 0 if "weights" in export.without else sum(one.bytes for one in wanted.weights)
+    _say(f"{count} files, {need / 1e9:.2f} GB to fetch; weights {weights / 1e9:.1f} GB")
+    if arguments.dry_run:
+        return 0
+    export.fetch(wanted)
+    pulled = export.fetch_weights(wanted)
+    bundle = export.finish(wanted, pulled)
+    signed = "signed" if bundle.signature else "without a signature (--sign-key)"
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, whole, {signed}")
+    return 0
+
+
+def _pull(plan: Plan, target: Path) -> None:
+    from minimax_metal.controller.bundle.export import scratch
+    from minimax_metal.host.weights.commands import main as weights
+
+    if plan.weights is None or plan.model is None:
+        raise UserError(f"found no source of weights for {plan.host}, expected metal_weights_source; set it")
+    request: dict[str, Any] = {
+        "path": str(target),
+        "name": plan.model.served_name,
+        "revision": plan.model.revision,
+        "adopt": [],
+        **_stated(plan, plain(plan.weights.sources)),
+    }
+    with scratch() as temporary:
+        path = Path(temporary) / "request.json"
+        path.write_text(json.dumps(request), encoding="utf-8")
+        status = weights(["pull", "--request", str(path)])
+    if status:
+        raise UserError(
+            f"found that the weights of {plan.model.served_name} could not be pulled (status {status}, said "
+            "above), "
+            "expected them whole; run it again, it goes on, or leave them out with --without weights"
+        )
+
+
+def _stated(plan: Plan, sources: Any) -> dict[str, Any]:
+    """What the files of a model are, asked as a run asks: the bundle's manifest will state it for others."""
+    from minimax_metal.controller.bundle.export import scratch
+    from minimax_metal.controller.statements.resolving import resolve
+    from minimax_metal.controller.statements.wishes import Wish
+    from minimax_metal.host.weights.request import Source
+
+    assert plan.model is not None  # noqa: S101  the caller looked
+    repository, revision = plan.model.repositories["huggingface"], plan.model.revision
+    with scratch() as nowhere:
+        wish = Wish(repository, revision, tuple(Source.parse(one, revision) for one in sources))
+        found = resolve(wish, Path(nowhere), keep=False)
+    if found.proof is None:
+        raise UserError(
+            f"found nobody who states the hashes of {repository} at {revision}, expected the hub or a "
+            f"source of metal_weights_source to ({'; '.join(found.warnings) or 'no answer'}); check the way "
+            "there, or leave the weights out with --without weights"
+        )
+    _say(f"weights of {repository}: {found.proof}")
+    return {
+        "sources": [one.as_dict() for one in found.sources],
+        "proof": found.proof.as_dict(),
+        "bytes": sum(entry.size for entry in found.proof.files),
+    }
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    bundle = store.read(arguments.directory, arguments.signers)
+    trust = store.trusted(bundle, arguments.accept_unsigned)
+    bad = []
+    for file, found in store.damaged(bundle):
+        bad.append(file)
+        print(f"{file.path}: found {found}", file=sys.stderr)
+    if not bad:
+        _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified, {trust}")
+        return 0
+    remedy = "they are removed:" if arguments.remove else "verify it with --remove, then"
+    if arguments.remove:
+        store.remove(bundle, bad)
+    print(
+        f"metal bundle: found {len(bad)} of {len(bundle.files)} files of {bundle.directory} damaged, "
+        f"expected none; {remedy} export or import it again, which brings only these",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    source, target = arguments.directory.absolute(), arguments.to.absolute()
+    if source == target or source in target.parents or target in source.parents:
+        raise UserError(f"found --to {target} inside {source} or around it, expected another place; name one")
+    found = store.read(source, arguments.signers)
+    trust = store.trusted(found, arguments.accept_unsigned)
+    bundle = store.copy(found, target, _say, trust)
+    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified, {trust}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    host, port = serve.address(arguments.listen)
+    serve.networks(arguments.allow)
+    bundle = store.read(arguments.directory, arguments.signers)
+    trust = store.trusted(bundle, arguments.accept_unsigned)
+    url = (arguments.url or serve.own_url(host, port)).rstrip("/")
+    if arguments.variables:
+        serve.written(arguments.variables, url, arguments.frozen)
+        _say(f"{arguments.variables}: metal_mirrors: {url}")
+    _say(
+        f"{bundle.directory}: {len(bundle.files)} files of {bundle.created}, {trust}; for hosts: "
+        f"metal_mirrors: {url}"
+    )
+    return serve.run(bundle, host, port, arguments.allow, arguments.user)

@@ -1,0 +1,193 @@
+"""``metal keys``: change the keys of a fleet while it serves, and see where such a change is.
+
+    metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of ansible-playbook]
+    metal keys rotate --key share [--finish] -i INVENTORY
+    metal keys status --secrets DIRECTORY
+
+Three more are the playbook's own: ``step`` and ``arrived`` keep the state on the controller, ``accepted``
+asks
+an engine on its own host whether it takes exactly the keys in its file. No key is in any argument or output.
+Exit status: that of ``metal site``; ``accepted``: 0 it does, 1 it does not; 2 wrong usage, or refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.errors import UserError
+from minimax_metal.controller.keys import rotation
+from minimax_metal.host.engine_plugin.minimax_metal_engine.identity import MANAGERS, PATH, Identity
+from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, parse
+from minimax_metal.host.weights.share.renewal import DROP, RENEW
+
+SHARE: Final = "share"
+"""The secret of sharing, of which hosts hold two by themselves (artefacts/share/renewal.py)."""
+ASK_SECONDS: Final = 20.0
+"""An engine that reads new keys stretches each of them first, 0.1 s of processor time."""
+
+
+def rotate(argv: Sequence[str]) -> int:
+    """Run playbooks/rotate.yml; for the secret of sharing, playbooks/rotate_share.yml."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    way = own.add_mutually_exclusive_group()
+    way.add_argument("--finish", action="store_true")
+    way.add_argument("--take-back", action="store_true")
+    own.add_argument("--key", action="append", choices=(*rotation.NAMES, SHARE))
+    if "-h" in argv or "--help" in argv:
+        print(HELP)
+        return 0
+    known, rest = own.parse_known_args(list(argv))
+    verb = rotation.FINISH if known.finish else rotation.TAKE_BACK if known.take_back else rotation.START
+    if SHARE in (known.key or ()):
+        return _rotate_share(verb, known.key, rest)
+    given: dict[str, object] = {"metal_keys_do": verb}
+    if known.key:
+        given["metal_keys_names"] = list(dict.fromkeys(known.key))
+    return _play("rotate", "Change the fleet's keys, with both valid meanwhile", given, rest)
+
+
+def _play(playbook: str, does: str, given: Mapping[str, object], rest: Sequence[str]) -> int:
+    from minimax_metal.controller.run.commands import Verb, run_verb
+
+    path = f"playbooks/{playbook}.yml"
+    verb = Verb(name="keys", playbook=path, description=f"{does}: {path}.", expected=(), stops_itself=False)
+    return run_verb(verb, [*rest, "-e", json.dumps(given)])
+
+
+def _rotate_share(verb: str, names: Sequence[str], rest: Sequence[str]) -> int:
+    if set(names) != {SHARE}:
+        raise UserError(
+            "found --key share beside other keys, expected it alone: hosts share by it, clients do not "
+            "use it; run metal keys rotate once for each"
+        )
+    if verb == rotation.TAKE_BACK:
+        raise UserError(
+            "found --take-back for share, expected none: nobody has to be given the new secret; renew it "
+            "again instead"
+        )
+    do = DROP if verb == rotation.FINISH else RENEW
+    return _play("rotate_share", "Renew the secret of sharing", {"metal_share_secret_do": do}, rest)
+
+
+HELP: Final = f"""\
+usage: metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of
+ansible-playbook]
+
+Without --finish: every engine and gateway takes the old and the new key, and the new one is the fleet's from
+then on. Give clients the new key, then:
+  --finish     the old key stops working
+  --take-back  back to the old key, from wherever a change is
+  --key NAME   {", ".join(rotation.NAMES)}; by default all of them (repeatable)
+  --key share  the secret by which hosts share a pull: renewed at once, the one before valid for a day;
+               with --finish the one before stops working now
+
+A run that was interrupted is continued by the same command. metal keys status says where it is.
+"""
+
+
+def status(argv: Sequence[str]) -> int:
+    """Say where a change of keys is."""
+    arguments = _parser("status").parse_args(argv)
+    state = rotation.read(arguments.secrets)
+    if state is None:
+        print("no change of keys is under way")
+        return 0
+    place = rotation.PLACES[state.at]
+    if state.at != state.to:
+        place = f"between {place!r} and {rotation.PLACES[state.to]!r}: the run did not end; run it again"
+    print(f"{', '.join(sorted(state.keys))}: {place}, since {state.began}")
+    return 0
+
+
+def step(argv: Sequence[str]) -> int:
+    """Decide and write down the next place; print it as JSON."""
+    parser = _parser("step")
+    parser.add_argument("--do", choices=rotation.VERBS, required=True)
+    parser.add_argument("--key", action="append", default=[])
+    parser.add_argument("--further", action="store_true", help="not the first step of a run")
+    arguments = parser.parse_args(argv)
+    names = tuple(arguments.key) or rotation.NAMES
+    print(json.dumps(rotation.step(arguments.secrets, arguments.do, names, further=arguments.further)))
+    return 0
+
+
+def arrived(argv: Sequence[str]) -> int:
+    """Write down that all hosts are where they were brought; print the place."""
+    print(rotation.arrived(_parser("arrived").parse_args(argv).secrets))
+    return 0
+
+
+def accepted(argv: Sequence[str]) -> int:
+    """Ask an engine for its proofs, and compare them with the keys in its file."""
+    parser = argparse.ArgumentParser(prog="metal keys accepted", allow_abbrev=False)
+    parser.add_argument("--url", required=True, help="URL at the host's own address")
+    parser.add_argument("--identity", required=True, help="address that the engine proves to be behind")
+    parser.add_argument("--directory", type=Path, required=True, help="directory of its keys")
+    arguments = parser.parse_args(argv)
+    try:
+        keys = parse((arguments.directory / FILE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{arguments.directory / FILE}: {error}; run playbooks/serve.yml") from None
+    found = engine_takes(arguments.url, arguments.identity, keys)
+    print(found or "takes exactly the keys in its file")
+    return 1 if found else 0
+
+
+def engine_takes(url: str, address: str, keys: Accepted) -> str:
+    """What keeps an engine from taking exactly these keys; empty where it does."""
+    from urllib.parse import urljoin
+
+    from minimax_metal.host.engine.health import ask
+
+    nonce = secrets.token_hex(32)
+    status, text = ask(f"{urljoin(url, PATH)}?nonce={nonce}", ASK_SECONDS)
+    if status != "200":
+        return f"found {status} at {PATH}, expected the guard's answer"
+    try:
+        raw = read_json(text)
+        clients, managers = raw["proofs"], raw["managers"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return "found a guard that reads keys at its start only, expected one that reads them again"
+    wanted = [Identity(key, address).proof(nonce) for key in keys.user]
+    wanted_managers = [Identity(key, address + MANAGERS).proof(nonce) for key in keys.admin]
+    if clients == wanted and managers == wanted_managers:
+        return ""
+    return "found an engine that takes other keys than those in its file, expected these and no other"
+
+
+def _parser(verb: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"metal keys {verb}", allow_abbrev=False)
+    parser.add_argument(
+        "--secrets",
+        type=Path,
+        required=True,
+        metavar="DIRECTORY",
+        help="the fleet's secrets (on the controller)",
+    )
+    return parser
+
+
+VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
+    "rotate": rotate,
+    "status": status,
+    "step": step,
+    "arrived": arrived,
+    "accepted": accepted,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status."""
+    words = list(argv or ())
+    if not words or words[0] in {"-h", "--help"}:
+        print(__doc__)
+        return 0 if words else 2
+    if words[0] not in VERBS:
+        raise UserError(f"found {words[0]!r}, expected rotate or status")
+    return VERBS[words[0]](words[1:])

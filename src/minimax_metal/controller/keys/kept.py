@@ -1,0 +1,102 @@
+"""Keys that the controller makes once for a fleet and keeps, each in a file: whole, or not there at all.
+
+A file of less is never taken for a key: not one that a crash cut off, that others can read, or that is weak.
+What stands against it is said with the file's name, never with anything of its content.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import stat
+import string
+from pathlib import Path
+from typing import Final
+
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.files import directory_beneath, new_file, read_bounded
+
+LENGTH: Final = 48
+"""Characters of a key that is made: about 285 bits."""
+SHORTEST: Final = 16
+"""Characters of a key at least: what clients, the engine's parser and the gateway take."""
+DIFFERENT: Final = 8
+"""Characters that differ at least: ``aaaaaaaaaaaaaaaa`` is no key."""
+LARGEST: Final = 4096
+_ALPHABET: Final = string.ascii_letters + string.digits
+_FORM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/=-]*")
+
+
+def make(length: int = LENGTH) -> str:
+    """Return a new key of letters and digits."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def kept(path: Path, length: int = LENGTH, *, keep: bool = True) -> str:
+    """Return the key in a file; make it where there is none.
+
+    Args:
+        path: the file; its directory is made with mode 0700.
+        length: of a key that is made; a shorter one (keepalived takes 8 characters) may be read as well.
+        keep: whether a key that is made is written.
+
+    Raises:
+        UserError: the file is not a whole, strong key for its owner alone, or can't be read or written.
+    """
+    try:
+        try:
+            return _read(path, length)
+        except FileNotFoundError:
+            if not keep:
+                return make(length)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = make(length)
+        try:
+            with (
+                directory_beneath(path.parent.resolve()) as directory,
+                new_file(directory, path.name, 0o600) as descriptor,
+            ):
+                os.write(descriptor, f"{key}\n".encode())
+        except FileExistsError:
+            # Another process was quicker: the fleet has one key.
+            return _read(path, length)
+        return key
+    except OSError as error:
+        raise UserError(
+            f"found {path}: {error.strerror or error}; expected a key that this user can read; fix its "
+            "owner, or name another directory of secrets"
+        ) from None
+
+
+def _read(path: Path, length: int) -> str:
+    """Return the key in a file.
+
+    Raises:
+        UserError: it is not a key, or not this user's alone.
+        OSError: it can't be read.
+    """
+    content = read_bounded(path, LARGEST)
+    status = path.stat()
+
+    def refuse(found: str, expected: str, remedy: str) -> UserError:
+        return UserError(f"found {found} in {path}, expected {expected}; {remedy}")
+
+    again = "write it again, or remove the file so that a new key is made (clients need the new one then)"
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise refuse(
+            f"a key with mode {stat.S_IMODE(status.st_mode):04o}",
+            "one that its owner alone can read",
+            f"run chmod 600 {path}, and replace the key if others could have read it",
+        )
+    text = content.decode("ascii", "replace")
+    key = text.strip()
+    shortest = min(SHORTEST, length)
+    if not _FORM.fullmatch(key):
+        what = "nothing" if not key else "other characters than letters, digits and ._~+/=-"
+        raise refuse(what, f"one key of {shortest} or more letters, digits and ._~+/=-", again)
+    if len(key) < shortest or len(set(key)) < min(DIFFERENT, length // 2):
+        raise refuse("a weak key", f"{shortest} or more characters, of which many differ", again)
+    if len(key) < length and not text.endswith("\n"):
+        raise refuse("a key without a line's end, as a crash leaves half of one", "a whole line", again)
+    return key

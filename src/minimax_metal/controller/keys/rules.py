@@ -1,0 +1,103 @@
+"""What stands against changing a fleet's keys; each reason with what to do instead. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from minimax_metal.controller.keys.rotation import NAMES, START
+
+VARIABLES: Final = {
+    "sglang_service_api_key": "api_key",
+    "sglang_gateway_api_key": "api_key",
+    "sglang_service_admin_api_key": "admin_api_key",
+    "sglang_gateway_admin_key": "gateway_admin_key",
+}
+"""Variables by which a user gives a key of his own, and the key of the secrets directory that each
+replaces."""
+BESIDE: Final = {
+    "sglang_service_api_key": "sglang_service_accepted_api_keys",
+    "sglang_gateway_api_key": "sglang_gateway_accepted_api_keys",
+    "sglang_service_admin_api_key": "sglang_service_accepted_admin_api_keys",
+}
+
+
+def given(variables: Mapping[str, Any]) -> list[str]:
+    """Return the variables by which a host is given a key of the user's; names only."""
+    return [name for name in VARIABLES if variables.get(name)]
+
+
+def reasons(
+    plan: Mapping[str, Any],
+    host: str,
+    limit: str,
+    set_by_user: Collection[str],
+    verb: str = START,
+    names: Sequence[str] = (),
+) -> list[str]:
+    """Return why the keys of a fleet can't be changed now, a line each.
+
+    Args:
+        plan: the host's.
+        host: its name.
+        limit: what was typed behind ``--limit``.
+        set_by_user: variables of :data:`VARIABLES` that are set somewhere in the fleet.
+        verb: ``start``, ``finish`` or ``take-back``.
+        names: keys that are to be changed; none: all.
+    """
+    found = []
+    if limit:
+        found.append(
+            f"{host}: found --limit {limit}, expected the whole fleet: a host that is left out would "
+            f"refuse the new "
+            "key; run without --limit"
+        )
+    if plan.get("refusals"):
+        found.append(
+            f"{host}: found a plan that is refused, expected one that fits; playbooks/preflight.yml says why"
+        )
+        return found
+    if not plan.get("api_keys", True) or not all(
+        one.get("keys_directory") for one in plan.get("services", ())
+    ):
+        found.append(
+            f"{host}: found metal_api_keys: false, expected keys to change; set metal_api_keys to true "
+            f"and run site.yml"
+        )
+        return found
+    for service in plan.get("services", ()):
+        if not service.get("proves"):
+            found.append(
+                f"{host}: found {service['unit']} with an engine that loads no plug-ins (before 0.5.16), "
+                f"expected one "
+                "with the guard, which takes two keys; change its keys with a restart: replace the files "
+                "in the secrets "
+                "directory and run playbooks/serve.yml, or set metal_engine_release to 0.5.16 or newer"
+            )
+    for variable in sorted(set_by_user):
+        if VARIABLES.get(variable) in (tuple(names) or NAMES) and verb == START:
+            found.append(f"{host}: found {variable}, {_own(variable, names)}")
+    return found
+
+
+def _own(variable: str, names: Sequence[str]) -> str:
+    others = [name for name in names or NAMES if name != VARIABLES[variable]]
+    rest = (
+        f"; for the others: metal keys rotate {' '.join(f'--key {name}' for name in others)}"
+        if others
+        else ""
+    )
+    beside = BESIDE.get(variable)
+    if beside is None:
+        return (
+            "expected a key of the secrets directory: yours is yours to change; set another one and run "
+            f"playbooks/gateway.yml{rest}"
+        )
+    apply = "site.yml" if variable.startswith("sglang_service") else "playbooks/gateway.yml"
+    return (
+        f"expected a key of the secrets directory: yours is yours to change; put the new key into "
+        f"{beside} and run "
+        f"{apply}; exchange the two and run it again; give clients the new one; take the old one out and "
+        f"run it once "
+        f"more{rest}"
+    )

@@ -1,0 +1,1 @@
+"""A run of a playbook: started, shown as it goes, kept."""

@@ -1,0 +1,264 @@
+"""``metal site``, ``metal rollout``, ``metal rollback``: a playbook of the project, with a view and a report.
+
+What they do is what ``ansible-playbook`` does with the same words; every option of it may be given. Exit
+status: :mod:`minimax_metal.controller.run.outcome`.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from minimax_metal import __version__
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.redact import (
+    Redactor,
+    secrets_of_directories,
+    secrets_of_environment,
+    secrets_of_extra_variables,
+)
+from minimax_metal.common.text import one_line
+from minimax_metal.controller.inventory import look_for, read_variables
+from minimax_metal.controller.project import find_project
+from minimax_metal.controller.report.commands import keep_checks
+from minimax_metal.controller.report.commands import write as write_report
+from minimax_metal.controller.run.events import Run
+from minimax_metal.controller.run.history import History
+from minimax_metal.controller.run.options import Words, own_parser, read_words
+from minimax_metal.controller.run.outcome import exit_status, sentence
+from minimax_metal.controller.run.plain import Ansible, Plain, Show, spell
+from minimax_metal.controller.run.store import Kept, Store, runs_directory
+
+EPILOG: Final = """\
+Every option of ansible-playbook may be given, and means what it means there: -i, --limit, --tags, --check,
+--diff, -e, --vault-password-file ... Plain `ansible-playbook {playbook}` with the same options does the same.
+
+Ctrl-C once: {once}. Twice: stop now; the next run says where things stand.
+exit status: 0 done, 1 failed or reverted, 2 wrong usage or refused, 3 unreachable, 130 interrupted
+"""
+
+
+REFUSED: Final = "'metal_acting' failed: "
+"""What stands in Ansible's words before the reason why a run has nothing to do."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A playbook that has a verb of its own."""
+
+    name: str
+    playbook: str
+    description: str
+    expected: tuple[str, ...]
+    """Stages a whole run goes through: the columns that are there from the beginning."""
+    stops_itself: bool
+    """Whether the playbook looks at ``metal_rollout_stop_file`` between two hosts."""
+
+
+_BUILD: Final = (
+    "host_tools",
+    "host_tuning",
+    "model_weights",
+    "nvidia_driver",
+    "cuda_toolkit",
+    "sglang_runtime",
+)
+SITE: Final = Verb(
+    name="site",
+    playbook="site.yml",
+    description="From bare hosts to verified endpoints: site.yml, with a live view and a report.",
+    expected=("preflight", *_BUILD, "sglang_service", "post_check", "release_record"),
+    stops_itself=False,
+)
+ROLLOUT: Final = Verb(
+    name="rollout",
+    playbook="playbooks/rollout.yml",
+    description="Change the fleet host by host behind its gateway: playbooks/rollout.yml, with a live view.",
+    expected=("preflight", *_BUILD, "drain", "stop", "sglang_service", "post_check", "undrain", "soak",
+              "release_record"),
+    stops_itself=True,
+)  # fmt: skip
+ROLLBACK: Final = Verb(
+    name="rollback",
+    playbook="playbooks/rollback.yml",
+    description="Take hosts back to a release they still have: playbooks/rollback.yml, with a live view.",
+    expected=("preflight", "drain", "stop", "sglang_service", "post_check", "undrain", "release_record"),
+    stops_itself=True,
+)
+
+
+def project() -> Path:
+    """Return the directory of the project; another project's ``site.yml`` here or above is not ours.
+
+    Raises:
+        UserError: there is none.
+    """
+    place = find_project()
+    if place is None:
+        raise UserError(
+            "found minimax-metal installed without its playbooks (pip brings the Python package alone), "
+            "expected a checkout; clone the repository, type make setup there, and run its .venv/bin/metal"
+        )
+    return place
+
+
+def view_for(
+    words: Words, verb: Verb, history: History | None, environment: Mapping[str, str], terminal: bool
+) -> Show:
+    """Return what shows a run: as asked, else the live view where somebody looks at a terminal."""
+    wanted = words.own.view
+    if wanted == "auto":
+        plain = not terminal or environment.get("NO_COLOR") or environment.get("CI")
+        wanted = "plain" if plain or environment.get("TERM", "dumb") == "dumb" else "live"
+    if wanted == "live":
+        from minimax_metal.controller.run.view import View
+
+        expected = () if words.tags else verb.expected
+        return View(f"metal {verb.name}", expected=expected, history=history, console=Console())
+    return Ansible() if wanted == "ansible" else Plain()
+
+
+def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
+    """Return what masks all secrets that the controller knows."""
+    places = []
+    for inventory in words.inventories:
+        directory = inventory if inventory.is_dir() else inventory.parent
+        places.append(directory / "secrets")
+    return Redactor(
+        [
+            *passwords.values(),
+            *secrets_of_environment(),
+            *secrets_of_extra_variables(words.extra_variables),
+            *secrets_of_directories(places),
+        ]
+    )
+
+
+def earlier(store: Store, same: Mapping[str, Any]) -> History | None:
+    """Return how the last run that was asked the same went, if one went well."""
+    run = store.latest(**same)
+    if run is None:
+        return None
+    state = Run().take_all(record for record in run.records() if record["kind"] in {"play", "task", "stats"})
+    return History(state.steps, state.latest)
+
+
+def run_verb(verb: Verb, argv: Sequence[str]) -> int:
+    """Run a verb with the words behind it; return its exit status."""
+    once = (
+        "finish the hosts in work, then stop" if verb.stops_itself else "stop before the next play or batch"
+    )
+    parser = own_parser(verb.name, verb.description, EPILOG.format(playbook=verb.playbook, once=once))
+    words = read_words(parser, argv)
+    # ansible-runner is a second's import: not for --help.
+    from minimax_metal.controller.run.runner import ask_passwords, execute, hidden, playbook_program
+
+    root = project()
+    playbook = root / verb.playbook
+    if not playbook.is_file():
+        raise UserError(f"found no {verb.playbook} in {root}, expected a whole checkout of minimax-metal")
+    look_for(words.inventories)
+    # Ansible would take another project's settings from the working directory; ours name our modules.
+    os.environ["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")
+    command = [playbook_program(), *words.ansible, str(playbook)]
+    if words.lists:
+        os.execv(command[0], command)  # noqa: S606  # it runs nothing: Ansible's own answer is the answer
+    passwords = ask_passwords(words.passwords)
+    redactor = secrets_known(words, passwords)
+    store = Store(runs_directory(words.own.runs))
+    same: dict[str, Any] = {
+        "verb": verb.name,
+        "check": words.check,
+        "limit": words.limit,
+        "tags": list(words.tags),
+        "inventories": [str(one.resolve()) for one in words.inventories],
+    }
+    history = earlier(store, same)
+    kept = store.new(verb.name)
+    if verb.stops_itself:
+        # As JSON: NAME=VALUE ends at a space in the path.
+        command[1:1] = ["-e", json.dumps({"metal_rollout_stop_file": str(kept.path.resolve() / "stop")})]
+    show = view_for(words, verb, history, os.environ, sys.stdout.isatty())
+    about: dict[str, Any] = {
+        "schema": 1,
+        "run": kept.name,
+        **same,
+        "command": hidden(["ansible-playbook", *words.ansible, verb.playbook], redactor),
+        "who": f"{getpass.getuser()}@{socket.gethostname()}",
+        "metal": __version__,
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    kept.describe(about)
+    returned, run, stopped = execute(
+        command,
+        kept,
+        show,
+        redactor,
+        passwords,
+        stop_file_is_read=verb.stops_itself,
+        echo=isinstance(show, Ansible),
+    )
+    status = exit_status(returned, run, stopped=stopped)
+    about |= {
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        "ansible": returned,
+        "exit": int(status),
+        "outcome": sentence(status, run),
+    }
+    kept.describe(about)
+    keep_checks(kept, run, redactor)
+    write_report(kept, store)
+    _close(verb, kept, run, about, show)
+    return int(status)
+
+
+def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Show) -> None:
+    """Say what became of the run, and where it is told at length."""
+    if not isinstance(show, Plain | Ansible):
+        for failure in run.failures[-3:]:
+            show.note(f"{failure.host}: {failure.task}:")
+            for line in failure.lines[:20]:
+                show.note(f"  {line}")
+    if not run.hosts:
+        # Ansible stopped before it asked a host: what it said is the reason.
+        said = (kept.path / "output.log").read_text(encoding="utf-8").splitlines()
+        reasons = [line for line in said if "nothing was done" in line] or _no_such_hosts(about, said)
+        for line in dict.fromkeys(reasons):
+            show.note(f"  {one_line(line.partition(REFUSED)[2] or line)}")
+    show.note(f"metal {verb.name}: {about['outcome']} in {spell(run.seconds)}")
+    show.note(f"report: {kept.path / 'report.html'}")
+
+
+def _no_such_hosts(about: Mapping[str, Any], said: Sequence[str]) -> list[str]:
+    """Say which groups and hosts there are where a limit left none; else Ansible's own last lines."""
+    if any("leaves us with no hosts to target" in line for line in said):
+        try:
+            read_variables([Path(one) for one in about["inventories"]], limit=about["limit"])
+        except UserError as error:
+            return [str(error)]
+    return list(said[-12:])
+
+
+def site(argv: Sequence[str]) -> int:
+    """Run ``metal site``."""
+    return run_verb(SITE, argv)
+
+
+def rollout(argv: Sequence[str]) -> int:
+    """Run ``metal rollout``."""
+    return run_verb(ROLLOUT, argv)
+
+
+def rollback(argv: Sequence[str]) -> int:
+    """Run ``metal rollback``."""
+    return run_verb(ROLLBACK, argv)

@@ -1,0 +1,203 @@
+"""What a play wants to know about a model's files, and what the controller kept of earlier answers."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.files import read_bounded, write_atomic
+from minimax_metal.common.text import one_line
+from minimax_metal.host.weights.bound import authority
+from minimax_metal.host.weights.manifest import MOST_BYTES
+from minimax_metal.host.weights.proof import BUNDLE, HUB, MANIFEST, Proof
+from minimax_metal.host.weights.request import (
+    DIRECTORY,
+    HF_MIRROR,
+    HUBS,
+    HUGGINGFACE,
+    MODELSCOPE,
+    Source,
+    is_commit,
+)
+from minimax_metal.host.weights.sources import DEFAULT_ENDPOINTS
+
+SCHEMA: Final = 1
+RECENT: Final = 300.0
+"""Seconds for which it holds that nobody could be asked."""
+_PUBLIC: Final = {kind: DEFAULT_ENDPOINTS[kind][1] for kind in HUBS}
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be resolved.
+
+    ``repository`` and ``revision``: as Hugging Face knows the model. ``manifest``: a file that the user
+    names. ``accept_unhashed``: take a statement that lacks hashes. ``again``: ask anew what was kept.
+    """
+
+    repository: str
+    revision: str
+    sources: tuple[Source, ...]
+    manifest: Path | None = None
+    accept_unhashed: bool = False
+    again: bool = False
+
+    @property
+    def asks_hub(self) -> bool:
+        """Whether the publisher's own hub is asked: not where the user has only other places for it."""
+        return any(
+            source.kind in {HF_MIRROR, MODELSCOPE, HUGGINGFACE}
+            and (source.endpoint or _PUBLIC[source.kind]).rstrip("/") == _PUBLIC[source.kind]
+            for source in self.sources
+        )
+
+    def candidates(self) -> list[Source]:
+        """Return who is asked, the publisher's hub first."""
+        found = []
+        if self.asks_hub:
+            token = next((one.token_file for one in self.sources if one.kind == HUGGINGFACE), None)
+            public = _PUBLIC[HUGGINGFACE]
+            found.append(Source(HUGGINGFACE, self.repository, self.revision, public, token_file=token))
+        found += [source for source in self.sources if source.kind != DIRECTORY]
+        unique: dict[tuple[str, str | None, str | None], Source] = {}
+        for one in found:
+            unique.setdefault((one.kind, one.endpoint, one.repository), one)
+        return sorted(unique.values(), key=lambda one: authority(one)[0] != HUB)
+
+
+def wish_of(arguments: Mapping[str, Any]) -> Wish:
+    """Return the wish that a play's task states.
+
+    Raises:
+        UserError: an argument is missing or wrong.
+    """
+    tokens = arguments.get("tokens") or {}
+    sources = []
+    for raw in arguments["sources"]:
+        source = Source.parse({key: value for key, value in raw.items() if key != "token_file"})
+        token = tokens.get(source.kind)
+        sources.append(replace(source, token_file=Path(token).expanduser()) if token else source)
+    manifest = arguments.get("manifest")
+    return Wish(
+        str(arguments["repository"]),
+        str(arguments["revision"]),
+        tuple(sources),
+        Path(manifest) if manifest else None,
+        bool(arguments.get("accept_unhashed")),
+        bool(arguments.get("again")),
+    )
+
+
+def store_directory(inventory: str) -> Path:
+    """Return where the controller keeps what was resolved for an inventory, beside the runs of the fleet.
+
+    Args:
+        inventory: directory of the inventory; what one fleet resolved is nothing to another.
+    """
+    base = os.environ.get("XDG_STATE_HOME")
+    root = (Path(base) if base else Path.home() / ".local" / "state") / "minimax-metal" / "weights"
+    digest = hashlib.sha256(inventory.encode()).hexdigest()[:12]
+    return root / f"{re.sub(r'[^A-Za-z0-9]+', '-', Path(inventory).name).strip('-') or 'fleet'}-{digest}"
+
+
+def file_of(store: Path, wish: Wish) -> Path:
+    """Return the file that keeps what was resolved for a wish."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{wish.repository}@{wish.revision}").strip("-.")
+    return store / f"{name}.json"
+
+
+def note_failure(store: Path, wish: Wish, reasons: Sequence[str], hosts: int) -> None:
+    """Keep for some minutes that nobody could say: of many hosts' tasks one waits for the sources."""
+    content = {"wish": _digest(wish), "time": time.time(), "reasons": list(reasons), "hosts": hosts}
+    write_atomic(file_of(store, wish).with_suffix(".failed"), json.dumps(content) + "\n", mode=0o600)
+
+
+def recent_failure(store: Path, wish: Wish) -> tuple[list[str], int] | None:
+    """Return why nobody could say some minutes ago, and how many hosts had tried; None when long ago."""
+    try:
+        raw: Any = read_json(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
+        if raw["wish"] == _digest(wish) and 0 <= time.time() - raw["time"] < RECENT:
+            return [str(reason) for reason in raw["reasons"]], int(raw["hosts"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pass
+    return None
+
+
+def _digest(wish: Wish) -> str:
+    return hashlib.sha256(repr(wish).encode()).hexdigest()
+
+
+@contextmanager
+def locked(store: Path, keep: bool) -> Iterator[None]:
+    """One process at a time: of many hosts' tasks one asks, the others read what it kept."""
+    if not keep:
+        yield
+        return
+    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@dataclass(slots=True)
+class Kept:
+    """One file of the store: a proof, and the branches that were resolved with it."""
+
+    proof: Proof
+    settled: list[tuple[Source, str]]
+
+    def good_for(self, wish: Wish) -> bool:
+        """Return whether it may still speak for the wish: a mirror only while the user still names it."""
+        if self.proof.unhashed and not wish.accept_unhashed:
+            return False
+        origins = {authority(source)[1] for source in wish.candidates()}
+        return self.proof.by in {HUB, BUNDLE, MANIFEST} or self.proof.origin in origins
+
+    def write(self, store: Path, wish: Wish) -> None:
+        """Write it."""
+        content = {
+            "schema": SCHEMA,
+            "repository": wish.repository,
+            "revision": wish.revision,
+            "settled": [{"source": source.as_dict(), "commit": commit} for source, commit in self.settled],
+            "proof": self.proof.as_dict(),
+        }
+        write_atomic(file_of(store, wish), json.dumps(content, indent=1) + "\n", mode=0o600)
+
+    @classmethod
+    def read(cls, store: Path, wish: Wish) -> Kept | None:
+        """Return what is kept for a wish.
+
+        Raises:
+            UserError: it is damaged; nobody else can say what was resolved.
+        """
+        file = file_of(store, wish)
+        try:
+            raw: Any = read_json(read_bounded(file, MOST_BYTES))
+            if (raw["repository"], raw["revision"]) != (wish.repository, wish.revision):
+                return None  # another model whose name is written the same
+            known = [(Source.parse(one["source"]), one["commit"]) for one in raw["settled"]]
+            if not all(isinstance(commit, str) and is_commit(commit) for _, commit in known):
+                raise ValueError("a branch's commit is not one")
+            return cls(Proof.parse(raw["proof"]), known)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
+            raise UserError(
+                f"found {file} that can't be read ({one_line(str(error), 200)}), expected what the files of "
+                f"{wish.repository} are; remove it, and the hub is asked again"
+            ) from error

@@ -1,1 +1,0 @@
-"""The fleet, seen from the controller: runs of playbooks, what they show, what they leave behind."""

@@ -1,0 +1,256 @@
+"""``metal accept``: accept the first GPU host of a kind.
+
+On the controller ``metal accept HOST --inventory I`` runs ``playbooks/accept.yml``, which carries out ``metal
+accept --local`` on the host and brings the report and the bundle here.
+
+Exit status: 0 accepted; 1 a check failed; 2 not reachable, not provisioned, or usage; 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from minimax_metal.common.documents import read_json
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.files import write_atomic
+from minimax_metal.common.privileges import trusted_directory
+from minimax_metal.controller import accept as controller
+from minimax_metal.host.accept import bundle
+from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.machine import Local, properties
+from minimax_metal.host.accept.redaction import Redaction, secrets_of_host
+from minimax_metal.host.accept.report import Report
+from minimax_metal.host.accept.sandbox import Sandbox, is_root, sweep
+from minimax_metal.host.accept.suite import CHECKS, Run, selected
+from minimax_metal.host.releases.record import CURRENT, DIRECTORY, read_plan
+
+EXIT_FAILED: Final = 1
+STATE: Final = Path("/var/lib/minimax-metal/accept")
+LOCK: Final = Path("/run/metal-accept.lock")
+REPORT: Final = "report.json"
+TABLE: Final = "report.txt"
+BUNDLE: Final = "bundle.tar.gz"
+
+
+def main(argv: list[str]) -> int:
+    """Run ``metal accept``; return its exit status."""
+    if "--list" in argv:
+        for check in CHECKS:
+            print(f"{check.name:<16}{check.about}")
+        return 0
+    arguments = _parser().parse_args(argv)
+    for pattern in (*arguments.only, *arguments.skip):
+        if not any(selected(check.name, [pattern], []) for check in CHECKS):
+            names = ", ".join(check.name for check in CHECKS)
+            raise UserError(f"no check is called {pattern!r}; expected some of {names}")
+    if arguments.local:
+        return local(arguments)
+    if not arguments.host or not arguments.inventory:
+        raise UserError(
+            "found no host or no inventory, expected metal accept HOST --inventory INVENTORY; on the host "
+            "itself it is metal accept --local"
+        )
+    return controller.accept(
+        controller.Request(
+            host=arguments.host,
+            inventories=tuple(arguments.inventory),
+            directory=arguments.directory,
+            stop_engine=arguments.stop_engine,
+            anonymise=arguments.anonymise,
+            only=tuple(arguments.only),
+            skip=tuple(arguments.skip),
+            more=tuple(arguments.ansible),
+            as_json=arguments.json,
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="metal accept",
+        description="Accept the first GPU host of a kind: what only its own GPUs can show, as a table, JSON "
+        "and a redacted bundle to attach to a bug report.",
+        epilog="Exit status: 0 accepted; 1 a check failed; 2 not reachable, or usage. docs/accept.md says "
+        "what each check looks for, and what only a real GPU shows of it.",
+    )
+    parser.add_argument("host", nargs="?", metavar="HOST", help="a host of the inventory")
+    parser.add_argument(
+        "-i", "--inventory", action="append", metavar="INVENTORY", help="Ansible's; may be given again"
+    )
+    parser.add_argument("--local", action="store_true", help="check the host this runs on, as root")
+    parser.add_argument(
+        "--stop-engine",
+        action="store_true",
+        help="stop the engine for the checks that need the GPUs' memory, and start it again whatever happens",
+    )
+    parser.add_argument(
+        "--anonymise",
+        action="store_true",
+        help="take serial numbers, UUIDs, addresses and host names out of the bundle too",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="these checks; * is known"
+    )
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="all but these")
+    parser.add_argument("--list", action="store_true", help="list the checks")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
+    parser.add_argument(
+        "--directory",
+        type=Path,
+        default=None,
+        metavar="DIR",
+        help="where report and bundle go: ./accept/HOST, with --local " + str(STATE),
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        help="with --local: the plan as JSON, - for standard input; else that of the newest release record",
+    )
+    parser.add_argument(
+        "--ansible",
+        action="append",
+        default=[],
+        metavar="ARGUMENT",
+        help="one more argument for ansible-playbook, such as --ansible=--ask-become-pass",
+    )
+    return parser
+
+
+def local(arguments: argparse.Namespace) -> int:
+    """Check this host."""
+    if not is_root():
+        raise UserError(
+            "found a user who is not root, expected root: the sandbox of a unit is systemd's to make"
+        )
+    plan = _plan(arguments.plan)
+    machine = Local()
+    context = Context(machine, plan)
+    python = f"{plan['engine']['environment']}/bin/python"
+    run = Run(
+        context,
+        lambda service: Sandbox(machine, service.unit, python),
+        stop_engine=arguments.stop_engine,
+        only=arguments.only,
+        skip=arguments.skip,
+    )
+    with _alone(), _signals_as_interrupts():
+        sweep(machine)
+        report = run.report()
+        _keep(report, context, arguments.directory or STATE, anonymise=arguments.anonymise)
+    if arguments.json:
+        print(report.as_json(), end="")
+    else:
+        report.print(sys.stdout)
+    return 0 if report.accepted else EXIT_FAILED
+
+
+def _plan(source: str | None) -> Mapping[str, Any]:
+    """The plan the host is measured against.
+
+    Raises:
+        UserError: there is none, or it is of a host that can't serve.
+    """
+    if source is None:
+        record = DIRECTORY / CURRENT
+        try:
+            plan = read_json(record.read_text(encoding="utf-8"))["plan"]
+        except (OSError, ValueError, KeyError):
+            raise UserError(
+                f"found no release record at {record}, expected the plan of a host that site.yml has set up; "
+                "run site.yml, or pass --plan"
+            ) from None
+    else:
+        plan = read_plan(source)
+    lacking = [
+        name for name in ("gpus", "driver", "engine", "model", "capacity", "cuda") if not plan.get(name)
+    ]
+    if lacking or not plan.get("services"):
+        raise UserError(
+            f"found a plan without {', '.join(lacking or ['services'])}, expected that of a host that "
+            "serves; look at metal plan"
+        )
+    return dict(plan)
+
+
+def _keep(report: Report, context: Context, directory: Path, *, anonymise: bool) -> None:
+    """Write the report, its table and the bundle; what was asked of the host is collected only now."""
+    machine = context.machine
+    environments = [
+        properties(machine, service.unit, ["Environment"]).get("Environment", "")
+        for service in context.services
+    ]
+    names = {socket.gethostname(), socket.getfqdn(), str(context.plan["host"])}
+    names |= {name.partition(".")[0] for name in names}
+    redaction = Redaction(
+        secrets_of_host(environments=environments), anonymise=anonymise, names=names - {"localhost"}
+    )
+    texts = {
+        "report.json": _json(redaction.value(report.as_dict())),
+        "report.txt": _table(report),
+        "plan.json": _json(redaction.value(context.plan)),
+    }
+    texts |= dict(bundle.collect(context))
+    try:
+        place = trusted_directory(directory, create=0o700)
+        # Outcomes quote programs: the report leaves the host as well, so it is masked as the bundle is.
+        write_atomic(place / REPORT, texts["report.json"], mode=0o600)
+        write_atomic(place / TABLE, redaction.text(texts["report.txt"]), mode=0o600)
+        bundle.write(place / BUNDLE, texts, redaction)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {directory}: {error.strerror}; name a --directory that only root can change"
+        ) from None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _table(report: Report) -> str:
+    import io
+
+    output = io.StringIO()
+    report.print(output)
+    return output.getvalue()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """One run at a time on a host: two would stop and start the same engine.
+
+    Raises:
+        UserError: another one runs.
+    """
+    with LOCK.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                "found another metal accept on this host, expected none; wait for its end"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a run as Ctrl-C does: through every `finally`."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    kept = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

@@ -1,0 +1,116 @@
+"""What a run of the checks knows: the host, its plan, and what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from minimax_metal.host.accept.machine import Answer, Machine, moment, properties
+from minimax_metal.host.accept.smi import Gpu, Log, parse_log
+
+MODULE_NODES: Final = "nvidia-device-nodes.service"
+"""The unit that makes the device nodes at boot (role nvidia_driver)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One instance of the engine, as planned."""
+
+    instance: str
+    unit: str
+    url: str
+    indices: tuple[int, ...]
+    argv: tuple[str, ...]
+    keys: Path | None
+    check_arguments: tuple[str, ...]
+    stop_seconds: float
+    start_seconds: float
+
+    @classmethod
+    def of_plan(cls, data: Mapping[str, Any]) -> Service:
+        """From the plan's dictionary."""
+        return cls(
+            instance=data["instance"],
+            unit=data["unit"],
+            url=data["url"],
+            indices=tuple(data["gpu_indices"]),
+            argv=tuple(data["argv"]),
+            keys=Path(data["keys_directory"]) if data["keys_directory"] else None,
+            check_arguments=tuple(data["check_arguments"]),
+            stop_seconds=float(data["stop_timeout_seconds"]),
+            start_seconds=float(data["start_timeout_seconds"]),
+        )
+
+
+@dataclass
+class Context:
+    """One run on a host."""
+
+    machine: Machine
+    plan: Mapping[str, Any]
+    answers: dict[str, Answer] = field(default_factory=dict)
+    """What programs said, by the name under which the bundle keeps it."""
+
+    def ask(self, name: str, *command: str, seconds: float = 60.0) -> Answer:
+        """Run a program once in a run, and keep what it said for the bundle."""
+        if name not in self.answers:
+            self.answers[name] = self.machine.run(*command, seconds=seconds)
+        return self.answers[name]
+
+    @property
+    def gpus(self) -> Mapping[str, Any]:
+        """The plan's part on GPUs."""
+        found: Mapping[str, Any] = self.plan["gpus"]
+        return found
+
+    @property
+    def interconnect(self) -> Mapping[str, Any]:
+        """The plan's part on what links them; empty where the catalogue does not know the GPU."""
+        return self.gpus.get("interconnect") or {}
+
+    @property
+    def driver(self) -> Mapping[str, Any]:
+        """The plan's part on the driver."""
+        found: Mapping[str, Any] = self.plan["driver"]
+        return found
+
+    @cached_property
+    def services(self) -> Sequence[Service]:
+        """The instances, in the order of their ports."""
+        return tuple(Service.of_plan(one) for one in self.plan["services"])
+
+    @cached_property
+    def log(self) -> Log | None:
+        """``nvidia-smi -q``; None where it does not answer."""
+        answer = self.ask("nvidia-smi-q", "nvidia-smi", "-q", seconds=120.0)
+        return parse_log(answer.out) if answer.status == 0 else None
+
+    @property
+    def logged(self) -> Sequence[Gpu]:
+        """The GPUs of that log."""
+        return self.log.gpus if self.log else ()
+
+    @cached_property
+    def booted(self) -> float | None:
+        """When the system began (seconds since 1970): systemd's own time, which a container has too."""
+        answer = self.machine.run(
+            "systemctl", "show", "--timestamp=unix", "--property=UserspaceTimestamp", "--value"
+        )
+        return moment(answer.out.strip())
+
+    def properties(self, unit: str, *names: str) -> Mapping[str, str]:
+        """Properties of a unit."""
+        return properties(self.machine, unit, names)
+
+    @property
+    def running(self) -> Sequence[Service]:
+        """Instances that run or are starting."""
+        return [
+            one
+            for one in self.services
+            if self.properties(one.unit, "ActiveState").get("ActiveState")
+            in {"active", "activating", "reloading"}
+        ]

@@ -1,0 +1,98 @@
+"""What one check of a host found."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal, get_args
+
+from minimax_metal.common.text import one_line
+from minimax_metal.host.check.table import Row
+
+State = Literal["passed", "failed", "limited", "skipped"]
+STATES: Final[tuple[State, ...]] = get_args(State)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One check: ``limited`` is no fault and yet not what was to be shown, ``skipped`` was not looked at."""
+
+    check: str
+    state: State
+    found: str
+    expected: str = ""
+    remedy: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def line(self, host: str) -> str:
+        """One line for people: host, what was found, what was expected, what to do."""
+        expected = f"; expected {self.expected}" if self.expected else ""
+        remedy = f"; {self.remedy}" if self.remedy else ""
+        return f"{host}: {self.check} {self.state}: found {self.found}{expected}{remedy}"
+
+    def timed(self, seconds: float) -> Outcome:
+        """The same with how long it took."""
+        return replace(self, seconds=round(seconds, 3))
+
+    def named(self, check: str) -> Outcome:
+        """The same under another name, as for the second of two instances."""
+        return replace(self, check=check)
+
+    def row(self) -> Row:
+        """Its line in the table."""
+        seen = f"{self.found}; {self.remedy}" if self.state == "skipped" and self.remedy else self.found
+        lines = (("found", self.found), ("expected", self.expected), ("do", self.remedy))
+        return Row(self.check, self.state, self.seconds, seen, lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self) | {"figures": dict(self.figures)}
+
+
+def of_dict(data: Mapping[str, Any]) -> Outcome:
+    """An outcome from its JSON form; of another release's report the parts that this one knows.
+
+    The form comes from a host: texts are made fit to print, and what is not of its type is left out.
+
+    Raises:
+        ValueError: it names no check.
+    """
+    if not isinstance(data, Mapping) or not isinstance(data.get("check"), str):
+        raise ValueError("a check without a name")
+    state: State = next((one for one in STATES if one == data.get("state")), "failed")
+    seconds, figures = data.get("seconds"), data.get("figures")
+    known = isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and 0 <= seconds <= 1e7
+    return Outcome(
+        check=one_line(data["check"], 100),
+        state=state,
+        found=_words(data.get("found")),
+        expected=_words(data.get("expected")),
+        remedy=_words(data.get("remedy")),
+        figures=dict(figures) if isinstance(figures, Mapping) else {},
+        seconds=float(seconds) if known and seconds is not None else 0.0,
+    )
+
+
+def _words(value: Any) -> str:
+    return one_line(value) if isinstance(value, str) else ""
+
+
+def passed(check: str, found: str, **figures: Any) -> Outcome:
+    """What was to be shown was shown."""
+    return Outcome(check, "passed", found, figures=figures)
+
+
+def failed(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
+    """Something else was found."""
+    return Outcome(check, "failed", found, expected, remedy, figures)
+
+
+def limited(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
+    """No fault, but it does not show what it was to show, or is worth a look."""
+    return Outcome(check, "limited", found, expected, remedy, figures)
+
+
+def skipped(check: str, why: str, remedy: str = "") -> Outcome:
+    """It was not looked at, for this reason."""
+    return Outcome(check, "skipped", why, remedy=remedy)

@@ -1,0 +1,55 @@
+"""Why an installation of the driver failed, in one line: pure, from what apt, dpkg and Ansible said.
+
+The first cause counts, whatever was said after it. Each rule names what was found with the very URL, package,
+kernel, module or process that is meant; field cases are in ``tests/unit/test_driver_failure.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from minimax_metal.plan.driver.apt_words import end_of, lines_of, urls_of
+from minimax_metal.plan.driver.facts import read_collected
+from minimax_metal.plan.driver.failure_case import AGAIN, Failure
+from minimax_metal.plan.driver.state import failure_host as host
+from minimax_metal.plan.driver.state import failure_packages as packages
+from minimax_metal.plan.driver.state import failure_sources as sources
+
+
+def failure_line(
+    failed: Mapping[str, Any], url: str, collected: Mapping[str, Any] | None = None, module: str = ""
+) -> str:
+    """Say why an installation failed: found, expected, what to do, in one line without the host's name.
+
+    Args:
+        failed: the result of the failed task: msg, stderr, stdout, and those of a loop's items.
+        url: NVIDIA's repository, as it is configured.
+        collected: what the module metal_driver_facts collected afterwards: logs of DKMS, who uses a module.
+        module: the driver whose modules were built, in words.
+
+    Raises nothing; what is not known is passed on, its end first.
+    """
+    lines = lines_of(failed)
+    named = str(failed.get("url") or "")
+    if named and not any(urls_of(line) for line in lines):
+        lines = [f"{line} {named}" for line in lines]
+    failure = Failure(lines, url, read_collected(collected), module)
+    for rule in _RULES:
+        if said := rule(failure):
+            return " ".join(said.split())
+    return (
+        f"found a failed installation ({end_of(lines) or 'nothing was said'}), expected it to end; fix what "
+        f"it says and {AGAIN}"
+    )
+
+
+_RULES: Final[Sequence[Callable[[Failure], str | None]]] = (
+    host.interrupted, host.locked, host.read_only, host.clock, host.temporary, host.python_apt,
+    sources.two_keys, sources.medium, host.full, packages.overwrite, packages.mounted,
+    packages.changed_file, packages.broken_archive, packages.dkms, packages.headers, host.held_module,
+    packages.not_loaded, sources.proxy, sources.certificate, sources.signature, sources.mismatch,
+    sources.renamed, sources.status, sources.network, packages.missing, packages.refused,
+    packages.unmet, packages.unconfigured, packages.script, sources.sources_file, packages.lists,
+)  # fmt: skip
+"""The order in which they are asked: what stops everything else comes before what follows from it."""

@@ -1,0 +1,443 @@
+"""What a rollout does with which host, in which order, and whether the fleet can spare them: pure.
+
+A **pool** is what clients see as one model: hosts that serve one name, and hosts that change from one name to
+another in this run belong to the same pool. Capacity is counted in replicas (units that are ready), over
+all hosts of the group, those outside of ``--limit`` too, and the floor holds in every pool.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from minimax_metal.common.text import one_line
+from minimax_metal.plan.rollout.verdict import standing
+
+DEFAULT_BATCHES: Final[tuple[str, ...]] = ("1", "25%", "100%")
+"""A canary, a quarter, the rest; where the floor allows no batch of that size, smaller ones."""
+DEFAULT_MIN_READY: Final = "50%"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one host needs.
+
+    Attributes:
+        host: its name in the inventory.
+        kind: ``none`` (it is what the plan says), ``verify`` (what runs need not stop: it is applied,
+            checked and recorded), ``switch`` (the engine stops and starts).
+        reasons: why, one short text each.
+        serving: replicas that are ready now.
+        planned: replicas the plan has.
+        pools: names that it serves now and will serve.
+        interrupted: a run began with it and never ended.
+        standing: where an earlier run left it, in words; empty where none did.
+        start_seconds: how long its engine's last start took; None where that isn't known.
+        start_limit: how long a start may take, in seconds.
+        stop_limit: how long requests under way may take at a stop, in seconds.
+    """
+
+    host: str
+    kind: str
+    reasons: tuple[str, ...] = ()
+    serving: int = 0
+    planned: int = 1
+    pools: tuple[str, ...] = ()
+    interrupted: bool = False
+    standing: str = ""
+    start_seconds: float | None = None
+    start_limit: int = 0
+    stop_limit: int = 0
+
+    @property
+    def cost(self) -> int:
+        """Replicas that go out of service while it is changed."""
+        return self.serving if self.kind == "switch" else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Work:
+        """Return what ``as_dict`` was made of."""
+        values = {name: data[name] for name in cls.__dataclass_fields__}
+        return cls(**values | {"reasons": tuple(values["reasons"]), "pools": tuple(values["pools"])})
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The whole rollout.
+
+    Attributes:
+        batches: hosts of each batch, in order.
+        unchanged: hosts that nothing is done to.
+        lines: what is to be said before anything is changed.
+        refusals: why it can't be done, one line each; none when it can.
+        floors: replicas that stay in service at least, by pool.
+    """
+
+    batches: tuple[tuple[str, ...], ...]
+    unchanged: tuple[str, ...]
+    lines: tuple[str, ...]
+    refusals: tuple[str, ...]
+    floors: Mapping[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain data."""
+        return asdict(self)
+
+
+OUT_OF_POOL: Final = frozenset({"drain", "stop", "sglang_service", "post_check", "rollback"})
+"""Stages of a host that the gateways send nothing to, until the stage ``undrain`` is over."""
+
+
+def tidy(facts: Any) -> dict[str, Any]:
+    """Return what ``metal_fleet_facts`` collected with every part of the type that is decided by.
+
+    It is the host's own word: what is of another type is as if it was not there, and no other host suffers.
+    """
+    facts = facts if isinstance(facts, Mapping) else {}
+    found: dict[str, Any] = dict(facts)
+    units = facts.get("units")
+    found["units"] = {
+        str(name): {
+            "active": unit.get("active") is True,
+            "state": one_line(str(unit.get("state") or "inactive"), 40),
+            "stale": unit.get("stale") is True,
+            "start_seconds": unit["start_seconds"]
+            if isinstance(unit.get("start_seconds"), int | float) and 0 < unit["start_seconds"] < 1e6
+            else None,
+        }
+        for name, unit in (units.items() if isinstance(units, Mapping) else ())
+        if isinstance(unit, Mapping)
+    }
+    for key in ("journal", "record"):
+        found[key] = dict(facts[key]) if isinstance(facts.get(key), Mapping) else None
+    if found["journal"] is not None:
+        # What is decided by is text there, or nothing; anything else is not this program's journal.
+        found["journal"] = {
+            str(key): value
+            if value is None or isinstance(value, str | int | float)
+            else one_line(str(value), 300)
+            for key, value in found["journal"].items()
+        }
+    if found["record"] is not None:
+        for key in ("units", "workers"):
+            names = found["record"].get(key)
+            found["record"][key] = [str(one) for one in names] if isinstance(names, list) else []
+    for key in ("differs", "newer"):
+        names = facts.get(key)
+        found[key] = [one_line(str(one), 300) for one in names] if isinstance(names, list) else []
+    return found
+
+
+def serving_of(facts: Mapping[str, Any], gateway: bool) -> int:
+    """Return how many replicas of a host serve: units that are ready, and none of a host that is kept out
+    of the pool.
+
+    Args:
+        facts: what ``metal_fleet_facts`` collected.
+        gateway: whether clients come through a gateway.
+    """
+    facts = tidy(facts)
+    journal = facts.get("journal") or {}
+    stopped_there = journal.get("ended") is None and journal.get("stage") in OUT_OF_POOL
+    if gateway and (stopped_there or journal.get("result") == "failed"):
+        return 0
+    return sum(1 for unit in (facts.get("units") or {}).values() if unit["active"])
+
+
+def work_of(
+    host: str,
+    digest: str,
+    plan: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    driver: str = "",
+    gateway: bool = False,
+) -> Work:
+    """Return what a host needs, of what is on it and what was decided.
+
+    Args:
+        host: its name.
+        digest: of the plan, as a release record has it.
+        plan: what was decided.
+        facts: what ``metal_fleet_facts`` collected.
+        driver: what is to be done about the NVIDIA driver, in words; empty when nothing is.
+        gateway: whether clients come through a gateway.
+    """
+    facts = tidy(facts)
+    units: Mapping[str, Mapping[str, Any]] = facts.get("units") or {}
+    services = plan.get("services") or []
+    wanted = [str(service["unit"]) for service in services]
+    running = [name for name, unit in units.items() if unit["active"]]
+    journal = facts.get("journal") or {}
+    interrupted = bool(journal) and journal.get("ended") is None
+    restart = [f"{driver}"] if driver else []
+    restart += [f"{name} goes" for name in sorted(set(units) - set(wanted))]
+    restart += [f"{path} differs" for path in facts.get("differs") or [] if _bears_on_process(path)]
+    restart += [
+        f"{path} was written after the engine's start"
+        for path in facts.get("newer") or []
+        if _bears_on_process(path) and path not in (facts.get("differs") or [])
+    ]
+    restart += [f"{name} was changed under systemd" for name in running if units[name]["stale"]]
+    restart += [
+        f"{name} is {units[name]['state'] if name in units else 'not there'}"
+        for name in wanted
+        if name not in running
+    ]
+    record = facts.get("record") or {}
+    others = [f"{path} differs" for path in facts.get("differs") or [] if not _bears_on_process(path)]
+    if record.get("digest") != digest:
+        others.append(
+            f"release {facts.get('current')} is in force, the plan is {digest}"
+            if record
+            else "no release is recorded"
+        )
+    if interrupted:
+        others.append(f"run {journal.get('run')} stopped at its stage {journal.get('stage')}")
+    elif journal.get("result") == "failed":
+        others.append(f"run {journal.get('run')} left it out of service")
+    starts = [unit["start_seconds"] for unit in units.values() if unit.get("start_seconds")]
+    models = [record.get("model"), (plan.get("model") or {}).get("served_name")]
+    return Work(
+        host=host,
+        kind="switch" if restart else "verify" if others else "none",
+        reasons=(*restart, *others),
+        serving=serving_of(facts, gateway),
+        planned=len(services),
+        pools=tuple(dict.fromkeys(str(model) for model in models if model)),
+        interrupted=interrupted,
+        standing=standing(host, journal),
+        start_seconds=max(starts, default=None),
+        start_limit=max((int(service["start_timeout_seconds"]) for service in services), default=0),
+        stop_limit=max((int(service["stop_timeout_seconds"]) for service in services), default=0),
+    )
+
+
+def outsider(host: str, facts: Mapping[str, Any] | None, gateway: bool = False) -> Work:
+    """Return a host of the group that this run leaves alone; without facts it was not reached and serves
+    nothing."""
+    if not facts:
+        return Work(host=host, kind="none", planned=0)
+    facts = tidy(facts)
+    units = facts.get("units") or {}
+    record = facts.get("record") or {}
+    return Work(
+        host=host,
+        kind="none",
+        serving=serving_of(facts, gateway),
+        planned=len(record.get("units") or units),
+        pools=(str(record["model"]),) if record.get("model") else (),
+        standing=standing(host, facts.get("journal") or {}),
+    )
+
+
+def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """Return the URLs by which gateways may know a host while it is changed.
+
+    What the recorded release serves comes first: a gateway learns of another port, address or count of
+    replicas when the host is put back into its pool, not before.
+
+    Args:
+        facts: what ``metal_fleet_facts`` collected.
+        plan: what was decided.
+    """
+    recorded = (tidy(facts).get("record") or {}).get("workers") or []
+    planned = [service.get("worker_url") for service in plan.get("services") or []]
+    return [str(url) for url in dict.fromkeys([*recorded, *planned]) if url]
+
+
+def _bears_on_process(path: str) -> bool:
+    """Whether a file is read by an engine's process at its start."""
+    return path.startswith(("/etc/sglang/", "/etc/sglang-tls/")) or "/sglang@" in path
+
+
+def batch_sizes(wish: Sequence[Any], count: int) -> list[int]:
+    """Return the sizes of the batches for ``count`` hosts: numbers and shares as Ansible's ``serial`` has
+    them.
+
+    Raises:
+        ValueError: an entry is no number of hosts and no share.
+    """
+    sizes: list[int] = []
+    for entry in wish:
+        text = str(entry).strip()
+        if re.fullmatch(r"[1-9]\d*", text):
+            sizes.append(int(text))
+        elif (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", text)) and 0 < float(match[1]) <= 100:
+            sizes.append(max(1, int(count * float(match[1]) / 100)))
+        else:
+            raise ValueError(
+                f"found {text!r} in metal_rollout_batches, expected numbers of hosts and shares such as 25%"
+            )
+    if not sizes:
+        raise ValueError("found an empty metal_rollout_batches, expected such as [1, 25%, 100%]")
+    while sum(sizes) < count:
+        sizes.append(sizes[-1])
+    return sizes
+
+
+def floor_of(wish: Any, replicas: int) -> int:
+    """Return how many of a pool's replicas stay in service: a number, or a share that is rounded down.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = str(wish).strip()
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    if (match := re.fullmatch(r"(\d+(?:\.\d+)?)%", text)) and float(match[1]) <= 100:
+        return int(replicas * float(match[1]) / 100)
+    raise ValueError(
+        f"found metal_rollout_min_ready {text}, expected a number of replicas or a share such as 50%"
+    )
+
+
+def pools_of(works: Iterable[Work]) -> dict[str, str]:
+    """Return for each host the pool it belongs to; names that one host connects are one pool."""
+    leader: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        while leader[name] != name:
+            name = leader[name]
+        return name
+
+    works = list(works)
+    for work in works:
+        for name in work.pools:
+            leader.setdefault(name, name)
+            leader[find(name)] = find(work.pools[0])
+    return {work.host: find(work.pools[0]) if work.pools else "" for work in works}
+
+
+@dataclass
+class Capacity:
+    """Replicas in service, by pool, and the floors."""
+
+    pools: Mapping[str, str]
+    ready: dict[str, int]
+    floors: dict[str, int]
+
+    @classmethod
+    def of(cls, works: Sequence[Work], min_ready: Any) -> Capacity:
+        """Count. Raises ValueError as `floor_of`."""
+        pools = pools_of(works)
+        ready: dict[str, int] = {}
+        planned: dict[str, int] = {}
+        for work in works:
+            pool = pools[work.host]
+            ready[pool] = ready.get(pool, 0) + work.serving
+            planned[pool] = planned.get(pool, 0) + max(work.planned, work.serving)
+        return cls(pools, ready, {pool: floor_of(min_ready, planned[pool]) for pool in planned})
+
+    def short(self, batch: Iterable[Work]) -> list[tuple[str, int]]:
+        """Return the pools that a batch would take below their floor, and what would be left of them."""
+        left = dict(self.ready)
+        costs = False
+        for work in batch:
+            left[self.pools[work.host]] -= work.cost
+            costs = costs or work.cost > 0
+        return [
+            (pool, left[pool])
+            for pool in left
+            if costs and left[pool] < self.floors[pool] and left[pool] < self.ready[pool]
+        ]
+
+    def done(self, batch: Iterable[Work]) -> None:
+        """Reckon with a batch that is in service again, whole."""
+        for work in batch:
+            self.ready[self.pools[work.host]] += work.planned - work.serving
+
+
+def decide(
+    works: Sequence[Work],
+    outsiders: Sequence[Work] = (),
+    batches: Sequence[Any] | None = None,
+    min_ready: Any = None,
+    gateway: bool = False,
+) -> Decision:
+    """Decide the rollout of the hosts of this run.
+
+    Hosts of an interrupted run go first, then those that serve nothing now, then the others as the
+    inventory has them. The default batches shrink to what the floor allows; batches that were asked for are
+    refused instead.
+    """
+    changing = [work for work in works if work.kind != "none"]
+    changing.sort(key=lambda work: (not work.interrupted, work.serving > 0))
+    unchanged = tuple(work.host for work in works if work.kind == "none")
+    lines = [work.standing for work in [*works, *outsiders] if work.standing]
+    try:
+        capacity = Capacity.of([*works, *outsiders], DEFAULT_MIN_READY if min_ready is None else min_ready)
+        sizes = batch_sizes(DEFAULT_BATCHES if batches is None else batches, len(changing))
+    except ValueError as error:
+        return Decision((), unchanged, tuple(lines), (str(error),), {})
+    floors = dict(capacity.floors)
+    refusals: list[str] = []
+    plan: list[tuple[str, ...]] = []
+    left = list(changing)
+    while left:
+        size = min(sizes[min(len(plan), len(sizes) - 1)], len(left))
+        batch = left[:size]
+        while batches is None and len(batch) > 1 and capacity.short(batch):
+            batch.pop()
+        for pool, remaining in capacity.short(batch):
+            refusals.append(
+                f"{', '.join(work.host for work in batch)}: found {capacity.ready[pool]} replicas of "
+                f"{pool or 'the fleet'} in service, {remaining} while this batch is changed; "
+                f"expected {floors[pool]} or more "
+                f"(metal_rollout_min_ready); {_advice(batch, capacity, batches is not None)}"
+            )
+        if refusals:
+            break
+        plan.append(tuple(work.host for work in batch))
+        capacity.done(batch)
+        left = left[len(batch) :]
+    lines += _said(works, plan, unchanged, gateway)
+    return Decision(tuple(plan), unchanged, tuple(lines), tuple(refusals), floors)
+
+
+def _advice(batch: Sequence[Work], capacity: Capacity, asked: bool) -> str:
+    if asked and len(batch) > 1 and not capacity.short(batch[:1]):
+        return "make metal_rollout_batches smaller"
+    return "bring more replicas into service first, or lower metal_rollout_min_ready"
+
+
+def _said(
+    works: Sequence[Work], plan: Sequence[Sequence[str]], unchanged: Sequence[str], gateway: bool
+) -> list[str]:
+    by_name = {work.host: work for work in works}
+    lines = []
+    for number, batch in enumerate(plan, 1):
+        for host in batch:
+            work = by_name[host]
+            verb = "stops and starts" if work.kind == "switch" else "is checked and recorded, nothing stops"
+            lines.append(f"batch {number} of {len(plan)}: {host} {verb}: {'; '.join(work.reasons)}")
+            if work.cost and not gateway:
+                took = (
+                    f"about {work.start_seconds:.0f} s, as long as its last start took"
+                    if work.start_seconds
+                    else f"up to {work.start_limit} s"
+                )
+                lines.append(
+                    f"{host}: no gateway stands before it (group gateway_hosts): expect no answer from its "
+                    f"stop until it is ready, {took}; requests under way may finish first, "
+                    f"for up to {work.stop_limit} s"
+                )
+    if unchanged:
+        lines.append(f"nothing changes on {', '.join(unchanged)}")
+    return lines
+
+
+def no_room(works: Sequence[Work], batch: Sequence[str], min_ready: Any) -> list[str]:
+    """Return why a batch can't be drained now, of what is in service at this moment; nothing when it can."""
+    capacity = Capacity.of(works, DEFAULT_MIN_READY if min_ready is None else min_ready)
+    going = [replace(work, kind="switch") for work in works if work.host in batch and work.kind == "switch"]
+    return [
+        f"{', '.join(batch)}: found {capacity.ready[pool]} replicas of {pool or 'the fleet'} in service "
+        f"now, {left} without this batch; expected {capacity.floors[pool]} or more (metal_rollout_min_ready)"
+        for pool, left in capacity.short(going)
+    ]
