@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from minimax_metal.controller.report import commands as report
+from minimax_metal.controller.report import make as report
 from minimax_metal.controller.run.store import Kept, Store, runs_directory
 from minimax_metal.controller.run.view import View
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimax_metal.common.nftables import state
+from minimax_metal.controller.names import addresses_of
 from minimax_metal.plan.firewall import client_addresses, decide
 
 
@@ -19,7 +20,7 @@ def metal_firewall(
     plan: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the rules of one host, or what stands against them."""
-    return decide(me, groups, hosts, plan)
+    return decide(me, groups, hosts, plan, addresses_of)
 
 
 def metal_firewall_addresses(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def metal_client_addresses(
 ) -> list[str]:
     """Return the addresses of gateways and monitoring hosts; ``hosts``: the variables of all hosts."""
     names = [name for group in ("gateway_hosts", "monitoring_hosts") for name in groups.get(group) or ()]
-    return client_addresses({name: metal_firewall_addresses(hosts[name]) for name in dict.fromkeys(names)})
+    known = {name: metal_firewall_addresses(hosts[name]) for name in dict.fromkeys(names)}
+    return client_addresses(known, addresses_of)
 
 
 class FilterModule:

@@ -9,6 +9,7 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from minimax_metal.controller import names
 from minimax_metal.plan import archives, cache
 
 
@@ -26,12 +27,12 @@ def metal_cache(
     members: Mapping[str, Mapping[str, Any]], allowed: Sequence[str], known: Sequence[str]
 ) -> dict[str, Any]:
     """Return the table of the fleet's cache, or what stands against it."""
-    return cache.decide(members, allowed, known)
+    return cache.decide(members, allowed, known, names.addresses_of)
 
 
 def metal_default_index(_ignored: object = None) -> str:
     """Return the package index of the controller's own uv; empty where there is none."""
-    return cache.default_index() or ""
+    return names.default_index() or ""
 
 
 class FilterModule:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from minimax_metal.host.weights.draft import draft_alone
-from minimax_metal.host.weights.share.members import account, members, share
 from minimax_metal.host.weights.share.renewal import renewed
+from minimax_metal.plan.sharing import account, members, share
 
 
 class FilterModule:

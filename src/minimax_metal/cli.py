@@ -21,13 +21,14 @@ from minimax_metal.common.errors import UserError
 EXIT_USAGE: Final = 2
 EXIT_INTERRUPTED: Final = 130
 EXIT_PIPE: Final = 141
+CONTROLLER: Final = "minimax_metal.controller"
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
     # verb: ("module:function", one line for the help); every function takes the arguments after the verb
     # and returns the exit status.
-    "accept": ("minimax_metal.host.accept.commands:main", "accept the first GPU host of a kind"),
+    "accept": ("minimax_metal.controller.verbs.accept:main", "accept the first GPU host of a kind"),
     "bundle": (
-        "minimax_metal.controller.bundle.commands:main",
+        "minimax_metal.controller.verbs.bundle:main",
         "all that a fleet fetches in one directory: export, verify, import, serve",
     ),
     "check": (
@@ -45,12 +46,12 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     ),
     "kernels": ("minimax_metal.host.engine.kernels:main", "share compiled kernels between equal hosts"),
     "keys": (
-        "minimax_metal.controller.keys.commands:main",
+        "minimax_metal.controller.verbs.keys:main",
         "change the fleet's keys while it serves (playbooks/rotate.yml)",
     ),
     "lock": ("minimax_metal.host.lock:main", "who changes the fleet, seen from this host"),
     "plan": (
-        "minimax_metal.controller.plan_command:main",
+        "minimax_metal.controller.verbs.plan:main",
         "say whether hosts can serve a model, how, and why not",
     ),
     "record": (
@@ -58,18 +59,18 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
         "keep the plan that was applied and verified as a release",
     ),
     "report": (
-        "minimax_metal.controller.report.commands:main",
+        "minimax_metal.controller.report.make:main",
         "make the report of a run of site, rollout or rollback again",
     ),
     "rollback": (
-        "minimax_metal.controller.run.commands:rollback",
+        "minimax_metal.controller.verbs.run:rollback",
         "take hosts back to a release they still have (playbooks/rollback.yml)",
     ),
     "rollout": (
-        "minimax_metal.controller.run.commands:rollout",
+        "minimax_metal.controller.verbs.run:rollout",
         "change the fleet host by host, with a live view (playbooks/rollout.yml)",
     ),
-    "site": ("minimax_metal.controller.run.commands:site", "run site.yml with a live view and a report"),
+    "site": ("minimax_metal.controller.verbs.run:site", "run site.yml with a live view and a report"),
     "releases": ("minimax_metal.host.releases.commands:main", "the releases a host keeps to go back to"),
     "rollout-state": ("minimax_metal.host.releases.journal:main", "what a rollout is doing with this host"),
     "soak": ("minimax_metal.host.soak:main", "whether a replica does its work as well as before"),
@@ -86,6 +87,17 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
 }
 
 
+ELSEWHERE: Final[dict[tuple[str, str], str]] = {
+    # A verb with this word is another room's: what runs on a host needs nothing of the controller.
+    ("accept", "--list"): "minimax_metal.host.accept.commands:main",
+    ("accept", "--local"): "minimax_metal.host.accept.commands:main",
+    ("keys", "accepted"): "minimax_metal.host.engine.accepted_keys:main",
+    ("status", "--here"): "minimax_metal.host.status.commands:main",
+}
+ON_HOSTS: Final[dict[str, str]] = {"status": "minimax_metal.host.status.commands:main"}
+"""What a verb of the controller does on a host, where the controller's room is not installed."""
+
+
 def usage() -> str:
     """Return the help text."""
     width = max(map(len, VERBS))
@@ -98,6 +110,26 @@ def load(target: str) -> Callable[[list[str]], int]:
     module, _, name = target.partition(":")
     function: Callable[[list[str]], int] = getattr(importlib.import_module(module), name)
     return function
+
+
+def function_of(verb: str, words: Sequence[str]) -> Callable[[list[str]], int]:
+    """Return what carries out a verb with these arguments on this machine.
+
+    Raises:
+        UserError: it is a verb of the controller, and this is a host.
+    """
+    target = next((ELSEWHERE[verb, word] for word in words if (verb, word) in ELSEWHERE), VERBS[verb][0])
+    try:
+        return load(target)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith(CONTROLLER):
+            raise
+    if verb in ON_HOSTS:
+        return load(ON_HOSTS[verb])
+    raise UserError(
+        "found a host, which has the host's part of minimax-metal only, expected the machine where Ansible "
+        "runs; run it in the checkout there"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -131,7 +163,7 @@ def _run(argv: Sequence[str] | None) -> int:
         print(f"metal: unknown verb {verb!r}; expected one of {', '.join(sorted(VERBS))}", file=sys.stderr)
         return EXIT_USAGE
     try:
-        return load(VERBS[verb][0])(rest)
+        return function_of(verb, rest)(rest)
     except UserError as error:
         print(f"metal {verb}: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.host.weights.share.keys import name_of
+from minimax_metal.host.weights.share_keys import name_of
 from tests.support.site import REPOSITORY, Lab, Run, booted
 
 REPLICAS, GATEWAYS = ("gpu01", "gpu02"), ("gw01", "gw02")

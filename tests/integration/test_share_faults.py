@@ -24,9 +24,9 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.host.weights.manifest import Entry, Manifest
-from minimax_metal.host.weights.share.keys import name_of
 from minimax_metal.host.weights.share.peers import AbsentError, DeniedError, Line, signature
-from minimax_metal.host.weights.share.settings import Peer
+from minimax_metal.host.weights.share_keys import name_of
+from minimax_metal.host.weights.share_settings import Peer
 from tests.support.fleet import ADDRESS, Fleet, Member, fleet
 from tests.support.hub import Hub, model, running
 from tests.support.share_faults import play

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lab.hub import Store
-from minimax_metal.host.weights.progress import spell_bytes
+from minimax_metal.common.sizes import spell_bytes
 from tests.support.site import Lab, Run, booted
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(1200)]

@@ -7,7 +7,7 @@ from datetime import date
 
 import pytest
 
-from minimax_metal.plan.driver.state import life as driver_life
+from minimax_metal.plan.driver import life as driver_life
 
 TODAY = date(2026, 11, 29)
 

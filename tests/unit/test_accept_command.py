@@ -14,7 +14,7 @@ import pytest
 
 from minimax_metal import cli
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller import accept as controller
+from minimax_metal.controller.verbs import accept as controller
 from minimax_metal.host.accept import commands
 from minimax_metal.host.accept.outcome import Outcome, failed, limited, of_dict, passed, skipped
 from minimax_metal.host.accept.report import Report, parse

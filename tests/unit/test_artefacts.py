@@ -24,8 +24,8 @@ import pytest
 from minimax_metal.common.errors import UserError
 from minimax_metal.host.engine.notify import Notifier
 from minimax_metal.host.weights import commands, errors, follow, progress, publish, pull, watch
+from minimax_metal.host.weights.attempt import Attempt, Journal
 from minimax_metal.host.weights.errors import SourceError
-from minimax_metal.host.weights.fetch import Attempt, Journal
 from minimax_metal.host.weights.follow import AwaitError, UnitState
 from minimax_metal.host.weights.manifest import (
     FOLDER,

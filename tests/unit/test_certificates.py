@@ -22,9 +22,10 @@ from minimax_metal.cli import main
 from minimax_metal.common.certificates import FLEET_DAYS, OWN_DAYS, end_of, end_of_file, warning
 from minimax_metal.controller.adapter import plan_host
 from minimax_metal.controller.keys.authority import CA_DAYS, HOST_DAYS, issued
-from minimax_metal.controller.status.answers import UnreadableError, checked
-from minimax_metal.controller.status.drift import differences, local_drift
-from minimax_metal.host.status import certificates_of
+from minimax_metal.controller.status.drift import differences
+from minimax_metal.host.status.answers import UnreadableError, checked
+from minimax_metal.host.status.drift import local_drift
+from minimax_metal.host.status.look import certificates_of
 from minimax_metal.plan import certificates
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout.batches import _bears_on_process

@@ -20,8 +20,8 @@ from minimax_metal.catalog import packaged_catalog
 from minimax_metal.cli import main
 from minimax_metal.common.program import Answer
 from minimax_metal.controller import inventory
-from minimax_metal.controller.plan_command import _parser, make_plans
 from minimax_metal.controller.plan_table import show, tokens
+from minimax_metal.controller.verbs.plan import _parser, make_plans
 from minimax_metal.plan.what_if import find_gpu
 from tests.unit.plan_helpers import raw_host
 

@@ -31,7 +31,8 @@ from cryptography.x509 import DNSName, SubjectAlternativeName
 
 from minimax_metal.common import files
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import serve, store
+from minimax_metal.controller.bundle import serve
+from minimax_metal.controller.bundle_store import store
 from minimax_metal.controller.keys import authority, rotation
 from minimax_metal.controller.keys import kept as keys
 from minimax_metal.controller.statements.resolving import resolve

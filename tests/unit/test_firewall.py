@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.common import nftables
+from minimax_metal.controller.names import addresses_of
 from minimax_metal.plan.firewall import decide
 from tests.support.templates import render
 
@@ -166,7 +167,7 @@ FLEET = {
 def of_fleet(me: str, **own: Any) -> list[dict[str, Any]]:
     hosts = {**FLEET["hosts"], me: {**FLEET["hosts"][me], **own}}  # type: ignore[dict-item]
     plan = {"services": [{"port": 8000}, {"port": 8001}]} if me.startswith("gpu") else None
-    made = decide(me, FLEET["groups"], hosts, plan)  # type: ignore[arg-type]
+    made = decide(me, FLEET["groups"], hosts, plan, addresses_of)  # type: ignore[arg-type]
     assert made["problem"] is None
     return list(made["rules"])
 

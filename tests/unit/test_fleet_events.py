@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.common.redact import Redactor
-from minimax_metal.controller.report.commands import data_of, html_of
+from minimax_metal.controller.report.make import data_of, html_of
 from minimax_metal.controller.report.timeline import COLOURS
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.history import History

@@ -105,7 +105,7 @@ def test_killed_at_any_step_no_half_of_a_key_is_left(tmp_path: Path, call: str) 
         "def dying(*words, **named):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         f"os.{call} = dying\n"
-        "from minimax_metal.fleet import keys\n"
+        "from minimax_metal.controller.keys import kept as keys\n"
         f"keys.kept(Path({str(place)!r}))\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

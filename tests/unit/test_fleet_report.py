@@ -13,7 +13,7 @@ import pytest
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.redact import Redactor
-from minimax_metal.controller.report import commands as report
+from minimax_metal.controller.report import make as report
 from minimax_metal.controller.report.check_reports import host_of
 from minimax_metal.controller.report.timeline import ticks, timeline
 from minimax_metal.controller.run.events import Run

@@ -69,7 +69,7 @@ PREFLIGHT = """
 HERE = """\
 import sys, pathlib
 from minimax_metal import cli
-from minimax_metal.fleet import commands
+from minimax_metal.controller.verbs import run as commands
 commands.find_project = pathlib.Path.cwd
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -230,7 +230,8 @@ def test_an_inventory_that_is_not_there_is_refused(place: Path) -> None:
 
 def test_a_package_without_playbooks_says_what_to_do(tmp_path: Path) -> None:
     code = (
-        "import sys; from minimax_metal import cli; from minimax_metal.fleet import commands; "
+        "import sys; from minimax_metal import cli; "
+        "from minimax_metal.controller.verbs import run as commands; "
         "commands.find_project = lambda: None; sys.exit(cli.main(sys.argv[1:]))"
     )
     done = subprocess.run(

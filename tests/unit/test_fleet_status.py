@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import tempfile
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -19,9 +20,11 @@ from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.controller.ansible_programs import read_answer
 from minimax_metal.controller.status import commands as status
 from minimax_metal.controller.status import drift
-from minimax_metal.controller.status.drift import drift_of, facts_of, local_drift, planned
-from minimax_metal.host import status as here
+from minimax_metal.controller.status.drift import drift_of, facts_of, planned
 from minimax_metal.host.releases.record import Records, digest_of
+from minimax_metal.host.status import commands as on_host
+from minimax_metal.host.status import look as here
+from minimax_metal.host.status.drift import local_drift
 
 SHOWN = """\
 Id=sglang@minimax-m2.5.service
@@ -76,7 +79,7 @@ def test_a_host_says_what_it_serves_and_under_what_load(tmp_path: Path) -> None:
 def test_a_ready_engine_that_does_not_answer_is_silent(tmp_path: Path) -> None:
     found = looked(tmp_path, applied_plan(), answers=False, running=None)
     assert found["instances"][0]["health"] == "silent"
-    assert not status.serves({"state": "known", **found})
+    assert not on_host.serves({"state": "known", **found})
 
 
 @pytest.mark.parametrize(
@@ -135,7 +138,7 @@ def test_drift_says_what_the_inventory_wants_now(
 def test_a_host_without_a_release_says_so(tmp_path: Path) -> None:
     found = looked(tmp_path, None, shown="")
     assert local_drift(found) == ["no release is recorded"]
-    assert not status.serves({"state": "known", **found})
+    assert not on_host.serves({"state": "known", **found})
 
 
 def test_what_ansible_answers_is_told_apart(tmp_path: Path) -> None:
@@ -163,9 +166,9 @@ def test_lines_of_a_fleet_mark_who_does_not_answer(tmp_path: Path) -> None:
 
 def test_the_exit_status_is_that_of_the_worst_host(tmp_path: Path) -> None:
     serving = {"state": "known", **looked(tmp_path, applied_plan(), shown=SHOWN.partition("\n\n")[0])}
-    assert status.exit_status([serving]) == 0
-    assert status.exit_status([serving, {"state": "bare"}]) == 1
-    assert status.exit_status([serving, {"state": "bare"}, {"state": "unreachable"}]) == 3
+    assert on_host.exit_status([serving]) == 0
+    assert on_host.exit_status([serving, {"state": "bare"}]) == 1
+    assert on_host.exit_status([serving, {"state": "bare"}, {"state": "unreachable"}]) == 3
 
 
 JSON = st.recursive(
@@ -194,9 +197,9 @@ def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], val
     lines = status.lines_of({"gpu01": {"rc": 0, "stdout": json.dumps(WHOLE)}, "gpu02": spoiled})
     assert any(line.startswith("gpu01") and "MiniMaxAI/MiniMax-M2.5" in line for line in lines)
     host = status.answer_of("gpu02", spoiled)
-    status.with_drift(host, VARIABLES)
+    on_host.with_drift(host, partial(status._drift, VARIABLES))
     json.dumps(host)
-    status.exit_status([host])
+    on_host.exit_status([host])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +216,7 @@ def test_no_answer_of_one_host_spoils_the_status_of_another(path: list[int], val
 )  # fmt: skip
 def test_such_an_answer_is_unreadable_and_nothing_more(answer: dict[str, Any]) -> None:
     host = status.answer_of("gpu01", answer)
-    status.with_drift(host, VARIABLES)
+    on_host.with_drift(host, partial(status._drift, VARIABLES))
     assert host["state"] in {"unreadable", "unclear", "known"}
     assert status.lines_of({"gpu01": answer})
 
@@ -288,7 +291,7 @@ def test_a_table_of_rules_that_was_flushed_is_drift(tmp_path: Path) -> None:
         server.shutdown(socket.SHUT_RDWR)
     assert state()[0].startswith("can't be read: ")
     told = {"release": {"number": 1}, "firewall_differences": ["the table is gone"]}
-    assert "firewall: the table is gone" in drift.local_drift(told)
+    assert "firewall: the table is gone" in local_drift(told)
 
 
 def test_only_a_host_with_a_firewall_is_asked_for_its_rules(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ ROOT = Path(__file__).parents[2]
 OWN_JSON = {
     "common/documents.py",
     "common/apart.py",  # also in a module's archive, and its child's own answer
-    "fleet/lock.py",  # also in a module's archive
-    "artefacts/answers.py",
-    "artefacts/fetch.py",  # the job from its own parent
-    "artefacts/examine/safetensors.py",
-    "staging/bundle/document.py",
+    "host/lock.py",  # also in a module's archive
+    "host/weights/answers.py",
+    "host/weights/fetch.py",  # the job from its own parent
+    "host/weights/examine/safetensors.py",
+    "controller/bundle_store/document.py",
 }
 """Readers of JSON that take care of depth themselves: they need a hook, or must not import."""
 
@@ -107,8 +107,8 @@ def test_json_is_read_by_the_one_reader() -> None:
         for path in package.rglob("*.py")
         if re.search(r"\bjson\.loads?\(", path.read_text(encoding="utf-8"))
     }
-    apart = {name for name in names if name.startswith(("engine_plugin/", "acceptance/programs/"))}
-    others = {"fleet/soak.py", "fleet/gateway_launch.py"}  # in a request that is counted, and in a program
+    apart = {name for name in names if name.startswith(("host/engine_plugin/", "host/accept/programs/"))}
+    others = {"host/soak.py", "host/gateway/launch.py"}  # in a request that is counted, and in a program
     assert names - apart - others <= OWN_JSON
 
 

@@ -21,11 +21,11 @@ from minimax_metal.cli import main
 from minimax_metal.common import files
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.redact import secrets_of_directories
-from minimax_metal.controller.keys import commands as key_commands
 from minimax_metal.controller.keys import rotation
 from minimax_metal.controller.keys.rotation import FINISH, NAMES, START, TAKE_BACK
 from minimax_metal.controller.keys.rules import given, reasons
-from minimax_metal.controller.run import commands
+from minimax_metal.controller.verbs import keys as key_commands
+from minimax_metal.controller.verbs import run as commands
 from minimax_metal.host.engine.output import Secrets
 from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, read_settings
 from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, KeyFile, parse
@@ -390,7 +390,7 @@ def test_a_report_masks_both_values_and_nothing_else_of_the_state(tmp_path: Path
     rotation.step(tmp_path, START)
     state = rotation.read(tmp_path)
     assert state is not None
-    found = secrets_of_directories([tmp_path])
+    found = [*rotation.secrets_of([tmp_path]), *secrets_of_directories([tmp_path])]
     assert set(found) == {value for pair in state.keys.values() for value in pair}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from minimax_metal.catalog import load_catalog, packaged_catalog
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.plan_command import main
+from minimax_metal.controller.verbs.plan import main
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
 from minimax_metal.plan.driver.life import is_ending, is_over
 from tests.unit.plan_helpers import codes, decide, raw_host, warned

@@ -9,7 +9,7 @@ import pytest
 
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.plan_command import main
+from minimax_metal.controller.verbs.plan import main
 from minimax_metal.plan.matrix import find_models, markdown, rows
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "matrix.md"

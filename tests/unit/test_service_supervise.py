@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import supervise
 
 PATIENCE = 60.0
@@ -342,7 +343,7 @@ def test_starts_with_the_standard_library_alone() -> None:
     ("value", "text"), [(0, "0 s"), (59.4, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (-1, "0 s")]
 )
 def test_spell(value: float, text: str) -> None:
-    assert supervise.spell(value) == text
+    assert spell(value) == text
 
 
 def test_abstract_notification_address() -> None:

@@ -17,18 +17,18 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import Entry
 from minimax_metal.host.weights.pull import Options, pull
 from minimax_metal.host.weights.request import Request
-from minimax_metal.host.weights.share import keys
 from minimax_metal.host.weights.share.board import Board, Claim, File
 from minimax_metal.host.weights.share.facts import BUSY, CLAIMS, DISTRUSTED, FRUITLESS, LEFT_OUT, PATIENCE
 from minimax_metal.host.weights.share.listen import Listener
-from minimax_metal.host.weights.share.log import Log, Reader
 from minimax_metal.host.weights.share.peers import SKEW, DeniedError, Line, PeerError
 from minimax_metal.host.weights.share.pieces import count, key_of
-from minimax_metal.host.weights.share.settings import Peer, Share
 from minimax_metal.host.weights.share.swarm import SharedAttempt
+from minimax_metal.host.weights.share_log import Log, Reader
+from minimax_metal.host.weights.share_settings import Peer, Share
 from tests.support.hub import Hub, model, running
 
 A, B, C = "gpu01", "gpu02", "gpu03"

@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import FOLDER, DamagedFileError, Entry
 from minimax_metal.host.weights.part import Part
 from minimax_metal.host.weights.request import Request
-from minimax_metal.host.weights.share import keys, members, server
-from minimax_metal.host.weights.share.log import Log, Reader, parse_listing, write_listing
+from minimax_metal.host.weights.share import server
 from minimax_metal.host.weights.share.peers import signature
 from minimax_metal.host.weights.share.pieces import PieceFile, count, key_of
-from minimax_metal.host.weights.share.settings import PIECE, Share
+from minimax_metal.host.weights.share_log import Log, Reader, parse_listing, write_listing
+from minimax_metal.host.weights.share_settings import PIECE, Share
+from minimax_metal.plan import sharing as members
 
 PART = 1000
 CONTENT = random.Random(3).randbytes(PART * 4 + 77)  # noqa: S311  test data

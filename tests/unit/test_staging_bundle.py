@@ -21,17 +21,10 @@ import yaml
 from minimax_metal.cli import main
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.adapter import plan_host
-from minimax_metal.controller.bundle import (
-    commands,
-    debian,
-    download,
-    export,
-    programs,
-    pythons,
-    store,
-    wheels,
-)
+from minimax_metal.controller.bundle import debian, download, export, programs, pythons, wheels
 from minimax_metal.controller.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
+from minimax_metal.controller.bundle_store import store
+from minimax_metal.controller.verbs import bundle as commands
 from tests.support.hub import model as hub_model
 from tests.support.hub import running as hub_running
 from tests.support.origin import Origin, running

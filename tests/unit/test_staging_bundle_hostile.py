@@ -24,7 +24,8 @@ import yaml
 
 from minimax_metal.cli import main
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import document, download, serve, signature, store
+from minimax_metal.controller.bundle import download, serve
+from minimax_metal.controller.bundle_store import document, signature, store
 
 SECRET = b"root:$6$secret:19000:0:99999:7:::\n"
 

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import Manifest
 from minimax_metal.host.weights.proof import Proof, named
 from minimax_metal.host.weights.request import Request
-from minimax_metal.host.weights.share import keys
-from minimax_metal.host.weights.share.log import Log, Reader, parse_listing
 from minimax_metal.host.weights.share.renewal import renewed
-from minimax_metal.host.weights.share.settings import Share
+from minimax_metal.host.weights.share_log import Log, Reader, parse_listing
+from minimax_metal.host.weights.share_settings import Share
 
 SECRET = "ab12cd34" * 8
 SEED = int(os.environ.get("METAL_FUZZ_SEED", "7"))

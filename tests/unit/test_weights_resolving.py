@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import signature
+from minimax_metal.controller.bundle_store import signature
 from minimax_metal.controller.statements import bundled
-from minimax_metal.controller.statements.resolving import for_fleet, resolve
+from minimax_metal.controller.statements.resolving import resolve
 from minimax_metal.controller.statements.wishes import Wish, store_directory, wish_of
 from minimax_metal.host.weights import commands, follow
+from minimax_metal.host.weights.asking import for_fleet
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.follow import UnitState
 from minimax_metal.host.weights.manifest import Entry
@@ -256,9 +257,7 @@ def test_a_directory_is_written_down(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_host_asks_for_the_fleet_only_the_publishers_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     ask = Asked(mirror=1, artifactory=1)
-    monkeypatch.setattr(
-        "minimax_metal.controller.statements.resolving.ask", lambda source, _resolver: ask(source)
-    )
+    monkeypatch.setattr("minimax_metal.host.weights.asking.ask", lambda source, _resolver: ask(source))
     raw = {"path": "/srv/m/r", "revision": COMMIT, "sources": [OWN.as_dict()]}
     with pytest.raises(UserError, match="a mirror is not asked"):
         for_fleet(Request.parse(raw), "A/B")

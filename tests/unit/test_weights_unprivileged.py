@@ -273,12 +273,12 @@ def test_nobody_else_asks_a_server_for_a_model() -> None:
         if any(asks.search(line) for line in path.read_text("utf-8").splitlines() if "def " not in line)
     }
     assert found == {
-        "artefacts/bundled.py",  # in the child
-        "artefacts/fetch.py",  # the pull: a unit with a user of its own
-        "artefacts/resolving.py",  # a directory
-        "artefacts/sources.py",
-        "artefacts/unprivileged.py",
-        "checks/commands.py",  # the endpoint that is tested
-        "fleet/gateway.py",  # the gateway and its engines
-        "staging/bundle/download.py",  # docs/security.md
+        "controller/statements/bundled.py",  # in the child
+        "host/weights/fetch.py",  # the pull: a unit with a user of its own
+        "host/weights/asking.py",  # a directory
+        "host/weights/sources.py",
+        "host/weights/unprivileged.py",
+        "host/check/commands.py",  # the endpoint that is tested
+        "host/gateway/commands.py",  # the gateway and its engines
+        "controller/bundle/download.py",  # docs/security.md
     }

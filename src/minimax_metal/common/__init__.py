@@ -1,1 +1,1 @@
-"""Helpers that know nothing about MiniMax (files, programs, privileges, text); standard library only."""
+"""Helpers that know nothing of MiniMax: errors, text, files, programs, privileges, secrets."""

@@ -6,7 +6,6 @@ to be secret are masked wherever they appear, and so is what looks like one.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shlex
@@ -17,10 +16,8 @@ from urllib.parse import quote
 
 import yaml
 
-from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.secret_shapes import MASK, is_secret_name, without_secrets
-from minimax_metal.controller.keys import rotation
 
 __all__ = ("MASK", "Redactor", "is_secret_name", "slim")
 
@@ -141,7 +138,7 @@ def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
     found = []
     for directory in directories:
         try:
-            # A hidden file is the state of a change of keys, whose values are asked for by name.
+            # A hidden file is state, such as that of a change of keys, which its own reader knows.
             paths = [
                 path
                 for path in sorted(directory.iterdir())
@@ -149,9 +146,6 @@ def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
             ]
         except OSError:
             continue
-        with contextlib.suppress(UserError):
-            state = rotation.read(directory)
-            found += [value for pair in (state.keys.values() if state else ()) for value in pair]
         for path in paths:
             try:
                 if path.stat().st_size <= 64 << 10:

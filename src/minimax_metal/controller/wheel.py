@@ -1,7 +1,8 @@
-"""Build the project's wheel for the hosts: ``python -m minimax_metal.controller.wheel --project DIR --output DIR``.
+"""Build the wheel for the hosts: ``python -m minimax_metal.controller.wheel --project DIR --output DIR``.
 
-The wheel lands in ``<output>/<digest>/``; the digest covers every source that goes into it, so that a second
-call with unchanged sources builds nothing and hosts can name the version they run. Prints one line of JSON:
+It holds what hosts need and nothing else, and lands in ``<output>/<digest>/``. The digest covers exactly what
+is in it: a second call with unchanged sources builds nothing, a changed README or report gives no host a new
+environment, and hosts can name the version they run. Prints one line of JSON:
 ``{"path": ..., "digest": ..., "built": true}``. Exit status: 0; 2 when it cannot be built.
 
 The bytes are the same for the same sources: hatchling builds reproducibly, with the time of every file set
@@ -18,18 +19,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from minimax_metal.common.errors import UserError
+from minimax_metal.common.text import one_line
 
 EPOCH: Final = "1577836800"
 """2020-01-01T00:00:00Z, the constant time of every file in the wheel (zip knows no date before 1980)."""
 
 PACKAGE: Final = Path("src/minimax_metal")
-FILES: Final = ("pyproject.toml", "README.md", "LICENSE")
+PARTS: Final = ("__init__.py", "cli.py", "catalog", "common", "host", "plan")
+"""What a host needs of the package; what only the controller runs stays there."""
+LICENCE: Final = "LICENSE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +46,59 @@ class Wheel:
     built: bool
 
 
-def sources(project: Path) -> Iterator[Path]:
-    """Yield every file that goes into the wheel or decides what does, in a fixed order.
+def sources(project: Path) -> dict[str, bytes]:
+    """Return every file that the wheel is built from, by its name below the project, in a fixed order.
 
     Raises:
         UserError: ``project`` is not this project.
     """
-    for name in FILES:
+    for name in ("pyproject.toml", LICENCE):
         if not (project / name).is_file():
             raise UserError(f"{project} has no {name}; pass the project's directory with --project")
-        yield project / name
-    for path in sorted((project / PACKAGE).rglob("*")):
-        if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in path.parts:
-            yield path
+    found = {
+        "pyproject.toml": _metadata(project / "pyproject.toml").encode(),
+        LICENCE: (project / LICENCE).read_bytes(),
+    }
+    for part in PARTS:
+        root = project / PACKAGE / part
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file() and path.suffix != ".pyc" and "__pycache__" not in path.parts:
+                found[path.relative_to(project).as_posix()] = path.read_bytes()
+    return found
 
 
-def digest_of(project: Path) -> str:
+def _metadata(pyproject: Path) -> str:
+    """What of the project's own metadata is the hosts': another linter rule gives no host a new environment.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        whole = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+        project = whole["project"]
+        kept = {
+            name: project[name] for name in ("name", "version", "requires-python", "dependencies", "license")
+        }
+        tables = {
+            "build-system": whole["build-system"],
+            "project": {**kept, "license-files": [LICENCE]},
+            "project.scripts": project["scripts"],
+            "tool.hatch.build.targets.wheel": {"packages": [PACKAGE.as_posix()]},
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{pyproject} can't be read ({one_line(str(error), 120)}); put it right") from error
+    # Texts and lists of texts are written the same in JSON and in TOML.
+    return "".join(
+        f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entries.items()) + "\n"
+        for table, entries in tables.items()
+    )
+
+
+def digest_of(files: Mapping[str, bytes]) -> str:
     """Return the first 12 hex digits of the SHA-256 over names and contents of the sources."""
     whole = hashlib.sha256()
-    for path in sources(project):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        whole.update(f"{path.relative_to(project).as_posix()}\0{content}\n".encode())
+    for name, content in files.items():
+        whole.update(f"{name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return whole.hexdigest()[:12]
 
 
@@ -71,21 +108,26 @@ def build(project: Path, output: Path) -> Wheel:
     Raises:
         UserError: hatchling is missing or refuses.
     """
-    digest = digest_of(project)
+    files = sources(project)
+    digest = digest_of(files)
     final = output / digest
     if found := sorted(final.glob("*.whl")):
         return Wheel(str(found[0]), digest, built=False)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".building-") as temporary:
+        tree, wheels_in = Path(temporary, "source"), Path(temporary, "wheel")
+        for name, content in files.items():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(content)
         done = subprocess.run(
-            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", temporary],
-            cwd=project,
+            [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels_in)],
+            cwd=tree,
             env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
             capture_output=True,
             text=True,
             check=False,
         )
-        wheels = sorted(Path(temporary).glob("*.whl"))
+        wheels = sorted(wheels_in.glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
             reason = (done.stderr.strip().splitlines() or ["it left no wheel"])[-1]
             raise UserError(

@@ -8,14 +8,9 @@ stands in its configuration is checked here: an index's pages and hosts' sources
 from __future__ import annotations
 
 import re
-import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html.parser import HTMLParser
 from ipaddress import ip_address, ip_network
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -36,7 +31,7 @@ def decide(
     members: Mapping[str, Mapping[str, Any]],
     allowed: Sequence[str],
     known: Sequence[str],
-    resolve: Resolver | None = None,
+    resolve: Resolver,
 ) -> dict[str, Any]:
     """The table of one cache.
 
@@ -45,7 +40,7 @@ def decide(
             (or None), ``address`` by which Ansible reaches it.
         allowed: networks that may ask, instead of the members' addresses.
         known: archives that the cache knew before; a run with fewer hosts forgets none.
-        resolve: name to addresses; the system's by default.
+        resolve: name to addresses.
 
     Returns:
         ``port``, ``index`` (None: not named by any setting), ``python``, ``vendor``, ``archives`` and
@@ -75,7 +70,7 @@ def decide(
     clients, unknown = list(allowed), []
     if not clients:
         for host, member in members.items():
-            found = sorted(set((resolve or _resolve)(str(member.get("address") or host))))
+            found = sorted(set(resolve(str(member.get("address") or host))))
             clients += found
             unknown += [] if found else [host]
     if unknown:
@@ -153,17 +148,6 @@ def _origin(url: str) -> dict[str, str]:
     return {"url": url.rstrip("/"), "path": f"{parts.scheme}/{parts.netloc}{parts.path}"}
 
 
-def _resolve(name: str) -> list[str]:
-    try:
-        return [str(ip_address(name))]
-    except ValueError:
-        pass
-    try:
-        return [str(one[4][0]) for one in socket.getaddrinfo(name, None, proto=socket.IPPROTO_TCP)]
-    except OSError:
-        return []
-
-
 def index_origins(page: str, url: str) -> list[str]:
     """Where a package index has its files: ``scheme://host`` of every link on one of its pages.
 
@@ -215,23 +199,6 @@ class _Links(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.links += [value for name, value in attrs if tag == "a" and name == "href" and value]
-
-
-def default_index() -> str | None:
-    """The package index that uv asks on this machine when nobody names one; None where uv is not there."""
-    beside = Path(sys.executable).with_name("uv")
-    program = str(beside) if beside.exists() else shutil.which("uv")
-    if program is None:
-        return None
-    done = subprocess.run(
-        [program, "pip", "compile", "--quiet", "--no-header", "--emit-index-url", "-"],
-        input="",
-        check=False,
-        capture_output=True,
-        text=True,
-    )
-    match = re.search(r"^--index-url (https?://\S+)$", done.stdout, re.MULTILINE)
-    return match[1].rstrip("/") if match else None
 
 
 def name_servers(resolv_conf: str) -> list[str]:

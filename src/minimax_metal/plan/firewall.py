@@ -6,7 +6,6 @@ the ports that the product opens on it, and no other port: a mistake here can't 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_address, ip_network
@@ -59,20 +58,12 @@ class Rule:
         }
 
 
-def resolve(name: str) -> list[str]:
-    """The addresses of a name as the controller knows them; [] where it knows none."""
-    try:
-        return [str(one[4][0]).partition("%")[0] for one in socket.getaddrinfo(name, None, proto=6)]
-    except (OSError, UnicodeError):
-        return []
-
-
 def decide(
     me: str,
     groups: Mapping[str, Sequence[str]],
     hosts: Mapping[str, Mapping[str, Any]],
     plan: Mapping[str, Any] | None,
-    resolver: Resolver = resolve,
+    resolver: Resolver,
 ) -> dict[str, Any]:
     """The rules of one host.
 
@@ -96,7 +87,7 @@ def decide(
         return {"rules": [], "problem": str(error)}
 
 
-def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver | None = None) -> list[str]:
+def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver) -> list[str]:
     """Where connections of gateways and monitoring hosts to an engine come from, for the engine's unit.
 
     A host with an address for data and one for management may use either. A name that is not known has none:
@@ -110,7 +101,7 @@ def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver 
     for name, variables in hosts.items():
         reached = variables.get("ansible_host") or name
         for written in dict.fromkeys((variables.get("metal_address") or reached, reached)):
-            networks = _addresses(name, {"metal_address": written}, resolver or resolve, known=True)
+            networks = _addresses(name, {"metal_address": written}, resolver, known=True)
             # Name servers hand addresses out in turn: another order is not another plan.
             ordered = sorted(networks, key=lambda one: (one.version, int(one.network_address)))
             found += [str(network.network_address) for network in ordered]

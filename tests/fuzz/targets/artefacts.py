@@ -12,11 +12,11 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.controller.statements.bundled import of as of_bundle
 from minimax_metal.controller.statements.wishes import Kept, Wish, file_of
 from minimax_metal.host.weights import answers, hubs, names, redirects, served
+from minimax_metal.host.weights.attempt import Journal
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.examine import examine
 from minimax_metal.host.weights.examine.safetensors import UnsoundError
 from minimax_metal.host.weights.examine.safetensors import read as read_header
-from minimax_metal.host.weights.fetch import Journal
 from minimax_metal.host.weights.manifest import DamagedFileError, Manifest, missing_from_index
 from minimax_metal.host.weights.proof import Proof, named
 from minimax_metal.host.weights.request import Request, Source

@@ -12,20 +12,20 @@ from minimax_metal.common.redact import Redactor, slim
 from minimax_metal.common.secret_shapes import without_secrets
 from minimax_metal.controller.keys.kept import _read as read_key
 from minimax_metal.controller.report import check_reports
-from minimax_metal.controller.report import commands as report
+from minimax_metal.controller.report import make as report
 from minimax_metal.controller.run import records
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.store import Kept, Store
-from minimax_metal.controller.status import answers
 from minimax_metal.controller.status import commands as status
 from minimax_metal.host import lock, soak
-from minimax_metal.host import status as here
 from minimax_metal.host.gateway import client as gateway_client
 from minimax_metal.host.gateway import pool as gateway_pool
 from minimax_metal.host.gateway.identity import Examiner
 from minimax_metal.host.releases import commands as releases
 from minimax_metal.host.releases import journal
 from minimax_metal.host.releases.record import Records
+from minimax_metal.host.status import answers
+from minimax_metal.host.status import look as here
 from minimax_metal.plan.rollout import batches as rollout
 from minimax_metal.plan.rollout import verdict
 from tests.fuzz.target import Form, Target, of_ansible, of_file, of_json, of_text

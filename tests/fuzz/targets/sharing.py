@@ -9,16 +9,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import Entry
-from minimax_metal.host.weights.share import keys, members, renewal
+from minimax_metal.host.weights.share import renewal
 from minimax_metal.host.weights.share.board import Board
 from minimax_metal.host.weights.share.facts import File
 from minimax_metal.host.weights.share.listen import Listener
 from minimax_metal.host.weights.share.listing import _parsed
-from minimax_metal.host.weights.share.log import LISTING, Reader, chained
 from minimax_metal.host.weights.share.peers import _date
 from minimax_metal.host.weights.share.pieces import PieceFile
-from minimax_metal.host.weights.share.settings import Peer, Share
+from minimax_metal.host.weights.share_log import LISTING, Reader, chained
+from minimax_metal.host.weights.share_settings import Peer, Share
+from minimax_metal.plan import sharing as members
 from tests.fuzz.target import Form, Target, of_file, of_json, of_text, text_of
 from tests.fuzz.targets.artefacts import FILES, SHARE
 

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 from minimax_metal.common import traffic
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import debian, document, serve, signature, wheels
+from minimax_metal.controller.bundle import debian, serve, wheels
 from minimax_metal.controller.bundle.wanted import Wheels
 from minimax_metal.controller.bundle.wheels import choose
+from minimax_metal.controller.bundle_store import document, signature
 from minimax_metal.plan import archives, cache
 from tests.fuzz.target import SKIPPED, Form, Target, of_file, of_json, of_lines, of_text
 from tests.fuzz.targets.artefacts import BUNDLE, PAGE

@@ -1,7 +1,7 @@
 """Fetch files over HTTP into a bundle: continued after a stop, retried, and named only when verified.
 
-Requests and redirects go by the rules of a pull (:mod:`minimax_metal.host.weights.redirects`): ``~/.netrc`` is
-never read, and a mirror on the internet leads to no address of a private network.
+Requests and redirects go by the rules of a pull (:mod:`minimax_metal.host.weights.redirects`): ``~/.netrc``
+is never read, and a mirror on the internet leads to no address of a private network.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import requests
 import urllib3
 
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle.area import PARTIAL, Area, area
-from minimax_metal.controller.bundle.document import File
-from minimax_metal.controller.bundle.store import wrong
+from minimax_metal.controller.bundle_store.area import PARTIAL, Area, area
+from minimax_metal.controller.bundle_store.document import File
+from minimax_metal.controller.bundle_store.store import wrong
 from minimax_metal.host.weights.answers import patience
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.web import Web

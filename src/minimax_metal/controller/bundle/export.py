@@ -13,10 +13,11 @@ from typing import Final
 
 from minimax_metal.catalog.load import HERE
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import debian, pythons, store, wheels
+from minimax_metal.controller.bundle import debian, pythons, wheels
 from minimax_metal.controller.bundle.download import Item, fetch_all
-from minimax_metal.controller.bundle.store import File
 from minimax_metal.controller.bundle.wanted import Packages, Wanted, Weights, find_wanted
+from minimax_metal.controller.bundle_store import store
+from minimax_metal.controller.bundle_store.store import File
 from minimax_metal.host.weights import manifest as weights_manifest
 from minimax_metal.plan import archives
 from minimax_metal.plan.model import Plan

@@ -29,9 +29,9 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import write_atomic
 from minimax_metal.common.privileges import drop_to
 from minimax_metal.common.web import Timed
-from minimax_metal.controller.bundle.area import Area, area
-from minimax_metal.controller.bundle.document import File
-from minimax_metal.controller.bundle.store import MANIFEST, SIGNATURE, Bundle
+from minimax_metal.controller.bundle_store.area import Area, area
+from minimax_metal.controller.bundle_store.document import File
+from minimax_metal.controller.bundle_store.store import MANIFEST, SIGNATURE, Bundle
 
 VARIABLES: Final = """\
 # Hosts fetch everything from the bundle that 'metal bundle serve' serves at this address.

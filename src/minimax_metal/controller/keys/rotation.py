@@ -25,8 +25,8 @@ import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +143,16 @@ def advance(state: Rotation, verb: str) -> Rotation | None:
 def settle(state: Rotation) -> Rotation:
     """Return the state once every host has come to where it was going."""
     return replace(state, at=state.to)
+
+
+def secrets_of(directories: Iterable[Path]) -> list[str]:
+    """Return the old and the new values of every change that is under way; a broken state gives none."""
+    found = []
+    for directory in directories:
+        with suppress(UserError):
+            state = read(directory)
+            found += [value for pair in (state.keys.values() if state else ()) for value in pair]
+    return found
 
 
 def read(directory: Path) -> Rotation | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from minimax_metal.controller.run.plain import spell
+from minimax_metal.common.durations import spell
 from minimax_metal.controller.run.stages import SHORT
 
 WIDTH: Final = 1160

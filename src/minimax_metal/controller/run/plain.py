@@ -6,6 +6,7 @@ import sys
 from datetime import datetime
 from typing import IO, Protocol
 
+from minimax_metal.common.durations import spell
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.records import Record
 
@@ -24,16 +25,6 @@ class Show(Protocol):
 
     def finish(self, run: Run) -> None:
         """End, whatever became of the run."""
-
-
-def spell(seconds: float) -> str:
-    """Return a stretch of time in words: ``12 s``, ``3 min 05 s``, ``2 h 07 min``."""
-    whole = int(seconds + 0.5)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 5400:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Plain:

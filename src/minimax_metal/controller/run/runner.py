@@ -2,8 +2,8 @@
 
 ansible-runner starts ``ansible-playbook`` on a terminal of its own and hands over what happens, event by
 event. Its working files lie in a private directory in memory for as long as it runs; what is kept is in
-:mod:`minimax_metal.controller.run.store`. What it would set differently from a plain ``ansible-playbook`` (host keys
-that are not checked, a cache of facts) is taken back.
+:mod:`minimax_metal.controller.run.store`. What it would set differently from a plain ``ansible-playbook``
+(host keys that are not checked, a cache of facts) is taken back.
 """
 
 from __future__ import annotations

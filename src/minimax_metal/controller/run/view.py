@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from minimax_metal.common.durations import spell
 from minimax_metal.controller.run.events import Failure, Host, Run, Stage
 from minimax_metal.controller.run.history import History
-from minimax_metal.controller.run.plain import spell
 from minimax_metal.controller.run.records import Record
 from minimax_metal.controller.run.stages import SHORT, STAGES
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.bundle import signature
-from minimax_metal.controller.bundle.store import MANIFEST, SIGNATURE
+from minimax_metal.controller.bundle_store import signature
+from minimax_metal.controller.bundle_store.store import MANIFEST, SIGNATURE
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.manifest import MOST_BYTES
 from minimax_metal.host.weights.proof import BUNDLE, Proof, named, now

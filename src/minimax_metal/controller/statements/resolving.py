@@ -7,20 +7,18 @@ kept and recorded as no more than that. Nothing that a host keeps, and no other 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import one_line
-from minimax_metal.controller.bundle import signature
-from minimax_metal.controller.bundle import store as bundles
+from minimax_metal.controller.bundle_store import signature
+from minimax_metal.controller.bundle_store import store as bundles
 from minimax_metal.controller.statements.bundled import base_of, of, served
 from minimax_metal.controller.statements.wishes import (
     Kept,
@@ -30,21 +28,15 @@ from minimax_metal.controller.statements.wishes import (
     note_failure,
     recent_failure,
 )
+from minimax_metal.host.weights.asking import Ask, ask, first
 from minimax_metal.host.weights.bound import authority
-from minimax_metal.host.weights.check import workers_by_default
 from minimax_metal.host.weights.errors import SourceError
-from minimax_metal.host.weights.manifest import MOST_BYTES, DamagedFileError, Manifest, verify
-from minimax_metal.host.weights.proof import HUB, MIRROR, Proof, differences, named, now
-from minimax_metal.host.weights.request import DIRECTORY, Request, Source, is_commit
-from minimax_metal.host.weights.sources import open_source
-from minimax_metal.host.weights.unprivileged import list_of
+from minimax_metal.host.weights.manifest import MOST_BYTES
+from minimax_metal.host.weights.proof import HUB, MIRROR, Proof, differences, named
+from minimax_metal.host.weights.request import DIRECTORY, Source, is_commit
 
 HOSTS_ASKED: Final = 3
 """Hosts that try the hub, one after the other, where the controller has no way to it."""
-STALL: Final = 10.0
-"""Seconds without a byte after which a source that is asked for its list is given up."""
-TRIES: Final = 2
-"""Of a source that asks for patience."""
 
 
 @dataclass(slots=True)
@@ -54,57 +46,6 @@ class Resolved:
     proof: Proof | None
     sources: tuple[Source, ...]
     warnings: list[str] = field(default_factory=list)
-
-
-Ask = Callable[[Source], Proof]
-"""Asks one source what its files are; raises :class:`SourceError`."""
-
-
-def ask(source: Source, resolver: str = "controller") -> Proof:
-    """Return what a source states.
-
-    Raises:
-        SourceError: it can't be asked.
-    """
-    by, origin = authority(source)
-    for tried in range(TRIES):
-        try:
-            listing = list_of(source, STALL)
-            return Proof(
-                by,
-                origin,
-                resolver,
-                now(),
-                listing.files,
-                source.repository,
-                listing.revision or source.revision,
-            )
-        except SourceError as error:
-            if not error.busy or tried + 1 == TRIES:
-                raise
-            time.sleep(min(STALL, error.after or 1.0))
-    raise SourceError(f"{source} was not asked")
-
-
-def first(
-    candidates: Sequence[Source], ask: Ask, accept_unhashed: bool, reasons: list[str]
-) -> tuple[Source, Proof] | None:
-    """Return the first statement that is one, and its source; why others are none goes into ``reasons``."""
-    for source in candidates:
-        try:
-            proof = ask(source)
-        except (SourceError, UserError, OSError) as error:
-            reasons.append(one_line(str(error), 300))
-            continue
-        if proof.unhashed and not accept_unhashed:
-            reasons.append(
-                f"{source} states no hash of {len(proof.unhashed)} files, e.g. {proof.unhashed[0]}"
-            )
-        elif not proof.files:
-            reasons.append(f"{source} lists no file")
-        else:
-            return source, proof
-    return None
 
 
 def resolve(
@@ -296,38 +237,3 @@ def _warnings(wish: Wish, store: Path, proof: Proof | None, reasons: Sequence[st
             "(model_weights_accept_unhashed)"
         )
     return found
-
-
-def for_fleet(request: Request, repository: str) -> dict[str, Any]:
-    """Return what the publisher's own hub states, asked from this host because the controller can't.
-
-    Raises:
-        UserError: the hub can't be asked either, or the user has no source that is the publisher's.
-    """
-    wish = Wish(repository, request.revision or "main", request.sources)
-    reasons: list[str] = []
-    hubs = [source for source in wish.candidates() if authority(source)[0] == HUB]
-    found = first(hubs, lambda source: ask(source, "this host"), False, reasons)
-    if found is None:
-        raise UserError("; ".join(reasons) or "no source is the publisher's own hub; a mirror is not asked")
-    return found[1].as_dict()
-
-
-def of_directory(directory: Path, workers: int | None = None) -> dict[str, Any]:
-    """Read every byte of a directory, and return a manifest that states what it holds now.
-
-    Raises:
-        UserError: it is not a directory, holds nothing, or can't be read.
-    """
-    if not directory.is_dir():
-        raise UserError(f"found no directory {directory}, expected the model's files in it; name another")
-    try:
-        listing = open_source(Source(DIRECTORY, path=directory)).list()
-        with ThreadPoolExecutor(workers or workers_by_default(), thread_name_prefix="hash") as pool:
-            files = tuple(pool.map(lambda entry: verify(directory, entry), listing.files))
-    except (SourceError, DamagedFileError, OSError) as error:
-        raise UserError(f"{directory}: {one_line(str(error))}; look at the file, then try again") from error
-    if not files:
-        raise UserError(f"found no file in {directory}, expected a model; name another directory")
-    source = {"kind": DIRECTORY, "path": str(directory)}
-    return Manifest(directory.name, listing.revision, source, files).as_dict()

@@ -18,24 +18,15 @@ from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.common.text import one_line
+from minimax_metal.host.weights.asking import asks_hub, candidates
 from minimax_metal.host.weights.bound import authority
 from minimax_metal.host.weights.manifest import MOST_BYTES
 from minimax_metal.host.weights.proof import BUNDLE, HUB, MANIFEST, Proof
-from minimax_metal.host.weights.request import (
-    DIRECTORY,
-    HF_MIRROR,
-    HUBS,
-    HUGGINGFACE,
-    MODELSCOPE,
-    Source,
-    is_commit,
-)
-from minimax_metal.host.weights.sources import DEFAULT_ENDPOINTS
+from minimax_metal.host.weights.request import Source, is_commit
 
 SCHEMA: Final = 1
 RECENT: Final = 300.0
 """Seconds for which it holds that nobody could be asked."""
-_PUBLIC: Final = {kind: DEFAULT_ENDPOINTS[kind][1] for kind in HUBS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,24 +47,11 @@ class Wish:
     @property
     def asks_hub(self) -> bool:
         """Whether the publisher's own hub is asked: not where the user has only other places for it."""
-        return any(
-            source.kind in {HF_MIRROR, MODELSCOPE, HUGGINGFACE}
-            and (source.endpoint or _PUBLIC[source.kind]).rstrip("/") == _PUBLIC[source.kind]
-            for source in self.sources
-        )
+        return asks_hub(self.sources)
 
     def candidates(self) -> list[Source]:
         """Return who is asked, the publisher's hub first."""
-        found = []
-        if self.asks_hub:
-            token = next((one.token_file for one in self.sources if one.kind == HUGGINGFACE), None)
-            public = _PUBLIC[HUGGINGFACE]
-            found.append(Source(HUGGINGFACE, self.repository, self.revision, public, token_file=token))
-        found += [source for source in self.sources if source.kind != DIRECTORY]
-        unique: dict[tuple[str, str | None, str | None], Source] = {}
-        for one in found:
-            unique.setdefault((one.kind, one.endpoint, one.repository), one)
-        return sorted(unique.values(), key=lambda one: authority(one)[0] != HUB)
+        return candidates(self.repository, self.revision, self.sources)
 
 
 def wish_of(arguments: Mapping[str, Any]) -> Wish:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,9 +22,11 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import one_line, printable
 from minimax_metal.controller import ansible_programs
 from minimax_metal.controller.inventory import read_variables
-from minimax_metal.controller.status.answers import UnreadableError, checked
 from minimax_metal.controller.vault import masked
-from minimax_metal.host.status import SCHEMA, STATE, look
+from minimax_metal.host.status import commands as this_host
+from minimax_metal.host.status.answers import UnreadableError, checked
+from minimax_metal.host.status.commands import exit_status, with_drift
+from minimax_metal.host.status.look import SCHEMA, STATE
 from minimax_metal.plan.connection import trouble_in, trouble_of
 
 EPILOG: Final = """\
@@ -42,7 +44,6 @@ COMMAND: Final = f"timeout -k 5 20 {HERE} 2>&1 | head -c {2 << 20}"
 FORKS: Final = 100
 HOST_SECONDS: Final = 30
 """Most that a host may take; it is given up here after that long, and the others are shown."""
-SERVING: Final = ("ready",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -169,30 +170,17 @@ def gather(arguments: argparse.Namespace, more: Sequence[str]) -> list[dict[str,
         wanted, secrets = variables.result() if variables else ({}, [])
     hosts = [answer_of(name, answers[name]) for name in sorted(answers, key=_natural)]
     for host in hosts:
-        with_drift(host, wanted.get(host["host"]))
+        variables_of = wanted.get(host["host"])
+        with_drift(host, partial(_drift, variables_of) if variables_of is not None else None)
     # What was encrypted in the inventory is compared, and never shown.
     shown: list[dict[str, Any]] = masked(hosts, secrets)
     return shown
 
 
-def with_drift(host: dict[str, Any], variables: Mapping[str, Any] | None = None) -> None:
-    """Say where a host is not as its release, or as the inventory's variables; it spoils no other's row."""
-    if host["state"] != "known":
-        return
-    from minimax_metal.controller.status.drift import drift_of, local_drift
+def _drift(variables: Mapping[str, Any], host: Mapping[str, Any]) -> list[str]:
+    from minimax_metal.controller.status.drift import drift_of
 
-    try:
-        host["drift"] = local_drift(host)
-        if variables is not None:
-            host["drift"] += drift_of(host["host"], variables, host)
-        # A plan is long, and of use to who compares only.
-        host["applied"] = _brief(host["applied"])
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
-        # The shape of each part was checked; what is in them is still the host's own word.
-        why = f"a recorded plan that can't be compared ({type(error).__name__}: {one_line(str(error), 120)})"
-        name = host["host"]
-        host.clear()
-        host |= {"host": name, "state": "unreadable", "why": why}
+    return drift_of(host["host"], variables, host)
 
 
 def _variables(
@@ -206,40 +194,13 @@ def _variables(
     )
 
 
-def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
-    model, engine, gpus = (applied.get(key) or {} for key in ("model", "engine", "gpus"))
-    # Names are the host's own word: one that is not a text can't be shown.
-    named = {
-        "model": model.get("served_name"),
-        "format": model.get("format"),
-        "engine": engine.get("release"),
-        "engine_digest": engine.get("digest"),
-        "driver_branch": (applied.get("driver") or {}).get("branch"),
-        "gpus": f"{gpus.get('count')} x {gpus.get('model')}" if gpus else None,
-    }
-    return {key: value if isinstance(value, str) else None for key, value in named.items()}
-
-
-def serves(host: Mapping[str, Any]) -> bool:
-    """Return whether every instance of a host's release is ready."""
-    instances = [one for one in host.get("instances") or [] if one.get("recorded")]
-    return bool(instances) and not host.get("missing") and all(one["health"] in SERVING for one in instances)
-
-
-def exit_status(hosts: Sequence[Mapping[str, Any]]) -> int:
-    """Return the exit status for what was found."""
-    if any(host["state"] == "unreachable" for host in hosts):
-        return 3
-    return 0 if all(serves(host) for host in hosts) else 1
-
-
 def lines_of(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the lines that show a fleet, from each host's answer to :data:`COMMAND`."""
     from io import StringIO
 
     from rich.console import Console
 
-    from minimax_metal.controller.status.table import PLAIN_WIDTH, show
+    from minimax_metal.host.status.table import PLAIN_WIDTH, show
 
     hosts = [answer_of(name, answer) for name, answer in answers.items()]
     for host in hosts:
@@ -249,30 +210,18 @@ def lines_of(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [line.rstrip() for line in output.getvalue().splitlines()]
 
 
-def this_host() -> list[dict[str, Any]]:
-    """Return what is known of the machine this runs on."""
-    host = {"host": os.uname().nodename, "state": "known", **checked(look())}
-    with_drift(host)
-    return [host]
-
-
 def main(argv: Sequence[str]) -> int:
     """Run ``metal status``."""
     arguments, more = parser().parse_known_args(list(argv))
-    if arguments.here and arguments.json:
-        # What a controller asks for: fast, whole, one line.
-        print(json.dumps(look(), ensure_ascii=False, separators=(",", ":")))
-        return 0
-    if arguments.here or (not arguments.inventory and STATE.is_dir()):
-        hosts = this_host()
-    elif arguments.inventory:
-        hosts = gather(arguments, more)
-    else:
+    if not arguments.inventory and STATE.is_dir():
+        return this_host.main([word for word in argv if word == "--json"])
+    if not arguments.inventory:
         raise UserError("found no inventory, expected -i PATH; on a host metal status needs none")
+    hosts = gather(arguments, more)
     if arguments.json:
         print(json.dumps(hosts, indent=2, ensure_ascii=False))
     else:
-        from minimax_metal.controller.status.table import show
+        from minimax_metal.host.status.table import show
 
         show(hosts)
     return exit_status(hosts)

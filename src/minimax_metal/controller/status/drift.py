@@ -8,13 +8,11 @@ the inventory, in the catalogue or in the project since the release was verified
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
-from minimax_metal.common import certificates
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.adapter import catalog_for, with_hashes
+from minimax_metal.host.status.drift import at, named
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.facts import HostFacts, SmiGpu
 from minimax_metal.plan.model import Plan
@@ -49,7 +47,7 @@ def facts_of(applied: Mapping[str, Any], here: Mapping[str, Any]) -> HostFacts:
     """Return the facts a recorded plan was made from, as far as decisions depend on them.
 
     Args:
-        applied: parts of the recorded plan (:data:`minimax_metal.host.status.APPLIED`).
+        applied: parts of the recorded plan (:data:`minimax_metal.host.status.look.APPLIED`).
         here: what the host said of itself today.
     """
     platform, gpus = applied.get("platform") or {}, applied.get("gpus") or {}
@@ -114,18 +112,18 @@ def differences(applied: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
     """Return how two plans differ in what is applied: ``engine 0.5.22 -> 0.5.23``."""
     found = []
     for name, keys in COMPARED:
-        old, new = _at(applied, keys), _at(wanted, keys)
+        old, new = at(applied, keys), at(wanted, keys)
         if old != new:
             found.append(f"{name} {_short(old)} -> {_short(new)}")
     old_services = {one["unit"]: one for one in applied.get("services") or []}
     new_services = {one["unit"]: one for one in wanted.get("services") or []}
-    found += [f"instance {_named(unit)} goes" for unit in sorted(set(old_services) - set(new_services))]
-    found += [f"instance {_named(unit)} comes" for unit in sorted(set(new_services) - set(old_services))]
+    found += [f"instance {named(unit)} goes" for unit in sorted(set(old_services) - set(new_services))]
+    found += [f"instance {named(unit)} comes" for unit in sorted(set(new_services) - set(old_services))]
     for unit in sorted(set(old_services) & set(new_services)):
         for name, key in SERVICE:
             old, new = old_services[unit].get(key), new_services[unit].get(key)
             if _plain(old) != _plain(new):
-                found.append(f"{name} of {_named(unit)}{_words(old, new)}")
+                found.append(f"{name} of {named(unit)}{_words(old, new)}")
     old_wall, new_wall = applied.get("firewall"), wanted.get("firewall")
     if bool(old_wall) != bool(new_wall):
         found.append(f"firewall {_short(bool(old_wall))} -> {_short(bool(new_wall))}")
@@ -137,13 +135,6 @@ def differences(applied: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[s
     return found
 
 
-def _at(plan: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    value: Any = plan
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
@@ -153,10 +144,6 @@ def _short(value: Any) -> str:
         return "on" if value else "off"
     text = "none" if value is None else str(value)
     return text if len(text) <= 48 else f"…{text[-47:]}"
-
-
-def _named(unit: str) -> str:
-    return unit.removeprefix("sglang@").removesuffix(".service")
 
 
 def _words(old: Any, new: Any) -> str:
@@ -172,30 +159,3 @@ def _words(old: Any, new: Any) -> str:
 
 def _only(these: Iterable[Any], those: Sequence[Any]) -> list[str]:
     return [_short(one) for one in these if one not in those]
-
-
-def local_drift(here: Mapping[str, Any], now: datetime | None = None) -> list[str]:
-    """Return how a host differs from its own release, and which of its certificates ends soon."""
-    if not here.get("release"):
-        return ["no release is recorded"]
-    found = [f"{_named(unit)} is gone" for unit in here.get("missing") or []]
-    for one in here.get("instances") or []:
-        if not one.get("recorded"):
-            found.append(f"{one['instance']} is in no release")
-        elif not one.get("enabled"):
-            found.append(f"{one['instance']} does not start at boot")
-    applied = here.get("applied") or {}
-    if not here.get("environment_exists", True):
-        found.append(f"{Path(str(_at(applied, ('engine', 'environment')))).name} is gone")
-    found += [f"firewall: {one}" for one in here.get("firewall_differences") or []]
-    for one in here.get("certificates") or []:
-        end = datetime.fromisoformat(one["ends"]) if one.get("ends") else None
-        found += filter(
-            None, [certificates.warning(one["path"], end, now or datetime.now(UTC), fleet=one["fleet"])]
-        )
-    branch, loaded = _at(applied, ("driver", "branch")), here.get("driver")
-    if branch and loaded and str(loaded).split(".")[0] != str(branch):
-        found.append(f"driver {loaded} runs, recorded branch {branch}")
-    if branch and not loaded:
-        found.append("no driver is loaded")
-    return found

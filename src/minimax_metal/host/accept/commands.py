@@ -24,7 +24,6 @@ from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import write_atomic
 from minimax_metal.common.privileges import trusted_directory
-from minimax_metal.controller import accept as controller
 from minimax_metal.host.accept import bundle
 from minimax_metal.host.accept.context import Context
 from minimax_metal.host.accept.machine import Local, properties
@@ -43,36 +42,26 @@ BUNDLE: Final = "bundle.tar.gz"
 
 
 def main(argv: list[str]) -> int:
-    """Run ``metal accept``; return its exit status."""
+    """Run ``metal accept --local`` or ``--list``; return its exit status."""
     if "--list" in argv:
         for check in CHECKS:
             print(f"{check.name:<16}{check.about}")
         return 0
+    return local(parsed(argv))
+
+
+def parsed(argv: list[str]) -> argparse.Namespace:
+    """Return the arguments of ``metal accept``, whichever machine it was called on.
+
+    Raises:
+        UserError: a pattern of checks that none has.
+    """
     arguments = _parser().parse_args(argv)
     for pattern in (*arguments.only, *arguments.skip):
         if not any(selected(check.name, [pattern], []) for check in CHECKS):
             names = ", ".join(check.name for check in CHECKS)
             raise UserError(f"no check is called {pattern!r}; expected some of {names}")
-    if arguments.local:
-        return local(arguments)
-    if not arguments.host or not arguments.inventory:
-        raise UserError(
-            "found no host or no inventory, expected metal accept HOST --inventory INVENTORY; on the host "
-            "itself it is metal accept --local"
-        )
-    return controller.accept(
-        controller.Request(
-            host=arguments.host,
-            inventories=tuple(arguments.inventory),
-            directory=arguments.directory,
-            stop_engine=arguments.stop_engine,
-            anonymise=arguments.anonymise,
-            only=tuple(arguments.only),
-            skip=tuple(arguments.skip),
-            more=tuple(arguments.ansible),
-            as_json=arguments.json,
-        )
-    )
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

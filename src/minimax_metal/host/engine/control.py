@@ -9,6 +9,7 @@ import subprocess
 import time
 from typing import Final
 
+from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import gpus
 from minimax_metal.host.engine.arguments import Settings
 from minimax_metal.host.engine.drain import ANSWER_SECONDS, QUIET_LOOKS, Drain
@@ -24,16 +25,6 @@ KILL_GRACE_SECONDS: Final = 10.0
 TEARDOWN_SECONDS: Final = 90.0
 """An engine with nothing in flight looks for SIGTERM every 5 s and takes up to 15 s and 60 s to end its ranks
 (``tokenizer_manager.py``, 0.5.23)."""
-
-
-def spell(seconds: float) -> str:
-    """Return a duration for people: ``34 s``, ``5 min 02 s``, ``3 h 07 min``."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Control:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import gpus, incidents
 from minimax_metal.host.engine.arguments import Settings
-from minimax_metal.host.engine.control import EXIT_STOPPED, Control, spell
+from minimax_metal.host.engine.control import EXIT_STOPPED, Control
 from minimax_metal.host.engine.diagnosis import EXIT_NEVER, Reason, Who
 from minimax_metal.host.engine.notify import Notifier
 from minimax_metal.host.engine.output import Output

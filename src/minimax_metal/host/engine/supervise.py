@@ -28,9 +28,10 @@ import time
 import urllib.parse
 from typing import Final
 
+from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import incidents
 from minimax_metal.host.engine.arguments import Settings, parse
-from minimax_metal.host.engine.control import EXIT_STOPPED, TEARDOWN_SECONDS, spell
+from minimax_metal.host.engine.control import EXIT_STOPPED, TEARDOWN_SECONDS
 from minimax_metal.host.engine.diagnosis import EXIT_NEVER, diagnose, find_events, find_xids
 from minimax_metal.host.engine.guarded import GuardProbe
 from minimax_metal.host.engine.health import HealthProbe, Watch

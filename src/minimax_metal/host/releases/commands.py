@@ -1,7 +1,7 @@
 """``metal releases``: the releases a host keeps, and what each needs to run again without a download.
 
-A release is a record (``service/record.py``): the plan that was applied and verified. What it needs is on the
-host because environments and weights are stored by version. ``prune`` gives up the oldest ones: their
+A release is a record (``host/releases/record.py``): the plan that was applied and verified. What it needs is
+on the host because environments and weights are stored by version. ``prune`` gives up the oldest ones: their
 records, and engine environments that only they name; weights of a record that is gone are `metal weights
 prune`'s to remove.
 

@@ -33,9 +33,9 @@ from typing import Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.privileges import files_as, untrusted_owner
+from minimax_metal.host.weights.attempt import Journal
 from minimax_metal.host.weights.check import workers_by_default
 from minimax_metal.host.weights.errors import SourceError
-from minimax_metal.host.weights.fetch import Journal
 from minimax_metal.host.weights.looked import saw
 from minimax_metal.host.weights.manifest import FOLDER, DamagedFileError, Entry, sync, verify
 from minimax_metal.host.weights.request import Request

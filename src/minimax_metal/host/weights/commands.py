@@ -31,6 +31,7 @@ from typing import Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.privileges import files_as, untrusted_owner
+from minimax_metal.common.sizes import spell_bytes
 from minimax_metal.common.text import one_line
 from minimax_metal.host.weights import follow, stock
 from minimax_metal.host.weights.errors import SourceError
@@ -45,7 +46,6 @@ from minimax_metal.host.weights.pull import (
     adopt_only,
     differs,
     pull,
-    spell_bytes,
 )
 from minimax_metal.host.weights.request import DIRECTORY, HTTP, Request, is_commit
 
@@ -299,7 +299,7 @@ def _share_config(request: Request, arguments: argparse.Namespace) -> int:
 
 
 def _manifest(arguments: argparse.Namespace) -> int:
-    from minimax_metal.controller.statements.resolving import of_directory
+    from minimax_metal.host.weights.asking import of_directory
 
     print(json.dumps(of_directory(arguments.path, arguments.workers), indent=1))
     return 0
@@ -307,7 +307,7 @@ def _manifest(arguments: argparse.Namespace) -> int:
 
 def _resolve(request: Request, arguments: argparse.Namespace) -> int:
     if arguments.proof:
-        from minimax_metal.controller.statements.resolving import for_fleet
+        from minimax_metal.host.weights.asking import for_fleet
 
         print(json.dumps(for_fleet(request, request.name)))
         return 0

@@ -98,15 +98,6 @@ def owner_of(directory: Path) -> tuple[int, int] | None:
     return status.st_uid, status.st_gid
 
 
-def spell_bytes(size: float) -> str:
-    """Return a size for people, decimal units as in the models' published sizes."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
-
-
 def spell_seconds(duration: float) -> str:
     """Return a duration for people: ``34 s``, ``12 min``, ``3 h 07 min``."""
     if duration < 90:

@@ -10,16 +10,16 @@ import shutil
 from pathlib import Path
 
 from minimax_metal.common.files import exchange
+from minimax_metal.common.sizes import spell_bytes
 from minimax_metal.host.weights.manifest import FILE, FOLDER, Manifest, missing, sync
 from minimax_metal.host.weights.progress import (
     SPARE_BYTES,
     NoSpaceError,
     PullError,
     RefusedError,
-    spell_bytes,
 )
 from minimax_metal.host.weights.request import Request
-from minimax_metal.host.weights.share.log import ANNOUNCED
+from minimax_metal.host.weights.share_log import ANNOUNCED
 
 
 def reuse(final: Path, staging: Path) -> None:

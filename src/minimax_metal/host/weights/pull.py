@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from minimax_metal.common.sizes import spell_bytes
 from minimax_metal.host.weights.errors import transport_error
 from minimax_metal.host.weights.manifest import FOLDER, Entry, Manifest, git_id, missing
 from minimax_metal.host.weights.progress import (
@@ -25,7 +26,6 @@ from minimax_metal.host.weights.progress import (
     RefusedError,
     Reporter,
     owner_of,
-    spell_bytes,
     spell_seconds,
 )
 from minimax_metal.host.weights.proof import Proof, is_document
@@ -44,7 +44,6 @@ __all__ = [
     "differs",
     "pull",
     "siblings",
-    "spell_bytes",
     "staged_bytes",
 ]
 

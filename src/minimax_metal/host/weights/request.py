@@ -38,7 +38,7 @@ from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import has_controls
 from minimax_metal.host.weights.manifest import MOST_BYTES
 from minimax_metal.host.weights.proof import ACCEPT_UNHASHED, Proof, named
-from minimax_metal.host.weights.share.settings import Share
+from minimax_metal.host.weights.share_settings import Share
 
 HUGGINGFACE: Final = "huggingface"
 HF_MIRROR: Final = "hf-mirror"

@@ -18,11 +18,11 @@ from typing import Any
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.privileges import acting_as_owner_of
+from minimax_metal.common.sizes import spell_bytes
 from minimax_metal.common.text import one_line
 from minimax_metal.host.weights.check import reread
 from minimax_metal.host.weights.examine import Expected, examine
 from minimax_metal.host.weights.manifest import FILE, FOLDER, Manifest
-from minimax_metal.host.weights.pull import spell_bytes
 
 WHOLE, DAMAGED, NOT_LOOKED = 0, 1, 2
 BY_HASHES, BY_FILES = "hashes of the manifest", "files themselves"

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import IO, Any, Final
 
 from minimax_metal.common.documents import read_json
-from minimax_metal.host.weights.progress import Options, PullError, Reporter, spell_bytes, spell_seconds
+from minimax_metal.common.sizes import spell_bytes
+from minimax_metal.host.weights.progress import Options, PullError, Reporter, spell_seconds
 from minimax_metal.host.weights.publish import check_space
 from minimax_metal.host.weights.request import ACCEPT_UNPROVED, Request, Source
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from minimax_metal.plan.driver import failure_host as host
+from minimax_metal.plan.driver import failure_packages as packages
+from minimax_metal.plan.driver import failure_sources as sources
 from minimax_metal.plan.driver.apt_words import end_of, lines_of, urls_of
 from minimax_metal.plan.driver.facts import read_collected
 from minimax_metal.plan.driver.failure_case import AGAIN, Failure
-from minimax_metal.plan.driver.state import failure_host as host
-from minimax_metal.plan.driver.state import failure_packages as packages
-from minimax_metal.plan.driver.state import failure_sources as sources
 
 
 def failure_line(

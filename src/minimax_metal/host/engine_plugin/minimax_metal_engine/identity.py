@@ -3,7 +3,7 @@
 The gateway asks ``GET /metal/identity?nonce=...``. The answer is an HMAC of the nonce and of the address by
 which the gateway reaches the engine, with a key that is derived from the clients' key. Whoever else took the
 port does not have it, and an answer of another engine is for another address. The clients' key is stretched
-first: answers, which anybody may ask for, don't help to guess it. ``fleet/gateway_identity.py`` asks.
+first: answers, which anybody may ask for, don't help to guess it. ``host/gateway/identity.py`` asks.
 
 While keys are changed, several count: ``proof`` is made with the first of the clients' keys, ``proofs`` with
 each of them, ``managers`` with each of the managers'. So whoever has the keys' files sees which of them the

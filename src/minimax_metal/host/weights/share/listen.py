@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import MOST_BYTES, Entry
-from minimax_metal.host.weights.share import keys
 from minimax_metal.host.weights.share.board import WINDOW, Board, Claim, Piece
-from minimax_metal.host.weights.share.log import ANNOUNCED, FAINT, Reader, parse_listing
 from minimax_metal.host.weights.share.peers import AbsentError, DeniedError, Line, PeerError
-from minimax_metal.host.weights.share.settings import Peer, Share
+from minimax_metal.host.weights.share_log import ANNOUNCED, FAINT, Reader, parse_listing
+from minimax_metal.host.weights.share_settings import Peer, Share
 
 FAILURES: Final = 2
 """Looks in a row without an answer after which a host counts as lost."""

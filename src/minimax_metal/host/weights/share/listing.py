@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.bound import WHAT_TO_DO
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.manifest import MOST_BYTES, Entry
 from minimax_metal.host.weights.proof import HOSTS
-from minimax_metal.host.weights.share import keys
-from minimax_metal.host.weights.share.log import ANNOUNCED, LISTING, Reader, parse_listing
 from minimax_metal.host.weights.share.peers import AbsentError, Line, PeerError
+from minimax_metal.host.weights.share_log import ANNOUNCED, LISTING, Reader, parse_listing
 from minimax_metal.host.weights.sources import Listing
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from minimax_metal.host.weights.attempt import LEAST, RETRIES
 from minimax_metal.host.weights.errors import SourceError, transport_error
-from minimax_metal.host.weights.fetch import LEAST, RETRIES
 from minimax_metal.host.weights.manifest import DamagedFileError
 from minimax_metal.host.weights.share.board import PATIENCE, Claim
 from minimax_metal.host.weights.share.pieces import PieceFile

@@ -21,8 +21,8 @@ from typing import Final
 from urllib.parse import quote
 
 from minimax_metal.common.text import one_line
-from minimax_metal.host.weights.share.keys import name_of
-from minimax_metal.host.weights.share.settings import Peer
+from minimax_metal.host.weights.share_keys import name_of
+from minimax_metal.host.weights.share_settings import Peer
 
 LIFE: Final = 300
 """Seconds for which a signature is good."""

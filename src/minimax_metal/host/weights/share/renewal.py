@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
-from minimax_metal.host.weights.share import keys
+from minimax_metal.host.weights import share_keys as keys
 
 BOTH_SECONDS: Final = 86_400
 """How long the secret before is valid; as long as a play waits for a pull by default."""

@@ -12,12 +12,12 @@ from typing import Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import write_atomic
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import FOLDER
 from minimax_metal.host.weights.part import PARTS
 from minimax_metal.host.weights.request import Request
-from minimax_metal.host.weights.share import keys
-from minimax_metal.host.weights.share.log import ANNOUNCED, LISTING, LOG, PLACE, announce
-from minimax_metal.host.weights.share.settings import Share
+from minimax_metal.host.weights.share_log import ANNOUNCED, LISTING, LOG, PLACE, announce
+from minimax_metal.host.weights.share_settings import Share
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,~-]+")
 WORKERS: Final = 4

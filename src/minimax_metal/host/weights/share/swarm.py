@@ -14,18 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Final
 
+from minimax_metal.host.weights.attempt import ATTEMPTS, Attempt, Journal
 from minimax_metal.host.weights.bound import WHAT_TO_DO, Bound
 from minimax_metal.host.weights.errors import SourceError, transport_error
-from minimax_metal.host.weights.fetch import ATTEMPTS, Attempt, Journal
 from minimax_metal.host.weights.manifest import FOLDER, DamagedFileError, Entry
 from minimax_metal.host.weights.share.board import Board, File, Piece
 from minimax_metal.host.weights.share.listen import Listener
 from minimax_metal.host.weights.share.listing import ALONE, ListingOfOthers
-from minimax_metal.host.weights.share.log import ANNOUNCED, PULSE, Log, announce, write_listing
 from minimax_metal.host.weights.share.origin import OriginReader
 from minimax_metal.host.weights.share.pieces import PieceFile, key_of
-from minimax_metal.host.weights.share.settings import Share
 from minimax_metal.host.weights.share.take import PieceTaker
+from minimax_metal.host.weights.share_log import ANNOUNCED, PULSE, Log, announce, write_listing
+from minimax_metal.host.weights.share_settings import Share
 from minimax_metal.host.weights.sources import Listing
 
 TAKERS: Final = 4

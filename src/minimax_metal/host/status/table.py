@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from minimax_metal.controller.run.plain import spell
+from minimax_metal.common.durations import spell
 
 PLAIN_WIDTH: Final = 150
 """Columns of the table where no terminal sets them."""

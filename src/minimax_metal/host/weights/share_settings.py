@@ -14,7 +14,7 @@ from minimax_metal.common.documents import digits
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.text import has_controls
-from minimax_metal.host.weights.share import keys
+from minimax_metal.host.weights import share_keys as keys
 
 CREDENTIAL: Final = "share"
 """Name under which systemd hands the fleet's secret over (``LoadCredential=share:…``)."""

@@ -2,8 +2,8 @@
 
 ``manifest.json`` is written last: while a bundle is made, and after a stop, there is none, and nobody takes
 the directory for a bundle. A file has its name only when its hash was right; work goes on where it stopped.
-``manifest.json.sig`` beside it is its signature (:mod:`minimax_metal.controller.bundle.signature`) over the
-manifest's bytes, which cover every file. A copy keeps both byte for byte.
+``manifest.json.sig`` beside it is its signature (:mod:`minimax_metal.controller.bundle_store.signature`) over
+the manifest's bytes, which cover every file. A copy keeps both byte for byte.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from typing import Any, Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import TooLargeError, read_beneath, sync_directory
-from minimax_metal.controller.bundle import document, signature
-from minimax_metal.controller.bundle.area import PARTIAL, Area, area, copy_bytes
-from minimax_metal.controller.bundle.document import File
+from minimax_metal.controller.bundle_store import document, signature
+from minimax_metal.controller.bundle_store.area import PARTIAL, Area, area, copy_bytes
+from minimax_metal.controller.bundle_store.document import File
 
 __all__ = ["MANIFEST", "PARTIAL", "SIGNATURE", "Bundle", "File"]
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
+from minimax_metal.common.durations import spell
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 from minimax_metal.common.redact import Redactor, secrets_of_environment
 from minimax_metal.controller.report.check_reports import BYTES, host_of, number, shaped
 from minimax_metal.controller.report.check_reports import level as level_of
 from minimax_metal.controller.run.events import Host, Run
-from minimax_metal.controller.run.plain import spell
 from minimax_metal.controller.run.stages import SHORT, STAGES
 from minimax_metal.controller.run.store import Kept, Store, runs_directory
 

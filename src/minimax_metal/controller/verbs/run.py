@@ -20,6 +20,7 @@ from typing import Any, Final
 from rich.console import Console
 
 from minimax_metal import __version__
+from minimax_metal.common.durations import spell
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.redact import (
     Redactor,
@@ -29,14 +30,15 @@ from minimax_metal.common.redact import (
 )
 from minimax_metal.common.text import one_line
 from minimax_metal.controller.inventory import look_for, read_variables
+from minimax_metal.controller.keys.rotation import secrets_of
 from minimax_metal.controller.project import find_project
-from minimax_metal.controller.report.commands import keep_checks
-from minimax_metal.controller.report.commands import write as write_report
+from minimax_metal.controller.report.make import keep_checks
+from minimax_metal.controller.report.make import write as write_report
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.history import History
 from minimax_metal.controller.run.options import Words, own_parser, read_words
 from minimax_metal.controller.run.outcome import exit_status, sentence
-from minimax_metal.controller.run.plain import Ansible, Plain, Show, spell
+from minimax_metal.controller.run.plain import Ansible, Plain, Show
 from minimax_metal.controller.run.store import Kept, Store, runs_directory
 
 EPILOG: Final = """\
@@ -140,6 +142,7 @@ def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
             *secrets_of_environment(),
             *secrets_of_extra_variables(words.extra_variables),
             *secrets_of_directories(places),
+            *secrets_of(places),
         ]
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from minimax_metal.host.weights.pull import spell_bytes
+from minimax_metal.common.sizes import spell_bytes
 
 
 def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:

@@ -26,8 +26,8 @@ from typing import Any, Final
 
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.files import read_bounded, write_atomic
+from minimax_metal.host.weights import share_keys as keys
 from minimax_metal.host.weights.manifest import FILE, FOLDER, MOST_BYTES, Entry, entries
-from minimax_metal.host.weights.share import keys
 
 PLACE: Final = f"{FOLDER}/share"
 LOG: Final = "log"

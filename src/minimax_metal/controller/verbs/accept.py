@@ -15,6 +15,7 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 from minimax_metal.controller.inventory import read_variables
 from minimax_metal.controller.project import find_project
+from minimax_metal.host.accept import commands
 from minimax_metal.host.accept.report import BYTES, parse
 
 EXIT_FAILED: Final = 1
@@ -63,6 +64,29 @@ class Request:
             json.dumps(variables),
             *self.more,
         ]
+
+
+def main(argv: list[str]) -> int:
+    """Run ``metal accept HOST``; return its exit status."""
+    arguments = commands.parsed(argv)
+    if not arguments.host or not arguments.inventory:
+        raise UserError(
+            "found no host or no inventory, expected metal accept HOST --inventory INVENTORY; on the host "
+            "itself it is metal accept --local"
+        )
+    return accept(
+        Request(
+            host=arguments.host,
+            inventories=tuple(arguments.inventory),
+            directory=arguments.directory,
+            stop_engine=arguments.stop_engine,
+            anonymise=arguments.anonymise,
+            only=tuple(arguments.only),
+            skip=tuple(arguments.skip),
+            more=tuple(arguments.ansible),
+            as_json=arguments.json,
+        )
+    )
 
 
 def accept(request: Request) -> int:

@@ -15,8 +15,9 @@ from typing import Any
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.adapter import roles_directory
-from minimax_metal.controller.bundle import serve, signature, store
-from minimax_metal.controller.plan_command import add_arguments, make_plans
+from minimax_metal.controller.bundle import serve
+from minimax_metal.controller.bundle_store import signature, store
+from minimax_metal.controller.verbs.plan import add_arguments, make_plans
 from minimax_metal.plan.model import Plan, plain
 
 EPILOG = """\

@@ -14,20 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.keys import rotation
-from minimax_metal.host.engine_plugin.minimax_metal_engine.identity import MANAGERS, PATH, Identity
-from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, parse
 from minimax_metal.host.weights.share.renewal import DROP, RENEW
 
 SHARE: Final = "share"
-"""The secret of sharing, of which hosts hold two by themselves (artefacts/share/renewal.py)."""
+"""The secret of sharing, of which hosts hold two by themselves (host/weights/share/renewal.py)."""
 ASK_SECONDS: Final = 20.0
 """An engine that reads new keys stretches each of them first, 0.1 s of processor time."""
 
@@ -53,7 +49,7 @@ def rotate(argv: Sequence[str]) -> int:
 
 
 def _play(playbook: str, does: str, given: Mapping[str, object], rest: Sequence[str]) -> int:
-    from minimax_metal.controller.run.commands import Verb, run_verb
+    from minimax_metal.controller.verbs.run import Verb, run_verb
 
     path = f"playbooks/{playbook}.yml"
     verb = Verb(name="keys", playbook=path, description=f"{does}: {path}.", expected=(), stops_itself=False)
@@ -123,44 +119,6 @@ def arrived(argv: Sequence[str]) -> int:
     return 0
 
 
-def accepted(argv: Sequence[str]) -> int:
-    """Ask an engine for its proofs, and compare them with the keys in its file."""
-    parser = argparse.ArgumentParser(prog="metal keys accepted", allow_abbrev=False)
-    parser.add_argument("--url", required=True, help="URL at the host's own address")
-    parser.add_argument("--identity", required=True, help="address that the engine proves to be behind")
-    parser.add_argument("--directory", type=Path, required=True, help="directory of its keys")
-    arguments = parser.parse_args(argv)
-    try:
-        keys = parse((arguments.directory / FILE).read_bytes())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{arguments.directory / FILE}: {error}; run playbooks/serve.yml") from None
-    found = engine_takes(arguments.url, arguments.identity, keys)
-    print(found or "takes exactly the keys in its file")
-    return 1 if found else 0
-
-
-def engine_takes(url: str, address: str, keys: Accepted) -> str:
-    """What keeps an engine from taking exactly these keys; empty where it does."""
-    from urllib.parse import urljoin
-
-    from minimax_metal.host.engine.health import ask
-
-    nonce = secrets.token_hex(32)
-    status, text = ask(f"{urljoin(url, PATH)}?nonce={nonce}", ASK_SECONDS)
-    if status != "200":
-        return f"found {status} at {PATH}, expected the guard's answer"
-    try:
-        raw = read_json(text)
-        clients, managers = raw["proofs"], raw["managers"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return "found a guard that reads keys at its start only, expected one that reads them again"
-    wanted = [Identity(key, address).proof(nonce) for key in keys.user]
-    wanted_managers = [Identity(key, address + MANAGERS).proof(nonce) for key in keys.admin]
-    if clients == wanted and managers == wanted_managers:
-        return ""
-    return "found an engine that takes other keys than those in its file, expected these and no other"
-
-
 def _parser(verb: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"metal keys {verb}", allow_abbrev=False)
     parser.add_argument(
@@ -178,7 +136,6 @@ VERBS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "status": status,
     "step": step,
     "arrived": arrived,
-    "accepted": accepted,
 }
 
 

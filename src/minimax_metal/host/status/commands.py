@@ -1,0 +1,99 @@
+"""``metal status`` on a host: this host, without an inventory.
+
+A controller asks ``metal status --here --json`` of every host, and compares the answers with its inventory.
+
+Exit status: 0 this host serves; 1 it does not; with ``--here --json`` always 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from minimax_metal.common.text import one_line
+from minimax_metal.host.status.answers import checked
+from minimax_metal.host.status.drift import local_drift
+from minimax_metal.host.status.look import look
+
+SERVING: Final = ("ready",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``metal status`` on the host that it is about."""
+    made = argparse.ArgumentParser(
+        prog="metal status",
+        description="Show model, release, engine, driver, health, load and uptime of this host, and where it "
+        "differs from its release.",
+        epilog="Where Ansible runs, metal status -i INVENTORY shows every host of a fleet.",
+        allow_abbrev=False,
+    )
+    made.add_argument("--here", action="store_true", help="this host, and no other; with --json in one line")
+    made.add_argument("--json", action="store_true", help="everything, for programs")
+    arguments = made.parse_args(list(argv))
+    if arguments.here and arguments.json:
+        # What a controller asks for: fast, whole, one line.
+        print(json.dumps(look(), ensure_ascii=False, separators=(",", ":")))
+        return 0
+    hosts = this_host()
+    if arguments.json:
+        print(json.dumps(hosts, indent=2, ensure_ascii=False))
+    else:
+        from minimax_metal.host.status.table import show
+
+        show(hosts)
+    return exit_status(hosts)
+
+
+def with_drift(host: dict[str, Any], compare: Callable[[Mapping[str, Any]], list[str]] | None = None) -> None:
+    """Say where a host is not as its release, and what ``compare`` finds; it spoils no other host's row."""
+    if host["state"] != "known":
+        return
+    try:
+        host["drift"] = local_drift(host)
+        if compare is not None:
+            host["drift"] += compare(host)
+        # A plan is long, and of use to who compares only.
+        host["applied"] = _brief(host["applied"])
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
+        # The shape of each part was checked; what is in them is still the host's own word.
+        why = f"a recorded plan that can't be compared ({type(error).__name__}: {one_line(str(error), 120)})"
+        name = host["host"]
+        host.clear()
+        host |= {"host": name, "state": "unreadable", "why": why}
+
+
+def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
+    model, engine, gpus = (applied.get(key) or {} for key in ("model", "engine", "gpus"))
+    # Names are the host's own word: one that is not a text can't be shown.
+    named = {
+        "model": model.get("served_name"),
+        "format": model.get("format"),
+        "engine": engine.get("release"),
+        "engine_digest": engine.get("digest"),
+        "driver_branch": (applied.get("driver") or {}).get("branch"),
+        "gpus": f"{gpus.get('count')} x {gpus.get('model')}" if gpus else None,
+    }
+    return {key: value if isinstance(value, str) else None for key, value in named.items()}
+
+
+def serves(host: Mapping[str, Any]) -> bool:
+    """Return whether every instance of a host's release is ready."""
+    instances = [one for one in host.get("instances") or [] if one.get("recorded")]
+    return bool(instances) and not host.get("missing") and all(one["health"] in SERVING for one in instances)
+
+
+def exit_status(hosts: Sequence[Mapping[str, Any]]) -> int:
+    """Return the exit status for what was found."""
+    if any(host["state"] == "unreachable" for host in hosts):
+        return 3
+    return 0 if all(serves(host) for host in hosts) else 1
+
+
+def this_host() -> list[dict[str, Any]]:
+    """Return what is known of the machine this runs on."""
+    host = {"host": os.uname().nodename, "state": "known", **checked(look())}
+    with_drift(host)
+    return [host]

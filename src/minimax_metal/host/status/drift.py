@@ -1,0 +1,50 @@
+"""How a host differs from its own release: pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from minimax_metal.common import certificates
+
+
+def at(plan: Mapping[str, Any], keys: Sequence[str]) -> Any:
+    """Return what a plan has at nested keys; None where it has nothing there."""
+    value: Any = plan
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def named(unit: str) -> str:
+    """Return the instance of a unit as people call it: ``minimax-m2.5``."""
+    return unit.removeprefix("sglang@").removesuffix(".service")
+
+
+def local_drift(here: Mapping[str, Any], now: datetime | None = None) -> list[str]:
+    """Return how a host differs from its own release, and which of its certificates ends soon."""
+    if not here.get("release"):
+        return ["no release is recorded"]
+    found = [f"{named(unit)} is gone" for unit in here.get("missing") or []]
+    for one in here.get("instances") or []:
+        if not one.get("recorded"):
+            found.append(f"{one['instance']} is in no release")
+        elif not one.get("enabled"):
+            found.append(f"{one['instance']} does not start at boot")
+    applied = here.get("applied") or {}
+    if not here.get("environment_exists", True):
+        found.append(f"{Path(str(at(applied, ('engine', 'environment')))).name} is gone")
+    found += [f"firewall: {one}" for one in here.get("firewall_differences") or []]
+    for one in here.get("certificates") or []:
+        end = datetime.fromisoformat(one["ends"]) if one.get("ends") else None
+        found += filter(
+            None, [certificates.warning(one["path"], end, now or datetime.now(UTC), fleet=one["fleet"])]
+        )
+    branch, loaded = at(applied, ("driver", "branch")), here.get("driver")
+    if branch and loaded and str(loaded).split(".")[0] != str(branch):
+        found.append(f"driver {loaded} runs, recorded branch {branch}")
+    if branch and not loaded:
+        found.append("no driver is loaded")
+    return found
