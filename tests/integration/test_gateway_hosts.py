@@ -111,10 +111,10 @@ def test_what_was_changed_by_hand_is_put_back_and_nothing_else(fleet: Fleet) -> 
     run = fleet.play()
     assert run.returncode == 0, run.output
     # The watch of the workers writes the manifest too, every two seconds, and may have been first.
-    manifest = "The pool is what the plan says, less what is drained"
+    manifest = "Sync the pool with the plan, without drained workers"
     assert {host: [task for task in tasks if task != manifest] for host, tasks in run.changed.items()} == {
         "gw02": [
-            "The keys are there",
+            "Write the gateway's keys",
             "Restart the gateway",  # for the key: whether others read it meanwhile, nobody knows
         ]
     }

@@ -257,12 +257,12 @@ def killed(lab: Lab, do: str, task: str) -> bool:
 def test_a_run_that_is_killed_at_any_step_is_continued(fleet: Fleet) -> None:
     old = fleet.key()
     steps = [
-        ("start", "The keys of each instance are there"),
-        ("start", "Engines take the keys that were written"),
-        ("start", "The keys are there"),
+        ("start", "Write the keys of each instance"),
+        ("start", "Ask every engine whether it accepts the written keys"),
+        ("start", "Write the gateway's keys"),
         # The first gateway's keys are written, and it was not restarted for them.
-        ("start", "A gateway that was started before its keys or unit were written is looked for"),
-        ("start", "The gateway has its workers"),
+        ("start", "Look for a gateway that started before its keys or unit were written"),
+        ("start", "Sync the gateway's workers"),
     ]
     for do, task in steps:
         assert killed(fleet.whole, do, task), task
@@ -275,7 +275,7 @@ def test_a_run_that_is_killed_at_any_step_is_continued(fleet: Fleet) -> None:
     new = fleet.key()
     assert new != old
     assert {ask(door, key) for door in fleet.doors() for key in (old, new)} == {200}
-    assert killed(fleet.whole, "finish", "Engines take the keys that were written")
+    assert killed(fleet.whole, "finish", "Ask every engine whether it accepts the written keys")
     run = rotate(fleet.whole, "finish")
     assert run.returncode == 0, run.output
     assert {ask(door, old) for door in fleet.doors()} == {401}
@@ -296,7 +296,7 @@ def test_a_host_that_is_away_stops_the_change_and_loses_nothing(fleet: Fleet) ->
         fleet.lab.lab("restore", "gpu02")
     # Away in the middle: it is named, what clients have is taken on, and the next run goes on from there.
     with running(fleet.whole, "rotate", metal_keys_do="start", metal_keys_names=["api_key"]) as process:
-        assert begins(process, "The keys of each instance are there")
+        assert begins(process, "Write the keys of each instance")
         fleet.lab.lab("cut", "gpu02")
         try:
             assert process.stdout is not None
@@ -379,7 +379,7 @@ def test_the_secret_of_sharing_is_renewed_when_asked_and_when_a_host_has_left(fl
     assert len(after) == 1
     assert served() == known, "the run was not killed in time"
     run = renew(fleet.whole, "drop")
-    assert run.changed == {host: ["Servers of pieces have the secret"] for host in REPLICAS}
+    assert run.changed == {host: ["Restart servers of pieces with another secret"] for host in REPLICAS}
     assert served() == {host: {name_of(after[0])} for host in REPLICAS}
     assert renew(fleet.whole, "drop").changed == {}
     # gpu02 leaves the fleet: what it holds opens nothing any more.

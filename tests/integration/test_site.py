@@ -92,11 +92,11 @@ DRIFT = [
     ("gpu01", "chmod 0700 /etc/minimax-metal", "host_tools", {"Directories of the host tools exist"}),
     ("gpu01", "usermod --shell /bin/sh sglang", "host_tools", {"The user of the service exists"}),
     ("gpu01", "echo x >> /etc/minimax-metal/weights/minimax-m2.5.json", "model_weights",
-     {"The request says what is to be pulled"}),
+     {"Write the request of the pull"}),
     ("gpu01", "echo x >> /etc/systemd/system/metal-weights@minimax-m2.5.service", "model_weights",
-     {"The unit of the pull is there"}),
+     {"Write the unit of the pull"}),
     ("gpu01", "systemctl --quiet disable metal-weights@minimax-m2.5.service", "model_weights",
-     {"The pull goes on after a reboot"}),
+     {"Enable the pull, so that it goes on after a reboot"}),
     ("gpu01", "rm /etc/apt/sources.list.d/minimax-metal-nvidia.sources", "nvidia_driver", {"The repository is apt's"}),
     ("gpu01", "rm /etc/apt/keyrings/minimax-metal-nvidia.asc", "nvidia_driver", {"The key is apt's for this repository"}),
     ("gpu01", "rm /etc/apt/apt.conf.d/80minimax-metal-nvidia", "nvidia_driver", {"The proxy of the repository is apt's"}),
@@ -105,23 +105,23 @@ DRIFT = [
     ("gpu02", "systemctl stop nvidia-fabricmanager", "nvidia_driver", {"The services of the driver run"}),
     ("gpu01", "dpkg --remove --force-depends ninja-build", "cuda_toolkit", {"The compilers and the CUDA toolkit of the plan are installed"}),
     ("gpu01", "echo '# x' >> $(ls /opt/sglang/*/minimax-metal/*.txt)", "sglang_runtime",
-     {"The lock and the extra packages are on the host"}),
+     {"Copy the lock and the extra packages"}),
     ("gpu01", "rm -r $(ls -d /opt/sglang/*/lib/python3*/site-packages/tabulate*)", "sglang_runtime",
-     {"The engine and its plug-ins are in the environment, compiled to byte code"}),
+     {"Install the engine and its plug-ins, compiled to byte code"}),
     ("gpu01", "systemctl --quiet disable sglang@minimax-m2.5.service", "sglang_service",
-     {"The instances and their target start at boot"}),
-    ("gpu01", "rm /etc/systemd/system/sglang.target", "sglang_service", {"The target of all instances is there"}),
-    ("gpu01", "systemctl stop sglang@minimax-m2.5.service", "sglang_service", {"The instances and their target are started"}),
+     {"Start the instances and their target at boot"}),
+    ("gpu01", "rm /etc/systemd/system/sglang.target", "sglang_service", {"Write the target of all instances"}),
+    ("gpu01", "systemctl stop sglang@minimax-m2.5.service", "sglang_service", {"Start the instances and their target"}),
     ("gpu01", "echo '# x' >> /etc/systemd/system/sglang@minimax-m2.5.service", "sglang_service",
-     {"The unit of each instance is there", "Restart changed instances"}),
+     {"Write the unit of each instance", "Restart changed instances"}),
     ("gpu01", "echo x >> /etc/sglang/minimax-m2.5/engine.yaml", "sglang_service",
-     {"The keys of each instance are there", "Restart changed instances"}),
+     {"Write the keys of each instance", "Restart changed instances"}),
     ("gpu01", "chmod 0644 /etc/sglang/minimax-m2.5/api_key", "sglang_service",
-     {"The keys of each instance are there"}),
+     {"Write the keys of each instance"}),
     ("gpu01", "rm /etc/systemd/system/metal-page-cache.service", "page_cache",
      {"The unit that reads weights ahead is there"}),
     ("gpu01", "rm /var/lib/minimax-metal/releases/current", "release_record",
-     {"The verified plan is the newest release record"}),
+     {"Record the verified plan as the newest release"}),
 ]  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def test_a_changed_setting_shows_in_full_and_restarts_what_it_touches(lab: Lab) 
     assert {host: started(lab, host) for host in UNIT} == before
     run = lab.play("site.yml", "--limit", "gpu01", *arguments)
     assert run.returncode == 0, run.output
-    assert set(run.changed["gpu01"]) == {"The unit of each instance is there", "Restart changed instances"}
+    assert set(run.changed["gpu01"]) == {"Write the unit of each instance", "Restart changed instances"}
     assert started(lab, "gpu01") != before["gpu01"]
     assert started(lab, "gpu02") == before["gpu02"]
     back = lab.play("site.yml", "--limit", "gpu01", "--tags", "sglang_service")

@@ -129,7 +129,7 @@ def test_what_an_older_version_gave_to_the_engine_is_the_pulls_and_stays(lab: La
     before, skip = lab.ssh(HOST, files), len(requests(lab))
     run = play(lab, tmp_path, "model_weights")
     assert run.returncode == 0, run.output
-    assert "The directories of the weights are root's and the pull's" in run.changed[HOST]
+    assert "Give the directories of the weights to root and the pull's user" in run.changed[HOST]
     assert requests(lab)[skip:] == []
     assert lab.ssh(HOST, files) == before, "a file was written anew"
     assert lab.ssh(HOST, f"find {places} -user sglang -o -group sglang").strip() == ""

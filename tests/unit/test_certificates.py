@@ -226,9 +226,7 @@ def test_without_tls_the_fleets_certificate_goes_and_a_users_own_stays(tmp_path:
     tls = tmp_path / "sglang-tls"
     tls.mkdir()
     (tls / "tls.key").write_text("a key")
-    tasks = [
-        task_of("sglang_service", "serve.yml", "A certificate of the fleet that nothing serves by is gone")
-    ]
+    tasks = [task_of("sglang_service", "serve.yml", "Remove a fleet certificate that no engine serves with")]
     service: dict[str, Any] = {"unit": "sglang@m.service", "credentials": {}}
     off: dict[str, Any] = {"tls": None, "services": [service]}
     more = {"__sglang_service_tls_directory": str(tls)}
@@ -248,7 +246,7 @@ def test_without_tls_the_fleets_certificate_goes_and_a_users_own_stays(tmp_path:
 def test_a_gateway_keeps_only_the_certificates_that_it_serves_by(tmp_path: Path) -> None:
     for name in ("tls.crt", "tls.key", "ca.crt", "admin_key"):
         (tmp_path / name).write_text(name)
-    task = task_of("sglang_gateway", "run.yml", "Certificates of the fleet that nothing serves by are gone")
+    task = task_of("sglang_gateway", "run.yml", "Remove fleet certificates that the gateway does not use")
     more = {
         "__sglang_gateway_directory": str(tmp_path),
         "sglang_gateway_worker_ca_certificate": f"{tmp_path}/ca.crt",
@@ -266,7 +264,7 @@ def test_a_gateway_keeps_only_the_certificates_that_it_serves_by(tmp_path: Path)
 
 
 def test_a_rollout_compares_the_certificate_with_what_it_should_be(tmp_path: Path) -> None:
-    task = task_of("sglang_service", "drift.yml", "What the fleet's certificate should be is known")
+    task = task_of("sglang_service", "drift.yml", "Render the fleet's certificate")
     write = {
         "ansible.builtin.copy": {
             "content": "{{ __sglang_service_texts }}",

@@ -228,7 +228,7 @@ def test_an_event_of_the_runner_becomes_a_record() -> None:
         "created": "2026-11-22T03:00:00.500000+00:00",
         "event_data": {
             "host": "gpu01",
-            "task": "The unit of each instance is there",
+            "task": "Write the unit of each instance",
             "role": "sglang_service",
             "task_path": "/home/anna/minimax-metal/roles/sglang_service/tasks/main.yml:80",
             "tags": ["sglang_service"],

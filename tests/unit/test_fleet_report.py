@@ -41,7 +41,7 @@ def records(hosts: int, fetched: Path | None = None) -> list[dict[str, Any]]:
                 "kind": "ok",
                 "host": "gpu01",
                 "stage": "post_check",
-                "task": "The reports are on the controller",
+                "task": "Fetch the reports",
                 "action": "ansible.builtin.fetch",
                 "result": {"items": items},
                 "at": 90.0,

@@ -17,10 +17,13 @@ def test_nothing_is_said_when_all_is_well() -> None:
 def test_every_host_that_did_not_get_its_release_is_named() -> None:
     results = {
         "a": {"result": "done"},
-        "b": {"result": "returned", "message": "Every endpoint is ready: no token"},
+        "b": {"result": "returned", "message": "Require that every endpoint is ready: no token"},
     }
     lines = verdict(BATCHES, ["a", "b", "c"], results, "b, c did not get its release")
-    assert lines[0] == "b: is back on its release before, and serves: Every endpoint is ready: no token"
+    assert (
+        lines[0]
+        == "b: is back on its release before, and serves: Require that every endpoint is ready: no token"
+    )
     assert lines[1].startswith("c: was lost on the way")
     assert lines[2:] == ["not touched: d", "on the new release: a"]
 

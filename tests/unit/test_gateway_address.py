@@ -38,10 +38,10 @@ def test_a_keepalived_that_is_the_users_is_refused_before_anything_is_installed(
     every = tasks()
     names = list(every)
     look, refuse = (
-        "A configuration of keepalived that is there already is read",
-        "Keepalived is nobody else's",
+        "Read an existing configuration of keepalived",
+        "Refuse a keepalived that somebody else configured",
     )
-    assert names.index(look) < names.index(refuse) < names.index("Keepalived is installed")
+    assert names.index(look) < names.index(refuse) < names.index("Install keepalived")
     read = every[look]
     read["ansible.builtin.command"]["argv"][-1] = str(path)
     play = [
@@ -59,5 +59,5 @@ def test_a_keepalived_that_is_the_users_is_refused_before_anything_is_installed(
 
 def test_a_check_on_a_bare_host_compares_nothing_below_a_directory_that_is_not_there() -> None:
     every = tasks()
-    for name in ("The secret of the group is there", "The configuration of keepalived is there"):
+    for name in ("Write the secret of the gateways' group", "Write the configuration of keepalived"):
         assert "stat.exists" in str(every[name]["when"])

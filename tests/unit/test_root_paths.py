@@ -23,7 +23,7 @@ BY_NAME = {
 """Modules that open, write or change what has a name."""
 ALLOWED = {
     # The one directory that is given to a service; `metal weights own` has made those above it root's.
-    ("roles/model_weights/tasks/prepare.yml", "The directory of the weights exists"),
+    ("roles/model_weights/tasks/prepare.yml", "Create the directory of the weights"),
 }
 WITH_PRIVILEGES = {
     # Each works with the rights of whoever owns the way (test_planted_links.py), or asks systemd only.
