@@ -5,11 +5,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from minimax_metal.plan import core
+import minimax_metal
 from minimax_metal.plan.settings import SETTINGS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "plan.md").read_text(encoding="utf-8")
+
+
+def _sources() -> list[str]:
+    """Return the text of the modules that refuse or warn: the plan's, and the adapter on the controller."""
+    package = Path(minimax_metal.__file__).parent
+    files = [*sorted((package / "plan").rglob("*.py")), package / "controller" / "adapter.py"]
+    return [path.read_text(encoding="utf-8") for path in files]
 
 
 def test_every_variable_is_in_the_table_with_its_meaning() -> None:
@@ -18,7 +25,7 @@ def test_every_variable_is_in_the_table_with_its_meaning() -> None:
 
 
 def test_every_refusal_is_in_the_table() -> None:
-    sources = [path.read_text(encoding="utf-8") for path in Path(core.__file__).parent.glob("*.py")]
+    sources = _sources()
     codes = set(re.findall(r'\.refuse\(\s*"([a-z-]+)"', "\n".join(sources)))
     codes |= set(re.findall(r'Refusal\(\s*(?:code=)?"([a-z-]+)"', "\n".join(sources)))
     codes |= set(re.findall(r'^        \("([a-z-]+)", "metal_', "\n".join(sources), re.MULTILINE))
@@ -32,7 +39,7 @@ def test_every_refusal_is_in_the_table() -> None:
 
 
 def test_the_warnings_it_explains_exist() -> None:
-    sources = [path.read_text(encoding="utf-8") for path in Path(core.__file__).parent.glob("*.py")]
+    sources = _sources()
     codes = set(re.findall(r'\.warn\(\s*"([a-z-]+)"', "\n".join(sources)))
     section = TEXT.split("## Warnings")[1].split("\n## ")[0]
     explained = set(re.findall(r"^\| `([a-z-]+)` \|", section, re.MULTILINE))

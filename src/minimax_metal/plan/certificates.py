@@ -19,7 +19,7 @@ CODE: Final = "tls-ends"
 SAID: Final = "tls-until"
 """Of what is only said, and is no reason to worry."""
 HOST_DAYS: Final = 365
-"""Days of a host's certificate: an authority with less left issues none (``controller/keys/authority.py``)."""
+"""Days of a host's certificate; an authority with fewer issues none (``controller/keys/authority.py``)."""
 _SETTINGS: Final = ("sglang_service_secrets_directory", "metal_secrets_directory")
 
 

@@ -26,6 +26,7 @@ from minimax_metal.host.releases import journal
 from minimax_metal.host.releases.record import Records
 from minimax_metal.host.status import answers
 from minimax_metal.host.status import look as here
+from minimax_metal.host.status.commands import serves
 from minimax_metal.plan.rollout import batches as rollout
 from minimax_metal.plan.rollout import verdict
 from tests.fuzz.target import Form, Target, of_ansible, of_file, of_json, of_text
@@ -115,7 +116,7 @@ def _status(answer: Mapping[str, Any]) -> object:
     """What ``metal status`` prints for a host that answers so."""
     host = status.answer_of("gpu01", answer)
     status.with_drift(host, {"metal_model": "MiniMax-M2.5"})
-    status.serves(host)
+    serves(host)
     status.exit_status([host])
     return status.lines_of({"gpu01": answer}), json.dumps(host)
 
