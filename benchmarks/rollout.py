@@ -54,6 +54,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.load import reconcile
+from minimax_metal.plan.rollout.stage import CHANGE, Stage
 from tests.support.links import Link, journal, upper
 from tests.support.site import Lab, Run
 
@@ -63,7 +64,7 @@ HOSTS = ("gpu01", "gpu02", "gpu03", "gpu04")
 REAL_HOSTS = HOSTS[:2]
 UNIT = "sglang@minimax-m2.5.service"
 REQUESTS = "var/lib/sglang/requests-8000.jsonl"
-STAGES = ("drain", "stop", "sglang_service", "post_check", "undrain", "soak")
+STAGES = tuple(stage.value for stage in CHANGE if stage is not Stage.RECORD)
 FAULTS = {
     "no_start": {"SIMULATED_FAULTS": "no_start"},
     "wrong": {"SIMULATED_FAULTS": "wrong_answer"},

@@ -12,13 +12,12 @@ import pytest
 
 from minimax_metal.common.redact import Redactor
 from minimax_metal.controller.report.make import data_of, html_of
-from minimax_metal.controller.report.timeline import COLOURS
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.history import History
 from minimax_metal.controller.run.outcome import Exit, exit_status, sentence
 from minimax_metal.controller.run.plain import Plain
 from minimax_metal.controller.run.records import Record, record_of
-from minimax_metal.controller.run.stages import SHORT, STAGES, stage_of
+from minimax_metal.controller.run.stages import stage_of
 from minimax_metal.controller.run.store import Store
 from minimax_metal.controller.run.view import VERDICTS, failure_lines
 
@@ -33,11 +32,6 @@ def record(
 
 def done(host: str, stage: str, at: float, kind: str = "ok", **more: Any) -> list[Record]:
     return [record("begin", host, stage, at), record(kind, host, stage, at + 1.0, **more)]
-
-
-def test_every_stage_has_a_head_of_its_own() -> None:
-    assert set(SHORT) == set(STAGES)
-    assert len(set(SHORT.values())) == len(STAGES)
 
 
 @pytest.mark.parametrize(
@@ -372,7 +366,6 @@ def test_an_estimate_is_of_a_run_that_was_asked_the_same(tmp_path: Path) -> None
         assert store.latest(**(same | {key: other})) is None
 
 
-def test_every_tag_of_a_role_is_a_stage_with_a_name_and_a_colour() -> None:
+def test_every_tag_of_a_role_is_a_stage() -> None:
     for name in ("package_sources", "artefact_cache"):
         assert stage_of(name) == name
-    assert set(SHORT) == set(STAGES) == set(COLOURS)

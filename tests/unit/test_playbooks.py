@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.controller.run.stages import STAGES
+from minimax_metal.plan.rollout.stage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
 PLAYBOOKS = [REPOSITORY / "site.yml", *sorted((REPOSITORY / "playbooks").glob("*.yml"))]
@@ -79,7 +79,7 @@ def test_a_plan_is_there_whichever_tags_are_asked_for(playbooks: dict[str, Plays
                 assert {"always", "rollout"} & set(task["tags"]) or not task["tags"], task["name"]
 
 
-@pytest.mark.parametrize("role", [role for role in ROLES if role in STAGES])
+@pytest.mark.parametrize("role", [role for role in ROLES if role in list(Stage)])
 def test_every_stage_of_the_site_can_be_run_alone(playbooks: dict[str, Plays], role: str) -> None:
     every = [task for play in playbooks["site.yml"] for task in play["tasks"] if task["role"] == role]
     assert every, f"site.yml has no task of role {role}"

@@ -21,13 +21,13 @@ from minimax_metal.common.redact import Redactor, secrets_of_environment
 from minimax_metal.controller.report.check_reports import BYTES, host_of, number, shaped
 from minimax_metal.controller.report.check_reports import level as level_of
 from minimax_metal.controller.run.events import Host, Run
-from minimax_metal.controller.run.stages import SHORT, STAGES
 from minimax_metal.controller.run.store import Kept, Store, runs_directory
+from minimax_metal.plan.rollout.stage import Stage, colour_of, label_of
 
 SCHEMA: Final = 1
 TEMPLATE: Final = Path(__file__).resolve().parent / "report.html.j2"
 CHECKS: Final = "checks"
-SAID: Final = ("soak", "drain", "undrain", "rollback", None)
+SAID: Final = (None, *(stage for stage in Stage if stage.step))
 """Stages of which the report repeats what a task said: of the others it is in what failed or changed."""
 FIGURES: Final = (
     ("tokens a second", "tokens_per_second", 1),
@@ -204,19 +204,17 @@ def html_of(data: Mapping[str, Any]) -> str:
     """Return the page."""
     from jinja2 import Environment, StrictUndefined
 
-    from minimax_metal.controller.report.timeline import COLOURS, timeline
+    from minimax_metal.controller.report.timeline import timeline
 
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["spell"] = spell
+    environment.filters |= {"spell": spell, "label": label_of, "colour": colour_of}
     environment.filters["clock"] = lambda at: datetime.fromtimestamp(at, UTC).strftime("%H:%M:%S")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         **data,
-        short=SHORT,
-        colours=COLOURS,
-        order=[stage for stage in STAGES if stage in data["stages"]],
+        order=[stage for stage in Stage if stage in data["stages"]],
         timeline=timeline(data["hosts"], data["began"], data["seconds"]),
     )
 

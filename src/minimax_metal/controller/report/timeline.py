@@ -11,7 +11,7 @@ from html import escape
 from typing import Any, Final
 
 from minimax_metal.common.durations import spell
-from minimax_metal.controller.run.stages import SHORT
+from minimax_metal.plan.rollout.stage import colour_of, label_of
 
 WIDTH: Final = 1160
 LABEL: Final = 130
@@ -23,26 +23,6 @@ FEW: Final = 8
 SCREEN: Final = 660
 """Height that all rows share where they are many."""
 AXIS: Final = 26
-COLOURS: Final[dict[str, str]] = {
-    "preflight": "#94a3b8",
-    "artefact_cache": "#7dd3fc",
-    "package_sources": "#a5b4fc",
-    "host_tools": "#60a5fa",
-    "host_tuning": "#38bdf8",
-    "model_weights": "#2563eb",
-    "nvidia_driver": "#65a30d",
-    "cuda_toolkit": "#84cc16",
-    "sglang_runtime": "#0d9488",
-    "drain": "#f59e0b",
-    "stop": "#b45309",
-    "sglang_service": "#8b5cf6",
-    "post_check": "#10b981",
-    "undrain": "#fbbf24",
-    "soak": "#a3a3a3",
-    "release_record": "#475569",
-    "rollback": "#db2777",
-    "gateway": "#0ea5e9",
-}
 BAD: Final = "#dc2626"
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
 
@@ -99,17 +79,16 @@ def _row(host: Mapping[str, Any], top: float, height: float, began: float, scale
         x = LABEL + max(0.0, span["began"] - began) * scale
         width = max(0.8, (span["ended"] - span["began"]) * scale)
         stage, seconds = span["stage"], span["ended"] - span["began"]
-        colour = COLOURS.get(stage, "#999")
         edge = f' stroke="{BAD}" stroke-width="2"' if span["status"] in {"failed", "unreachable"} else ""
         weak = ' fill-opacity="0.35"' if span["status"] == "skipped" else ""
         y = top + (height - inner) / 2
         title = escape(f"{host['host']}: {stage}, {span['status']}, {spell(seconds)}")
         parts.append(
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{inner:.1f}" '
-            f'fill="{colour}"{edge}{weak}>'
+            f'fill="{colour_of(stage)}"{edge}{weak}>'
             f"<title>{title}</title></rect>"
         )
-        label = SHORT.get(stage, stage)
+        label = label_of(stage)
         if height >= 20 and width > 7.0 * len(label) + 6:
             middle = top + height / 2 + 4
             parts.append(f'<text class="name" x="{x + 4:.1f}" y="{middle:.1f}" font-size="11">{label}</text>')

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from minimax_metal.controller.run.records import Record
 from minimax_metal.controller.run.refusals import is_refusal, refused
-from minimax_metal.controller.run.stages import STAGES
+from minimax_metal.plan.rollout.stage import Stage
 
 RUNNING: Final = "running"
 _RESULTS: Final = ("ok", "changed", "skipped", "failed", "unreachable")
@@ -23,8 +23,8 @@ _SHARE = re.compile(r"(?P<share>\d{1,12}(?:\.\d{1,6})?) %")
 
 
 @dataclass
-class Stage:
-    """One stage of one host; times in seconds since the epoch."""
+class Passage:
+    """One host's way through one stage; times in seconds since the epoch."""
 
     name: str
     status: str = "waiting"
@@ -120,7 +120,7 @@ class Host:
     """One host of the run."""
 
     name: str
-    stages: dict[str, Stage] = field(default_factory=dict)
+    stages: dict[str, Passage] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     stage: str | None = None
     task: str = ""
@@ -140,7 +140,7 @@ class Host:
     @property
     def verdict(self) -> str:
         """One word: running, interrupted, unreachable, refused, failed, reverted, changed, unchanged."""
-        back = self.stages.get("rollback")
+        back = self.stages.get(Stage.ROLLBACK)
         if self.unreachable or "unreachable" in self.refused.values():
             return "unreachable"
         if back and back.status in {"ok", "changed"}:
@@ -225,7 +225,7 @@ class Run:
     def seen_stages(self) -> list[str]:
         """Return the stages that any host has been in, in their order."""
         seen = {name for host in self.hosts.values() for name in host.stages}
-        return [stage for stage in STAGES if stage in seen]
+        return [stage.value for stage in Stage if stage in seen]
 
     def tasks_done(self, host: str) -> int:
         """Return how many tasks were asked of a host."""
@@ -249,7 +249,7 @@ class Run:
         if name and name != host.stage:
             self._leave(host, at)
         if name:
-            stage = host.stages.setdefault(name, Stage(name, began=at))
+            stage = host.stages.setdefault(name, Passage(name, began=at))
             # What was failed and is gone on with has been rescued; its colour stays, its time goes on.
             if stage.status not in {"failed", "unreachable"}:
                 stage.status = RUNNING
@@ -277,7 +277,7 @@ class Run:
         host.busy = False
         name = record.get("stage")
         result = record.get("result") or {}
-        stage = host.stages.setdefault(name, Stage(name, began=at)) if name else None
+        stage = host.stages.setdefault(name, Passage(name, began=at)) if name else None
         if stage:
             stage.ended = at
             if kind != "skipped":

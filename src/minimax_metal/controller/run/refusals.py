@@ -10,6 +10,7 @@ from collections.abc import Container, Iterable
 from typing import Final
 
 from minimax_metal.plan.connection import AWAY
+from minimax_metal.plan.rollout.stage import Stage
 
 LOCKED: Final = "found the fleet locked by"
 """What :func:`minimax_metal.plan.rollout.verdict.lock_refusals` says."""
@@ -17,7 +18,7 @@ LOCKED: Final = "found the fleet locked by"
 
 def is_refusal(stage: str | None, lines: Iterable[str]) -> bool:
     """Return whether a task that failed refused something, before it was begun with."""
-    return stage == "preflight" or any(LOCKED in line for line in lines)
+    return stage == Stage.PREFLIGHT or any(LOCKED in line for line in lines)
 
 
 def refused(speaker: str, lines: Iterable[str], hosts: Container[str]) -> dict[str, str]:

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from minimax_metal.common.durations import spell
-from minimax_metal.controller.run.events import Failure, Host, Run, Stage
+from minimax_metal.controller.run.events import Failure, Host, Passage, Run
 from minimax_metal.controller.run.history import History
 from minimax_metal.controller.run.records import Record
-from minimax_metal.controller.run.stages import SHORT, STAGES
+from minimax_metal.plan.rollout.stage import Stage, label_of
 
 REFRESHES: Final = 4
 """Times a second."""
@@ -53,7 +53,7 @@ _ORDER: Final = (
 )  # fmt: skip
 
 
-def cell(stage: Stage | None, now: float, *, compact: bool) -> Text:
+def cell(stage: Passage | None, now: float, *, compact: bool) -> Text:
     """Return one stage of one host."""
     if stage is None:
         return Text("")
@@ -93,7 +93,7 @@ def hosts_table(run: Run, hosts: Sequence[Host], stages: Sequence[str], now: flo
     table = Table(show_edge=False, pad_edge=False, header_style="bold", box=None, padding=(0, 1))
     table.add_column("host", no_wrap=True)
     for stage in stages:
-        table.add_column(SHORT[stage], no_wrap=True, justify="left")
+        table.add_column(label_of(stage), no_wrap=True, justify="left")
     table.add_column("", no_wrap=True)
     for host in hosts:
         verdict = run.verdict_of(host)
@@ -141,7 +141,7 @@ def failure_lines(failures: Sequence[Failure], limit: int) -> list[Text]:
 def columns_of(run: Run, expected: Sequence[str]) -> list[str]:
     """Return the stages that are columns: those that are expected, and those seen besides."""
     seen = set(run.seen_stages()) | set(expected)
-    return [stage for stage in STAGES if stage in seen]
+    return [stage.value for stage in Stage if stage in seen]
 
 
 class Moving(Live):

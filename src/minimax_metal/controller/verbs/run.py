@@ -40,6 +40,7 @@ from minimax_metal.controller.run.options import Words, own_parser, read_words
 from minimax_metal.controller.run.outcome import exit_status, sentence
 from minimax_metal.controller.run.plain import Ansible, Plain, Show
 from minimax_metal.controller.run.store import Kept, Store, runs_directory
+from minimax_metal.plan.rollout.stage import CHANGE, Stage
 
 EPILOG: Final = """\
 Every option of ansible-playbook may be given, and means what it means there: -i, --limit, --tags, --check,
@@ -67,34 +68,26 @@ class Verb:
     """Whether the playbook looks at ``metal_rollout_stop_file`` between two hosts."""
 
 
-_BUILD: Final = (
-    "host_tools",
-    "host_tuning",
-    "model_weights",
-    "nvidia_driver",
-    "cuda_toolkit",
-    "sglang_runtime",
-)
+_BUILD: Final = (Stage.TOOLS, Stage.TUNING, Stage.WEIGHTS, Stage.DRIVER, Stage.CUDA, Stage.ENGINE)
 SITE: Final = Verb(
     name="site",
     playbook="site.yml",
     description="From bare hosts to verified endpoints: site.yml, with a live view and a report.",
-    expected=("preflight", *_BUILD, "sglang_service", "post_check", "release_record"),
+    expected=(Stage.PREFLIGHT, *_BUILD, Stage.SERVE, Stage.CHECK, Stage.RECORD),
     stops_itself=False,
 )
 ROLLOUT: Final = Verb(
     name="rollout",
     playbook="playbooks/rollout.yml",
     description="Change the fleet host by host behind its gateway: playbooks/rollout.yml, with a live view.",
-    expected=("preflight", *_BUILD, "drain", "stop", "sglang_service", "post_check", "undrain", "soak",
-              "release_record"),
+    expected=(Stage.PREFLIGHT, *_BUILD, *CHANGE),
     stops_itself=True,
-)  # fmt: skip
+)
 ROLLBACK: Final = Verb(
     name="rollback",
     playbook="playbooks/rollback.yml",
     description="Take hosts back to a release they still have: playbooks/rollback.yml, with a live view.",
-    expected=("preflight", "drain", "stop", "sglang_service", "post_check", "undrain", "release_record"),
+    expected=(Stage.PREFLIGHT, *(stage for stage in CHANGE if stage is not Stage.SOAK)),
     stops_itself=True,
 )
 

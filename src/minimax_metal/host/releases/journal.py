@@ -23,6 +23,7 @@ from typing import Any, Final
 from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.host.releases.record import DIRECTORY, Records
+from minimax_metal.plan.rollout.stage import CHANGE, Stage
 
 PATH: Final = Path("/var/lib/minimax-metal/rollout.json")
 SCHEMA: Final = 1
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> int:
     begin.add_argument("--kind", choices=("rollout", "rollback"), default="rollout")
     begin.add_argument("--releases", type=Path, default=DIRECTORY, help="default: %(default)s")
     stage = verbs.add_parser("stage", help="a stage begins")
-    stage.add_argument("name")
+    stage.add_argument("name", choices=[*CHANGE, Stage.ROLLBACK], metavar="STAGE")
     end = verbs.add_parser("end", help="the run has finished with this host")
     end.add_argument("result", choices=RESULTS)
     end.add_argument("--message", default=None, help="why, in one line")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from minimax_metal.common.text import one_line
+from minimax_metal.plan.rollout.stage import OUT_OF_POOL
 from minimax_metal.plan.rollout.verdict import standing
 
 DEFAULT_BATCHES: Final[tuple[str, ...]] = ("1", "25%", "100%")
@@ -88,10 +89,6 @@ class Decision:
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
         return asdict(self)
-
-
-OUT_OF_POOL: Final = frozenset({"drain", "stop", "sglang_service", "post_check", "rollback"})
-"""Stages of a host that the gateways send nothing to, until the stage ``undrain`` is over."""
 
 
 def tidy(facts: Any) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from minimax_metal.common.text import one_line
+from minimax_metal.plan.rollout.stage import INSEPARABLE
 
 
 def standing(host: str, journal: Mapping[str, Any]) -> str:
@@ -85,17 +86,11 @@ def standings(facts: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [line for line in lines if line]
 
 
-CHANGE_TAGS: Final = frozenset(
-    {"drain", "stop", "sglang_service", "post_check", "undrain", "release_record", "rollback"}
-)
-"""Stages that belong together: a host is taken through all of them or none."""
-
-
 def tags_refusal(run: Iterable[str], skip: Iterable[str]) -> str:
     """Return why these tags can't be run; empty when they can."""
     wanted, left_out = set(run), set(skip)
     halves = sorted(
-        (wanted & CHANGE_TAGS if not wanted & {"all", "rollout"} else set()) | left_out & CHANGE_TAGS
+        (wanted & INSEPARABLE if not wanted & {"all", "rollout"} else set()) | left_out & INSEPARABLE
     )
     if not halves:
         return ""
