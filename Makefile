@@ -8,6 +8,9 @@ VENV := .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 LAB := $(BIN)/python -m lab
+# This clone, as the collection whose names the playbooks use. It is on the environment's path (dev-mode-dirs in
+# pyproject.toml), so Ansible finds it from any directory and with any ansible.cfg.
+COLLECTION := .ansible/collections/ansible_collections/minimax/metal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
@@ -24,6 +27,7 @@ setup: .make/venv .make/compiled ## make the project's own virtual environment f
 	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes --requirement requirements/bootstrap.txt
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --only-binary :all: --require-hashes --python $(BIN)/python requirements/controller.txt
+	@mkdir -p $(dir $(COLLECTION)) && ln -sfn ../../../.. $(COLLECTION)
 	@$(BIN)/uv pip install --quiet --no-deps --no-index --no-build-isolation --python $(BIN)/python --editable .
 	@mkdir -p .make && touch $@
 

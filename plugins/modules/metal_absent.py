@@ -26,7 +26,7 @@ author:
 
 EXAMPLES = r"""
 - name: The engine's directories are gone
-  metal_absent:
+  minimax.metal.metal_absent:
     paths: [/var/lib/sglang, /var/cache/sglang]
 """
 

@@ -34,7 +34,7 @@ author:
 
 EXAMPLES = r"""
 - name: The driver of the host is read
-  metal_driver_facts:
+  minimax.metal.metal_driver_facts:
     packages: [nvidia-driver-cuda]
   register: driver_collected
 """
@@ -55,7 +55,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 # The package's own file, src/minimax_metal/common/program.py, by a link.
-from ansible.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 PATTERNS = (
     "*nvidia*",

@@ -47,7 +47,7 @@ author:
 
 EXAMPLES = r"""
 - name: Facts of the host are collected
-  metal_facts:
+  minimax.metal.metal_facts:
     paths: [/srv/models]
   register: metal_collected
 """
@@ -70,9 +70,14 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 # The first two are the package's own files, src/minimax_metal/common/{apart,program}.py, by a link.
-from ansible.module_utils.metal_apart import within
-from ansible.module_utils.metal_program import run
-from ansible.module_utils.metal_storage import adoptable, disks, engine_environments, stored_weights
+from ansible_collections.minimax.metal.plugins.module_utils.metal_apart import within
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_storage import (
+    adoptable,
+    disks,
+    engine_environments,
+    stored_weights,
+)
 
 NVIDIA_SMI_FIELDS = "index,name,uuid,memory.total,driver_version,compute_cap"
 COMPUTE_APP_FIELDS = "gpu_uuid,pid,process_name,used_memory"

@@ -29,7 +29,7 @@ author:
 
 EXAMPLES = r"""
 - name: What the host serves is read
-  metal_fleet_facts:
+  minimax.metal.metal_fleet_facts:
   register: __fleet
 """
 
@@ -52,7 +52,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 # The package's own file, src/minimax_metal/common/program.py, by a link.
-from ansible.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 PROPERTIES = (
     "Id",

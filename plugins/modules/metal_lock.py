@@ -39,7 +39,7 @@ author:
 
 EXAMPLES = r"""
 - name: The lock is taken
-  metal_lock:
+  minimax.metal.metal_lock:
     state: taken
     holder: {run: 20261122T040000Z-1, user: ops, controller: desk, pid: 1, command: rollout.yml, time: now}
   register: metal_lock
@@ -65,7 +65,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 # Beside this project's own modules: the package's file itself, by a link.
-from ansible.module_utils.metal_lock import (  # type: ignore[import-not-found]  # made by Ansible on the host
+from ansible_collections.minimax.metal.plugins.module_utils.metal_lock import (  # type: ignore[import-not-found]  # made by Ansible on the host
     break_lock,
     described,
     read,

@@ -30,7 +30,7 @@ author:
 
 EXAMPLES = r"""
 - name: What runs with other keys than those that are there is looked for
-  metal_outdated:
+  minimax.metal.metal_outdated:
     units:
       sglang-gateway.service: [/etc/sglang-gateway/api_key]
   register: found
@@ -55,7 +55,7 @@ import time
 from ansible.module_utils.basic import AnsibleModule
 
 # The package's own file, src/minimax_metal/common/program.py, by a link.
-from ansible.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 SECONDS = 60
 AT_WORK = ("active", "activating", "reloading")

@@ -42,7 +42,7 @@ author:
 
 EXAMPLES = r"""
 - name: The index is asked
-  metal_page:
+  minimax.metal.metal_page:
     url: https://index.example.net/simple/packaging/
   register: page
 """

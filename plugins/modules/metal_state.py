@@ -64,9 +64,9 @@ author:
 
 EXAMPLES = r"""
 - name: What the role left is compared with what is there
-  metal_state:
+  minimax.metal.metal_state:
     name: host_tools
-    inputs: "{{ metal_plan | metal_inputs(role_path) }}"
+    inputs: "{{ metal_plan | minimax.metal.metal_inputs(role_path) }}"
     files: [/usr/local/bin/metal]
   register: state
 """
@@ -95,7 +95,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 # The package's own file, src/minimax_metal/common/program.py, by a link.
-from ansible.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 SCHEMA = 1
 SECONDS = 60

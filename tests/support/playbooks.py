@@ -19,7 +19,7 @@ def tasks_of(blocks: list[Any]) -> list[dict[str, Any]]:
         if isinstance(one, Block):
             found += tasks_of([*one.block, *one.rescue, *one.always])
         elif one.action not in {"meta", "ansible.builtin.meta"}:
-            role = one._role.get_name() if one._role else None
+            role = one._role.get_name(include_role_fqcn=False) if one._role else None
             found.append({"name": one.get_name(), "tags": sorted(set(one.tags)), "role": role})
     return found
 

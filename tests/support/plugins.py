@@ -1,4 +1,4 @@
-"""Loads the files under plugins/, which Ansible finds by their path and no package holds."""
+"""Loads the files under plugins/, which Ansible finds as those of a collection and no package holds."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 from types import ModuleType
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
+UTILITIES = "ansible_collections.minimax.metal.plugins.module_utils."
 
 
 def load_plugin(name: str) -> ModuleType:
     """Return one as a module of its own, as ``load_plugin("modules/metal_state")``."""
     for path in sorted((PLUGINS / "module_utils").glob("*.py")):
         # Ansible ships these with a module, under this name.
-        shipped = f"ansible.module_utils.{path.stem}"
+        shipped = f"{UTILITIES}{path.stem}"
         if shipped not in sys.modules:
             _load(shipped, path)
     return _load(Path(name).name, PLUGINS / f"{name}.py")
@@ -25,7 +26,7 @@ def _load(name: str, path: Path) -> ModuleType:
     assert specification is not None
     assert specification.loader is not None
     loaded = importlib.util.module_from_spec(specification)
-    if name.startswith("ansible."):
+    if name.startswith(UTILITIES):
         sys.modules[name] = loaded
     specification.loader.exec_module(loaded)
     return loaded

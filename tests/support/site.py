@@ -144,7 +144,7 @@ def changed_tasks(output: str) -> dict[str, list[str]]:
     changed: dict[str, list[str]] = {}
     task = ""
     for line in ANSI.sub("", output).splitlines():
-        if match := re.match(r"(?:TASK|RUNNING HANDLER) \[(?:[\w]+ : )?(.*)\] \*+", line):
+        if match := re.match(r"(?:TASK|RUNNING HANDLER) \[(?:[\w.]+ : )?(.*)\] \*+", line):
             task = match.group(1)
         elif (match := re.match(r"changed: \[([^\]]+)\]", line)) and (
             task not in changed.setdefault(host := match.group(1).split(" -> ")[0], [])

@@ -22,8 +22,9 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
     ours = runpy.run_path(str(REPOSITORY / "plugins/filter/metal.py"))["FilterModule"]
-    for filters in (Core(), Sets(), ours()):
+    for filters in (Core(), Sets()):
         environment.filters.update(filters.filters())
+    environment.filters.update({f"minimax.metal.{name}": one for name, one in ours().filters().items()})
     return environment
 
 

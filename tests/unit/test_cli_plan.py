@@ -166,7 +166,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "small": {"hosts": ["gpu01"]},
     }
     answers = {
-        "metal_facts": {
+        "minimax.metal.metal_facts": {
             "gpu01": {"facts": raw_host("H20", 4)},
             "gpu02": {"facts": raw_host("H200", 8)},
             "gpu03": {"unreachable": True},
@@ -219,10 +219,10 @@ def test_an_inventory_is_planned_and_its_facts_are_kept(
     assert (unknown["code"], unreachable["code"]) == ("variable-unknown", "unreachable")
     assert unknown["found"] == "variable nvidia_driver_manag"
     assert unknown["remedy"] == "did you mean nvidia_driver_manage?"
-    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
+    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible minimax.metal.metal_facts"]
     # Facts of hosts that answered are kept; the one that did not is asked again.
     metal(capsys, "--inventory", str(fleet), "--json")
-    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible metal_facts"]
+    assert calls(fleet) == ["ansible-inventory", "ansible debug", "ansible minimax.metal.metal_facts"]
     cached = {path.name for path in inventory.cache_directory([fleet]).iterdir()}
     assert cached == {"gpu01.json", "gpu02.json"}
 
@@ -273,7 +273,7 @@ def test_facts_are_collected_for_the_directories_that_are_asked_for(
     run = inventory._run
 
     def counted(program: str, *words: str) -> Answer:
-        if "metal_facts" in words:
+        if "minimax.metal.metal_facts" in words:
             ran.append(program)
         return run(program, *words)
 

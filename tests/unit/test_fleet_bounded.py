@@ -25,7 +25,7 @@ PLAY = """
   gather_facts: false
   tasks:
     - name: A file comes
-      metal_fetch:
+      minimax.metal.metal_fetch:
         src: "{{ src }}"
         dest: "{{ place }}/got/{{ inventory_hostname }}"
         max_bytes: 1048576
@@ -148,7 +148,7 @@ def test_nothing_is_left_of_what_was_refused(fetched: Any) -> None:
 
 def test_what_was_fetched_is_known_to_the_report() -> None:
     result = {"changed": True, "dest": "/reports/gpu01/x.json"}
-    record = {"kind": "changed", "host": "gpu01", "action": "metal_fetch", "result": result}
+    record = {"kind": "changed", "host": "gpu01", "action": "minimax.metal.metal_fetch", "result": result}
     assert Run().take_all([record]).fetched == [("gpu01", "/reports/gpu01/x.json")]
 
 

@@ -84,7 +84,7 @@ def test_whatever_a_role_restarts_for_a_file_is_looked_at_in_the_next_run(role: 
     asked = ""
     for path in sorted((REPOSITORY / "roles" / role / "tasks").glob("*.yml")):
         for task in yaml.safe_load(path.read_text()) or []:
-            if "metal_outdated" in task:
+            if "minimax.metal.metal_outdated" in task:
                 assert "register" in task, task["name"]
-                asked += str(task["metal_outdated"])
+                asked += str(task["minimax.metal.metal_outdated"])
     assert {name for name in RESTARTING[role] if name not in asked} == set()

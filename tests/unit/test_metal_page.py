@@ -78,7 +78,8 @@ def url() -> Iterator[str]:
 def ask(url: str, check: bool = False, **more: Any) -> dict[str, Any]:
     done = subprocess.run(
         [str(Path(sys.executable).with_name("ansible")), "localhost", "-c", "local", "-i", "localhost,", "-o",
-         "-m", "metal_page", "-a", json.dumps({"url": url, **more}), *(["--check"] if check else [])],
+         "-m", "minimax.metal.metal_page", "-a", json.dumps({"url": url, **more}),
+         *(["--check"] if check else [])],
         check=False, capture_output=True, text=True, cwd=REPOSITORY, timeout=120,
     )  # fmt: skip
     assert "=> {" in done.stdout, done.stdout + done.stderr

@@ -193,7 +193,9 @@ def files_of(directory: Path) -> str:
     tasks = [
         task for path in (directory / "tasks").glob("*.yml") for task in yaml.safe_load(path.read_text())
     ]
-    given = next(task["metal_state"] for task in tasks_of(tasks) if "metal_state" in task).get("files", "")
+    given = next(
+        task["minimax.metal.metal_state"] for task in tasks_of(tasks) if "minimax.metal.metal_state" in task
+    ).get("files", "")
     name = re.fullmatch(r"\{\{ (\w+) \}\}", given)
     return str(yaml.safe_load((directory / "vars/main.yml").read_text())[name[1]]) if name else given
 

@@ -66,7 +66,7 @@ def test_every_play_is_of_groups_that_a_limit_narrows(playbooks: dict[str, Plays
 def test_every_task_has_a_name_to_be_read(playbooks: dict[str, Plays], playbook: str) -> None:
     names = [task["name"] for play in playbooks[playbook] for task in play["tasks"]]
     assert names
-    assert [name for name in names if re.search(r"(^|: )(ansible\.builtin\.|metal_)\w+$", name)] == []
+    assert [name for name in names if re.search(r"(^|: )(ansible\.builtin|minimax\.metal)\.\w+$", name)] == []
 
 
 @pytest.mark.parametrize("playbook", NAMES)
@@ -95,10 +95,13 @@ def test_a_role_that_a_playbook_names_has_its_name_as_a_tag() -> None:
     for path in PLAYBOOKS[1:]:
         for play in yaml.safe_load(path.read_text()):
             for one in play.get("roles") or []:
-                if one["role"] not in [*(one.get("tags") or []), *(play.get("tags") or [])]:
+                if one["role"].rpartition(".")[2] not in [
+                    *(one.get("tags") or []),
+                    *(play.get("tags") or []),
+                ]:
                     missing.append(f"{path.name}: {one['role']}")
             for one in [*(play.get("pre_tasks") or []), *(play.get("tasks") or [])]:
-                role = (one.get("ansible.builtin.import_role") or {}).get("name")
+                role = str((one.get("ansible.builtin.import_role") or {}).get("name", "")).rpartition(".")[2]
                 if role and role not in [*(one.get("tags") or []), *(play.get("tags") or [])]:
                     missing.append(f"{path.name}: {role}")
     assert missing == []
@@ -111,7 +114,7 @@ def test_limit_tags_and_check_of_the_site_do_what_they_do_elsewhere(inventory: s
     assert "gpu02" in said
     assert "gpu01" not in said
     # Ansible checks the arguments of every role whatever the tags are.
-    roles = set(re.findall(r"^      (\w+) : (?!Validating)", said, re.MULTILINE))
+    roles = set(re.findall(r"^      minimax\.metal\.(\w+) : (?!Validating)", said, re.MULTILINE))
     assert roles == {"host_tools"}
     assert "Every host of the run has a plan that fits" in said
 
@@ -121,7 +124,9 @@ def test_a_host_outside_of_a_rollout_that_hangs_fails_nobody(file: str) -> None:
     """A run_once task that fails takes every host of the run with it, also through a rescue."""
     path = Path(__file__).parents[2] / "playbooks" / "tasks" / "rollout" / file
     tasks = [
-        one for one in yaml.safe_load(path.read_text()) if "metal_fleet_facts" in one and "delegate_to" in one
+        one
+        for one in yaml.safe_load(path.read_text())
+        if "minimax.metal.metal_fleet_facts" in one and "delegate_to" in one
     ]
     assert len(tasks) == 1
     for task in tasks:

@@ -389,7 +389,13 @@ def _gather(
     reach: Reach,
 ) -> dict[str, Mapping[str, Any] | None]:
     answers = _tree(
-        inventories, hosts, "metal_facts", json.dumps(_FACTS), reach, become=True, settings=settings
+        inventories,
+        hosts,
+        "minimax.metal.metal_facts",
+        json.dumps(_FACTS),
+        reach,
+        become=True,
+        settings=settings,
     )
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts: dict[str, Mapping[str, Any] | None] = {}
