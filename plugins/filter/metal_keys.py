@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from minimax_metal.controller.keys.rules import given, reasons
+from minimax_metal.plan.keys import acceptable
 
 
 def metal_keys_given(variables: Mapping[str, Any]) -> list[str]:
@@ -33,4 +34,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""
-        return {"metal_keys_given": metal_keys_given, "metal_keys_refusals": metal_keys_refusals}
+        return {
+            "metal_keys_acceptable": acceptable,
+            "metal_keys_given": metal_keys_given,
+            "metal_keys_refusals": metal_keys_refusals,
+        }

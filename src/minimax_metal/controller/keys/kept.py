@@ -7,7 +7,6 @@ What stands against it is said with the file's name, never with anything of its 
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
 import string
@@ -16,16 +15,12 @@ from typing import Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import directory_beneath, new_file, read_bounded
+from minimax_metal.plan.keys import DIFFERENT, FORM, SHORTEST
 
 LENGTH: Final = 48
 """Characters of a key that is made: about 285 bits."""
-SHORTEST: Final = 16
-"""Characters of a key at least: what clients, the engine's parser and the gateway take."""
-DIFFERENT: Final = 8
-"""Characters that differ at least: ``aaaaaaaaaaaaaaaa`` is no key."""
 LARGEST: Final = 4096
 _ALPHABET: Final = string.ascii_letters + string.digits
-_FORM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/=-]*")
 
 
 def make(length: int = LENGTH) -> str:
@@ -92,7 +87,7 @@ def _read(path: Path, length: int) -> str:
     text = content.decode("ascii", "replace")
     key = text.strip()
     shortest = min(SHORTEST, length)
-    if not _FORM.fullmatch(key):
+    if not FORM.fullmatch(key):
         what = "nothing" if not key else "other characters than letters, digits and ._~+/=-"
         raise refuse(what, f"one key of {shortest} or more letters, digits and ._~+/=-", again)
     if len(key) < shortest or len(set(key)) < min(DIFFERENT, length // 2):
