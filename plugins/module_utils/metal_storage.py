@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 
-def names_in(directory):
+def names_in(directory: str | Path) -> list[str]:
     """Return the names in a directory, in order; none where it can't be read, or is gone by now."""
     try:
         return sorted(path.name for path in Path(directory).iterdir())
@@ -21,7 +23,7 @@ def names_in(directory):
         return []
 
 
-def disk(path):
+def disk(path: str) -> dict[str, Any]:
     """Return total and free bytes of the file system that holds a path or its nearest existing parent."""
     for place in (Path(path), *Path(path).parents):
         try:
@@ -38,9 +40,9 @@ def disk(path):
     raise FileNotFoundError(2, "No such directory", path)
 
 
-def disks(paths):
+def disks(paths: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Return the room at each path; of one that can't be read, why not."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in paths:
         try:
             found[path] = disk(path)
@@ -49,7 +51,7 @@ def disks(paths):
     return found
 
 
-def stored_weights(directory):
+def stored_weights(directory: str) -> dict[str, int]:
     """Return the bytes stored under each ORGANISATION/NAME/REVISION, unfinished pulls among them.
 
     A pull that goes on meanwhile renames and removes files: what is gone by now counts nothing.
@@ -65,7 +67,7 @@ def stored_weights(directory):
     return sizes
 
 
-def tree_bytes(directory):
+def tree_bytes(directory: Path) -> int:
     """Return the bytes of the files below a directory, as far as they are there when they are looked at."""
     total = 0
     for parent, _directories, files in os.walk(directory):
@@ -77,7 +79,7 @@ def tree_bytes(directory):
     return total
 
 
-def engine_environments(directory):
+def engine_environments(directory: str) -> list[str]:
     """Return the directories that hold an engine's Python."""
     return [
         str(Path(directory, name))
@@ -86,7 +88,7 @@ def engine_environments(directory):
     ]
 
 
-def adoptable(directories, weights_directory):
+def adoptable(directories: Iterable[str], weights_directory: str) -> dict[str, int]:
     """Return, by directory, the bytes of the files that a link can put below the weights directory.
 
     That takes the same file system, and a file that all may read and only its owner may write. One that has

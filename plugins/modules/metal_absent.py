@@ -42,6 +42,7 @@ import contextlib
 import os
 import shutil
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -49,7 +50,7 @@ from ansible.module_utils.basic import AnsibleModule
 LINKS = 40
 
 
-def owner_on_the_way(path):
+def owner_on_the_way(path: str) -> tuple[int, int] | None:
     """Return uid and gid of the first directory on the way to a path, itself left out, that is not root's."""
     current = "/"
     pending = [part for part in reversed(Path(path).parent.parts) if part != "/"]
@@ -77,7 +78,7 @@ def owner_on_the_way(path):
 
 
 @contextlib.contextmanager
-def acting_as(owner):
+def acting_as(owner: tuple[int, int] | None) -> Iterator[None]:
     """Have the rights of a user meanwhile; as root only."""
     if owner is None or os.geteuid() != 0:
         yield
@@ -94,7 +95,7 @@ def acting_as(owner):
         os.setgroups(groups)
 
 
-def remove(path, check):
+def remove(path: str, check: bool) -> bool:
     """Delete what is at a path; return whether there was anything.
 
     Raises:
@@ -114,7 +115,7 @@ def remove(path, check):
     return True
 
 
-def main():
+def main() -> None:
     """Delete."""
     module = AnsibleModule(
         argument_spec={"paths": {"type": "list", "elements": "path", "required": True}},

@@ -50,7 +50,9 @@ import base64
 import os
 import platform
 import re
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -79,7 +81,7 @@ OUR_SOURCE = "minimax-metal-nvidia.sources"
 STOPPED_UNITS = "/var/lib/minimax-metal/driver-stopped-units"
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str | None:
     """Return the text of a file, or None where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
@@ -87,8 +89,8 @@ def read_text(path):
         return None
 
 
-def output_of(module, *command):
-    """Return [exit status, output] of a program, or None where there is no such program.
+def output_of(module: AnsibleModule, *command: str) -> tuple[int, str] | None:
+    """Return exit status and output of a program, or None where there is no such program.
 
     One that does not answer within SECONDS has status 124, and its output ends with saying so.
     """
@@ -97,10 +99,10 @@ def output_of(module, *command):
         return None
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
     answer = run([program, *command[1:]], seconds=SECONDS, environment=environment)
-    return [answer.status, answer.out + answer.err]
+    return answer.status, answer.out + answer.err
 
 
-def installed_packages(module):
+def installed_packages(module: AnsibleModule) -> dict[str, dict[str, str]]:
     """Return NVIDIA's packages on the host: name to version, source and dpkg's own two letters of state."""
     form = "${db:Status-Abbrev}\t${Package}\t${Version}\t${source:Package}\n"
     answer = output_of(module, "dpkg-query", "-W", "-f", form, *PATTERNS)
@@ -112,9 +114,9 @@ def installed_packages(module):
     return packages
 
 
-def available_versions(module, names):
+def available_versions(module: AnsibleModule, names: Collection[str]) -> dict[str, list[str]]:
     """Return the versions that apt's lists hold of each package, newest first as apt prints them."""
-    versions = {}
+    versions: dict[str, list[str]] = {}
     # As root apt would leave the index of what it knows behind, in check mode too.
     unwritten = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
     answer = output_of(module, "apt-cache", *unwritten, "madison", *sorted(names)) if names else None
@@ -129,7 +131,7 @@ def available_versions(module, names):
     return versions
 
 
-def other_sources(url, apt="/etc/apt"):
+def other_sources(url: str, apt: str | Path = "/etc/apt") -> list[str]:
     """Return the files of apt's sources, ours left out, that name a repository."""
     named = re.compile(r"(^|\s)" + re.escape(url.rstrip("/")) + r"/?(\s|$)")
     listed = Path(apt, "sources.list.d")
@@ -150,7 +152,7 @@ def other_sources(url, apt="/etc/apt"):
     return found
 
 
-def kernels():
+def kernels() -> dict[str, Any]:
     """Return the running kernel, those with modules, and those that a boot loader could start."""
     modules = Path("/lib/modules")
     return {
@@ -161,7 +163,7 @@ def kernels():
     }
 
 
-def dkms_logs():
+def dkms_logs() -> dict[str, list[str]]:
     """Return, of the log of every build of NVIDIA's modules that failed, the first complaints and the end."""
     logs = {}
     for log in sorted(Path("/var/lib/dkms").glob("nvidia*/*/build/make.log")):
@@ -175,21 +177,21 @@ def dkms_logs():
     return logs
 
 
-def kernel_headers(release):
+def kernel_headers(release: str) -> list[str]:
     """Return the packages that may hold the headers of a kernel, and of the newest of its kind."""
     flavour = re.search(r"-([a-z][a-z0-9-]*)$", release)
     own = [stem + release for stem in (HEADERS, "proxmox-headers-", "pve-headers-")]
     return [*own, "proxmox-default-headers", "pve-headers"] + ([HEADERS + flavour[1]] if flavour else [])
 
 
-def module_users():
+def module_users() -> dict[str, Any]:
     """Return who holds NVIDIA's modules: other modules, and processes that have their devices open."""
     holders = {}
     for module in Path("/sys/module").glob("nvidia*"):
         names = sorted(path.name for path in module.glob("holders/*"))
         if names:
             holders[module.name] = names
-    processes = []
+    processes: list[dict[str, Any]] = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             opened = [str(path.readlink()) for path in (process / "fd").iterdir()]
@@ -201,7 +203,7 @@ def module_users():
     return {"holders": holders, "processes": sorted(processes, key=lambda one: one["pid"])[:50]}
 
 
-def own_keys():
+def own_keys() -> dict[str, bool]:
     """Return, for each key that modules are signed with here, whether the firmware knows it."""
     try:
         enrolled = MOK_LIST.read_bytes()
@@ -223,7 +225,7 @@ def own_keys():
     return keys
 
 
-def main():
+def main() -> None:
     """Collect and return."""
     module = AnsibleModule(
         argument_spec={
@@ -253,7 +255,7 @@ def main():
         "sources": other_sources(module.params["repository"]) if module.params["repository"] else [],
         "kernels": found,
         "container": bool(container and container[0] == 0),
-        "dkms": (output_of(module, "dkms", "status") or [0, ""])[1].splitlines(),
+        "dkms": (output_of(module, "dkms", "status") or (0, ""))[1].splitlines(),
         "dkms_logs": dkms_logs(),
         "module_users": module_users(),
         "nouveau": Path("/sys/module/nouveau").exists(),

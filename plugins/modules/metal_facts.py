@@ -65,13 +65,15 @@ import platform
 import shutil
 import socket
 import struct
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 # The first two are the package's own files, src/minimax_metal/common/{apart,program}.py, by a link.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_apart import within
-from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
+from ansible_collections.minimax.metal.plugins.module_utils.metal_program import Answer, run
 from ansible_collections.minimax.metal.plugins.module_utils.metal_storage import (
     adoptable,
     disks,
@@ -87,7 +89,7 @@ NVIDIA = "0x10de"
 PCI_ATTRIBUTES = ("vendor", "device", "class", "subsystem_vendor", "subsystem_device")
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str | None:
     """Return the text of a file, or None where it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace")
@@ -95,9 +97,9 @@ def read_text(path):
         return None
 
 
-def pci_devices(root="/sys/bus/pci/devices"):
+def pci_devices(root: str = "/sys/bus/pci/devices") -> list[dict[str, str]]:
     """Return one dictionary for each PCI device, identifiers as sysfs prints them (0x10de)."""
-    devices = []
+    devices: list[dict[str, str]] = []
     try:
         addresses = sorted(device.name for device in Path(root).iterdir())
     except OSError:
@@ -110,7 +112,7 @@ def pci_devices(root="/sys/bus/pci/devices"):
     return devices
 
 
-def memory_total_bytes():
+def memory_total_bytes() -> int:
     """Return the memory of the host in bytes, 0 where the kernel does not say."""
     for line in (read_text("/proc/meminfo") or "").splitlines():
         if line.startswith("MemTotal:"):
@@ -118,17 +120,17 @@ def memory_total_bytes():
     return 0
 
 
-def own_address():
+def own_address() -> str:
     """Return the IPv4 address of the host on its default route, empty without one. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # of the documentation's network: routed as anything outside is
-            return probe.getsockname()[0]
+            return str(probe.getsockname()[0])
         except OSError:
             return ""
 
 
-def secure_boot():
+def secure_boot() -> bool | None:
     """Return whether the firmware enforces signatures; None where it does not say."""
     try:
         variables = sorted(Path("/sys/firmware/efi/efivars").glob("SecureBoot-*"))
@@ -137,7 +139,7 @@ def secure_boot():
         return None
 
 
-def listening_sockets(proc="/proc"):
+def listening_sockets(proc: str = "/proc") -> dict[str, int]:
     """Return the TCP port of each listening socket, by the inode of the socket."""
     sockets = {}
     for table in ("net/tcp", "net/tcp6"):
@@ -151,7 +153,7 @@ def listening_sockets(proc="/proc"):
     return sockets
 
 
-def occupant(pid, proc="/proc"):
+def occupant(pid: int | str, proc: str = "/proc") -> dict[str, str | None]:
     """Return the name of a process and the systemd unit it runs under (None: no unit), as its cgroup says."""
     names = [
         name
@@ -163,9 +165,9 @@ def occupant(pid, proc="/proc"):
     return {"program": program or f"process {pid}", "unit": names[-1] if names else None}
 
 
-def port_owners(sockets, proc="/proc"):
+def port_owners(sockets: Mapping[str, int], proc: str = "/proc") -> dict[str, dict[str, str | None]]:
     """Return who listens on each port. A port whose socket no process holds (a kernel server) is left out."""
-    owners = {}
+    owners: dict[str, dict[str, str | None]] = {}
     for descriptor in Path(proc).glob("[0-9]*/fd/*"):
         try:
             target = str(descriptor.readlink())
@@ -177,18 +179,18 @@ def port_owners(sockets, proc="/proc"):
     return owners
 
 
-def ask(program, arguments, seconds):
+def ask(program: str, arguments: Iterable[str], seconds: float) -> Answer:
     """Return what a program answers, in English."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "LANGUAGE": "C"}
     return run([program, *arguments], seconds=seconds, environment=environment)
 
 
-def gpu_users(text):
+def gpu_users(text: str) -> list[dict[str, Any]]:
     """Return who holds memory of a GPU, as nvidia-smi lists compute processes: GPU, process, memory.
 
     Its columns are gpu_uuid, pid, process_name, used_memory; a process name may hold commas.
     """
-    users = []
+    users: list[dict[str, Any]] = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) < 4:
@@ -206,7 +208,7 @@ def gpu_users(text):
     return users
 
 
-def nvidia_installer():
+def nvidia_installer() -> str | None:
     """Return the path of the uninstaller that NVIDIA's .run file leaves, None where there is none."""
     for path in ("/usr/bin/nvidia-uninstall", "/usr/bin/nvidia-installer"):
         if os.access(path, os.X_OK):
@@ -214,7 +216,7 @@ def nvidia_installer():
     return None
 
 
-def nvidia_smi(seconds, gpus):
+def nvidia_smi(seconds: float, gpus: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what nvidia-smi answers about every GPU and who uses it, or that there is no such program.
 
     ``gpus`` is how many the PCI bus has. Every further question is asked only when the one before was
@@ -224,7 +226,7 @@ def nvidia_smi(seconds, gpus):
     if program is None:
         return {"present": False}, []
     answer = ask(program, ["--query-gpu=" + NVIDIA_SMI_FIELDS, "--format=csv,noheader"], seconds)
-    found = {
+    found: dict[str, Any] = {
         "present": True,
         "returncode": answer.status,
         "stdout": answer.out,
@@ -247,7 +249,7 @@ def nvidia_smi(seconds, gpus):
     return found, gpu_users(apps.out) if apps.status == 0 else []
 
 
-def nvidia_packages(seconds):
+def nvidia_packages(seconds: float) -> dict[str, str] | None:
     """Return the installed packages of NVIDIA's driver and toolkit, name to version; None: no answer."""
     program = shutil.which("dpkg-query", path=PATH)
     if program is None:
@@ -266,7 +268,7 @@ def nvidia_packages(seconds):
     return packages
 
 
-def dpkg_interrupted(directory="/var/lib/dpkg"):
+def dpkg_interrupted(directory: str = "/var/lib/dpkg") -> bool:
     """Return whether dpkg was cut off: what it wrote down of its work is there, and nobody is at work on it.
 
     apt looks for the same files (checkUpdates of apt-pkg/deb/debsystem.cc) and refuses all work with one.
@@ -280,10 +282,10 @@ def dpkg_interrupted(directory="/var/lib/dpkg"):
             (kind,) = struct.unpack_from("h", fcntl.fcntl(lock, fcntl.F_GETLK, asked))
     except OSError:
         return False
-    return kind == fcntl.F_UNLCK
+    return bool(kind == fcntl.F_UNLCK)
 
 
-def main():
+def main() -> None:
     """Collect and return."""
     module = AnsibleModule(
         argument_spec={
@@ -297,9 +299,9 @@ def main():
     )
     wanted = module.params
     seconds = wanted["seconds"]
-    unanswered = {}
+    unanswered: dict[str, str] = {}
 
-    def measured(name, function, *arguments):
+    def measured(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
         value, problem = within(2 * seconds, function, *arguments)
         if problem:
             unanswered[name] = problem

@@ -51,6 +51,7 @@ why:
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -61,7 +62,7 @@ SECONDS = 60
 AT_WORK = ("active", "activating", "reloading")
 
 
-def starts(text, now, monotonic, since="InactiveExit"):
+def starts(text: str, now: float, monotonic: float, since: str = "InactiveExit") -> dict[str, float]:
     """Return when each unit that runs was started, in seconds of today's clock.
 
     With "StateChange" it is when it was started or reloaded.
@@ -77,7 +78,7 @@ def starts(text, now, monotonic, since="InactiveExit"):
     return found
 
 
-def written(path, now):
+def written(path: str, now: float) -> float | None:
     """Return when a file was written; None where there is none, or its time is yet to come."""
     try:
         when = os.lstat(path).st_mtime
@@ -86,7 +87,7 @@ def written(path, now):
     return when if when <= now else None
 
 
-def outdated(units, started, now):
+def outdated(units: Mapping[str, Sequence[str]], started: Mapping[str, float], now: float) -> dict[str, str]:
     """Return why each unit has to be started anew, by its name."""
     found = {}
     for unit, files in sorted(units.items()):
@@ -99,7 +100,7 @@ def outdated(units, started, now):
     return found
 
 
-def main():
+def main() -> None:
     """Compare."""
     module = AnsibleModule(
         argument_spec={

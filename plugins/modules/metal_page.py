@@ -70,6 +70,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
@@ -78,7 +79,7 @@ from ansible.module_utils.urls import fetch_url
 REDIRECTS = 5
 
 
-def origin_of(url):
+def origin_of(url: str) -> tuple[str, str, int | None]:
     """Return scheme, host and port of a URL.
 
     Raises:
@@ -88,7 +89,7 @@ def origin_of(url):
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
 
 
-def ask(module, seconds):
+def ask(module: AnsibleModule, seconds: float) -> tuple[IO[bytes] | None, dict[str, Any], int]:
     """Return the answer, what is known of it, and its status, after redirects."""
     url = module.params["url"]
     home = origin_of(url)
@@ -111,7 +112,7 @@ def ask(module, seconds):
     raise ValueError(f"more than {REDIRECTS} redirects")
 
 
-def keep(module, content):
+def keep(module: AnsibleModule, content: bytes) -> bool:
     """Write the bytes of a page to the file that was asked for; return whether something changed."""
     dest = Path(module.params["dest"])
     there = None
@@ -131,7 +132,7 @@ def keep(module, content):
     return changed
 
 
-def main():
+def main() -> None:
     """Ask and return."""
     module = AnsibleModule(
         argument_spec={

@@ -90,7 +90,9 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -101,7 +103,7 @@ SCHEMA = 1
 SECONDS = 60
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """Return the SHA-256 of a file."""
     with Path(path).open("rb") as file:
         total = hashlib.sha256()
@@ -110,7 +112,7 @@ def digest(path):
     return total.hexdigest()
 
 
-def file_state(path):
+def file_state(path: str) -> str | None:
     """Return kind, owner, mode and content of what is at a path, in one text; None where nothing is.
 
     A file that goes away while it is read is nothing; one that can't be read says why.
@@ -123,7 +125,7 @@ def file_state(path):
         return f"unreadable: {error.strerror}"
 
 
-def describe(path):
+def describe(path: str) -> str:
     """Return the text of file_state. Raises OSError."""
     found = os.lstat(path)
     if stat.S_ISLNK(found.st_mode):
@@ -134,12 +136,12 @@ def describe(path):
     return f"file {owner} {digest(path)}" if stat.S_ISREG(found.st_mode) else "other " + owner
 
 
-def matches(pattern):
+def matches(pattern: str) -> list[str]:
     """Return the paths that an absolute pattern stands for."""
     return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
 
-def environment_state(path):
+def environment_state(path: str) -> str | None:
     """Return a digest of the packages and programs of a Python environment; None where there is none.
 
     One that changes while it is read says so: it is not as a role left it.
@@ -150,7 +152,7 @@ def environment_state(path):
         return f"unreadable: {error.strerror}"
 
 
-def environment_digest(root):
+def environment_digest(root: Path) -> str | None:
     """Return the text of environment_state. Raises OSError."""
     if not (root / "pyvenv.cfg").is_file():
         return None
@@ -167,7 +169,7 @@ def environment_digest(root):
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
-def answer_of(module, program, *arguments):
+def answer_of(module: AnsibleModule, program: str, *arguments: str) -> str:
     """Return what a program prints; one that does not answer in time ends the module with saying so."""
     answer = run([program, *arguments], seconds=SECONDS, environment={**os.environ, "LC_ALL": "C.UTF-8"})
     if answer.timed_out:
@@ -178,11 +180,11 @@ def answer_of(module, program, *arguments):
     return answer.out
 
 
-def package_states(module, names):
+def package_states(module: AnsibleModule, names: Iterable[str]) -> dict[str, str | None]:
     """Return selection, state and version of each package; None where it is not known."""
     if not names:
         return {}
-    states = dict.fromkeys(names)
+    states: dict[str, str | None] = dict.fromkeys(names)
     program = module.get_bin_path("dpkg-query")
     if program is None:
         return states
@@ -195,7 +197,7 @@ def package_states(module, names):
     return states
 
 
-def unit_states(module, names):
+def unit_states(module: AnsibleModule, names: Iterable[str]) -> dict[str, str | None]:
     """Return whether each unit starts at boot, and whether it runs."""
     if not names:
         return {}
@@ -204,7 +206,7 @@ def unit_states(module, names):
         return dict.fromkeys(names)
     wanted = "--property=Id,UnitFileState,ActiveState,NeedDaemonReload"
     stdout = answer_of(module, program, "show", wanted, *sorted(names))
-    states = dict.fromkeys(names)
+    states: dict[str, str | None] = dict.fromkeys(names)
     for block in stdout.split("\n\n"):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
         if values.get("Id") in states:
@@ -214,7 +216,7 @@ def unit_states(module, names):
     return states
 
 
-def user_state(name):
+def user_state(name: str) -> str | None:
     """Return ids, directory and shell of a user; None where there is no such user."""
     with contextlib.suppress(KeyError):
         found = pwd.getpwnam(name)
@@ -222,7 +224,7 @@ def user_state(name):
     return None
 
 
-def collect(module, parameters):
+def collect(module: AnsibleModule, parameters: Mapping[str, Any]) -> dict[str, dict[str, str | None]]:
     """Return the state of everything that was asked for, by kind and name."""
     return {
         "files": {
@@ -237,7 +239,7 @@ def collect(module, parameters):
     }
 
 
-def read(path):
+def read(path: Path) -> dict[str, Any] | None:
     """Return what was written down; None where nothing was, or nothing that can be understood."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -246,7 +248,7 @@ def read(path):
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else None
 
 
-def differences(left, now):
+def differences(left: Mapping[str, Any] | None, now: Mapping[str, Any]) -> list[str]:
     """Return what differs between what was written down and what is there."""
     if left is None:
         return ["nothing is known of an earlier run"]
@@ -259,7 +261,7 @@ def differences(left, now):
     return found
 
 
-def write(path, now):
+def write(path: Path, now: Mapping[str, Any]) -> None:
     """Write it down whole; a reader sees the old one or the new one."""
     place = Path(path)
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
@@ -276,7 +278,7 @@ def write(path, now):
         raise
 
 
-def main():
+def main() -> None:
     """Read, compare, and write down where that is asked for."""
     lists = ("files", "environments", "packages", "units", "users")
     module = AnsibleModule(
