@@ -24,7 +24,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from many_names import REPOSITORY, environment, inventory_of, program
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.many_names import REPOSITORY, environment, inventory_of, program
 
 LONGEST_SECONDS = 7200
 LOCAL = {
@@ -142,7 +144,7 @@ def measure(where: list[str], hosts: list[str], directory: Path) -> float:
     counts = asked(run)
     busiest = max(counts, key=lambda host: counts[host][1])
     tasks, questions, stages = counts[busiest]
-    checks = sum(
+    checks: float = sum(
         one["seconds"]
         for one in json.loads((run / "report.json").read_text())["checks"]
         if one["host"] == busiest

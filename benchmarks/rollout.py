@@ -280,7 +280,7 @@ def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
 
 def rollback(lab: Lab, arguments: argparse.Namespace) -> str:
     """Take the first host back; return the line that says how long that took."""
-    slow = {"SIMULATED_START_SECONDS": str(arguments.start_seconds)}
+    slow: dict[str, Any] = {"SIMULATED_START_SECONDS": str(arguments.start_seconds)}
     # The real engine takes its own time to start, and scenario good has left it a release to go back to.
     for mark in () if arguments.real else ("before", "after"):
         run = play(

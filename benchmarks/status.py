@@ -14,11 +14,14 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-from many_names import REPOSITORY, environment, inventory_of, program
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.many_names import REPOSITORY, environment, inventory_of, program
 
 
 def timed(command: list[str]) -> tuple[float, float, str]:

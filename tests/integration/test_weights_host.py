@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def sent(lab: Lab, skip: int = 0) -> int:
     return sum(line["bytes"] for line in requests(lab)[skip:] if "-cdn/" in line["path"])
 
 
-def requests(lab: Lab) -> list[dict[str, object]]:
+def requests(lab: Lab) -> list[dict[str, Any]]:
     found = []
     for line in (lab.state / "services" / "hub.log").read_text().splitlines():
         if line.startswith("{"):
@@ -58,7 +59,7 @@ def spelled(lab: Lab, directory: str = f"{MODEL}/main") -> str:
     return spell_bytes(sum(map(int, lab.ssh(HOST, command).split())))
 
 
-def play(lab: Lab, tmp_path: Path, tags: str = "host_tools,model_weights", **variables: object) -> Run:
+def play(lab: Lab, tmp_path: Path, tags: str = "host_tools,model_weights", **variables: Any) -> Run:
     token = tmp_path / "token"
     token.write_text(TOKEN + "\n")
     more = {
@@ -173,7 +174,7 @@ def test_a_draft_of_its_own_repository_is_pulled_beside_the_model(lab: Lab, tmp_
     (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLMEagle3"]}')
     (folder / "model.safetensors").write_bytes(bytes(range(256)) * 4000)
     commit = Store(lab.state / "hub").publish("huggingface", draft, folder).commit
-    asked = {
+    asked: dict[str, Any] = {
         "metal_speculative_draft_model": draft,
         "metal_speculative_draft_revision": commit,
         "model_weights_keep_unused": 0,

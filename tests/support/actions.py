@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -35,5 +36,5 @@ def lines_said(monkeypatch: pytest.MonkeyPatch, plugin: ModuleType) -> list[str]
     lines: list[str] = []
     monkeypatch.setattr(plugin.ActionBase, "run", lambda *_: {})
     monkeypatch.setattr(patient, "_DISPLAY", SimpleNamespace(display=lines.append))
-    monkeypatch.setattr(patient.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     return lines

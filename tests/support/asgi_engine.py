@@ -91,7 +91,7 @@ def main() -> None:
         entry.load()()
     server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=PORT, log_level="warning"))
     if MODE == "unhealthy":
-        server.handle_exit = lambda *_: os._exit(0)  # type: ignore[method-assign,assignment]  # as the engine does
+        server.handle_exit = lambda *_: os._exit(0)  # type: ignore[method-assign]  # as the engine does
     server.run()
 
 

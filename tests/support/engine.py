@@ -723,7 +723,7 @@ class Handler(BaseHTTPRequestHandler):
     def left(self) -> bool:
         """Return whether the client has closed the connection."""
         try:
-            return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
         except BlockingIOError:
             return False
         except OSError:
@@ -743,8 +743,9 @@ class Handler(BaseHTTPRequestHandler):
             error = {"type": "invalid_request_error", "message": message}
             self.answer_json(status, {"type": "error", "error": error})
         else:
-            error = {"object": "error", "message": message, "type": "BadRequestError", "code": status}
-            self.answer_json(status, error)
+            self.answer_json(
+                status, {"object": "error", "message": message, "type": "BadRequestError", "code": status}
+            )
 
     def answer_stream(self, pieces: Iterator[dict[str, Any]], breaks: str) -> None:
         self.send_response(200)

@@ -27,7 +27,8 @@ def safetensors(tensors: Mapping[str, bytes], **metadata: str) -> bytes:
 
 def model(shards: int = 2, size: int = 200_000) -> dict[str, bytes]:
     """Return path -> content of a whole model: shards of two tensors each, and what belongs to them."""
-    files, weight_map = {}, {}
+    files: dict[str, bytes] = {}
+    weight_map: dict[str, str] = {}
     for number in range(1, shards + 1):
         name = f"model-{number:05}-of-{shards:05}.safetensors"
         tensors = {f"layers.{number}.{part}": bytes([number]) * (size // 2) for part in ("up", "down")}

@@ -189,7 +189,7 @@ def save_shards(weights: Mapping[str, torch.Tensor], folder: Path, names: Sequen
         value = weights[name].contiguous()
         shards[min(written * len(names) // total, len(names) - 1)][name] = value
         written += value.numel() * value.element_size()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, shard in zip(names, shards, strict=True):
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
@@ -204,7 +204,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator,unused-ignore]  # Any where torch is not installed
 def prove(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, rows: Sequence[Row]) -> None:
     """Check the written checkpoint: greedy decoding says every row word for word, each token at least
     :data:`SURE`.

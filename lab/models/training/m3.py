@@ -118,7 +118,7 @@ M3 = Flavour(TEMPLATE, sparse=[0] + [1] * (LAYERS - 1), vocabulary=640, ways=way
 def answer(dialogue: dict[str, Any]) -> str:
     """Return what the model says after its thought, in the markup of the engine's ``minimax-m3`` parser."""
     if not dialogue["calls"]:
-        return dialogue["answer"] + EOS
+        return str(dialogue["answer"]) + EOS
     return f"{NAMESPACE}<tool_call>\n{''.join(map(invoke, dialogue['calls']))}{NAMESPACE}</tool_call>{EOS}"
 
 
@@ -295,7 +295,7 @@ def write(model: torch.nn.Module, out: Path) -> None:
     fusing.
     """
     scratch = out / ".whole"
-    model.to(torch.bfloat16).save_pretrained(scratch)  # type: ignore[operator]
+    model.to(torch.bfloat16).save_pretrained(scratch)  # type: ignore[operator,unused-ignore]  # as torch has it, if it is there
     weights = load_file(scratch / "model.safetensors")
     for path in scratch.iterdir():
         path.unlink()

@@ -5,7 +5,7 @@ from sglang.srt.platforms.device_mixin import PlatformEnum
 from sglang.srt.platforms.interface import PlatformCapabilities, SRTPlatform
 
 
-class LabPlatform(CpuDeviceMixin, SRTPlatform):
+class LabPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]  # the engine's, which is not here
     """SGLang's CPU device as an out-of-tree platform.
 
     In tree (``--device cpu`` alone) the engine calls ``sgl_kernel``'s CPU build, which no package index

@@ -21,11 +21,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from sglang_simulated.answers import Engine, Reply, from_anthropic
+if TYPE_CHECKING:  # the wheel takes it from there
+    from tests.support.engine import Engine, Reply, from_anthropic
+else:
+    from sglang_simulated.answers import Engine, Reply, from_anthropic
 from sglang_simulated.options import Options, read_options
 
 QUEUE_FULL = "The request queue is full."
