@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -15,7 +16,7 @@ from minimax_metal.common.metrics import samples
 from minimax_metal.common.text import one_line, printable
 from tests.fuzz import run, target
 from tests.fuzz.target import SEEDS, Form, Target, judge
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS, fleet
 
 ROOT = Path(__file__).parents[2]
 OWN_JSON = {
@@ -132,3 +133,10 @@ def test_halves_of_characters_are_not_shown() -> None:
     """``print`` raises UnicodeEncodeError for them; JSON and names of files bring them."""
     assert printable("a\ud800b\udcff") == "ab"
     one_line(json.loads('"\\ud83d x"')).encode()
+
+
+def test_the_sound_answer_of_a_host_is_compared_with_its_settings() -> None:
+    """Else nothing changed in it ever reaches the comparison."""
+    _, told = cast("tuple[list[str], str]", fleet._status({"rc": 0, "stdout": json.dumps(fleet.ANSWER)}))
+    assert json.loads(told)["state"] == "known"
+    assert "tensor parallel 2 -> 4" in json.loads(told)["drift"]

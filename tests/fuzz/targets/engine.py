@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+from collections.abc import MutableMapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -42,9 +43,9 @@ async def _engine(_scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"{}"})
 
 
-def _asked(scope: dict[str, Any], bodies: list[bytes]) -> list[dict[str, Any]]:
+def _asked(scope: MutableMapping[str, Any], bodies: list[bytes]) -> list[MutableMapping[str, Any]]:
     """What the guard answers to one request."""
-    sent: list[dict[str, Any]] = []
+    sent: list[MutableMapping[str, Any]] = []
     left = list(bodies)
 
     async def receive() -> dict[str, Any]:
@@ -55,7 +56,7 @@ def _asked(scope: dict[str, Any], bodies: list[bytes]) -> list[dict[str, Any]]:
         body = left.pop(0)
         return {"type": "http.request", "body": body, "more_body": bool(left)}
 
-    async def send(message: dict[str, Any]) -> None:
+    async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
 
     guard = Guard(_engine, None, SETTINGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +26,8 @@ from minimax_metal.host.releases import commands as releases
 from minimax_metal.host.releases import journal
 from minimax_metal.host.releases.record import Records
 from minimax_metal.host.status import answers
+from minimax_metal.host.status import commands as this_host
 from minimax_metal.host.status import look as here
-from minimax_metal.host.status.commands import serves
 from minimax_metal.plan.rollout import batches as rollout
 from minimax_metal.plan.rollout import verdict
 from tests.fuzz.target import Form, Target, of_ansible, of_file, of_json, of_text
@@ -39,9 +40,11 @@ ANSWER: Final = {
     "certificates": [{"path": "/etc/sglang-tls/tls.crt", "ends": "2027-11-29T12:00:00+00:00", "fleet": True}],
     "applied": {
         "tls": {"directory": "/etc/sglang-tls", "names": ["gpu01"]},
-        "platform": {"distribution": "debian", "version": "12", "codename": "bookworm", "architecture": "x86_64"},
+        "platform": {"distribution": "debian", "version": "12", "codename": "bookworm", "architecture": "x86_64",
+                     "python": "3.11.2"},
         "model": {"served_name": "MiniMax-M2.5", "format": "fp8", "path": "/srv/models/a"},
-        "gpus": {"indices": [0, 1], "name": "NVIDIA H20", "model": "H20", "count": 2, "memory_bytes": 1 << 36},
+        "gpus": {"indices": [0, 1, 2, 3], "name": "NVIDIA H20", "model": "H20", "count": 4,
+                 "memory_bytes": 97871 << 20, "compute_capability": "9.0", "nvswitch": False},
         "engine": {"release": "0.5.23", "environment": "/opt/sglang/x", "digest": "d"}, "firewall": False,
         "driver": {"branch": "580"}, "cuda": {"version": "13.0"}, "parallelism": {"tp": 2},
         "services": [{"unit": "sglang@a.service", "argv": ["--a"], "environment": {"A": "b"}, "credentials": {}}],
@@ -106,7 +109,7 @@ class _Web:
     def __init__(self, content: bytes) -> None:
         self.content = content
 
-    def get(self, _url: str, *_: Any, **__: Any) -> tuple[int, bytes]:
+    def get(self, url: str, *_: Any, **__: Any) -> tuple[int, bytes]:
         return 200, self.content
 
     request = call = ask = get
@@ -115,9 +118,9 @@ class _Web:
 def _status(answer: Mapping[str, Any]) -> object:
     """What ``metal status`` prints for a host that answers so."""
     host = status.answer_of("gpu01", answer)
-    status.with_drift(host, {"metal_model": "MiniMax-M2.5"})
-    serves(host)
-    status.exit_status([host])
+    this_host.with_drift(host, partial(status._drift, {"metal_model": "MiniMax-M2.5"}))
+    this_host.serves(host)
+    this_host.exit_status([host])
     return status.lines_of({"gpu01": answer}), json.dumps(host)
 
 
@@ -182,7 +185,7 @@ def _gateway(path: Path) -> object:
 
 def _workers(content: bytes) -> object:
     gateway = gateway_client.Gateway.__new__(gateway_client.Gateway)
-    gateway.url, gateway.web, gateway.key = "http://gateway:30000", _Web(content), "k"  # type: ignore[assignment,misc]
+    gateway.url, gateway.web = "http://gateway:30000", _Web(content)  # type: ignore[assignment]  # stands for it
     return gateway.workers()
 
 
@@ -200,7 +203,7 @@ def _identity(content: bytes) -> object:
     web: Any = _Web(content)
     examiner = Examiner.__new__(Examiner)
     examiner.key, examiner.web = "k", web
-    examiner.identities = {"http://a": _Own()}  # type: ignore[dict-item]
+    examiner.identities = {"http://a": _Own()}  # type: ignore[dict-item]  # stands for it
     return examiner.ask("http://a")
 
 

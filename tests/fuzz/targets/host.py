@@ -100,8 +100,8 @@ def _smi(answer: str) -> object:
 
 def _output(content: bytes) -> object:
     said: list[str] = []
-    source = io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
-    output = Output(source, Secrets(["sk-secret-of-the-clients"]), said.append)  # type: ignore[arg-type]
+    source = io.BufferedReader(io.BytesIO(content))
+    output = Output(source, Secrets(["sk-secret-of-the-clients"]), said.append)
     output.run()
     return output.phase, said
 
