@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_helpers import raw_host
 
 from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.controller.ansible_programs import read_answer
@@ -25,6 +24,7 @@ from minimax_metal.host.releases.record import Records, digest_of
 from minimax_metal.host.status import commands as on_host
 from minimax_metal.host.status import look as here
 from minimax_metal.host.status.drift import local_drift
+from tests.unit.plan_helpers import raw_host
 
 SHOWN = """\
 Id=sglang@minimax-m2.5.service

@@ -15,11 +15,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from plan_helpers import raw_host
 
 from minimax_metal.common.apart import within
 from minimax_metal.plan import Settings, parse_facts, plan
 from tests.support.plugins import load_plugin
+from tests.unit.plan_helpers import raw_host
 
 STORAGE = load_plugin("module_utils/metal_storage")
 

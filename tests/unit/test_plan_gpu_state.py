@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_helpers import codes, raw_host, warned
 
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
 from minimax_metal.plan.driver.failure import failure_line
 from minimax_metal.plan.driver.state import driver_state, service_problem
 from minimax_metal.plan.driver.work import driver_work
+from tests.unit.plan_helpers import codes, raw_host, warned
 
 DRIVER = "580.126.20"
 HANDLE = "Unable to determine the device handle for"

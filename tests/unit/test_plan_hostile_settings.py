@@ -13,12 +13,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_helpers import codes, decide, raw_host
 
 from minimax_metal.common.systemd import command_lines
 from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.plan.setting_values import ITEMS, TEXT, role_problems
 from minimax_metal.plan.settings import SETTINGS, Settings, SettingsError
+from tests.unit.plan_helpers import codes, decide, raw_host
 
 REPOSITORY = Path(__file__).parents[2]
 CONTROLS = ["\n", "\r", "\0", "\x1b[31m", "\x7f", "\x85", "\u2028", "\u202e", "\v"]

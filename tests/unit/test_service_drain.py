@@ -14,10 +14,10 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from test_service_supervise import PATIENCE, Run, Starter, gone, starter  # noqa: F401  # a fixture
 
 from minimax_metal.host.engine import supervise
 from minimax_metal.host.engine.drain import Drain
+from tests.unit.test_service_supervise import PATIENCE, Run, Starter, gone, starter  # noqa: F401  # a fixture
 
 ENGINE = Path(__file__).parents[1] / "support" / "asgi_engine.py"
 USER_KEY, ADMIN_KEY = "canary-user-4c1d", "canary-admin-9b72"

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
 from minimax_metal.host.engine import supervise
+from tests.unit.test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
 LOUD = """
 import os, signal, sys, threading, http.server

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
 from minimax_metal.host.engine.diagnosis import EXIT_NEVER
 from minimax_metal.host.engine.listener import Listening, family, foreign_text, holders, listening
+from tests.unit.test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
 Program = Callable[..., subprocess.Popen[str]]
 LISTEN = """
