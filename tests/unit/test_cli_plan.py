@@ -419,3 +419,51 @@ def test_several_hosts_are_one_aligned_table_in_a_pipe(capsys: pytest.CaptureFix
     assert first.startswith("[red]a ")
     assert second.startswith("b" * 70 + "  ")
     assert header.index("verdict") == first.index("fits (!)") == second.index("fits (!)")
+
+
+@pytest.mark.parametrize(
+    ("said", "name", "count"),
+    [
+        ("8xH100", "H100", 8),
+        ("8 x H20 96GB", "H20", 8),
+        ("h200 x 4", "H200", 4),
+        ("H100x8", "H100", 8),
+        ("8*a100-80g", "A100-80GB", 8),
+        ("8×H800", "H800", 8),
+        ("4x RTX PRO 6000", "RTX-PRO-6000", 4),
+    ],
+)
+def test_gpus_are_counted_as_people_write_them(
+    capsys: pytest.CaptureFixture[str], said: str, name: str, count: int
+) -> None:
+    _, out, _ = metal(capsys, "--model", "minimax m2.5", "--gpu", said, "--json")
+    (one,) = json.loads(out)
+    assert (one["model"], one["gpu"], one["gpu_count"]) == ("MiniMax-M2.5", name, count)
+
+
+@pytest.mark.parametrize("said", ["RTX 6000", "H100", "H20-3e", "RTX PRO 6000"])
+def test_a_name_with_an_x_or_a_number_is_no_count(capsys: pytest.CaptureFixture[str], said: str) -> None:
+    status, _, err = metal(capsys, "--model", "M2.5", "--gpu", said)
+    assert status == 2
+    assert f"found --gpu {said} without a number" in err
+
+
+def test_two_numbers_that_disagree_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = metal(capsys, "--model", "M2.5", "--gpu", "8xH100", "--count", "4")
+    assert status == 2
+    assert "found --gpu 8xH100 with --count 4; give one number" in err
+    assert metal(capsys, "--model", "M2.5", "--gpu", "8xH100", "--count", "8")[0] == 0
+
+
+@pytest.mark.parametrize("said", ["minimax m2.5", "MiniMax_M2.5", "m2.5", "MiniMaxAI/MiniMax-M2.5"])
+def test_models_are_known_as_people_write_them(capsys: pytest.CaptureFixture[str], said: str) -> None:
+    _, out, _ = metal(capsys, "--model", said, "--gpu", "8xH200", "--json")
+    assert json.loads(out)[0]["model"] == "MiniMax-M2.5"
+
+
+def test_an_unknown_model_or_gpu_is_told_all_that_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = metal(capsys, "--model", "MiniMax-M9", "--gpu", "8xRTX 4090", "--json")
+    remedies = {one["code"]: one["remedy"] for one in json.loads(out)[0]["refusals"]}
+    catalog = packaged_catalog()
+    assert all(name in remedies["model-unknown"] for name in catalog.models)
+    assert all(name in remedies["gpu-unknown"] for name in catalog.gpus)

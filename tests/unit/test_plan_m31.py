@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from minimax_metal.catalog import packaged_catalog
@@ -80,6 +82,29 @@ def test_a_refusal_names_the_model_that_fits(model: str, gpu: str, count: int, c
     (refusal,) = [one for one in result.refusals if one.code == code]
     assert f"{other} fits this host" in refusal.remedy
     assert decide(gpu, count, model=other).fits
+
+
+@pytest.mark.parametrize(("model", "gpu", "count"), [("M3", "H20", 8), ("M3", "H200", 4), ("M2.5", "L20", 4)])
+def test_a_refusal_names_hosts_that_the_model_fits(model: str, gpu: str, count: int) -> None:
+    result = decide(gpu, count, model=model)
+    (refusal,) = [one for one in result.refusals if one.code == "memory"]
+    said = re.search(rf"{result.model.name} fits ([^;]+)", refusal.remedy) if result.model else None
+    assert said is not None
+    named = re.findall(r"(\d+) x ([\w-]+)", said[1])
+    assert 1 <= len(named) <= 4
+    for number, name in named:
+        assert decide(name, int(number), model=model).fits
+
+
+def test_hosts_of_the_same_generation_are_named_first_and_only_ones_that_are_built() -> None:
+    (refusal,) = [one for one in decide("H20", 8, model="M3").refusals if one.code == "memory"]
+    assert "MiniMax-M3 fits 8 x H20-3e, 8 x H200" in refusal.remedy
+    assert "GH200" not in refusal.remedy  # a Grace CPU carries one GPU
+
+
+def test_no_host_is_named_for_an_engine_that_can_not_serve_the_model() -> None:
+    result = decide("H20", 4, model="M3.1", engine_release="0.5.16")
+    assert not any("M3.1-Flash fits" in one.remedy for one in result.refusals)
 
 
 def test_no_model_is_named_where_none_fits() -> None:

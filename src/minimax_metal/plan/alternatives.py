@@ -1,11 +1,11 @@
-"""Another model of the catalogue for a host on which the one asked for does not fit."""
+"""What would fit where a model does not: other hosts for the model, and another model for the host."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 
-from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease
+from minimax_metal.catalog import Catalog, Checkpoint, EngineRelease, Gpu
 from minimax_metal.plan.faults import asked, forbidden
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.fit import check_generation, choose_format, find_fit
@@ -15,6 +15,10 @@ from minimax_metal.plan.stack import check_engine
 
 CODES = frozenset({"memory", "format-gpu", "engine-kernels"})
 """Refusals that another model may not meet, beside those for known faults."""
+HOST_COUNTS = (4, 8)
+"""Numbers of GPUs that hosts for these models have."""
+MOST_NAMED = 4
+"""More kinds of hosts than this are no help in one line."""
 
 
 def _elsewhere(code: str) -> bool:
@@ -28,6 +32,78 @@ def _version(name: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found.group(1).split(".")) if found else ()
 
 
+def _plain(settings: Settings) -> Settings:
+    """Settings without what was chosen for the model and the GPUs at hand."""
+    plain = replace(settings, model_format=None, model_revision=None, tp_size=None, ep_size=None, layout=None)
+    return replace(plain, mem_fraction_static=None, kv_cache_dtype="auto", accept_refusals=(), draft=None)
+
+
+def _serves(
+    plain: Settings,
+    formats: dict[str, Checkpoint],
+    board: Board,
+    release: EngineRelease | None,
+    catalog: Catalog,
+) -> Checkpoint | None:
+    """The format of a model that these GPUs and this engine serve without a refusal, or none."""
+    trial = Findings()
+    checkpoint = choose_format(plain, formats, board, trial)
+    if checkpoint is None:
+        return None
+    fit = find_fit(plain, checkpoint, board, trial)
+    check_generation(checkpoint, board, trial)
+    if release:
+        check_engine(checkpoint, release, trial)
+    if fit is None or trial.refusals:
+        return None
+    newest = release.release if release else "0"
+    if forbidden(catalog.faults, checkpoint, board, newest, fit.spread, asked(plain)):
+        return None
+    return checkpoint
+
+
+def _host_counts(gpu: Gpu) -> tuple[int, ...]:
+    """How many of a GPU hosts have: a Grace CPU carries one, and a tray of NVL72 four."""
+    if gpu.architecture == "aarch64":
+        return (4,) if gpu.nvlink == "nvl72" else ()
+    return HOST_COUNTS
+
+
+def fitting_hosts(
+    settings: Settings,
+    formats: dict[str, Checkpoint],
+    like: Board,
+    release: EngineRelease | None,
+    catalog: Catalog,
+) -> list[str]:
+    """Hosts that serve a model, such as "8 x H200", nearest to ``like`` first.
+
+    Proven GPU generations come first, then GPUs of the generation of ``like``, then hosts with the least
+    memory. Named are hosts of 4 or 8 GPUs whose memory a source states, with the smaller number that does.
+    """
+    plain = _plain(settings)
+    found: list[tuple[tuple[bool, bool, int], str]] = []
+    for gpu in catalog.gpus.values():
+        if gpu.memory_bytes is None:
+            continue
+        for count in _host_counts(gpu):
+            board = Board(
+                gpu=gpu,
+                name=gpu.name,
+                count=count,
+                memory_bytes=gpu.memory_bytes.value,
+                capability=gpu.compute_capability,
+                indices=tuple(range(count)),
+                nvswitch=count in gpu.nvswitch_counts,
+            )
+            if checkpoint := _serves(plain, formats, board, release, catalog):
+                unproven = board.capability not in checkpoint.generations.proven
+                other = board.capability != like.capability
+                found.append(((unproven, other, count * board.memory_bytes), f"{count} x {gpu.name}"))
+                break
+    return [name for _, name in sorted(found)[:MOST_NAMED]]
+
+
 def fitting_model(
     settings: Settings, checkpoint: Checkpoint, board: Board, release: EngineRelease | None, catalog: Catalog
 ) -> str | None:
@@ -36,24 +112,13 @@ def fitting_model(
     Each is planned as the one asked for was, with its own format and spread. One of the same family comes
     first, then one that is proven on these GPUs, then the newest.
     """
-    plain = replace(settings, model_format=None, model_revision=None, tp_size=None, ep_size=None, layout=None)
-    plain = replace(plain, mem_fraction_static=None, kv_cache_dtype="auto", accept_refusals=(), draft=None)
+    plain = _plain(settings)
     best: tuple[tuple[bool, bool, tuple[int, ...]], str] | None = None
     for name, formats in catalog.models.items():
         if name == checkpoint.name:
             continue
-        trial = Findings()
-        other = choose_format(plain, formats, board, trial)
+        other = _serves(plain, formats, board, release, catalog)
         if other is None:
-            continue
-        fit = find_fit(plain, other, board, trial)
-        check_generation(other, board, trial)
-        if release:
-            check_engine(other, release, trial)
-        if fit is None or trial.refusals:
-            continue
-        newest = release.release if release else "0"
-        if forbidden(catalog.faults, other, board, newest, fit.spread, asked(plain)):
             continue
         proven = board.capability in other.generations.proven
         rank = (other.family == checkpoint.family, proven, _version(name))
@@ -70,14 +135,18 @@ def name_alternative(
     catalog: Catalog,
     found: Findings,
 ) -> None:
-    """Say in the remedy of a refusal which other model fits the host."""
+    """Say in the remedy of a refusal which hosts the model fits, and which other model fits this one."""
     if not any(_elsewhere(refusal.code) for refusal in found.refusals):
         return
-    name = fitting_model(settings, checkpoint, board, release, catalog)
-    if name is None:
-        return
+    remedies = []
+    formats = catalog.models.get(checkpoint.name, {})
+    if hosts := fitting_hosts(settings, formats, board, release, catalog):
+        named = " or ".join((", ".join(hosts[:-1]), hosts[-1])) if hosts[1:] else hosts[0]
+        remedies.append(f"{checkpoint.name} fits {named}")
+    if name := fitting_model(settings, checkpoint, board, release, catalog):
+        remedies.append(f"{name} fits this host (metal_model)")
     found.refusals = [
-        replace(refusal, remedy=f"{refusal.remedy}; {name} fits this host (metal_model)")
+        replace(refusal, remedy="; ".join((refusal.remedy, *remedies)))
         if _elsewhere(refusal.code)
         else refusal
         for refusal in found.refusals

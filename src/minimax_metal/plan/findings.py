@@ -53,6 +53,13 @@ def near(word: str, words: Iterable[str]) -> str:
     return "known are " + ", ".join(known)
 
 
+def near_of_all(word: str, words: Iterable[str]) -> str:
+    """What to say of a word nobody knows where people want to see the list: the nearest, and all of them."""
+    known = list(words)
+    hint, everything = near(word, known), ", ".join(known)
+    return hint if hint.endswith(everything) else f"{hint} Known are {everything}"
+
+
 def gib(number: int) -> str:
     """Bytes as people read them."""
     return f"{number / 2**30:.0f} GiB"

@@ -10,7 +10,7 @@ from typing import Final
 from minimax_metal.catalog import Catalog, Gpu
 from minimax_metal.common import nvidia_smi
 from minimax_metal.plan.facts import HostFacts, LostGpu, Occupant, SmiGpu
-from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.findings import Findings, near_of_all
 
 REPAIR: Final = (
     "drain the host, reset the GPU (nvidia-smi --gpu-reset -i INDEX) or reboot; look at dmesg for its Xid; "
@@ -248,4 +248,4 @@ def _spoken(name: str, catalog: Catalog) -> str:
         )
     ]
     wanted = _SIZE.sub("", name.removeprefix("NVIDIA ")).strip(" -")
-    return f"{near(wanted, names)}; " if names else ""
+    return f"{near_of_all(wanted, names)}; " if names else ""

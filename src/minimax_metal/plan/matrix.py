@@ -12,9 +12,10 @@ from datetime import date
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.common.errors import UserError
 from minimax_metal.plan.core import plan
-from minimax_metal.plan.findings import near
+from minimax_metal.plan.findings import near_of_all
 from minimax_metal.plan.host import COUNTS
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.weights import model_named
 from minimax_metal.plan.what_if import what_if_facts
 
 HEADS = ("model", "format", "GPUs", "fits", "KV tokens", "longest", "notes")
@@ -39,19 +40,14 @@ class Row:
 
 def find_models(wanted: Iterable[str], catalog: Catalog) -> list[str]:
     """The catalogue's names of the models asked for (all where none is); raises ``UserError``."""
-    names = {
-        name.casefold(): model
-        for model, formats in catalog.models.items()
-        for one in formats.values()
-        for name in (model, *one.aliases)
-    }
     found = []
     for word in wanted:
-        if word.casefold() not in names:
+        name = model_named(word, catalog)
+        if name is None:
             raise UserError(
-                f"found --model {word}, expected one of the catalogue; {near(word, catalog.models)}"
+                f"found --model {word}, expected one of the catalogue; {near_of_all(word, catalog.models)}"
             )
-        found.append(names[word.casefold()])
+        found.append(name)
     return list(dict.fromkeys(found)) or list(catalog.models)
 
 

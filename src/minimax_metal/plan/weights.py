@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 
 from minimax_metal.catalog import Catalog, Checkpoint
 from minimax_metal.catalog.schema import Licence, SeparateDraft
-from minimax_metal.plan.findings import Findings, near
+from minimax_metal.plan.findings import Findings, near, near_of_all
 from minimax_metal.plan.mirrors import bundle_url
 from minimax_metal.plan.model import DraftPlan, ModelPlan, WeightsPlan, WeightsSource
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.speculative import draft_path, draft_revision
+
+
+def model_named(text: str, catalog: Catalog) -> str | None:
+    """The catalogue's name of the model people mean by "minimax m2.5", "M2.5" or a repository's id.
+
+    Letter case, spaces, hyphens and underscores are as people write them.
+    """
+    wanted = _folded(text)
+    for name, formats in catalog.models.items():
+        names = {_folded(name)}
+        for checkpoint in formats.values():
+            names.update(_folded(alias) for alias in checkpoint.aliases)
+            names.update(_folded(repository) for repository in checkpoint.repositories.values())
+        if wanted in names:
+            return name
+    return None
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"[\s_-]+", "", text.casefold())
 
 
 def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[str, Checkpoint] | None:
@@ -24,19 +45,13 @@ def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[st
             f"set metal_model to one of {', '.join(catalog.models)}",
         )
         return None
-    wanted = settings.model.casefold()
-    for name, formats in catalog.models.items():
-        names = {name.casefold()}
-        for checkpoint in formats.values():
-            names.update(alias.casefold() for alias in checkpoint.aliases)
-            names.update(repository.casefold() for repository in checkpoint.repositories.values())
-        if wanted in names:
-            return formats
+    if name := model_named(settings.model, catalog):
+        return catalog.models[name]
     found.refuse(
         "model-unknown",
         f"metal_model {settings.model}",
         "a model from the catalogue",
-        f"{near(settings.model, catalog.models)} (or add it with metal_catalog_overlay)",
+        f"{near_of_all(settings.model, catalog.models)} (or add it with metal_catalog_overlay)",
     )
     return None
 

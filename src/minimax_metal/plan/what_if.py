@@ -48,6 +48,23 @@ def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
     return None
 
 
+_COUNTED = (
+    re.compile(r"(?P<count>[0-9]{1,4})\s*[x×*]\s*(?P<name>\S.*)", re.IGNORECASE),
+    # The x of "RTX 6000" is a letter of the name: one that counts comes after a digit or a space.
+    re.compile(r"(?P<name>.*(?<=[0-9\s]))[x×*]\s*(?P<count>[0-9]{1,4})", re.IGNORECASE),
+)
+
+
+def counted(text: str, catalog: Catalog) -> tuple[str, int | None]:
+    """Name and number of GPUs in "8xH100", "8 x H20 96GB" or "h200 x 4"; no number where none is said."""
+    text = text.strip()
+    if find_gpu(text, catalog) is None:
+        for pattern in _COUNTED:
+            if said := pattern.fullmatch(text):
+                return said["name"].strip(), int(said["count"])
+    return text, None
+
+
 def find_platform(text: str, catalog: Catalog) -> Platform:
     """The distribution people mean by "debian12", "ubuntu 24.04" or "noble"; raises ``UserError``."""
     wanted = re.sub(r"[\s._-]", "", text.casefold())

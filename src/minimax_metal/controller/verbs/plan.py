@@ -20,12 +20,12 @@ from minimax_metal.plan.certificates import ends_of, secrets_directory, with_not
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings import Settings
-from minimax_metal.plan.what_if import find_platform, what_if_facts
+from minimax_metal.plan.what_if import counted, find_platform, what_if_facts
 
 EPILOG = """\
 examples:
   metal plan --model MiniMax-M2.5 --gpu "H20 96GB" --count 4
-  metal plan --model MiniMax-M3 --gpu H200 --count 8 --json
+  metal plan --model MiniMax-M3 --gpu 8xH200 --json
   metal plan --inventory inventories/my-fleet
   metal plan --model M2.5 --gpu H200 --count 8 --layout 2xtp4 --set metal_port=9000
 """
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what says which hosts are planned and what is wanted of them, for :func:`make_plans`."""
     where = parser.add_argument_group("which hosts")
-    where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20 or "H20 96GB"')
+    where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20, "H20 96GB" or 8xH100')
     where.add_argument("--count", metavar="N", type=int, help="what-if: how many of them")
     where.add_argument("--platform", metavar="NAME", help="what-if: distribution (debian12)")
     where.add_argument(
@@ -144,14 +144,22 @@ def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _what_if(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[Plan]:
-    if not arguments.gpu or arguments.count is None:
-        raise UserError("found neither --inventory nor --gpu with --count; give one of the two")
-    if arguments.count < 0:
-        raise UserError(f"found --count {arguments.count}, expected 0 or more")
+    if not arguments.gpu:
+        raise UserError(
+            'found neither --inventory nor --gpu; give an inventory, or GPUs to plan for: --gpu "8xH200"'
+        )
     settings = Settings.from_variables("what-if", with_hashes(variables))
     catalog = catalog_for(settings)
+    name, said = counted(arguments.gpu, catalog)
+    count = said if arguments.count is None else arguments.count
+    if count is None:
+        raise UserError(f'found --gpu {name} without a number; add --count N, or write --gpu "8x{name}"')
+    if said is not None and said != count:
+        raise UserError(f"found --gpu {arguments.gpu} with --count {count}; give one number")
+    if count < 0:
+        raise UserError(f"found --count {count}, expected 0 or more")
     platform = find_platform(arguments.platform or next(iter(catalog.platforms)), catalog)
-    return [plan(settings, what_if_facts(arguments.gpu, arguments.count, platform, catalog), catalog)]
+    return [plan(settings, what_if_facts(name, count, platform, catalog), catalog)]
 
 
 def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tuple[Plan, tuple[str, ...]]]:
