@@ -14,7 +14,7 @@ COLLECTION := .ansible/collections/ansible_collections/minimax/metal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump lab-up lab-down clean
+.PHONY: help setup settings lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump lab-up lab-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ setup: .make/venv .make/compiled ## make the project's own virtual environment f
 	@$(BIN)/python -m compileall -q src
 	@env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -c 'from minimax_metal.catalog.load import keep_packaged; keep_packaged()'
 	@touch $@
+
+settings: setup ## write argument specifications, defaults and docs/settings.md from the declared settings
+	@$(BIN)/python tools/settings.py
 
 lab-setup: setup
 	@scripts/install-system-packages lab/system-packages.txt

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from minimax_metal.common.systemd import command_lines, line, quote_assignment, text
@@ -14,13 +13,11 @@ from minimax_metal.controller.adapter import (
     plan_from_variables,
     raw_facts_of,
     refusal_lines,
-    role_options,
     unread_plan,
 )
 from minimax_metal.plan.driver.state import driver_state
+from minimax_metal.plan.settings.roles import ROLE_VARIABLES
 from minimax_metal.plan.text import plan_lines
-
-ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
 def metal_plan(
@@ -35,12 +32,12 @@ def metal_plan(
     It comes from the host's facts (None: unreachable), its metal_* variables, the names of all variables, and
     the values of those that roles read.
     """
-    return plan_from_variables(host, variables, raw_facts, names, ROLES, role_values)
+    return plan_from_variables(host, variables, raw_facts, names, role_values)
 
 
 def metal_role_prefixes(_nothing: object = None) -> list[str]:
     """Return how the names of roles' variables begin."""
-    return [f"{role}_" for role in role_options(ROLES)]
+    return [f"{role}_" for role in ROLE_VARIABLES]
 
 
 def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -49,7 +49,7 @@ EXAMPLES = r"""
 - name: Facts of the host are collected
   minimax.metal.metal_facts:
     paths: [/srv/models]
-  register: metal_collected
+  register: collected
 """
 
 RETURN = r"""

@@ -241,8 +241,8 @@ def test_an_older_report_never_passes_for_this_one(ansible: Path, capsys: pytest
 
 
 def test_every_playbook_variable_is_known_to_the_plan() -> None:
-    from minimax_metal.plan.settings import PLAYBOOK_VARIABLES
+    from minimax_metal.plan.settings import PLAYBOOK_SETTINGS
 
     request = controller.Request("gpu01", ("fleet",))
     extra = json.loads(request.command(Path("/x"), "ansible-playbook")[7])
-    assert set(extra) <= PLAYBOOK_VARIABLES
+    assert set(extra) <= {one.name for one in PLAYBOOK_SETTINGS}

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from minimax_metal.common.systemd import command_lines
 from minimax_metal.controller.adapter import plan_from_variables
-from minimax_metal.plan.setting_values import ITEMS, TEXT, role_problems
 from minimax_metal.plan.settings import SETTINGS, Settings, SettingsError
+from minimax_metal.plan.settings.role_values import role_problems
+from minimax_metal.plan.settings.values import ITEMS, TEXT
 from tests.unit.plan_helpers import codes, decide, raw_host
 
 REPOSITORY = Path(__file__).parents[2]
@@ -175,15 +176,10 @@ def test_a_gateway_is_refused_as_a_gpu_host_is() -> None:
     )
 
 
-def test_all_that_settings_alone_tell_is_said_at_once(tmp_path: Path) -> None:
+def test_all_that_settings_alone_tell_is_said_at_once() -> None:
     # A typo hid an unknown variable of a role and a missing model before.
-    path = tmp_path / "nvidia_driver" / "meta" / "argument_specs.yml"
-    path.parent.mkdir(parents=True)
-    options = {"nvidia_driver_manage": {"type": "bool"}}
-    path.write_text(json.dumps({"argument_specs": {"main": {"options": options}}}))
-    plan = plan_from_variables(
-        "gpu01", {"metal_prot": 1, "metal_tp_size": 0}, None, ["nvidia_driver_mange"], tmp_path
-    )
+    variables = {"metal_prot": 1, "metal_tp_size": 0}
+    plan = plan_from_variables("gpu01", variables, None, ["nvidia_driver_mange"])
     found = {one["found"]: one["remedy"] for one in plan["refusals"]}
     assert found["variable metal_prot"] == "did you mean metal_port?"
     assert found["variable nvidia_driver_mange"] == "did you mean nvidia_driver_manage?"

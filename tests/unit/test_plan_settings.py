@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from minimax_metal.controller.adapter import plan_from_variables
-from minimax_metal.plan.settings import PLAYBOOK_VARIABLES, SETTINGS, Settings, SettingsError
+from minimax_metal.plan.settings import PLAYBOOK_SETTINGS, SETTINGS, Settings, SettingsError
 
 
 def test_defaults_are_what_the_table_says() -> None:
@@ -32,7 +31,7 @@ def test_every_field_has_a_variable() -> None:
 def test_only_the_prefix_counts() -> None:
     variables = {"metal": 1, "my_metal_model": 2, "ansible_host": 3, "metal_plan": {}, "metal_model": "M3"}
     assert Settings.from_variables("gpu01", variables).model == "M3"
-    assert not PLAYBOOK_VARIABLES & {setting.name for setting in SETTINGS}
+    assert not {one.name for one in PLAYBOOK_SETTINGS} & {setting.name for setting in SETTINGS}
 
 
 @pytest.mark.parametrize(
@@ -150,26 +149,16 @@ def test_every_wrong_variable_is_named_at_once() -> None:
     assert plan["refusals"][0]["remedy"] == "did you mean metal_model?"
 
 
-@pytest.fixture
-def roles(tmp_path: Path) -> Path:
-    for role, option in (("host_tools", "host_tools_directory"), ("nvidia_driver", "nvidia_driver_manage")):
-        path = tmp_path / role / "meta" / "argument_specs.yml"
-        path.parent.mkdir(parents=True)
-        specification = {"options": {option: {"type": "str"}, "metal_plan": {"type": "dict"}}}
-        path.write_text(json.dumps({"argument_specs": {"main": specification}}))
-    return tmp_path
-
-
-def test_a_variable_that_begins_like_a_roles_is_refused_with_the_nearest(roles: Path) -> None:
+def test_a_variable_that_begins_like_a_roles_is_refused_with_the_nearest() -> None:
     names = ["nvidia_driver_mange", "nvidia_driver_manage", "nvidia_drivers", "host_tools", "ansible_host"]
-    plan = plan_from_variables("gpu01", {"metal_model": "M2.5"}, None, names, roles)
+    plan = plan_from_variables("gpu01", {"metal_model": "M2.5"}, None, names)
     unknown = [one for one in plan["refusals"] if one["code"] == "variable-unknown"]
     assert [one["found"] for one in unknown] == ["variable nvidia_driver_mange"]
     assert unknown[0]["remedy"] == "did you mean nvidia_driver_manage?"
 
 
-def test_somebody_elses_variable_can_be_let_through(roles: Path) -> None:
+def test_somebody_elses_variable_can_be_let_through() -> None:
     variables = {"metal_model": "M2.5", "metal_accept_refusals": ["variable-unknown"]}
-    plan = plan_from_variables("gpu01", variables, None, ["nvidia_driver_branch"], roles)
+    plan = plan_from_variables("gpu01", variables, None, ["nvidia_driver_branch"])
     assert "variable-unknown" not in [one["code"] for one in plan["refusals"]]
     assert [one["code"] for one in plan["accepted"]] == ["variable-unknown"]

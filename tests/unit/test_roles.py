@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from minimax_metal.plan.settings import PLAYBOOK_VARIABLES, SETTINGS
+from minimax_metal.plan.settings import PLAYBOOK_SETTINGS, SETTINGS
+from minimax_metal.plan.settings.reading import INTERNAL
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
@@ -19,7 +20,7 @@ TEXTS = sorted(
     for path in (REPOSITORY / place).rglob("*")
     if path.is_file() and path.suffix in {".yml", ".j2", ".py"}
 )
-NAMES = {setting.name for setting in SETTINGS} | PLAYBOOK_VARIABLES
+NAMES = {setting.name for setting in (*SETTINGS, *PLAYBOOK_SETTINGS)} | INTERNAL
 FILTERS = {
     name
     for path in (REPOSITORY / "plugins/filter").glob("*.py")

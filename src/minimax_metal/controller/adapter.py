@@ -12,15 +12,15 @@ from typing import Any
 from minimax_metal.catalog import Catalog, load_catalog, packaged_catalog, read_overlay
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import one_line, printable
-from minimax_metal.controller.project import find_project
 from minimax_metal.controller.vault import encrypted_files
 from minimax_metal.plan.connection import trouble_of
 from minimax_metal.plan.core import plan, refused_plan, setting_refusals
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.gateway import Options, gateway_plan
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
-from minimax_metal.plan.setting_values import role_problems
 from minimax_metal.plan.settings import Settings, find_unknown
+from minimax_metal.plan.settings.role_values import role_problems
+from minimax_metal.plan.settings.roles import ROLE_VARIABLES
 
 
 def plan_from_variables(
@@ -28,16 +28,15 @@ def plan_from_variables(
     variables: Mapping[str, Any],
     raw_facts: Mapping[str, Any] | None,
     names: Iterable[str] = (),
-    roles: Path | None = None,
     role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
 
-    ``names`` are the names of all variables of the host; those that begin like a role's under the directory
-    ``roles`` must be in that role's argument specification. ``role_values`` are values of such variables.
+    ``names`` are the names of all variables of the host; those that begin like a role's must be among that
+    role's settings. ``role_values`` are values of such variables.
     Raises nothing: files of the user's that can't be read are a reason against the host as any other.
     """
-    return plan_host(host, variables, raw_facts, names, roles, role_values).as_dict()
+    return plan_host(host, variables, raw_facts, names, role_values).as_dict()
 
 
 def plan_host(
@@ -45,7 +44,6 @@ def plan_host(
     variables: Mapping[str, Any],
     raw_facts: Mapping[str, Any] | None,
     names: Iterable[str] = (),
-    roles: Path | None = None,
     role_values: Mapping[str, Any] | None = None,
 ) -> Plan:
     """As ``plan_from_variables``, but the plan itself."""
@@ -57,8 +55,7 @@ def plan_host(
     except UserError as error:
         problems += (_unreadable(error),)
         catalog = packaged_catalog()
-    if roles is not None:
-        settings = replace(settings, unknown_role_variables=find_unknown(names, role_options(roles)))
+    settings = replace(settings, unknown_role_variables=find_unknown(names, ROLE_VARIABLES))
     problems += tuple(role_problems(role_values or {}))
     if problems:
         # The facts are judged by settings that stand; what settings alone tell is said at once.
@@ -118,16 +115,10 @@ def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str]
     return refused_plan(host, [refusal]).as_dict()
 
 
-def role_values(values: Mapping[str, Any], roles: Path | None) -> dict[str, Any]:
-    """Those of a host's variables that begin like one of a role's; none where the roles are not here."""
-    prefixes = tuple(f"{role}_" for role in role_options(roles)) if roles is not None else ()
-    return {name: value for name, value in values.items() if prefixes and name.startswith(prefixes)}
-
-
-def roles_directory() -> Path | None:
-    """The project's roles; none where only the hosts' part of the package is installed."""
-    root = find_project()
-    return root / "roles" if root else None
+def role_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a host's variables that begin like one of a role's."""
+    prefixes = tuple(f"{role}_" for role in ROLE_VARIABLES)
+    return {name: value for name, value in values.items() if name.startswith(prefixes)}
 
 
 def gateway_from_variables(
@@ -149,19 +140,6 @@ def gateway_from_variables(
     made = gateway_plan(settings, facts, Options.read(options), plans, before, catalog_for(settings))
     problems = role_problems(role_values or {})
     return replace(made, refusals=(*problems, *made.refusals)).as_dict()
-
-
-@lru_cache(maxsize=8)
-def role_options(roles: Path) -> Mapping[str, tuple[str, ...]]:
-    """The variables each role under a directory reads, as its argument specifications say."""
-    import yaml  # a what-if does without
-
-    options: dict[str, tuple[str, ...]] = {}
-    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
-        specifications = yaml.safe_load(path.read_bytes())["argument_specs"].values()
-        names = {name for one in specifications for name in one.get("options", {})}
-        options[path.parent.parent.name] = tuple(sorted(names - {"metal_plan"}))
-    return options
 
 
 def refusal_lines(plan: Mapping[str, Any]) -> list[str]:

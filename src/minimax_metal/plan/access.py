@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +10,8 @@ from typing import Final
 from minimax_metal.catalog import EngineRelease
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.model import FirewallPlan, ServicePlan, TlsPlan
-from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.settings import DECLARED, Settings
+from minimax_metal.plan.settings.reading import refuse_value
 
 LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
 EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
@@ -24,19 +24,12 @@ CERTIFICATE, PRIVATE_KEY = "tls.crt", "tls.key"
 CA_CERTIFICATE: Final = "ca.crt"
 TLS_DIRECTORY: Final = "/etc/sglang-tls"
 """Not below the keys' directory: each name there is an instance's."""
-TLS_MODES: Final = ("off", "fleet")
 
 
 def check_mode(settings: Settings, found: Findings) -> None:
     """``metal_tls`` is one of its words, and no certificate of the user's stands beside the fleet's."""
-    if settings.tls not in TLS_MODES:
-        near = difflib.get_close_matches(settings.tls.lower(), TLS_MODES, n=1, cutoff=0.5)
-        found.refuse(
-            "tls",
-            f"metal_tls {settings.tls}",
-            " or ".join(TLS_MODES),
-            f"did you mean {near[0] if near else 'fleet'}?",
-        )
+    if refusal := refuse_value(DECLARED["metal_tls"], settings.tls):
+        found.add(refusal)
     elif settings.tls == "fleet":
         for name in ("tls_certificate", "tls_key", "tls_ca_certificate"):
             if getattr(settings, name):

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from minimax_metal.plan.model import Plan
+from minimax_metal.plan.settings import DECLARED
 
-PROFILES = ("default", "fast", "guide")
+PROFILES = DECLARED["metal_profile"].choices
 _PLACES = frozenset({"--model-path", "--served-model-name", "--config"})
 """Flags that tell where things are; they say nothing of how fast the engine is."""
 

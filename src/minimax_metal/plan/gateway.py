@@ -20,6 +20,8 @@ from minimax_metal.plan.host import check_host, find_platform
 from minimax_metal.plan.mirrors import with_mirrors
 from minimax_metal.plan.model import HostToolsPlan, Refusal, plain
 from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.settings.reading import refuse_value
+from minimax_metal.plan.settings.roles import ROLE_SETTINGS
 from minimax_metal.plan.stack import host_tools_plan
 
 DIRECTORY: Final = "/opt/sglang-gateway"
@@ -31,8 +33,6 @@ REREAD_SECONDS: Final = 2
 """How often smg reads the manifest if it can't watch it: a host may have no inotify instance left."""
 STALL_SECONDS: Final = 30
 """A client that sends nothing more of its request for so long is refused (smg's own default is 300)."""
-POLICIES: Final = ("cache_aware", "least_load", "power_of_two", "round_robin", "random", "prefix_hash")
-"""Of smg 1.13 those that fit replicas which serve whole requests (``smg launch --help``)."""
 
 
 @dataclass(frozen=True)
@@ -234,24 +234,10 @@ def _check(options: Options, found: Findings) -> None:
             "both halves, or none",
             f"set sglang_gateway_tls_{missing}",
         )
-    if options.policy not in POLICIES:
-        found.refuse(
-            "gateway-policy",
-            f"sglang_gateway_policy {options.policy}",
-            f"one of {', '.join(POLICIES)}",
-            "set it to one of them",
-        )
-    if not 1 <= options.max_request_mib <= 4096:
-        found.refuse(
-            "limit",
-            f"sglang_gateway_max_request_mib {options.max_request_mib}",
-            "1 to 4096",
-            "leave it out, or set what the engines have (metal_max_request_mib)",
-        )
-    ports = {"sglang_gateway_port": options.port, "sglang_gateway_metrics_port": options.metrics_port}
-    for name, port in ports.items():
-        if not 1 <= port <= 65535:
-            found.refuse("port", f"{name} {port}", "1 to 65535", "set it to a free port")
+    for field in fields(options):
+        refusal = refuse_value(ROLE_SETTINGS[f"sglang_gateway_{field.name}"], getattr(options, field.name))
+        if refusal:
+            found.add(refusal)
     if options.port == options.metrics_port:
         found.refuse("port", "one port for requests and metrics", "two", "set sglang_gateway_metrics_port")
 

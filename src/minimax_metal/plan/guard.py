@@ -76,13 +76,6 @@ def check_guard(
                 "names such as images.example.net: no address, port, wildcard or path",
                 "write the bare name of each host, in its punycode form",
             )
-    for name, value, most in (
-        ("metal_max_request_mib", settings.max_request_mib, 4096),
-        ("metal_request_seconds", settings.request_seconds, 3600),
-        ("metal_max_image_megapixels", settings.max_image_megapixels, 10_000),
-    ):
-        if not 1 <= value <= most:
-            found.refuse("limit", f"{name} {value}", f"1 to {most}", f"leave {name} out")
     for flag in sorted(set(filter(None, map(_unguarded, settings.engine_extra_args)))):
         found.refuse(
             "guard-bypassed",

@@ -26,8 +26,6 @@ from minimax_metal.plan.versions import version_key
 HOST_TOOLS_DIRECTORY = "/opt/minimax-metal"
 HOST_TOOLS_PYTHON = ("3.11", "3.12")
 """The oldest Python this package runs on, and the one that is brought where a host has none so new."""
-RUN_FILE = ("refuse", "keep", "replace")
-"""What may become of a driver that a .run installer put there."""
 DRIVER_PACKAGES = ("nvidia-driver", "nvidia-kernel", "nvidia-open", "libnvidia", "cuda-drivers")
 """How the names of packages begin that a driver is made of."""
 
@@ -191,13 +189,6 @@ def driver_plan(
 ) -> tuple[DriverPlan, bool]:
     """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
     packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
-    if settings.driver_run_file not in RUN_FILE:
-        found.refuse(
-            "driver-foreign",
-            f"metal_driver_run_file {settings.driver_run_file}",
-            f"one of {', '.join(RUN_FILE)}",
-            "set one of them",
-        )
     unowned = facts.loaded_driver is not None and not packaged
     if unowned and not facts.smi_present and not facts.nvidia_installer:
         # An installer leaves programs. This is a driver that was removed, as playbooks/remove.yml does it.

@@ -24,7 +24,7 @@ from minimax_metal.plan.driver.kernel import build_failure
 from minimax_metal.plan.driver.sources import primary_fingerprints
 from minimax_metal.plan.driver.state import driver_state
 from minimax_metal.plan.gpu_facts import read_smi
-from minimax_metal.plan.setting_values import SettingsError
+from minimax_metal.plan.settings.values import SettingsError
 from tests.fuzz.target import SKIPPED, Form, Target, of_ansible, of_file, of_json, of_lines, of_text, text_of
 from tests.fuzz.targets.host import SMI
 from tests.unit.plan_helpers import decide, raw_host

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.adapter import roles_directory
 from minimax_metal.controller.bundle import serve
 from minimax_metal.controller.bundle_store import signature, store
+from minimax_metal.controller.project import find_project
 from minimax_metal.controller.verbs.plan import add_arguments, make_plans
 from minimax_metal.plan.model import Plan, plain
 
@@ -131,8 +131,8 @@ def _export(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     plans = make_plans(arguments)
-    roles = roles_directory()
-    if roles is None:
+    project = find_project()
+    if project is None:
         raise UserError(
             "found no requirements/ beside the package, expected the project's checkout; run it from there"
         )
@@ -140,7 +140,7 @@ def _export(arguments: argparse.Namespace) -> int:
     export = Export(
         directory=directory,
         plans=plans,
-        requirements=roles.parent / "requirements",
+        requirements=project / "requirements",
         say=_say,
         pull=_pull,
         without=frozenset(arguments.without),

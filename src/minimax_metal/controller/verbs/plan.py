@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.adapter import catalog_for, plan_host, role_values, roles_directory, with_hashes
+from minimax_metal.controller.adapter import catalog_for, plan_host, role_values, with_hashes
 from minimax_metal.controller.ansible_programs import add_options, options_of
 from minimax_metal.controller.vault import masked
 from minimax_metal.plan.certificates import ends_of, secrets_directory, with_notices
@@ -176,7 +176,6 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
             settings=variables,
             reach=Reach(tuple(inventory), tuple(reach)),
         )
-    roles = roles_directory()
     return [
         (
             _with_ends(
@@ -185,8 +184,7 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
                     {**host.variables, **variables},
                     host.facts,
                     host.names,
-                    roles,
-                    role_values(host.written, roles),
+                    role_values(host.written),
                 ),
                 secrets_directory(arguments.inventory, {**host.written, **host.variables}),
             ),

@@ -1,4 +1,4 @@
-"""How values of ``metal_*`` variables are read: types, and bounds that hold for every value of a type.
+"""How values are read, by their kind: types, and bounds that hold for every value of a type.
 
 Values end in unit files, command lines and URLs on hosts. So no text holds a control character (a newline in
 a unit file begins another directive), and nothing is longer than its use can need.
@@ -6,7 +6,6 @@ a unit file begins another directive), and nothing is longer than its use can ne
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -192,64 +191,37 @@ def _packages(name: str, value: Any) -> tuple[ExtraPackage, ...]:
     return tuple(packages)
 
 
-RANGES: Final[tuple[tuple[str, float, float], ...]] = (
-    ("_port", 1, 65_535),
-    ("_seconds", 0, 31 * 86_400),
-    ("_minutes", 0, 31 * 1_440),
-    ("_share", 0, 1),
-    ("_fraction", 0, 1),
-    ("_router_id", 1, 255),
-    ("_workers", 0, 10_000),
-    ("_uploads", 0, 10_000),
-    ("_concurrency", 1, 10_000),
-    ("_retries", 0, 1_000),
-    ("_failures", 1, 1_000),
-    ("_megabytes", 0, 1 << 30),
-    ("_gigabytes", 0, 1 << 20),
-    ("_bytes", 0, 1 << 50),
-    ("_per_second", 0, 1 << 50),
-)
-"""What a number of a role may be, by how the variable's name ends: least and most."""
-_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,20}(?:\.[0-9]{1,20})?")
+_SHARE: Final = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 
 
-def _out_of_range(name: str, value: Any) -> str | None:
-    bounds = next(((least, most) for end, least, most in RANGES if name.endswith(end)), None)
-    text = str(value).strip() if isinstance(value, (int, float, str)) and not isinstance(value, bool) else ""
-    if bounds is None or not _NUMBER.fullmatch(text) or bounds[0] <= float(text) <= bounds[1]:
-        return None
-    return f"{text}, expected {bounds[0]:,} to {bounds[1]:,}"
+def is_share(text: str) -> bool:
+    """Whether a text is a share such as 25%, of at most 100%."""
+    match = _SHARE.fullmatch(text)
+    return match is not None and float(match[1]) <= 100
 
 
-def role_problems(values: Mapping[str, Any]) -> list[Refusal]:
-    """What can't be in variables of roles: control characters, endless texts and lists, absurd numbers.
-
-    Argument specifications know types and no bounds; the ends of names are the project's units. Values may be
-    secrets (keys of a vault): no message shows one.
-    """
-    problems = []
-    for name, value in sorted(values.items()):
-        if problem := _problem(value, 0) or _out_of_range(name, value):
-            found, _, expected = problem.partition(", expected ")
-            problems.append(
-                Refusal("variable-type", f"{one_line(name, 200)}: {found}", expected, "fix the variable")
-            )
-    return problems
+def _share(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if not is_share(text) and not re.fullmatch(r"[0-9]{1,9}", text):
+        raise _wrong(name, value, "a number of replicas or a share such as 50%")
+    return text
 
 
-def _problem(value: Any, depth: int) -> str | None:
-    if isinstance(value, str):
-        return text_problem(value, WORD)
-    if isinstance(value, float) and not math.isfinite(value):
-        return "not a finite number, expected a number"
-    if isinstance(value, int) and abs(value) >= 10**DIGITS:
-        return f"a number of more than {DIGITS} digits, expected a smaller one"
-    if isinstance(value, (Mapping, list, tuple)):
-        if len(value) > ITEMS or depth > 8:
-            return f"more than {ITEMS} entries or 8 levels, expected fewer"
-        parts = [*value, *value.values()] if isinstance(value, Mapping) else value
-        return next((found for one in parts if (found := _problem(one, depth + 1))), None)
-    return None
+def _batches(name: str, value: Any) -> tuple[int | str, ...]:
+    items = value if isinstance(value, (list, tuple)) else [value]
+    _count(name, len(items))
+    sizes: list[int | str] = []
+    for item in items:
+        text = _text(name, item)
+        if re.fullmatch(r"[1-9][0-9]{0,8}", text):
+            sizes.append(int(text))
+        elif is_share(text) and float(text[:-1]) > 0:
+            sizes.append(text)
+        else:
+            raise _wrong(name, item, "numbers of hosts and shares such as 25%")
+    if not sizes:
+        raise _wrong(name, value, "sizes such as [1, 25%, 100%]")
+    return tuple(sizes)
 
 
 READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
@@ -264,4 +236,7 @@ READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "words": _words,
     "mapping": _mapping,
     "packages": _packages,
+    "share": _share,
+    "batches": _batches,
 }
+"""By the kind of a setting: from what Ansible has to the value, or a ``SettingsError``."""
