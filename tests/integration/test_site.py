@@ -85,12 +85,12 @@ apt-get --yes install apt 2>&1 | grep -q 'dpkg was interrupted'
 # What is damaged on which host, the role that repairs it, and exactly the tasks that must report a change.
 DRIFT = [
     ("gpu01", CUT_OFF, "host_tools", {"An installation of packages that was cut off is ended"}),
-    ("gpu01", "rm /usr/local/bin/metal", "host_tools", {"The metal command is on the path"}),
-    ("gpu01", "ln -sfn /nowhere /opt/minimax-metal/current", "host_tools", {"The environment is the one in use"}),
+    ("gpu01", "rm /usr/local/bin/metal", "host_tools", {"Put the environment in use"}),
+    ("gpu01", "ln -sfn /nowhere /opt/minimax-metal/current", "host_tools", {"Put the environment in use"}),
     ("gpu01", "rm -r $(realpath /opt/minimax-metal/current)/lib/python3*/site-packages/rich*", "host_tools",
-     {"The locked packages and the host-side package are in the environment"}),
-    ("gpu01", "chmod 0700 /etc/minimax-metal", "host_tools", {"Directories of the host tools exist"}),
-    ("gpu01", "usermod --shell /bin/sh sglang", "host_tools", {"The user of the service exists"}),
+     {"Install the locked packages and the host-side package"}),
+    ("gpu01", "chmod 0700 /etc/minimax-metal", "host_tools", {"Write the locks and the wheel of the host tools"}),
+    ("gpu01", "usermod --shell /bin/sh sglang", "host_tools", {"Create the user of each service"}),
     ("gpu01", "echo x >> /etc/minimax-metal/weights/minimax-m2.5.json", "model_weights",
      {"Write the request of the pull"}),
     ("gpu01", "echo x >> /etc/systemd/system/metal-weights@minimax-m2.5.service", "model_weights",
@@ -119,7 +119,7 @@ DRIFT = [
     ("gpu01", "chmod 0644 /etc/sglang/minimax-m2.5/api_key", "sglang_service",
      {"Write the keys of each instance"}),
     ("gpu01", "rm /etc/systemd/system/metal-page-cache.service", "page_cache",
-     {"The unit that reads weights ahead is there"}),
+     {"Write the unit that reads weights ahead"}),
     ("gpu01", "rm /var/lib/minimax-metal/releases/current", "release_record",
      {"Record the verified plan as the newest release"}),
 ]  # fmt: skip

@@ -12,12 +12,15 @@ UTILITIES = "ansible_collections.minimax.metal.plugins.module_utils."
 
 
 def load_plugin(name: str) -> ModuleType:
-    """Return one as a module of its own, as ``load_plugin("modules/metal_state")``."""
-    for path in sorted((PLUGINS / "module_utils").glob("*.py")):
+    """Return one as a module of its own, as ``load_plugin("modules/metal_owned")``."""
+    # What is a link to a file of the package imports none of the others.
+    for path in sorted((PLUGINS / "module_utils").glob("*.py"), key=lambda one: not one.is_symlink()):
         # Ansible ships these with a module, under this name.
         shipped = f"{UTILITIES}{path.stem}"
         if shipped not in sys.modules:
             _load(shipped, path)
+    if name.startswith("module_utils/"):
+        return sys.modules[UTILITIES + Path(name).name]
     return _load(Path(name).name, PLUGINS / f"{name}.py")
 
 

@@ -14,6 +14,8 @@ from ansible.plugins.filter.core import FilterModule as Core
 from ansible.plugins.filter.mathstuff import FilterModule as Sets
 
 REPOSITORY = Path(__file__).parents[2]
+TEMPLATES = {path.name: path for path in sorted(REPOSITORY.glob("roles/*/templates/*.j2"))}
+"""Every template of a role by its name; no two roles have one of the same name."""
 
 
 @cache
@@ -45,8 +47,8 @@ def evaluate(variables: Mapping[str, Any], name: str) -> Any:
 
 
 def render(destination: Path, template: str, plan: Mapping[str, Any], **variables: Any) -> str:
-    """Render ``templates/<template>`` to a file and return its text."""
-    source = (REPOSITORY / "templates" / template).read_text(encoding="utf-8")
+    """Render a role's template to a file and return its text."""
+    source = TEMPLATES[template].read_text(encoding="utf-8")
     text = _environment().from_string(source).render(
         {"ansible_managed": "Ansible managed", "metal_plan": plan, **variables}
     )  # fmt: skip

@@ -35,7 +35,7 @@ USED = (
 """How our own actions, filters, lookups and roles are asked for."""
 TEXTS = sorted(
     path
-    for place in ("roles", "playbooks", "molecule", "templates", "site.yml")
+    for place in ("roles", "playbooks", "molecule", "site.yml")
     for path in [REPOSITORY / place, *(REPOSITORY / place).rglob("*")]
     if path.is_file() and path.suffix in {".yml", ".j2"} and path.parent.name != "meta"
 )

@@ -62,7 +62,7 @@ LEFT: dict[str, int] = {
     "playbooks/tasks/rollout/soak.yml": 1,
     "playbooks/tasks/rollout/undrain.yml": 2,
     "playbooks/tasks/rollout/verdict.yml": 2,
-    "templates/artefact-cache.conf.j2": 1,
+    "roles/artefact_cache/templates/artefact-cache.conf.j2": 1,
 }
 """Expressions that are still too long, by file: these numbers only go down."""
 
@@ -105,7 +105,7 @@ def too_long(path: Path) -> list[str]:
 def files() -> list[Path]:
     """Return every file of the roles and playbooks that can hold an expression."""
     places = [ROOT / "site.yml"]
-    for room in ("roles", "playbooks", "templates"):
+    for room in ("roles", "playbooks"):
         places += [one for one in sorted((ROOT / room).rglob("*")) if one.suffix in (".yml", ".j2")]
     return places
 

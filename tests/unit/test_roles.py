@@ -11,12 +11,13 @@ import yaml
 
 from minimax_metal.plan.settings import PLAYBOOK_SETTINGS, SETTINGS
 from minimax_metal.plan.settings.reading import INTERNAL
+from tests.support.templates import TEMPLATES
 
 REPOSITORY = Path(__file__).parents[2]
 ROLES = sorted(path.name for path in (REPOSITORY / "roles").iterdir())
 TEXTS = sorted(
     path
-    for place in ("roles", "playbooks", "templates", "plugins")
+    for place in ("roles", "playbooks", "plugins")
     for path in (REPOSITORY / place).rglob("*")
     if path.is_file() and path.suffix in {".yml", ".j2", ".py"}
 )
@@ -95,9 +96,26 @@ def test_settings_that_are_read_exist(path: Path) -> None:
 
 
 def test_every_service_and_every_template_is_used() -> None:
-    text = "".join(path.read_text() for path in TEXTS if path.suffix == ".yml")
-    for template in (REPOSITORY / "templates").iterdir():
-        assert f"src: {template.name}" in text, template.name
+    """By a role's list of what it owns, or by a task of the role."""
+    for role in ROLES:
+        text = "".join(path.read_text() for path in (REPOSITORY / "roles" / role).glob("*/*.yml"))
+        for template in (REPOSITORY / "roles" / role / "templates").glob("*"):
+            assert re.search(rf"(src|template): {re.escape(template.name)}", text), template
+
+
+def test_a_role_is_complete_in_itself() -> None:
+    """Used alone from the installed collection, nothing beside it is there under a path of the repository."""
+    for place in ("roles", "playbooks"):
+        assert [path for path in (REPOSITORY / place).rglob("*") if path.is_symlink()] == []
+    assert len(TEMPLATES) == len(list(REPOSITORY.glob("roles/*/templates/*.j2")))
+    index = (REPOSITORY / "templates" / "README.md").read_text()
+    named = set(re.findall(r"\]\(\.\./(roles/[^)]+)\)", index))
+    units = {
+        str(path.relative_to(REPOSITORY))
+        for path in TEMPLATES.values()
+        if path.suffixes[-2] in {".service", ".socket", ".target"}
+    }
+    assert named == units
 
 
 JOINED_BEFORE_TEST = re.compile(r"""~\s*(?:'[^']*'|"[^"]*"|\w+)\s+is\s""")

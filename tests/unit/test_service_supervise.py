@@ -22,6 +22,7 @@ import pytest
 
 from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import supervise
+from tests.support.templates import TEMPLATES
 
 PATIENCE = 60.0
 """Seconds for what takes a fraction of one: a busy machine is no failure."""
@@ -217,7 +218,7 @@ def test_waiting_before_the_start_takes_nothing_of_the_engines_time(starter: Sta
     starting = next(at for at, text in enumerate(run.messages) if "STATUS=starting" in text)
     assert whole in run.messages[waited + 1 : starting]
     # From here on systemd gives the engine what the unit gives a start that had not to wait.
-    unit = (Path(__file__).parents[2] / "templates" / "sglang@.service.j2").read_text()
+    unit = TEMPLATES["sglang@.service.j2"].read_text()
     assert (
         f"TimeoutStartSec={{{{ service.start_timeout_seconds + {supervise.START_MARGIN_SECONDS:.0f} }}}}"
         in unit

@@ -12,12 +12,12 @@ import pytest
 
 from minimax_metal.controller.adapter import plan_from_variables
 from minimax_metal.host.accept.engine import GUARD, guard_text
-from tests.support.templates import REPOSITORY, evaluate, render, role_variables
+from tests.support.templates import TEMPLATES, evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
 
 EXPOSURE = 4.0
 """What a unit may score at most; 10 is worst (issue 15)."""
-UNITS = sorted(path.name.removesuffix(".j2") for path in (REPOSITORY / "templates").glob("*.service.j2"))
+UNITS = sorted(name.removesuffix(".j2") for name in TEMPLATES if name.endswith(".service.j2"))
 
 
 def variables() -> dict[str, Any]:

@@ -19,6 +19,8 @@ from typing import Final
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_LINKS: Final = 40
+"""As many as the kernel follows (path_resolution(7))."""
 _HERE: Final = -100
 """``AT_FDCWD``."""
 _RENAME_EXCHANGE: Final = 2
@@ -180,6 +182,73 @@ def directory_beneath(
         yield current
     finally:
         os.close(current)
+
+
+@contextmanager
+def directory_by_name(path: Path, *, create: int | None = None) -> Iterator[int]:
+    """Open a directory by its absolute name as a careful root does; yield its descriptor.
+
+    A link on the way is followed only where nobody else could have put it: in a directory that belongs to
+    root or to this process's user and that nobody else may write to, or that is sticky, as /tmp is, for a
+    link of root's own. From the first other directory on, a link is an error.
+
+    Args:
+        path: absolute.
+        create: mode for directories that are missing; by default they are an error.
+
+    Raises:
+        OSError: ``ELOOP`` where a link is not followed; ``ENOENT`` where a directory is missing.
+    """
+    if not path.is_absolute():
+        raise OSError(errno.EINVAL, "not an absolute path", str(path))
+    pending = [part for part in reversed(path.parts) if part != "/"]
+    current, trusted, links = os.open("/", _DIRECTORY), True, 0
+    try:
+        while pending:
+            part = pending.pop()
+            trusted = trusted and _only_ours(current, part)
+            target = _link_in(current, part)
+            if target is not None:
+                links += 1
+                if not trusted or links > _LINKS:
+                    raise OSError(errno.ELOOP, "a link that somebody else could have put there", str(path))
+                pending += [one for one in reversed(PurePosixPath(target).parts) if one != "/"]
+                if target.startswith("/"):
+                    os.close(current)
+                    current = os.open("/", _DIRECTORY)
+                continue
+            if create is not None and part != "..":
+                with suppress(FileExistsError):
+                    os.mkdir(part, create, dir_fd=current)
+            following = os.open(part, _DIRECTORY, dir_fd=current)
+            os.close(current)
+            current = following
+        yield current
+    finally:
+        os.close(current)
+
+
+def _only_ours(directory: int, name: str) -> bool:
+    """Return whether only root or this process's user can have put what has a name in a directory."""
+    ours, status = {0, os.geteuid()}, os.fstat(directory)
+    if status.st_uid not in ours or not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return status.st_uid in ours
+    if not status.st_mode & stat.S_ISVTX:
+        return False
+    try:  # as in /tmp: others can't rename it
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid in ours
+    except FileNotFoundError:
+        return False
+
+
+def _link_in(directory: int, name: str) -> str | None:
+    """Return where a link points; None where the name is not a link."""
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as error:
+        if error.errno in {errno.EINVAL, errno.ENOENT}:
+            return None
+        raise
 
 
 def open_beneath(

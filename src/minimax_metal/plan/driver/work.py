@@ -15,7 +15,7 @@ from minimax_metal.plan.facts import HostFacts, parse_facts
 from minimax_metal.plan.versions import version_key
 
 NODES_UNIT = "nvidia-device-nodes.service"
-"""The unit that makes the device nodes at boot, with nvidia-modprobe (templates/)."""
+"""The unit that makes the device nodes at boot, with nvidia-modprobe (role nvidia_driver)."""
 
 
 @dataclass(frozen=True)

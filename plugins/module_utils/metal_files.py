@@ -1,0 +1,1 @@
+../../src/minimax_metal/common/files.py
