@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +13,10 @@ import pytest
 import yaml
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_from_variables, setting_lines
 from minimax_metal.plan.settings import PLAYBOOK_SETTINGS, SETTINGS, Settings
 from minimax_metal.plan.settings.declared import Setting
+from minimax_metal.plan.settings.lookup import setting_value
 from minimax_metal.plan.settings.reading import read_value, refuse_value
 from minimax_metal.plan.settings.role_values import role_problems
 from minimax_metal.plan.settings.roles import ROLE_SETTINGS, ROLES
@@ -125,8 +130,6 @@ def test_a_playbooks_setting_is_refused_with_the_plan(name: str, value: Any, wor
     ],
 )
 def test_an_unknown_playbook_setting_is_refused_with_the_nearest(name: str, nearest: str) -> None:
-    import re
-
     _, problems = Settings.read("gpu01", {name: 1})
     assert [one.code for one in problems] == ["variable-unknown"]
     assert re.fullmatch(rf"did you mean (?:{nearest})\?", problems[0].remedy)
@@ -190,3 +193,91 @@ def test_what_ansible_takes_is_not_refused_for_its_type(value: Any) -> None:
                 assert setting.bounds is not None, problem
                 assert str(setting.bounds) == problem.needed
     assert taken >= 8
+
+
+def test_a_play_reads_values_of_their_types_and_declared_defaults(tmp_path: Path) -> None:
+    names = ", ".join(map(repr, READ))
+    play = {
+        "hosts": "all",
+        "gather_facts": False,
+        "serial": "{{ lookup('minimax.metal.setting', 'metal_serve_serial') }}",
+        "tasks": [
+            {
+                "ansible.builtin.copy": {"dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "content": "{{ all }}"},
+                "vars": {"all": f"{{{{ query('minimax.metal.setting', {names}) | to_json }}}}"},
+                "when": "not lookup('minimax.metal.setting', 'metal_lock_break')",
+                "timeout": "{{ lookup('minimax.metal.setting', 'metal_host_timeout_seconds') }}",
+            }
+        ],
+    }  # fmt: skip
+    hosts = {
+        "a": {},
+        "b": {
+            "metal_rollout_soak_seconds": "5",
+            "metal_rollout_batches": "{{ ['1', '50%'] }}",
+            "metal_remove_weights": "MiniMax-M2.5",
+            "metal_rollback_to": 3,
+            "metal_weights_directory": "/data/",
+            "nvidia_driver_manage": "no",
+        },
+        "c": {"metal_lock_break": "yes"},
+        "d": {"metal_rollout_soak_errors": 7},
+    }
+    done = play_on(tmp_path, hosts, play)
+    assert done.returncode == 2
+    assert json.loads((tmp_path / "a").read_text()) == [
+        60, [1, "25%", "100%"], [], "previous", None, 0.01, "/srv/models", True,
+        "/var/cache/minimax-metal/artefacts",
+    ]  # fmt: skip
+    assert json.loads((tmp_path / "b").read_text()) == [
+        5, [1, "50%"], ["MiniMax-M2.5"], "3", None, 0.01, "/data", False,
+        "/var/cache/minimax-metal/artefacts",
+    ]  # fmt: skip
+    assert not (tmp_path / "c").exists()
+    assert not (tmp_path / "d").exists()
+    assert "d: found metal_rollout_soak_errors 7, expected 0 to 1" in " ".join(done.stdout.split())
+
+
+READ = (
+    "metal_rollout_soak_seconds", "metal_rollout_batches", "metal_remove_weights", "metal_rollback_to",
+    "metal_rollout_stop_file", "metal_rollout_soak_errors", "metal_weights_directory", "nvidia_driver_manage",
+    "artefact_cache_directory",
+)  # fmt: skip
+
+
+def play_on(place: Path, hosts: dict[str, Any], play: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
+    inventory = {"all": {"vars": local, "hosts": hosts}}
+    (place / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    (place / "play.yml").write_text(yaml.safe_dump([play]))
+    program = str(Path(sys.executable).with_name("ansible-playbook"))
+    return subprocess.run(
+        [program, "-i", str(place / "hosts.yml"), str(place / "play.yml")],
+        cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+
+
+def test_a_default_that_is_computed_elsewhere_is_not_made_up() -> None:
+    for name in ("nvidia_driver_repository_url", "metal_rollout_soak_secs"):
+        with pytest.raises(LookupError, match="did you mean"):
+            setting_value(name, None)
+
+
+def test_settings_are_refused_where_no_plan_is_made() -> None:
+    variables = {
+        "metal_remove_wieghts": ["M2.5"],
+        "metal_lock_break": "force",
+        "metal_plan": {"x": 1},
+        "metal_port": 0,
+    }
+    names = [*variables, "artefact_cache_dir", "ansible_host"]
+    lines = setting_lines("gw01", variables, names, {"sglang_gateway_port": "http"})
+    assert [line.partition(";")[0] for line in lines] == [
+        "gw01: variable-type: found metal_lock_break: 'force'",
+        "gw01: variable-unknown: found variable metal_remove_wieghts",
+        "gw01: variable-type: found sglang_gateway_port: 'http'",
+        "gw01: variable-unknown: found variable artefact_cache_dir",
+        "gw01: port: found metal_port 0",
+    ]
+    assert lines[1].endswith("did you mean metal_remove_weights?")
+    assert setting_lines("gw01", {"metal_engine_extra_args": "--x"}, ["ansible_host"], {}) == []

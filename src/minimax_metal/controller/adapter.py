@@ -121,6 +121,20 @@ def role_values(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name.startswith(prefixes)}
 
 
+def setting_lines(
+    host: str, variables: Mapping[str, Any], names: Iterable[str], role_values: Mapping[str, Any]
+) -> list[str]:
+    """One line for each reason against a host's settings by themselves, without a model or facts.
+
+    The arguments are those of :func:`plan_from_variables`.
+    """
+    values, problems = _hashed_values(variables)
+    settings, wrong = Settings.read(host, values)
+    settings = replace(settings, unknown_role_variables=find_unknown(names, ROLE_VARIABLES))
+    refusals = (*problems, *wrong, *role_problems(role_values), *setting_refusals(settings, None))
+    return [one.line(host) for one in dict.fromkeys(refusals)]
+
+
 def gateway_from_variables(
     host: str,
     variables: Mapping[str, Any],

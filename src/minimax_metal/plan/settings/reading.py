@@ -37,7 +37,7 @@ def read_metal(
     problems: list[Refusal] = []
     known = by_name((*wanted, *PLAYBOOK_SETTINGS))
     attributes = {setting.name: setting.attribute for setting in wanted}
-    for name, value in sorted((str(key), value) for key, value in variables.items() if _ours(str(key))):
+    for name, value in sorted((str(key), value) for key, value in variables.items() if is_metal(str(key))):
         setting = known.get(name)
         if setting is None:
             called = one_line(name, 200)
@@ -53,7 +53,8 @@ def read_metal(
     return values, tuple(problems)
 
 
-def _ours(name: str) -> bool:
+def is_metal(name: str) -> bool:
+    """Whether a variable is a ``metal_*`` setting, or would be one if it existed."""
     return name.startswith(PREFIX) and name not in INTERNAL
 
 
