@@ -69,6 +69,12 @@ def test_a_guide_begins_with_its_purpose_and_ends_with_its_failures(path: Path) 
     assert re.findall(r"^## (.+)$", text, re.MULTILINE)[-1] == "When it fails"
 
 
+@pytest.mark.parametrize("path", sorted(REPOSITORY.glob("roles/*/README.md")), ids=name_of)
+def test_a_role_says_how_it_behaves_and_what_to_do_when_it_fails(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert {"Idempotence", "Check mode", "When it fails"} <= set(re.findall(r"\*\*([^*]+)\*\*", text))
+
+
 @pytest.mark.parametrize("folder", [DOCS, DOCS / "evidence"], ids=name_of)
 def test_every_page_is_in_the_index(folder: Path) -> None:
     index = (folder / "README.md").read_text(encoding="utf-8")
