@@ -197,14 +197,15 @@ def test_what_ansible_takes_is_not_refused_for_its_type(value: Any) -> None:
 
 def test_a_play_reads_values_of_their_types_and_declared_defaults(tmp_path: Path) -> None:
     names = ", ".join(map(repr, READ))
+    place = f"{tmp_path}/{{{{ inventory_hostname }}}}"
     play = {
         "hosts": "all",
         "gather_facts": False,
         "serial": "{{ lookup('minimax.metal.setting', 'metal_serve_serial') }}",
         "tasks": [
             {
-                "ansible.builtin.copy": {"dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "content": "{{ all }}"},
-                "vars": {"all": f"{{{{ query('minimax.metal.setting', {names}) | to_json }}}}"},
+                "ansible.builtin.copy": {"dest": place, "content": "{{ read }}"},
+                "vars": {"read": f"{{{{ query('minimax.metal.setting', {names}) | to_json }}}}"},
                 "when": "not lookup('minimax.metal.setting', 'metal_lock_break')",
                 "timeout": "{{ lookup('minimax.metal.setting', 'metal_host_timeout_seconds') }}",
             }
@@ -281,3 +282,14 @@ def test_settings_are_refused_where_no_plan_is_made() -> None:
     ]
     assert lines[1].endswith("did you mean metal_remove_weights?")
     assert setting_lines("gw01", {"metal_engine_extra_args": "--x"}, ["ansible_host"], {}) == []
+
+
+def test_programs_on_hosts_have_the_same_defaults() -> None:
+    """They must not import the plan, which takes longer than what they do."""
+    from minimax_metal.host.weights.share_settings import PORT
+    from minimax_metal.host.weights.stock import ROOT
+    from minimax_metal.plan.removal import ARTEFACTS
+
+    assert setting_value("model_weights_share_port", None) == PORT
+    assert str(ROOT) == setting_value("metal_weights_directory", None)
+    assert setting_value("artefact_cache_directory", None) == ARTEFACTS

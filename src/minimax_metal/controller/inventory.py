@@ -25,14 +25,15 @@ from minimax_metal.controller.acting import no_hosts, unreadable
 from minimax_metal.controller.adapter import raw_facts_of
 from minimax_metal.controller.vault import MARK, decrypted_of, encrypted_files, is_encrypted
 from minimax_metal.plan.connection import Trouble, trouble_in
+from minimax_metal.plan.settings import Settings
 
 GROUP = "gpu_hosts"
 _VARIABLES = (
     "{{ dict(query('ansible.builtin.varnames', '^metal_')"
     " | zip(query('ansible.builtin.vars', *query('ansible.builtin.varnames', '^metal_')))) }}"
 )
-_WEIGHTS = "{{ metal_weights_directory | default('/srv/models') }}"
-_ENGINES = "{{ metal_engine_directory | default('/opt/sglang') }}"
+_WEIGHTS = "{{ lookup('minimax.metal.setting', 'metal_weights_directory') }}"
+_ENGINES = "{{ lookup('minimax.metal.setting', 'metal_engine_directory') }}"
 _FACTS = {
     "paths": [_WEIGHTS, _ENGINES, "/var/cache"],
     "weights_directory": _WEIGHTS,
@@ -188,8 +189,8 @@ def _answers(facts: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> b
         return True
     adopt = variables.get("metal_weights_adopt") or []
     names = {
-        "weights_directory": variables.get("metal_weights_directory") or "/srv/models",
-        "engine_directory": variables.get("metal_engine_directory") or "/opt/sglang",
+        "weights_directory": variables.get("metal_weights_directory") or Settings.weights_directory,
+        "engine_directory": variables.get("metal_engine_directory") or Settings.engine_directory,
         "adopt_directories": [adopt] if isinstance(adopt, str) else adopt,
     }
     return all(_same(asked.get(name), value) for name, value in names.items())

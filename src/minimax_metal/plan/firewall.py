@@ -14,11 +14,10 @@ from urllib.parse import urlsplit
 
 from minimax_metal.common.text import one_line
 from minimax_metal.plan.gateway import Options
+from minimax_metal.plan.settings.roles import ROLE_SETTINGS
 
-SHARE_PORT: Final = 18320
-"""Default of ``model_weights_share_port`` (a test compares them)."""
-ROUTER_ID: Final = 51
-"""Default of ``sglang_gateway_virtual_router_id``."""
+SHARE_PORT: Final[int] = ROLE_SETTINGS["model_weights_share_port"].default
+ROUTER_ID: Final[int] = ROLE_SETTINGS["sglang_gateway_virtual_router_id"].default
 SSH_PORT: Final = 22
 NETWORKS: Final = 256
 GPU, GATEWAY, CACHE, MONITORING = "gpu_hosts", "gateway_hosts", "cache_hosts", "monitoring_hosts"

@@ -35,29 +35,35 @@ STALL_SECONDS: Final = 30
 """A client that sends nothing more of its request for so long is refused (smg's own default is 300)."""
 
 
+def _default(name: str) -> Any:
+    """The declared default of one of the role's settings; an empty text is as if it were not set."""
+    default = ROLE_SETTINGS[f"sglang_gateway_{name}"].default
+    return None if default == "" else default
+
+
 @dataclass(frozen=True)
 class Options:
     """The role's own variables, without their prefix."""
 
-    port: int = 30000
-    listen_address: str = "0.0.0.0"  # noqa: S104  # as the engine's own
-    metrics_port: int = 29000
-    metrics_address: str = "127.0.0.1"
-    policy: str = "cache_aware"
-    retries: int = 3
-    request_timeout_seconds: int = 3600
-    stop_timeout_seconds: int = 600
-    health_interval_seconds: int = 10
-    health_timeout_seconds: int = 20
-    health_failures: int = 3
-    queued_per_worker: int = 8
-    max_concurrent_requests: int = 0
-    max_request_mib: int = 64
-    require_proof: bool = True
-    tls_certificate: str | None = None
-    tls_key: str | None = None
-    worker_ca_certificate: str | None = None
-    extra_args: tuple[str, ...] = ()
+    port: int = _default("port")
+    listen_address: str = _default("listen_address")
+    metrics_port: int = _default("metrics_port")
+    metrics_address: str = _default("metrics_address")
+    policy: str = _default("policy")
+    retries: int = _default("retries")
+    request_timeout_seconds: int = _default("request_timeout_seconds")
+    stop_timeout_seconds: int = _default("stop_timeout_seconds")
+    health_interval_seconds: int = _default("health_interval_seconds")
+    health_timeout_seconds: int = _default("health_timeout_seconds")
+    health_failures: int = _default("health_failures")
+    queued_per_worker: int = _default("queued_per_worker")
+    max_concurrent_requests: int = _default("max_concurrent_requests")
+    max_request_mib: int = _default("max_request_mib")
+    require_proof: bool = _default("require_proof")
+    tls_certificate: str | None = _default("tls_certificate")
+    tls_key: str | None = _default("tls_key")
+    worker_ca_certificate: str | None = _default("worker_ca_certificate")
+    extra_args: tuple[str, ...] = _default("extra_args")
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Options:
