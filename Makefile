@@ -14,7 +14,7 @@ COLLECTION := .ansible/collections/ansible_collections/minimax/metal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup settings lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump lab-up lab-down clean
+.PHONY: help setup settings lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump collection lab-up lab-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ catalog-audit: setup ## compare the catalogue with its sources: make catalog-aud
 
 engine-bump: setup ## add an SGLang release to the catalogue: make engine-bump VERSION=0.5.24
 	@$(BIN)/python tools/engine_bump.py "$(VERSION)"
+
+collection: setup ## build the Ansible collection minimax.metal into dist/
+	@$(BIN)/ansible-galaxy collection build --force --output-path dist
 
 lab-up: lab-setup ## boot the demo's hosts and leave them running
 	@$(LAB) up

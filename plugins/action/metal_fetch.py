@@ -17,6 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.plugins.action import ActionBase
 

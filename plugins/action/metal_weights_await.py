@@ -14,6 +14,7 @@ import shlex
 import time
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.common.systemd import command_lines, line, quote_assignment, text
 from minimax_metal.controller.adapter import (
     plan_from_variables,

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.common.nftables import state
 from minimax_metal.controller.names import addresses_of
 from minimax_metal.plan.firewall import client_addresses, decide

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.controller.keys.rules import given, reasons
 from minimax_metal.plan.keys import acceptable
 

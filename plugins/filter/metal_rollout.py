@@ -14,6 +14,8 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.controller.kept_plan import kept_plan
 from minimax_metal.host.releases.record import digest_of
 from minimax_metal.host.soak import Figures, said

@@ -9,6 +9,8 @@ import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.controller import names
 from minimax_metal.plan import archives, cache
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
+
 from minimax_metal.host.weights.draft import draft_alone
 from minimax_metal.host.weights.share.renewal import renewed
 from minimax_metal.plan.sharing import account, members, share

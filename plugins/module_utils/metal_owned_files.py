@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# The package's own file, src/minimax_metal/common/files.py, by a link.
+# A copy of src/minimax_metal/common/files.py.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_files import (
     directory_by_name,
     sync_directory,

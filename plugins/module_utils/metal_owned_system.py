@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-# The package's own file, src/minimax_metal/common/program.py, by a link.
+# A copy of src/minimax_metal/common/program.py.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 SECONDS = 60

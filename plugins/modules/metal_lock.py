@@ -63,8 +63,6 @@ broken:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-# Beside this project's own modules: the package's file itself, by a link.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_lock import (
     break_lock,
     described,

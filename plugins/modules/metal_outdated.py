@@ -55,7 +55,7 @@ from collections.abc import Mapping, Sequence
 
 from ansible.module_utils.basic import AnsibleModule
 
-# The package's own file, src/minimax_metal/common/program.py, by a link.
+# A copy of src/minimax_metal/common/program.py.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 SECONDS = 60

@@ -118,7 +118,7 @@ from ansible_collections.minimax.metal.plugins.module_utils.metal_owned_system i
     users_to_make,
 )
 
-# The package's own file, src/minimax_metal/common/program.py, by a link.
+# A copy of src/minimax_metal/common/program.py.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 VALIDATE_SECONDS = 60

@@ -96,7 +96,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-# The package's own file, src/minimax_metal/common/program.py, by a link.
+# A copy of src/minimax_metal/common/program.py.
 from ansible_collections.minimax.metal.plugins.module_utils.metal_program import run
 
 SCHEMA = 1

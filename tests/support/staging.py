@@ -51,6 +51,9 @@ def copy_with_short_locks(directory: Path, packages: tuple[str, ...] = PACKAGES)
             shutil.copytree(source, directory / name, symlinks=True, ignore=ignore, dirs_exist_ok=True)
         else:
             shutil.copy(source, directory / name)
+    collection = directory / ".ansible/collections/ansible_collections/minimax"
+    collection.mkdir(parents=True, exist_ok=True)
+    (collection / "metal").symlink_to("../../../..")
     for lock in (directory / "src/minimax_metal/catalog/locks").glob("*.txt"):
         kept = entries(lock.read_text())
         lock.write_text("".join(kept[name] for name in packages if name in kept))

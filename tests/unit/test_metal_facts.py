@@ -204,12 +204,10 @@ def test_a_directory_that_does_not_answer_holds_nobody_up(tmp_path: Path) -> Non
 
 
 def test_what_modules_bring_to_a_host_runs_on_its_python() -> None:
-    # Ubuntu 22.04 has 3.10; what is shipped are links, so that there is one file of each.
+    # Ubuntu 22.04 has 3.10.
     utils = Path(__file__).parents[2] / "plugins" / "module_utils"
     for path in (*utils.glob("*.py"), *utils.parent.glob("modules/*.py")):
         ast.parse(path.read_text(), feature_version=(3, 10))
-    for name in ("apart", "program"):
-        assert (utils / f"metal_{name}.py").resolve().parts[-3:] == ("minimax_metal", "common", f"{name}.py")
 
 
 def decide(**more: Any) -> dict[str, str]:
