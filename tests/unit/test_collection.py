@@ -136,7 +136,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_artifact_holds_what_roles_and_playbooks_use(installed: Path) -> None:
     """What is at the top of the repository goes into the artifact, or is named in galaxy.yml."""
     root = installed / "collections/ansible_collections/minimax/metal"
-    assert {path.name for path in root.iterdir()} - {"templates", "requirements"} == {
+    assert {path.name for path in root.iterdir()} - {"requirements"} == {
         "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "docs", "meta", "playbooks", "plugins",
         "pyproject.toml", "roles", "site.yml", "src",
     }  # fmt: skip
@@ -210,17 +210,13 @@ def test_what_the_collection_declares_is_what_the_project_declares() -> None:
     assert runtime["requires_ansible"].removesuffix(".0") in ansible_core
 
 
-TEMPLATES = {"molecule/driver/templates", "playbooks/templates"}
-"""Where roles find templates that are not theirs alone."""
-
-
 def test_no_link_is_tracked() -> None:
     """Links do not survive every archive. The labs' inventories, which share variables, are no part of it."""
     said = subprocess.run(
         ["git", "ls-files", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
     links = {line.split("\t")[1] for line in said.splitlines() if line.startswith("120000")}
-    assert {link for link in links if not link.startswith("inventories/")} <= TEMPLATES
+    assert {link for link in links if not link.startswith("inventories/")} == set()
 
 
 def test_what_modules_share_with_the_package_is_the_same() -> None:
