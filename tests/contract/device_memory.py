@@ -36,7 +36,7 @@ def free() -> int:
     """Bytes of the device that no tensor of this process takes."""
     import torch
 
-    storages = {}
+    storages: dict[int, int] = {}
     for one in gc.get_objects():
         if issubclass(type(one), torch.Tensor) and one.device.type == "cpu":
             storage = one.untyped_storage()

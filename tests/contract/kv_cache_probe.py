@@ -26,21 +26,21 @@ def cell_size(question: dict[str, Any]) -> int:
     major = question["capability"].split(".")[0]
     here = SimpleNamespace(is_sm90=major == "9", is_sm100=major == "10", is_blackwell=major in {"10", "12"})
     for module in (runtime_context, server_args, memory_pool):
-        module.get_platform = lambda: here  # type: ignore[attr-defined]
-    memory_pool._is_cuda = True  # type: ignore[attr-defined]
+        module.get_platform = lambda: here
+    memory_pool._is_cuda = True
     ranks = SimpleNamespace(attn_tp_size=question["tp"], attn_dcp_size=1, enable_dsa_cache_layer_split=False)
     for module in (pool_configurator, context_parallel):
-        module.get_parallel = lambda: ranks  # type: ignore[attr-defined]
-    pool_configurator.get_memory = lambda: SimpleNamespace(enable_hisparse=False)  # type: ignore[attr-defined]
-    pool_configurator.resolving_view = lambda arguments: arguments  # type: ignore[attr-defined]
+        module.get_parallel = lambda: ranks
+    pool_configurator.get_memory = lambda: SimpleNamespace(enable_hisparse=False)
+    pool_configurator.resolving_view = lambda arguments: arguments
 
     config = SimpleNamespace(**question["config"])
     model = ModelConfig.__new__(ModelConfig)
-    model.hf_config = model.hf_text_config = config  # type: ignore[assignment]
+    model.hf_config = model.hf_text_config = config
     model.head_dim = model.v_head_dim = config.head_dim
     model.quantization = question["quantization"]
     model.is_draft_model = False
-    model.get_total_num_kv_heads = lambda: config.num_key_value_heads  # type: ignore[method-assign]
+    model.get_total_num_kv_heads = lambda: config.num_key_value_heads
     dtypes = {
         "auto": torch.bfloat16, "bfloat16": torch.bfloat16,
         "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2,

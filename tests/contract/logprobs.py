@@ -44,10 +44,11 @@ def main(family: str, folder: Path) -> None:
     """
     if family == "m3":
         sys.path.insert(0, str(Path(__file__).parents[2] / "lab" / "models" / "training"))
-        import m3
+        from m3_config import for_transformers
+        from transformers.models.minimax_m3_vl import modeling_minimax_m3_vl
 
-        config = m3.for_transformers(json.loads((folder / "config.json").read_text()))
-        model = m3.MiniMaxM3SparseForConditionalGeneration.from_pretrained(
+        config = for_transformers(json.loads((folder / "config.json").read_text()))
+        model = modeling_minimax_m3_vl.MiniMaxM3SparseForConditionalGeneration.from_pretrained(
             folder, config=config, dtype=torch.bfloat16
         )
     else:

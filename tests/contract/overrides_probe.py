@@ -36,8 +36,8 @@ def judged(question: dict[str, Any]) -> dict[str, Any]:
     here = SimpleNamespace(
         is_sm90=major == "9", is_sm100=major == "10", is_blackwell=major in {"10", "12"}, is_hip=False
     )
-    minimax_m3.get_platform = lambda: here  # type: ignore[attr-defined]
-    minimax_m3.resolving_view = lambda arguments: arguments  # type: ignore[attr-defined]
+    minimax_m3.get_platform = lambda: here
+    minimax_m3.resolving_view = lambda arguments: arguments
     before = dict(os.environ)
     os.environ.update(question["environment"])
     try:

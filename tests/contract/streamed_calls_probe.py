@@ -35,14 +35,14 @@ def streamed(question: dict[str, Any]) -> list[list[str | None]]:
         for name in names
     ]
     parser = FunctionCallParser(tools, question["parser"])
-    size, found = question["pieces"], {}
+    size = question["pieces"]
+    found: dict[int, list[str | None]] = {}
     for part in re.split(r"(</?minimax:tool_call>)", answer(question["calls"])):
         whole = part.startswith(("<minimax:", "</minimax:"))
         for piece in [part] if whole else [part[at : at + size] for at in range(0, len(part), size)]:
             for item in parser.parse_stream_chunk(piece)[1]:
-                call = found.setdefault(item.tool_index, [None, ""])
-                call[0] = item.name or call[0]
-                call[1] += item.parameters or ""
+                name, arguments = found.get(item.tool_index, [None, ""])
+                found[item.tool_index] = [item.name or name, f"{arguments}{item.parameters or ''}"]
     return [call for _, call in sorted(found.items())]
 
 

@@ -159,10 +159,10 @@ def test_tool_is_called_with_the_right_arguments(engine: Engine, question: str, 
         (call,) = choice.message.tool_calls
         assert call.function.name == questions.TOOL_NAME
         assert json.loads(call.function.arguments) == wanted
-    stream = _client(engine).chat.completions.create(
+    stream: Any = _client(engine).chat.completions.create(
         model=f"MiniMaxAI/{engine.name}",
         messages=[{"role": "user", "content": question}],
-        tools=[questions.WEATHER_TOOL],  # type: ignore[list-item]  the guide's tool as a plain dictionary
+        tools=[questions.WEATHER_TOOL],  # type: ignore[list-item]  # the guide's tool, a plain dictionary
         temperature=0,
         max_tokens=TOKENS,
         stream=True,

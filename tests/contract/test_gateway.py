@@ -116,10 +116,10 @@ def test_keys_are_asked_for_and_shown_nowhere(gateway: RealGateway) -> None:
         shown = Path(f"/proc/{gateway.process.pid}/{name}").read_bytes()
         assert CLIENT_KEY.encode() not in shown
         assert ADMIN_KEY.encode() not in shown
-    for path in gateway.directory.iterdir():
-        if path.is_file() and path.name != "engine.yaml":
-            assert CLIENT_KEY not in path.read_text(errors="replace"), path
-            assert ADMIN_KEY not in path.read_text(errors="replace"), path
+    for file in gateway.directory.iterdir():
+        if file.is_file() and file.name != "engine.yaml":
+            assert CLIENT_KEY not in file.read_text(errors="replace"), file
+            assert ADMIN_KEY not in file.read_text(errors="replace"), file
 
 
 def test_models_are_pools_of_their_own_and_an_unknown_one_is_refused(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def test_a_higher_effort_thinks_longer_and_answers_the_same(endpoint: Endpoint) 
     assert CHECKPOINT.reasoning is not None
     spent = {}
     for effort in (*CHECKPOINT.reasoning.efforts, None):
-        answer = ask(endpoint, GUIDE, **({"reasoning_effort": effort} if effort else {}))
+        more: dict[str, Any] = {"reasoning_effort": effort} if effort else {}
+        answer = ask(endpoint, GUIDE, **more)
         assert answer.finish == "stop"
         assert questions.GUIDE_ANSWER in answer.content
         assert answer.reasoning.endswith("recall")
@@ -86,7 +87,7 @@ def test_an_answer_cut_in_its_reasoning_is_said_to_be_so(
     endpoint: Endpoint, messages: list[dict[str, Any]], streamed: bool
 ) -> None:
     asking = endpoint.stream if streamed else endpoint.chat
-    tools = {"tools": [questions.WEATHER_TOOL]} if messages is TOOL else {}
+    tools: dict[str, Any] = {"tools": [questions.WEATHER_TOOL]} if messages is TOOL else {}
     answer = asking(messages, temperature=0, max_tokens=CANARY, **tools)
     assert (answer.content, answer.finish) == ("", "length")
     assert answer.reasoning
