@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 from minimax_metal.catalog import Catalog, packaged_catalog
 from minimax_metal.plan import HostFacts, Plan, Settings, parse_facts, plan
@@ -15,6 +15,15 @@ OS_RELEASE = {
     "ubuntu2204": 'ID=ubuntu\nVERSION_ID="22.04"\nVERSION_CODENAME=jammy\n',
     "ubuntu2404": 'ID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n',
 }
+
+
+T = TypeVar("T")
+
+
+def there(value: T | None) -> T:
+    """What a test takes for given: a part of the plan that was decided, or a number that is known."""
+    assert value is not None
+    return value
 
 
 def decide(gpu: str, count: int, *, catalog: Catalog | None = None, **variables: Any) -> Plan:

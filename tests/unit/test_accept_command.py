@@ -210,7 +210,7 @@ def ansible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sys.exit(4)\n"
     )
     program.chmod(0o755)
-    monkeypatch.setattr(controller.sys, "executable", str(program.parent / "python"))
+    monkeypatch.setattr(sys, "executable", str(program.parent / "python"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.common.errors import UserError
+from minimax_metal.common.sizes import spell_bytes
 from minimax_metal.host.engine.notify import Notifier
 from minimax_metal.host.weights import commands, errors, follow, progress, publish, pull, watch
 from minimax_metal.host.weights.attempt import Attempt, Journal
@@ -35,6 +37,7 @@ from minimax_metal.host.weights.manifest import (
     Manifest,
     missing,
     missing_from_index,
+    sync,
     verify,
 )
 from minimax_metal.host.weights.pull import NoSpaceError, Options, PullError, RefusedError, Reporter
@@ -215,17 +218,17 @@ def test_a_verified_file_is_not_read_again(tmp_path: Path, model: Path) -> None:
 def test_order_of_the_system_calls(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = request_for(tmp_path, model)
     calls: list[tuple[str, str]] = []
-    real_sync, real_rename = publish.sync, Path.rename
+    real_rename = Path.rename
 
-    def sync(path: Path) -> None:
+    def noted(path: Path) -> None:
         calls.append(("sync", str(path)))
-        real_sync(path)
+        sync(path)
 
     def rename(path: Path, target: Path) -> Path:
         calls.append(("rename", str(target)))
         return real_rename(path, target)
 
-    monkeypatch.setattr(publish, "sync", sync)
+    monkeypatch.setattr(publish, "sync", noted)
     monkeypatch.setattr(Path, "rename", rename)
     run_pull(request)
     at = calls.index(("rename", str(request.path)))
@@ -251,7 +254,7 @@ def free(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     class Usage:
         free = size
 
-    monkeypatch.setattr(publish.shutil, "disk_usage", lambda _: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage)
 
 
 def test_a_disk_too_small_is_refused_before_the_source_is_asked(
@@ -419,7 +422,7 @@ class Scripted:
         return Listing(tuple(entry(path, content) for path, content in self.files.items()), "commit")
 
     @contextlib.contextmanager
-    def open(self, entry: Entry, offset: int) -> Iterator[Body]:
+    def open(self, entry: Entry, offset: int, end: int | None = None) -> Iterator[Body]:
         number = sum(path == entry.path for path, _ in self.fetched)
         self.fetched.append((entry.path, offset))
         act = self.script(entry.path, number)
@@ -647,12 +650,12 @@ def test_progress_line(tmp_path: Path) -> None:
     [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2.3e11, "230.0 GB"), (8.55e11, "855.0 GB")],
 )
 def test_spell_bytes(value: float, text: str) -> None:
-    assert pull.spell_bytes(value) == text
+    assert spell_bytes(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(5, "5 s"), (600, "10 min"), (11220, "3 h 07 min")])
 def test_spell_seconds(value: float, text: str) -> None:
-    assert pull.spell_seconds(value) == text
+    assert progress.spell_seconds(value) == text
 
 
 # Await ---------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -210,7 +211,7 @@ def test_a_reflink_is_taken_where_the_file_system_has_them(
         os.write(target, b"bytes")
         return 0
 
-    monkeypatch.setattr(adopt.fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
     (tmp_path / "a").write_bytes(b"bytes")
     assert adopt.place(tmp_path / "a", tmp_path / "b") == adopt.REFLINK
     assert calls == [(0x40049409, (tmp_path / "a").stat().st_ino)]
@@ -278,8 +279,8 @@ def test_an_owner_who_cant_reach_the_directory_ends_no_adoption(hub: Hub, tmp_pa
         for path, content in hub.files.items():
             (place / path).parent.mkdir(parents=True, exist_ok=True)
             (place / path).write_bytes(content)
-    for path in [foreign, *foreign.rglob("*")]:
-        os.chown(path, 65534, 65534)
+    for each in [foreign, *foreign.rglob("*")]:
+        os.chown(each, 65534, 65534)
     home.chmod(0o700)
     said: list[str] = []
     request = Request.parse({"path": str(tmp_path / "srv" / "m" / "r"), "sources": [hub.source()]})

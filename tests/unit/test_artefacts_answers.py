@@ -73,7 +73,7 @@ def test_an_answer_without_a_range_is_the_whole_file() -> None:
         ({"Content_Type": "multipart/byteranges; boundary=x"}, "several parts"),
     ],
 )
-def test_a_part_that_is_not_the_one_asked_for(headers: dict[str, str], words: str) -> None:
+def test_a_part_that_is_not_the_one_asked_for(headers: dict[str, Any], words: str) -> None:
     with pytest.raises(RangeError, match=words):
         span(206, **headers)
 
@@ -160,7 +160,7 @@ def refusal(status: int, body: bytes = b"", elsewhere: bool = False, **headers: 
         (418, b"", {}, "answered 418", True),
     ],
 )
-def test_who_says_no(status: int, body: bytes, headers: dict[str, str], words: str, permanent: bool) -> None:
+def test_who_says_no(status: int, body: bytes, headers: dict[str, Any], words: str, permanent: bool) -> None:
     found = refusal(status, body, **headers)
     assert words in str(found)
     assert found.permanent is permanent
@@ -516,7 +516,7 @@ def test_a_token_is_not_sent_in_clear_over_the_internet(monkeypatch: pytest.Monk
     def resolved(*_: object, **__: object) -> list[Any]:
         return [(2, 1, 6, "", ("93.184.216.34", 80))]
 
-    monkeypatch.setattr(redirects.socket, "getaddrinfo", resolved)
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     with pytest.raises(SourceError, match=r"the token is not sent to hub\.example over http"):
         read("http://hub.example/f", web=Web("hub", token="canary", stall=2))
 

@@ -173,7 +173,9 @@ def test_merge_adds_replaces_and_takes_out() -> None:
 
 def test_an_overlay_figure_is_the_users_own() -> None:
     catalog = load_catalog([{"gpus": {"H20": {"memory_bytes": 10**11}}}])
-    assert catalog.gpus["H20"].memory_bytes.confidence == "U"
+    memory = catalog.gpus["H20"].memory_bytes
+    assert memory is not None
+    assert memory.confidence == "U"
     assert catalog.gpus["H20"].smi_pattern == "NVIDIA H20"
 
 

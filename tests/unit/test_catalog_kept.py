@@ -254,8 +254,10 @@ def test_entries_are_read_only_and_compared_by_value() -> None:
         del gpu.name
     assert replace(gpu) == gpu
     assert replace(gpu, name="another") != gpu
-    assert hash(gpu.memory_bytes) == hash(replace(gpu.memory_bytes))
+    memory = gpu.memory_bytes
+    assert memory is not None
+    assert hash(memory) == hash(replace(memory))
     with pytest.raises(TypeError, match="no colour"):
         replace(gpu, colour="green")  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="needs confidence"):
-        type(gpu.memory_bytes)(value=1)  # type: ignore[call-arg]
+        type(memory)(value=1)  # type: ignore[call-arg]

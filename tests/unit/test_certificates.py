@@ -230,7 +230,7 @@ def test_without_tls_the_fleets_certificate_goes_and_a_users_own_stays(tmp_path:
     service: dict[str, Any] = {"unit": "sglang@m.service", "credentials": {}}
     off: dict[str, Any] = {"tls": None, "services": [service]}
     more = {"__sglang_service_tls_directory": str(tls)}
-    kept = [
+    kept: list[dict[str, Any]] = [
         {"tls": {"directory": str(tls), "names": []}, "services": [service]},
         {"services": [service | {"credentials": {"tls.crt": f"{tls}/mine.pem", "tls.key": "/k"}}]},
     ]
@@ -274,7 +274,7 @@ def test_a_rollout_compares_the_certificate_with_what_it_should_be(tmp_path: Pat
     }
     plan = {"tls": {"directory": "/etc/sglang-tls", "names": ["gpu01"]}, "services": []}
     more = {"metal_secrets_directory": str(tmp_path / "secrets")}
-    first = {"ansible.builtin.set_fact": {"__sglang_service_texts": {}}}
+    first: dict[str, Any] = {"ansible.builtin.set_fact": {"__sglang_service_texts": {}}}
     play(tmp_path, "sglang_service", [first, task, write], plan, **more)
     found = yaml.safe_load((tmp_path / "o").read_text())
     made = issued(tmp_path / "secrets" / "tls", "gpu01", ["gpu01"])

@@ -165,7 +165,7 @@ def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "gpu_hosts": {"children": ["small"], "hosts": ["gpu02", "gpu03"]},
         "small": {"hosts": ["gpu01"]},
     }
-    answers = {
+    answers: dict[str, dict[str, Any]] = {
         "minimax.metal.metal_facts": {
             "gpu01": {"facts": raw_host("H20", 4)},
             "gpu02": {"facts": raw_host("H200", 8)},
@@ -233,7 +233,12 @@ def test_ansible_fills_in_the_templates_of_each_host(
 ) -> None:
     programs: list[str] = []
     run = inventory._run
-    monkeypatch.setattr(inventory, "_run", lambda *words: [programs.append(words[0]), run(*words)][1])
+
+    def noted(*words: str) -> Answer:
+        programs.append(words[0])
+        return run(*words)
+
+    monkeypatch.setattr(inventory, "_run", noted)
     group = {"metal_model": "{{ mine }}", "metal_address": "198.18.0.{{ inventory_hostname[3:] | int }}"}
     hosts = {"gpu01": {"mine": "MiniMax-M2.5"}, "gpu02": {"mine": "MiniMax-M3"}, "gpu03": {"mine": third}}
     (tmp_path / "hosts.json").write_text(json.dumps({"gpu_hosts": {"hosts": hosts, "vars": group}}))

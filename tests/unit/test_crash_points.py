@@ -40,7 +40,7 @@ from minimax_metal.controller.statements.wishes import Kept, Wish, note_failure,
 from minimax_metal.host import lock
 from minimax_metal.host.accept import bundle
 from minimax_metal.host.accept.redaction import Redaction
-from minimax_metal.host.engine import kernel_lines, kernels
+from minimax_metal.host.engine import kernel_archive, kernel_lines, kernels
 from minimax_metal.host.releases import journal
 from minimax_metal.host.releases.record import Records
 from minimax_metal.host.weights.manifest import Entry, Manifest
@@ -116,7 +116,8 @@ def packed(place: Path) -> object:
 def whole_kernels(place: Path) -> object:
     """Kernels may come one by one, each whole; the marker only when all the others are there."""
     found = {
-        path.as_posix(): (place / "other" / path).read_text() for path in kernels.kernels(place / "other")
+        path.as_posix(): (place / "other" / path).read_text()
+        for path in kernel_archive.kernels(place / "other")
     }
     for name, content in found.items():
         assert content == (place / "cache" / name).read_text()

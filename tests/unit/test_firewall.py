@@ -147,7 +147,7 @@ def test_only_the_networks_named_reach_the_endpoint(network: None, tmp_path: Pat
     assert inside(HOST, "nft", "list", "table", "inet", "mine") == before
 
 
-FLEET = {
+FLEET: dict[str, Any] = {
     "groups": {
         "gpu_hosts": ["gpu01", "gpu02"],
         "gateway_hosts": ["gw01"],
@@ -165,9 +165,9 @@ FLEET = {
 
 
 def of_fleet(me: str, **own: Any) -> list[dict[str, Any]]:
-    hosts = {**FLEET["hosts"], me: {**FLEET["hosts"][me], **own}}  # type: ignore[dict-item]
+    hosts = {**FLEET["hosts"], me: {**FLEET["hosts"][me], **own}}
     plan = {"services": [{"port": 8000}, {"port": 8001}]} if me.startswith("gpu") else None
-    made = decide(me, FLEET["groups"], hosts, plan, addresses_of)  # type: ignore[arg-type]
+    made = decide(me, FLEET["groups"], hosts, plan, addresses_of)
     assert made["problem"] is None
     return list(made["rules"])
 

@@ -51,7 +51,8 @@ NO_ROUTE = "ssh: connect to host h port 22: No route to host"
 def applied_plan(**more: Any) -> dict[str, Any]:
     plan = plan_from_variables("gpu01", {**VARIABLES, **more}, raw_host(driver="580.105.08"))
     assert plan["fits"], plan["refusals"]
-    return json.loads(json.dumps(plan))
+    shown: dict[str, Any] = json.loads(json.dumps(plan))
+    return shown
 
 
 def looked(tmp_path: Path, plan: dict[str, Any] | None, shown: str = SHOWN, **figures: Any) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def looked(tmp_path: Path, plan: dict[str, Any] | None, shown: str = SHOWN, **fi
     raw = raw_host()
     host = {"driver": "580.105.08", "environment_exists": True}
     host |= {name: raw.get(name) for name in ("cpu_count", "memory_total_bytes")}
-    return json.loads(json.dumps(found | host))
+    told: dict[str, Any] = json.loads(json.dumps(found | host))
+    return told
 
 
 def test_a_host_says_what_it_serves_and_under_what_load(tmp_path: Path) -> None:

@@ -111,7 +111,8 @@ def test_a_fleet_in_the_middle_of_a_step_serves_everybody_whatever_is_done_next(
         hosts = fleet(directory)
         gateway = tuple(rotation.accepted(directory / "api_key", gateway=True))
         # Behind a first step that went well: the walks begin in the middle.
-        for verb, reached in [(START, 3), *zip(walk[::2], walk[1::2], strict=True)]:
+        walked: list[tuple[Any, ...]] = [(START, 3), *zip(walk[::2], walk[1::2], strict=True)]
+        for verb, reached in walked:
             try:
                 place = rotation.step(directory, str(verb))["place"]
             except UserError:
@@ -498,7 +499,12 @@ def test_the_verb_for_the_secret_of_sharing_runs_its_own_playbook(
     words: list[str], do: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(commands, "run_verb", lambda verb, argv: ran.append((verb.playbook, argv)) or 0)
+
+    def run_verb(verb: Any, argv: list[str]) -> int:
+        ran.append((verb.playbook, argv))
+        return 0
+
+    monkeypatch.setattr(commands, "run_verb", run_verb)
     assert key_commands.rotate(["--key", "share", *words, "-i", "inventory"]) == 0
     extra = json.dumps({"metal_share_secret_do": do})
     assert ran == [("playbooks/rotate_share.yml", ["-i", "inventory", "-e", extra])]

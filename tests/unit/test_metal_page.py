@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -37,7 +37,7 @@ class Server(BaseHTTPRequestHandler):
             ASKED.append((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
             self.send_response(302)
             target = (
-                f"http://localhost:{self.server.server_address[1]}/end"
+                f"http://localhost:{cast('ThreadingHTTPServer', self.server).server_port}/end"
                 if self.path == "/away"
                 else TARGETS[self.path]
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,17 @@ def test_what_is_written_down_is_known_again(place: Path) -> None:
     assert [one.name for one in path.parent.iterdir()] == ["role.json"]
 
 
-DAMAGE = {
+def relink(place: Path) -> None:
+    (place / "link").unlink()
+    (place / "link").symlink_to("/nowhere")
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
     "content": lambda place: (place / "file").write_text("b"),
     "mode": lambda place: (place / "file").chmod(0o600),
     "gone": lambda place: (place / "file").unlink(),
     "mode of a directory": lambda place: (place / "directory").chmod(0o700),
-    "link": lambda place: ((place / "link").unlink(), (place / "link").symlink_to("/nowhere")),
+    "link": relink,
     "what must not be there": lambda place: (place / "absent").write_text(""),
     "package of an environment": lambda place: (place / "venv/lib/python3.11/site-packages/rich").rmdir(),
     "list of a package": lambda place: (

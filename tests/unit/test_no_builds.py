@@ -128,7 +128,7 @@ def venv(tmp_path: Path) -> Path:
 
 def run(words: list[str], **options: Any) -> str:
     done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120, **options)
-    said = done.stdout + done.stderr
+    said = f"{done.stdout}{done.stderr}"
     assert done.returncode, f"{words}: {said}"
     return said
 
@@ -141,8 +141,8 @@ def words_of(role: str, values: dict[str, Any]) -> list[list[str]]:
     loader = DataLoader()
     directory = REPOSITORY / "roles" / role
     variables: dict[str, Any] = {}
-    for path in ("defaults/main.yml", "vars/main.yml"):
-        variables |= loader.load_from_file(str(directory / path), trusted_as_template=True) or {}
+    for name in ("defaults/main.yml", "vars/main.yml"):
+        variables |= loader.load_from_file(str(directory / name), trusted_as_template=True) or {}
     variables |= values
     found: list[list[str]] = []
     for path in sorted((directory / "tasks").glob("*.yml")):
@@ -166,7 +166,7 @@ def role_values(role: str, tmp_path: Path, lock: str, venv: Path) -> dict[str, A
     shutil.copy(offered, source)
     path = tmp_path / "lock.txt"
     path.write_text(lock)
-    return {
+    values: dict[str, dict[str, Any]] = {
         "host_tools": {
             "__host_tools_uv": str(UV),
             "__host_tools_python": str(venv),
@@ -187,7 +187,8 @@ def role_values(role: str, tmp_path: Path, lock: str, venv: Path) -> dict[str, A
             "__sglang_gateway_python": str(venv),
             "__sglang_gateway_lock": str(path),
         },
-    }[role]
+    }
+    return values[role]
 
 
 @pytest.mark.parametrize(("role", "count"), [("host_tools", 5), ("sglang_runtime", 4), ("sglang_gateway", 2)])

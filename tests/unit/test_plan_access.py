@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
@@ -50,7 +52,7 @@ def test_what_an_old_release_cannot_keep_secret_is_said() -> None:
 
 
 def test_tls_is_the_engines_own_with_files_that_only_root_need_read() -> None:
-    given = {"tls_certificate": "/etc/tls/chain.pem", "tls_key": "/etc/tls/private.pem"}
+    given: dict[str, Any] = {"tls_certificate": "/etc/tls/chain.pem", "tls_key": "/etc/tls/private.pem"}
     service = host(**given).services[0]
     place = "/run/credentials/sglang@minimax-m2.5.service"
     assert service.credentials == {"tls.crt": "/etc/tls/chain.pem", "tls.key": "/etc/tls/private.pem"}
@@ -71,7 +73,7 @@ def test_a_gateway_reaches_a_worker_by_its_address_and_under_tls_by_the_certific
     ]
     assert host(address="10.0.0.7").services[0].worker_url == "http://10.0.0.7:8000"
     assert host(address="2001:db8::7").services[0].worker_url == "http://[2001:db8::7]:8000"
-    tls = {"tls_certificate": "/etc/tls/chain.pem", "tls_key": "/etc/tls/private.pem"}
+    tls: dict[str, Any] = {"tls_certificate": "/etc/tls/chain.pem", "tls_key": "/etc/tls/private.pem"}
     assert host(**tls).services[0].worker_url == "https://gpu01.example.net:8000"
     assert host(**tls, tls_name="a.example.net").services[0].worker_url == "https://a.example.net:8000"
     assert host(**tls, tls_name="a", address="b").services[0].worker_url == "https://b:8000"
@@ -79,7 +81,8 @@ def test_a_gateway_reaches_a_worker_by_its_address_and_under_tls_by_the_certific
 
 @pytest.mark.parametrize("half", ["tls_certificate", "tls_key"])
 def test_half_of_tls_is_refused(half: str) -> None:
-    assert codes(host(**{half: "/etc/tls/file.pem"})) == {"tls"}
+    asked: dict[str, Any] = {half: "/etc/tls/file.pem"}
+    assert codes(host(**asked)) == {"tls"}
 
 
 def test_keys_in_clear_are_said() -> None:

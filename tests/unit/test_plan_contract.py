@@ -164,7 +164,7 @@ models:
       bf16: {bytes: 5000000, files: 10, weight_memory_bytes: 5000000, kv_bytes_per_token: 2048}
 """
     )
-    variables = {"metal_model": "MiniMax-M2.5", "metal_catalog_overlay": str(overlay)}
+    variables: dict[str, Any] = {"metal_model": "MiniMax-M2.5", "metal_catalog_overlay": str(overlay)}
     plan = plan_from_variables("gpu01", variables, raw("H20", 4))
     assert plan["refusals"] == []
     assert plan["model"]["format"] == "bf16"

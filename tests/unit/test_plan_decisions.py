@@ -13,7 +13,7 @@ from minimax_metal.controller.adapter import raw_facts_of, unread_plan
 from minimax_metal.plan import Settings, parse_facts, plan
 from minimax_metal.plan.fit import spread_problems
 from minimax_metal.plan.serve import secret_names
-from tests.unit.plan_helpers import codes, decide, facts, flag, raw_host, warned
+from tests.unit.plan_helpers import codes, decide, facts, flag, raw_host, there, warned
 
 GUIDE = {
     4: "python -m sglang.launch_server --model-path {id} --tp-size 4 --tool-call-parser minimax-m2 "
@@ -37,8 +37,8 @@ def host_plan(raw: dict[str, Any] | None, **variables: Any) -> Any:
 def test_the_guides_table_of_capacities(model: str) -> None:
     small, large = decide("H20 96GB", 4, model=model), decide("H200", 8, model=model)
     assert small.capacity is not None and large.capacity is not None  # noqa: PT018
-    assert round(small.capacity.kv_tokens / 1e6, 1) == 0.4
-    assert round(large.capacity.kv_tokens / 1e6) == 3
+    assert round(there(small.capacity.kv_tokens) / 1e6, 1) == 0.4
+    assert round(there(large.capacity.kv_tokens) / 1e6) == 3
     assert small.capacity.max_sequence == large.capacity.max_sequence == 196_608
 
 
@@ -46,7 +46,7 @@ def test_capacity_is_the_guides_formula() -> None:
     result = decide("H20", 4, model="M2.5")
     assert result.capacity is not None
     by_hand = int((4 * 97871 * 2**20 * 0.85 - 220 * 2**30) / (2 * 62 * 8 * 128 * 2))
-    assert abs(result.capacity.kv_tokens - by_hand) <= 1
+    assert abs(there(result.capacity.kv_tokens) - by_hand) <= 1
 
 
 @pytest.mark.parametrize("count", [4, 8])
@@ -92,14 +92,14 @@ def test_the_start_command_is_the_releases_own() -> None:
 
 def test_what_was_decided_can_be_set_instead() -> None:
     usual = decide("H200", 8, model="M2.5")
-    assert (usual.cuda.version, usual.driver.fabric_manager, usual.model.trust_remote_code) == (
-        "13.0", True, True,
-    )  # fmt: skip
+    assert there(usual.cuda).version == "13.0"
+    assert there(usual.driver).fabric_manager
+    assert there(usual.model).trust_remote_code
     mine = decide("H200", 8, model="M2.5", cuda_toolkit="13.1", fabric_manager=False, trust_remote_code=False)
     assert mine.fits
-    assert mine.cuda.home == "/usr/local/cuda-13.1"
-    assert not [name for name in mine.driver.packages if "fabric" in name]
-    assert "--trust-remote-code" not in mine.service.argv
+    assert there(mine.cuda).home == "/usr/local/cuda-13.1"
+    assert not [name for name in there(mine.driver).packages if "fabric" in name]
+    assert "--trust-remote-code" not in there(mine.service).argv
     assert "cuda-toolkit" in codes(decide("H200", 8, model="M2.5", cuda_toolkit="12.9"))
 
 
@@ -117,12 +117,12 @@ def test_the_default_profile_uses_m3s_own_parsers_and_says_so() -> None:
 
 
 def test_the_default_profile_shows_metrics_unless_told_otherwise() -> None:
-    assert "--enable-metrics" in decide("H20", 4, model="M2.5").service.argv
-    assert "--enable-metrics" not in decide("H20", 4, model="M2.5", metrics=False).service.argv
+    assert "--enable-metrics" in there(decide("H20", 4, model="M2.5").service).argv
+    assert "--enable-metrics" not in there(decide("H20", 4, model="M2.5", metrics=False).service).argv
     assert "--enable-metrics" not in host_plan(raw_host("H20", 4), model="M2.5", profile="guide").service.argv
     twice = decide("H20", 4, model="M2.5", engine_extra_args=["--enable-metrics"])
     assert twice.fits
-    assert twice.service.argv.count("--enable-metrics") == 1
+    assert there(twice.service).argv.count("--enable-metrics") == 1
 
 
 # --- formats and GPUs ------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_eight_gpus_show_both_layouts_and_take_one() -> None:
 def test_a_mixed_fleet_gets_unequal_weights() -> None:
     small, large = decide("H20", 4, model="M2.5"), decide("H200", 8, model="M2.5")
     assert small.limits is not None and large.limits is not None  # noqa: PT018
-    assert small.limits.max_running_requests == small.capacity.kv_tokens // 8192
+    assert small.limits.max_running_requests == there(there(small.capacity).kv_tokens) // 8192
     assert small.limits.weight < large.limits.weight
-    fewer = decide("H20", 4, model="M2.5", tokens_per_request=65536).limits
+    fewer = there(decide("H20", 4, model="M2.5", tokens_per_request=65536).limits)
     assert fewer.max_running_requests == 6
     set_by_hand = decide("H20", 4, model="M2.5", max_running_requests=10, max_queued_requests=3)
     assert flag(set_by_hand, "--max-running-requests") == "10"
@@ -225,14 +225,15 @@ def test_a_mixed_fleet_gets_unequal_weights() -> None:
 
 def test_fp8_kv_cache_holds_twice_as_much() -> None:
     plain, half = decide("H20", 4, model="M2.5"), decide("H20", 4, model="M2.5", kv_cache_dtype="fp8_e4m3")
-    assert half.capacity.kv_tokens == pytest.approx(2 * plain.capacity.kv_tokens, rel=1e-5)
+    twice = 2 * there(there(plain.capacity).kv_tokens)
+    assert there(half.capacity).kv_tokens == pytest.approx(twice, rel=1e-5)
     assert flag(half, "--kv-cache-dtype") == "fp8_e4m3"
 
 
 def test_kv_heads_are_kept_twice_when_there_are_more_ranks() -> None:
     overlay = {"models": {"MiniMax-M3": {"formats": {"bf16": {"kv_bytes_per_token": 1000}}}}}
     result = decide("H200", 8, model="M3", catalog=load_catalog([overlay]))
-    assert result.capacity.kv_bytes_per_token == 2000
+    assert there(result.capacity).kv_bytes_per_token == 2000
 
 
 @pytest.mark.parametrize(
@@ -272,28 +273,30 @@ def test_each_platform_gets_what_its_repositories_hold(
 ) -> None:
     result = decide("H200", 8, model="M2.5", platform=platform)
     assert result.fits
-    assert (result.engine.python, result.engine.managed_python) == (python, managed)
-    for part in (result.engine, result.host_tools):
+    assert (there(result.engine).python, there(result.engine).managed_python) == (python, managed)
+    for part in (there(result.engine), there(result.host_tools)):
         assert part.python == python
         assert part.uv_environment["UV_PYTHON_DOWNLOADS"] == ("automatic" if managed else "never")
-    assert (result.driver.branch, result.cuda.version) == (branch, cuda)
-    assert result.cuda.home in result.service.environment["PATH"]
-    assert result.driver.pinning_package == f"nvidia-driver-pinning-{branch}"
-    assert f"nvidia-fabricmanager={branch}.*" in result.driver.packages
-    assert "nvidia-fabricmanager" in result.driver.held
-    assert "nvidia-fabricmanager.service" in result.driver.services
+    assert (there(result.driver).branch, there(result.cuda).version) == (branch, cuda)
+    assert there(result.cuda).home in there(result.service).environment["PATH"]
+    assert there(result.driver).pinning_package == f"nvidia-driver-pinning-{branch}"
+    assert f"nvidia-fabricmanager={branch}.*" in there(result.driver).packages
+    assert "nvidia-fabricmanager" in there(result.driver).held
+    assert "nvidia-fabricmanager.service" in there(result.driver).services
 
 
 def test_four_gpus_need_no_fabric_manager() -> None:
     result = decide("H200", 4, model="M2.5")
-    assert not result.driver.fabric_manager
-    assert not any("fabricmanager" in one for one in (*result.driver.packages, *result.driver.services))
+    assert not there(result.driver).fabric_manager
+    assert not any(
+        "fabricmanager" in one for one in (*there(result.driver).packages, *there(result.driver).services)
+    )
 
 
 def test_nvlink5_and_nvl72_bring_their_own_daemons() -> None:
-    b200 = decide("B200", 8, model="M2.5").driver
+    b200 = there(decide("B200", 8, model="M2.5").driver)
     assert {"nvlsm", "libnvsdm=580.*"} <= set(b200.packages)
-    assert "nvidia-imex.service" in decide("GB200", 4, model="M2.5").driver.services
+    assert "nvidia-imex.service" in there(decide("GB200", 4, model="M2.5").driver).services
 
 
 def test_nvswitches_are_what_the_pci_bus_shows() -> None:
@@ -333,7 +336,7 @@ def test_cuda_compat_is_a_named_way_out_and_recorded() -> None:
 
 def test_the_environment_is_named_by_what_goes_into_it() -> None:
     def environment(**variables: Any) -> str:
-        return decide("H20", 4, model="M2.5", **variables).engine.environment
+        return there(decide("H20", 4, model="M2.5", **variables).engine).environment
 
     one = environment()
     assert one == environment()
@@ -348,8 +351,8 @@ def test_the_environment_is_named_by_what_goes_into_it() -> None:
 
 def test_the_engine_can_be_started_by_its_own_command_where_it_has_one() -> None:
     result = decide("H20", 4, model="M2.5", engine_entrypoint="sglang serve")
-    assert result.service.argv[0].endswith("/bin/sglang")
-    assert result.service.argv[1] == "serve"
+    assert there(result.service).argv[0].endswith("/bin/sglang")
+    assert there(result.service).argv[1] == "serve"
     old = decide("H20", 4, model="M2.5", engine_entrypoint="sglang serve", engine_release="0.5.4.post1")
     assert "entrypoint" in codes(old)
 
@@ -363,7 +366,8 @@ def test_sources_carry_the_id_and_revision_each_knows() -> None:
         modelscope_endpoint="http://hub.example:8080/",
     )
     kinds = [
-        (one.kind, one.endpoint, one.repository, one.revision, one.path) for one in result.weights.sources
+        (one.kind, one.endpoint, one.repository, one.revision, one.path)
+        for one in there(result.weights).sources
     ]
     pinned = "f710177d938eff80b684d42c5aa84b382612f21f"
     assert kinds == [
@@ -371,7 +375,7 @@ def test_sources_carry_the_id_and_revision_each_knows() -> None:
         ("modelscope", "http://hub.example:8080", "MiniMax/MiniMax-M2.5", "master", None),
         ("directory", None, "MiniMaxAI/MiniMax-M2.5", pinned, "/mnt/models"),
     ]
-    assert result.model.path == f"/srv/models/MiniMaxAI/MiniMax-M2.5/{pinned}"
+    assert there(result.model).path == f"/srv/models/MiniMaxAI/MiniMax-M2.5/{pinned}"
 
 
 def test_weights_already_there_need_no_room_twice() -> None:
@@ -414,7 +418,8 @@ def test_weights_to_adopt_by_a_link_need_no_room() -> None:
 def test_memory_is_what_the_host_measures() -> None:
     less = host_plan(raw_host("H20", 4, driver="580.126.20", memory_mib=90000), model="M2.5")
     assert less.gpus.memory_bytes == 90000 * 2**20
-    assert less.capacity.kv_tokens < decide("H20", 4, model="M2.5").capacity.kv_tokens
+    more = there(decide("H20", 4, model="M2.5").capacity)
+    assert there(there(less.capacity).kv_tokens) < there(more.kv_tokens)
 
 
 def test_the_plan_is_the_same_before_and_after_the_driver() -> None:
@@ -605,7 +610,7 @@ def test_a_refusal_is_lifted_only_by_its_code_and_kept_on_record() -> None:
     assert [one.code for one in result.accepted] == ["gpu-count"]
     assert "accepted-gpu-count" in warned(result)
     assert result.as_dict()["accepted"][0]["code"] == "gpu-count"
-    assert (result.parallelism.tp, result.parallelism.ep) == (2, 1)
+    assert (there(result.parallelism).tp, there(result.parallelism).ep) == (2, 1)
     assert codes(decide("H200", 2, model="M2.5", accept_refusals=["memory"])) == {"gpu-count"}
 
 

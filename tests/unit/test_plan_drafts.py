@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,9 +12,9 @@ from minimax_metal.catalog import packaged_catalog
 from minimax_metal.host.weights.draft import draft_alone
 from minimax_metal.host.weights.stock import System, model_paths
 from minimax_metal.plan.model import plain
-from tests.unit.plan_helpers import codes, decide, flag, warned
+from tests.unit.plan_helpers import codes, decide, flag, there, warned
 
-M3 = {"model": "MiniMax-M3", "model_format": "mxfp8"}
+M3: dict[str, Any] = {"model": "MiniMax-M3", "model_format": "mxfp8"}
 REVISION = "1234567890123456789012345678901234567890"
 
 
@@ -25,31 +26,37 @@ REVISION = "1234567890123456789012345678901234567890"
         ("nvidia/MiniMax-M3-DSpark", "B200", "DSPARK", {"SGLANG_RAGGED_VERIFY_MODE": "static"}),
     ],
 )
-def test_a_draft_is_pulled_and_served_at_its_pinned_revision(draft, gpu, algorithm, environment):
+def test_a_draft_is_pulled_and_served_at_its_pinned_revision(
+    draft: str, gpu: str, algorithm: str, environment: dict[str, str]
+) -> None:
     result = decide(gpu, 8, speculative_draft_model=draft, model="MiniMax-M3")
     assert not result.refusals
-    (revision,) = {source.revision for source in result.draft.sources}
+    (revision,) = {source.revision for source in there(result.draft).sources}
     assert len(revision) == 40
-    assert result.draft.path.endswith(f"/{revision}")
-    assert result.draft.instance == "minimax-m3-draft"
-    assert flag(result, "--speculative-draft-model-path") == result.draft.path
+    assert there(result.draft).path.endswith(f"/{revision}")
+    assert there(result.draft).instance == "minimax-m3-draft"
+    assert flag(result, "--speculative-draft-model-path") == there(result.draft).path
     assert flag(result, "--speculative-algorithm") == algorithm
     assert environment.items() <= result.services[0].environment.items()
     assert "speculative-unproven" in warned(result)
 
 
-def test_its_bytes_count_on_the_disk_and_in_the_memory():
+def test_its_bytes_count_on_the_disk_and_in_the_memory() -> None:
     plain = decide("B200", 8, **M3)
     result = decide("B200", 8, speculative_draft_model="MiniMax-M3-DSpark", **M3)
     assert plain.draft is None
     draft = packaged_catalog().drafts["MiniMax-M3-DSpark"]
     # 10.72 GB, and one part in a hundred for the file system's own needs; integers are rounded twice.
-    assert abs(result.disk.needed_bytes - plain.disk.needed_bytes - draft.bytes.value * 101 // 100) <= 1
-    assert result.capacity.kv_bytes_per_token == plain.capacity.kv_bytes_per_token + 24_576
-    assert result.capacity.kv_tokens < plain.capacity.kv_tokens
+    assert (
+        abs(there(result.disk).needed_bytes - there(plain.disk).needed_bytes - draft.bytes.value * 101 // 100)
+        <= 1
+    )
+    with_draft, without = there(result.capacity), there(plain.capacity)
+    assert with_draft.kv_bytes_per_token == there(without.kv_bytes_per_token) + 24_576
+    assert there(with_draft.kv_tokens) < there(without.kv_tokens)
 
 
-def test_an_unknown_cache_of_its_own_is_said():
+def test_an_unknown_cache_of_its_own_is_said() -> None:
     result = decide("B200", 8, speculative_draft_model="MiniMax-M3-EAGLE3-GQA", **M3)
     (said,) = [one.message for one in result.warnings if one.code == "kv-not-counted"]
     assert "MiniMax-M3-EAGLE3-GQA" in said
@@ -80,13 +87,15 @@ def test_an_unknown_cache_of_its_own_is_said():
         ),
     ],
 )
-def test_what_the_engine_or_nobody_can_take_is_refused(gpu, settings, needed):
+def test_what_the_engine_or_nobody_can_take_is_refused(
+    gpu: str, settings: dict[str, Any], needed: str
+) -> None:
     result = decide(gpu, 8, **settings)
     (refusal,) = [one for one in result.refusals if one.code == "speculative"]
     assert needed in refusal.needed
 
 
-def test_the_user_may_name_the_revision_that_no_source_proves():
+def test_the_user_may_name_the_revision_that_no_source_proves() -> None:
     result = decide(
         "H200",
         8,
@@ -95,7 +104,7 @@ def test_the_user_may_name_the_revision_that_no_source_proves():
         speculative_draft_revision=REVISION,
     )
     assert not result.refusals
-    assert result.draft.revision == REVISION
+    assert there(result.draft).revision == REVISION
     assert flag(result, "--speculative-draft-model-path").endswith(f"MiniMax-M2.5-Eagle3/{REVISION}")
     assert {"licence", "kv-not-counted", "fault-m2-speculative-calls-mixed"} <= set(warned(result))
     result = decide(
@@ -108,14 +117,14 @@ def test_the_user_may_name_the_revision_that_no_source_proves():
     assert "model-revision" in codes(result)
 
 
-def test_one_draft_at_a_time():
+def test_one_draft_at_a_time() -> None:
     result = decide(
         "B200", 4, model="M3.1", speculative_draft=True, speculative_draft_model="MiniMax-M3-DSpark"
     )
     assert any("one draft" in one.needed for one in result.refusals)
 
 
-def test_every_entry_says_what_it_is_for_and_where_that_stands():
+def test_every_entry_says_what_it_is_for_and_where_that_stands() -> None:
     catalog = packaged_catalog()
     assert set(catalog.drafts) == {
         "MiniMax-M3-EAGLE3", "MiniMax-M3-EAGLE3-GQA", "MiniMax-M3-DSpark", "MiniMax-M2.5-Eagle3",
@@ -127,7 +136,7 @@ def test_every_entry_says_what_it_is_for_and_where_that_stands():
         assert draft.revision is None or draft.revision_source
 
 
-def test_a_drafts_directory_is_in_use(tmp_path):
+def test_a_drafts_directory_is_in_use(tmp_path: Path) -> None:
     assert list(model_paths(["--model-path", "/srv/m", "--speculative-draft-model-path", "/srv/d"])) == [
         "/srv/m",
         "/srv/d",
@@ -141,7 +150,7 @@ def test_a_drafts_directory_is_in_use(tmp_path):
     assert {str(path) for path in system.users()} == {"/srv/m", "/srv/d", "/srv/o"}
 
 
-def test_the_role_pulls_it_with_the_plan_of_a_model():
+def test_the_role_pulls_it_with_the_plan_of_a_model() -> None:
     plan = plain(decide("B200", 8, speculative_draft_model="MiniMax-M3-DSpark", **M3))
     alone = draft_alone(plan)
     assert alone["model"]["path"] == plan["draft"]["path"]
@@ -153,9 +162,13 @@ def test_the_role_pulls_it_with_the_plan_of_a_model():
         assert set(re.findall(rf"metal_plan\.{part}\.(\w+)", text)) <= set(alone[part])
 
 
-def test_a_lifted_refusal_starts_no_engine_with_a_draft_of_no_revision():
+def test_a_lifted_refusal_starts_no_engine_with_a_draft_of_no_revision() -> None:
     draft = "MiniMax-M2.5-Eagle3"
-    settings = {"model": "MiniMax-M2.5", "speculative_draft_model": draft, "accept_refusals": ["speculative"]}
+    settings: dict[str, Any] = {
+        "model": "MiniMax-M2.5",
+        "speculative_draft_model": draft,
+        "accept_refusals": ["speculative"],
+    }
     result = decide("H200", 8, **settings)
     assert "speculative" in {refusal.code for refusal in result.accepted}
     assert result.draft is None

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from minimax_metal.catalog import load_catalog, packaged_catalog
 from minimax_metal.common.errors import UserError
-from tests.unit.plan_helpers import decide
+from minimax_metal.plan import Plan
+from tests.unit.plan_helpers import decide, there
 
 
-def faults(plan):
+def faults(plan: Plan) -> set[str]:
     return {one.code for one in plan.warnings if one.code.startswith("fault-")}
 
 
@@ -40,11 +43,13 @@ def faults(plan):
         ("H100", 8, {"engine_extra_args": ["--moe-a2a-backend", "deepep"]}, {"fault-m2-deepep"}),
     ],
 )
-def test_a_plan_says_which_known_faults_it_meets(gpu, count, variables, expected):
+def test_a_plan_says_which_known_faults_it_meets(
+    gpu: str, count: int, variables: dict[str, Any], expected: set[str]
+) -> None:
     assert faults(decide(gpu, count, model="MiniMax-M2.5", **variables)) == expected
 
 
-def test_the_usual_plans_on_hopper_meet_none():
+def test_the_usual_plans_on_hopper_meet_none() -> None:
     for model in ("MiniMax-M2", "MiniMax-M2.1", "MiniMax-M2.5", "MiniMax-M2.7", "MiniMax-M3"):
         for gpu in ("H20", "H100", "H200"):
             assert not faults(decide(gpu, 8, model=model))
@@ -60,7 +65,7 @@ OWN = {
 }
 
 
-def test_a_refusal_of_an_overlay_is_lifted_by_its_code():
+def test_a_refusal_of_an_overlay_is_lifted_by_its_code() -> None:
     catalog = load_catalog([{"faults": {"mine": OWN}}])
     plan = decide("H100", 8, catalog=catalog, model="MiniMax-M2.5")
     assert [one.code for one in plan.refusals] == ["fault-mine"]
@@ -73,7 +78,7 @@ def test_a_refusal_of_an_overlay_is_lifted_by_its_code():
 @pytest.mark.parametrize(
     "wrong", [{"severity": "bad"}, {"where": {"gpu": ["H100"]}}, {"source": ""}, {"where": {"tp": ["x"]}}]
 )
-def test_a_fault_that_is_written_wrongly_is_one_line(wrong):
+def test_a_fault_that_is_written_wrongly_is_one_line(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError) as error:
         load_catalog([{"faults": {"mine": OWN | wrong}}])
     assert "faults.mine" in str(error.value)
@@ -84,7 +89,7 @@ def test_a_fault_that_is_written_wrongly_is_one_line(wrong):
     ("gpu", "expected"),
     [("H100", False), ("B200", True)],  # sgl-project/sglang issue 20820 is of Hopper
 )
-def test_what_is_known_to_break_is_not_recommended(gpu, expected):
+def test_what_is_known_to_break_is_not_recommended(gpu: str, expected: bool) -> None:
     plan = decide(gpu, 8, model="MiniMax-M2.5", mem_fraction_static=0.4 if gpu == "H100" else 0.17)
     said = next(one.message for one in plan.warnings if one.code == "short-sequence")
     assert ("fp8_e4m3" in said) is expected
@@ -156,7 +161,9 @@ def test_what_is_known_to_break_is_not_recommended(gpu, expected):
         ),
     ],
 )
-def test_known_faults_of_gpus_and_flags(model, gpu, variables, expected):
+def test_known_faults_of_gpus_and_flags(
+    model: str, gpu: str, variables: dict[str, Any], expected: set[str]
+) -> None:
     assert faults(decide(gpu, 8, model=model, **variables)) == expected
 
 
@@ -176,7 +183,9 @@ def test_known_faults_of_gpus_and_flags(model, gpu, variables, expected):
         ),
     ],
 )
-def test_what_ends_the_engine_is_refused_with_its_source(model, gpu, variables, code):
+def test_what_ends_the_engine_is_refused_with_its_source(
+    model: str, gpu: str, variables: dict[str, Any], code: str
+) -> None:
     (refusal,) = [one for one in decide(gpu, 8, model=model, **variables).refusals if one.code == code]
     assert "minimax" in refusal.found
     assert not [one for one in decide(gpu, 8, model=model).refusals if one.code == code]
@@ -191,7 +200,7 @@ def test_what_ends_the_engine_is_refused_with_its_source(model, gpu, variables, 
         ({}, 0),
     ],
 )
-def test_the_parsers_of_m2_are_known_not_to_read_m3(variables, expected):
+def test_the_parsers_of_m2_are_known_not_to_read_m3(variables: dict[str, Any], expected: int) -> None:
     plan = decide("H200", 8, model="M3", **variables)
     assert sum(one.code == "guide-parsers" for one in plan.warnings) == expected
     # On a host that it does not fit, too.
@@ -199,25 +208,25 @@ def test_the_parsers_of_m2_are_known_not_to_read_m3(variables, expected):
     assert sum(one.code == "guide-parsers" for one in plan.warnings) == expected
 
 
-def test_a_format_that_a_fault_forbids_is_not_chosen_but_taken_where_it_is_asked_for():
+def test_a_format_that_a_fault_forbids_is_not_chosen_but_taken_where_it_is_asked_for() -> None:
     where = {"formats": ["mxfp8"], "capabilities": ["10.0"]}
     catalog = load_catalog([{"faults": {"mine": OWN | {"where": where}}}])
-    before, after = (decide("B200", 8, model="M3", **more) for more in ({}, {"catalog": catalog}))
-    assert before.model.format == "mxfp8"
-    assert after.model.format != "mxfp8"
+    before, after = (decide("B200", 8, model="M3", catalog=one) for one in (None, catalog))
+    assert there(before.model).format == "mxfp8"
+    assert there(after.model).format != "mxfp8"
     assert after.fits
     asked = decide("B200", 8, model="M3", model_format="mxfp8", catalog=catalog)
     assert [one.code for one in asked.refusals] == ["fault-mine"]
-    assert asked.model.format == "mxfp8"
+    assert there(asked.model).format == "mxfp8"
     # Flags count as well: what only a flag breaks is chosen without the flag.
     flagged = OWN | {"where": where | {"arguments": {"--page-size": ["any"]}}}
     catalog = load_catalog([{"faults": {"mine": flagged}}])
-    assert decide("B200", 8, model="M3", catalog=catalog).model.format == "mxfp8"
+    assert there(decide("B200", 8, model="M3", catalog=catalog).model).format == "mxfp8"
     with_flag = decide("B200", 8, model="M3", catalog=catalog, engine_extra_args=["--page-size", "64"])
-    assert with_flag.model.format != "mxfp8"
+    assert there(with_flag.model).format != "mxfp8"
 
 
-def test_no_model_is_recommended_that_a_fault_forbids():
+def test_no_model_is_recommended_that_a_fault_forbids() -> None:
     first = decide("H20", 4, model="M3").refusals[0].remedy
     assert "MiniMax-M3.1-Flash fits this host" in first
     catalog = load_catalog([{"faults": {"mine": OWN | {"where": {"models": ["MiniMax-M3.1-Flash"]}}}}])
@@ -230,7 +239,7 @@ def test_no_model_is_recommended_that_a_fault_forbids():
 
 
 @pytest.mark.parametrize("name", packaged_catalog().faults)
-def test_every_fault_has_a_source_and_a_remedy(name):
+def test_every_fault_has_a_source_and_a_remedy(name: str) -> None:
     fault = packaged_catalog().faults[name]
     assert any(word in fault.source for word in ("issue", "SGLang", "guide", "models/"))
     assert fault.instead

@@ -44,7 +44,8 @@ def rules(me: str, own: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("me", HOSTS)
 def test_nobody_gets_a_firewall_who_named_no_clients(me: str) -> None:
-    for own in ({}, {"metal_allowed_cidrs": []}, {"metal_fleet_networks": ["10.0.0.0/8"]}):
+    owns: list[dict[str, Any]] = [{}, {"metal_allowed_cidrs": []}, {"metal_fleet_networks": ["10.0.0.0/8"]}]
+    for own in owns:
         assert decided(me, own) == {"rules": [], "problem": None}
 
 

@@ -156,7 +156,7 @@ def test_one_setting_gives_the_gateway_a_certificate_and_the_fleets_ca_for_its_w
 
 
 def test_a_gateway_keeps_a_certificate_of_the_users_own_before_the_fleets_workers() -> None:
-    options = {"tls_certificate": "/c", "tls_key": "/k"}
+    options: dict[str, Any] = {"tls_certificate": "/c", "tls_key": "/k"}
     plan = decide(settings={"metal_tls": "fleet"}, **options)
     assert plan.tls is not None
     assert not plan.tls["serves"]

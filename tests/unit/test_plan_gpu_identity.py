@@ -154,7 +154,9 @@ def test_a_grace_host_gets_its_own_repository_and_headers_and_no_promise(gpu: st
         ("H200", 16, "M2.7", "metal_tp_size to 16 and metal_ep_size to 16"),
     ],
 )
-def test_a_spread_that_nobody_asked_for_is_no_settings_fault(gpu, count, model, remedy):
+def test_a_spread_that_nobody_asked_for_is_no_settings_fault(
+    gpu: str, count: int, model: str, remedy: str
+) -> None:
     result = decide(gpu, count, model=model)
     said = [one.remedy for one in result.refusals if one.code == "parallelism"]
     assert said
@@ -163,7 +165,7 @@ def test_a_spread_that_nobody_asked_for_is_no_settings_fault(gpu, count, model, 
     assert all("leave metal_tp_size" in one.remedy for one in asked.refusals if one.code == "parallelism")
 
 
-def test_a_name_that_several_gpus_have_of_unknown_memory_is_the_first_ones():
+def test_a_name_that_several_gpus_have_of_unknown_memory_is_the_first_ones() -> None:
     gpus = {name: replace(CATALOG.gpus["H20B"], name=name) for name in ("one", "two")}
     assert {gpu.memory_bytes for gpu in gpus.values()} == {None}
     assert by_smi("NVIDIA H20B", 96 << 30, gpus) is gpus["one"]

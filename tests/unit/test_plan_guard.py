@@ -64,7 +64,7 @@ def test_a_media_domain_that_is_not_a_name_is_refused(domain: str) -> None:
 @pytest.mark.parametrize("name", ["max_request_mib", "request_seconds", "max_image_megapixels"])
 @pytest.mark.parametrize("value", [0, -1, 10**6])
 def test_a_limit_has_limits(name: str, value: int) -> None:
-    found = plan(**{name: value})
+    found = plan(None, **{name: value})
     assert codes(found) == ["limit"]
     assert f"metal_{name} {value}" in found["refusals"][0]["found"]
 
@@ -108,12 +108,19 @@ def test_with_known_clients_nothing_else_is_reached() -> None:
     )
     service = plan(listen_address="127.0.0.1")["service"]
     assert (service["ip_allow"], service["ip_deny"]) == (["localhost"], ["any"])
-    named = {"listen_address": "10.20.0.6", "address": "10.20.0.7", "allowed_cidrs": ["10.9.0.0/16"]}
+    named: dict[str, Any] = {
+        "listen_address": "10.20.0.6",
+        "address": "10.20.0.7",
+        "allowed_cidrs": ["10.9.0.0/16"],
+    }
     assert plan(**named)["service"]["ip_allow"] == ["localhost", "10.20.0.6", "10.20.0.7", "10.9.0.0/16"]
 
 
 def test_gateways_outside_the_clients_networks_are_reached() -> None:
-    named = {"allowed_cidrs": ["10.20.0.0/16"], "gateway_addresses": ["192.0.2.7", "2001:db8:7::1"]}
+    named: dict[str, Any] = {
+        "allowed_cidrs": ["10.20.0.0/16"],
+        "gateway_addresses": ["192.0.2.7", "2001:db8:7::1"],
+    }
     found = plan({"address": "10.20.0.5"}, **named)
     allowed = ["localhost", "10.20.0.5", "10.20.0.0/16", "192.0.2.7", "2001:db8:7::1"]
     assert found["service"]["ip_allow"] == allowed

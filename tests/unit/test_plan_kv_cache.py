@@ -80,6 +80,7 @@ def test_capacity_of_m3(gpu: str, count: int, settings: dict[str, Any], thousand
     capacity = decide(gpu, count, model="M3", **settings).capacity
     assert capacity is not None
     assert capacity.kv_tokens == pytest.approx(thousands * 1000, rel=0.005)
+    assert capacity.kv_tokens is not None
     assert capacity.kv_tokens % 128 == 0  # whole pages
     assert capacity.max_sequence <= capacity.kv_tokens
 

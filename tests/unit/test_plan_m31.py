@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 
 from minimax_metal.catalog import packaged_catalog
-from tests.unit.plan_helpers import codes, decide, flag, warned
+from tests.unit.plan_helpers import codes, decide, flag, there, warned
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_capacity_counts_index_keys_of_every_layer(count: int, copies: int) -> N
     each = 60 * 2 * 128 * 2 + 60 * 128 * 2  # one KV head of each GPU, and the whole index
     assert result.capacity is not None
     assert result.capacity.kv_bytes_per_token == each * count == 184_320 * copies
-    assert result.capacity.max_sequence == result.capacity.kv_tokens_per_replica < 1_048_576
+    assert result.capacity.max_sequence == there(result.capacity.kv_tokens_per_replica) < 1_048_576
 
 
 @pytest.mark.parametrize("gpu", ["B200", "B300", "GB200"])
@@ -130,14 +131,14 @@ def test_an_older_engine_is_not_sent_to_what_it_can_not_serve() -> None:
         {"engine_extra_args": ["--speculative-algorithm=DSPARK"]},
     ],
 )
-def test_the_draft_is_refused_where_the_engine_refuses_it(asked: dict[str, object]) -> None:
+def test_the_draft_is_refused_where_the_engine_refuses_it(asked: dict[str, Any]) -> None:
     (refusal,) = decide("H200", 8, model="M3.1", **asked).refusals
     assert refusal.code == "speculative"
     assert "Blackwell" in refusal.needed
 
 
 def test_the_draft_on_blackwell() -> None:
-    asked = {"model": "M3.1", "accept_refusals": ["engine-kernels"]}
+    asked: dict[str, Any] = {"model": "M3.1", "accept_refusals": ["engine-kernels"]}
     plain, result = decide("B200", 4, **asked), decide("B200", 4, speculative_draft=True, **asked)
     assert result.fits
     assert "speculative-unproven" in warned(result)
@@ -166,7 +167,7 @@ def test_a_model_without_a_draft_refuses_it() -> None:
     ],
 )
 def test_what_the_engine_refuses_at_its_start_is_refused_here(
-    gpu: str, asked: dict[str, object], code: str
+    gpu: str, asked: dict[str, Any], code: str
 ) -> None:
     # tests/contract/test_m31_arguments.py holds the same against the engine's own rules.
     assert codes(decide(gpu, 8, model="M3.1", accept_refusals=["engine-kernels"], **asked)) == {code}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.plan import Plan, Settings, parse_facts, plan
-from tests.unit.plan_helpers import MIB, raw_host
+from tests.unit.plan_helpers import MIB, raw_host, there
 
 CATALOG = packaged_catalog()
 FORMATS = sorted({name for formats in CATALOG.models.values() for name in formats})
@@ -106,10 +106,12 @@ def promises(named: dict[str, Any], result: Plan) -> None:
     if result.fits and capacity and spread and not result.accepted:
         assert capacity.static_bytes <= capacity.total_bytes
         if capacity.kv_tokens is not None:
-            used = capacity.weights_bytes * spread.replicas + capacity.kv_tokens * capacity.kv_bytes_per_token
+            used = capacity.weights_bytes * spread.replicas + capacity.kv_tokens * there(
+                capacity.kv_bytes_per_token
+            )
             assert used <= capacity.static_bytes
-            assert capacity.max_sequence <= capacity.kv_tokens_per_replica
-        assert spread.tp * spread.replicas <= result.gpus.count
+            assert capacity.max_sequence <= there(capacity.kv_tokens_per_replica)
+        assert spread.tp * spread.replicas <= there(result.gpus).count
         assert spread.tp % spread.ep == 0
     if result.fits:
         assert result.services
@@ -137,10 +139,11 @@ def test_more_memory_never_means_less(model: str, gpu: str, count: int, mib: int
         small = decide(named, raw_host(gpu, count, driver="595.71.05", memory_mib=mib))
         large = decide(named, raw_host(gpu, count, driver="595.71.05", memory_mib=mib + more))
         assert large.fits >= small.fits
-        if small.capacity.kv_tokens is not None:
-            assert large.capacity.kv_tokens >= small.capacity.kv_tokens
-            assert large.limits.weight >= small.limits.weight
-        assert large.gpus.memory_bytes - small.gpus.memory_bytes == more * MIB
+        tokens = there(small.capacity).kv_tokens
+        if tokens is not None:
+            assert there(there(large.capacity).kv_tokens) >= tokens
+            assert there(large.limits).weight >= there(small.limits).weight
+        assert there(large.gpus).memory_bytes - there(small.gpus).memory_bytes == more * MIB
 
 
 json_like = st.recursive(

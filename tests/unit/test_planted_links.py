@@ -205,9 +205,9 @@ NEW = tuple(
 INCIDENTS = ("var/lib-sglang/incidents", "var/lib-sglang/incidents/m", "var/lib-sglang/incidents/m/1.json",
              "var/lib-sglang/incidents/m/2.json")  # fmt: skip
 
-Work = Callable[[Host], None]
+Work = Callable[[Host], object]
 WORK: dict[str, tuple[Work, tuple[str, ...]]] = {
-    "kernels count": (lambda host: kernels.main(["count", str(host.cache)]) and None, CACHE),
+    "kernels count": (lambda host: kernels.main(["count", str(host.cache)]), CACHE),
     "kernels pack": (pack, CACHE),
     "kernels unpack": (unpack, CACHE),
     "kernels copy": (copy, CACHE),

@@ -84,7 +84,7 @@ def test_a_fault_of_a_gpu_comes_before_the_engines_words() -> None:
 def read(*chunks: bytes, secrets: Secrets | None = None) -> tuple[Output, str]:
     said: list[str] = []
     output = Output(
-        io.BufferedReader(io.BytesIO(b"".join(chunks))),  # type: ignore[arg-type]
+        io.BufferedReader(io.BytesIO(b"".join(chunks))),
         secrets or Secrets(()),
         said.append,
     )

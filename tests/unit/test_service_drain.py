@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from minimax_metal.host.engine import supervise
+from minimax_metal.host.engine.control import EXIT_STOPPED
+from minimax_metal.host.engine.diagnosis import EXIT_NEVER
 from minimax_metal.host.engine.drain import Drain
 from tests.unit.test_service_supervise import PATIENCE, Run, Starter, gone, starter  # noqa: F401  # a fixture
 
@@ -96,7 +98,7 @@ def test_a_stop_loses_nothing_and_takes_nothing_new(starter: Starter, mode: str)
         assert response.status == 200
     stream.join(PATIENCE)
     assert stream.text.endswith("end\n")
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert "engine stopped after" in run.said()
     assert starter.reports() == []
 
@@ -107,7 +109,7 @@ def test_a_drain_is_bounded(starter: Starter) -> None:  # noqa: F811
     stream.start()
     assert stream.begun.wait(PATIENCE)
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert "1 requests did not finish within 1 s: cut off" in run.said()
 
 
@@ -144,7 +146,7 @@ def test_an_engine_without_its_guard_is_never_ready(starter: Starter, secrets: P
     hidden = ["env", "--unset=PYTHONPATH", *plain]
     run = starter("", *options, command=hidden, environment=identity, start=60)
     run.wait_for("STATUS=waiting: the engine answers without its guard (/metal/identity: 404)")
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_NEVER
+    assert run.process.wait(timeout=PATIENCE) == EXIT_NEVER
     assert not [message for message in run.read() if "READY=1" in message]
 
 
@@ -192,7 +194,7 @@ def test_a_server_that_no_longer_answers_is_ended(
     run.process.send_signal(signal.SIGTERM)
     run.wait_for("has another")
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
 
 
 def test_work_that_takes_long_is_no_hang(starter: Starter) -> None:  # noqa: F811

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from minimax_metal.host.engine import explain
-from minimax_metal.host.engine.diagnosis import EXIT_GPU, EXIT_NEVER, Who, advice, kernel
+from minimax_metal.host.engine.diagnosis import EXIT_GPU, EXIT_NEVER, Who, advice, diagnose, kernel
 from minimax_metal.host.engine.diagnosis.rules import rules
 from minimax_metal.plan.settings import SETTINGS
 
@@ -231,10 +231,10 @@ def test_a_diagnosis_has_a_deadline_and_hears_a_stop() -> None:
         asked.append(1)
         return len(asked) > 10
 
-    reason = explain.diagnose(lines, ready=False, stop=stop)
+    reason = diagnose(lines, ready=False, stop=stop)
     assert reason is not None
     assert len(asked) == 11
-    assert explain.diagnose(lines, ready=False, seconds=-1.0) is None
+    assert diagnose(lines, ready=False, seconds=-1.0) is None
 
 
 def _journal(*lines: tuple[int, str]) -> str:

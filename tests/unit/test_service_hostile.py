@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minimax_metal.host.engine import supervise
+from minimax_metal.host.engine.control import EXIT_STOPPED
 from tests.unit.test_service_supervise import PATIENCE, Starter, starter  # noqa: F401  # a fixture
 
 LOUD = """
@@ -80,7 +80,7 @@ def test_a_journal_that_takes_nothing_stops_no_engine(
             assert process.poll() is None
             assert time.monotonic() < deadline
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+        assert process.wait(timeout=PATIENCE) == EXIT_STOPPED
     finally:
         process.kill()
         process.wait()
@@ -139,7 +139,7 @@ def test_a_stop_is_heard_while_nvidia_smi_hangs(starter: Starter, tmp_path: Path
     time.sleep(1.5)
     begun = time.monotonic()
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert time.monotonic() - begun < 25, "nvidia-smi's own limit is 30 s"
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from minimax_metal.common.errors import UserError
-from minimax_metal.host.engine.kernels import kernels, main, pack, unpack
+from minimax_metal.host.engine.kernel_archive import kernels
+from minimax_metal.host.engine.kernels import main, pack, unpack
 from minimax_metal.host.releases.record import kernels_of
 from tests.support.templates import evaluate, role_variables
 

@@ -22,6 +22,8 @@ import pytest
 
 from minimax_metal.common.durations import spell
 from minimax_metal.host.engine import supervise
+from minimax_metal.host.engine.arguments import parse
+from minimax_metal.host.engine.control import EXIT_STOPPED
 from tests.support.templates import TEMPLATES
 
 PATIENCE = 60.0
@@ -193,7 +195,7 @@ def test_ready_then_stop_drains_and_leaves_nobody(starter: Starter) -> None:
     rank = run.rank()
     run.process.send_signal(signal.SIGTERM)
     run.wait_for("STOPPING=1")
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert "drained" in run.said()
     assert gone(rank)
 
@@ -281,7 +283,7 @@ def test_stubborn_engine_is_killed_with_its_group(starter: Starter) -> None:
     rank = run.rank()
     begun = time.monotonic()
     run.process.send_signal(signal.SIGINT)
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert time.monotonic() - begun > 0.9
     assert "killed" in run.said()
     assert gone(rank)
@@ -291,7 +293,7 @@ def test_stop_while_starting(starter: Starter) -> None:
     run = starter("never", start=600)
     rank = run.rank()
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(timeout=PATIENCE) == supervise.EXIT_STOPPED
+    assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
     assert gone(rank)
 
 
@@ -312,7 +314,7 @@ def test_engine_arguments_after_the_dashes_are_left_alone() -> None:
         "--instance i --ready-url http://127.0.0.1:8000/health --start-timeout 5 --stop-timeout 6 "
         "-- python -m sglang.launch_server --port 8000 -- x"
     )
-    parsed = supervise.parse(shlex.split(line))
+    parsed = parse(shlex.split(line))
     assert parsed.command == ("python", "-m", "sglang.launch_server", "--port", "8000", "--", "x")
     assert parsed.address == ("127.0.0.1", 8000)
 

@@ -238,7 +238,7 @@ def test_a_file_without_stated_pieces_comes_from_one_host_who_is_then_to_blame()
     it = board()
     it.completed(B, ["key0", "key1"])
     it.completed(C, ["key0", "key1"])
-    offers = []
+    offers: list[Offer] = []
     while len(offers) < 12 and (offer := it.next_offer(0.0)) is not None:
         offers.append(offer)
         it.have(offer.piece, sha(offer.piece), offer.reader, offer.peer)

@@ -191,7 +191,8 @@ def test_a_piece_that_one_host_does_not_send_is_taken_from_another() -> None:
     it = board()
     for name in (B, C):
         it.announced(name, ("key0", 0), SHA, 0, name, 0.0)
-    now, asked = 0.0, []
+    now = 0.0
+    asked: list[str] = []
     while len(asked) < 20:
         offer = it.next_offer(now)
         now += 5.0

@@ -8,6 +8,7 @@ import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -275,7 +276,7 @@ def test_a_missing_or_wrong_secret_is_one_line(tmp_path: Path, monkeypatch: pyte
 
 def test_the_hosts_of_a_run_with_the_same_model_are_peers() -> None:
     plan = {"model": {"path": "/srv/models/M/1"}}
-    hosts = [
+    hosts: list[dict[str, Any]] = [
         {"inventory_hostname": "a", "metal_plan": plan, "ansible_host": "10.0.0.1"},
         {"inventory_hostname": "b", "metal_plan": plan, "ansible_host": "x", "metal_address": "10.0.0.2"},
         {"inventory_hostname": "c", "metal_plan": plan},

@@ -22,7 +22,7 @@ from minimax_metal.cli import main
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.adapter import plan_host
 from minimax_metal.controller.bundle import debian, download, export, programs, pythons, wheels
-from minimax_metal.controller.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Wheels, find_wanted
+from minimax_metal.controller.bundle.wanted import EXTRA_PACKAGES, ROLE_PACKAGES, Weights, Wheels, find_wanted
 from minimax_metal.controller.bundle_store import store
 from minimax_metal.controller.verbs import bundle as commands
 from tests.support.hub import model as hub_model
@@ -135,7 +135,7 @@ def test_a_copy_into_itself_is_refused(bundle: store.Bundle, capsys: pytest.Capt
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     real = time.sleep
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: real(min(seconds, 0.01)))
+    monkeypatch.setattr(time, "sleep", lambda seconds: real(min(seconds, 0.01)))
 
 
 def item(origin: Origin, content: bytes, wrong: bool = False) -> download.Item:
@@ -352,7 +352,7 @@ def test_weights_are_listed_by_their_own_manifest(tmp_path: Path) -> None:
     entry = {"path": "a.safetensors", "size": 7, "sha256": sha(b"weights"), "stated": True}
     manifest = {"schema": 1, "name": "N", "revision": "abc", "source": {}, "bytes": 7, "files": [entry]}
     (target / ".minimax-metal/manifest.json").write_text(json.dumps(manifest))
-    listed = export.weights_files(tmp_path, export.Weights("Org/Name/abc", "N", "abc", 7))
+    listed = export.weights_files(tmp_path, Weights("Org/Name/abc", "N", "abc", 7))
     assert [file.path for file in listed] == [
         *("weights/Org/Name/abc/a.safetensors", "weights/Org/Name/abc/.minimax-metal/manifest.json")
     ]
@@ -386,7 +386,7 @@ def test_weights_are_pulled_as_somebody_states_them_and_not_otherwise(
 ) -> None:
     files = hub_model(shards=2, size=50_000)
     with hub_running(tmp_path / "hub", files) as hub:
-        settings = {"metal_model_revision": hub.commit, "metal_weights_source": "hf-mirror"}
+        settings: dict[str, Any] = {"metal_model_revision": hub.commit, "metal_weights_source": "hf-mirror"}
         plan = planned(**settings, metal_hf_mirror_endpoint=hub.url)
         target = tmp_path / "bundle/weights" / hub.commit
         target.parent.mkdir(parents=True)

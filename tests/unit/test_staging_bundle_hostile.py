@@ -26,6 +26,7 @@ from minimax_metal.cli import main
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.bundle import download, serve
 from minimax_metal.controller.bundle_store import document, signature, store
+from minimax_metal.controller.bundle_store.area import area
 
 SECRET = b"root:$6$secret:19000:0:99999:7:::\n"
 
@@ -262,7 +263,7 @@ def test_an_unfinished_file_that_is_a_link_or_has_another_name_is_not_written_to
     item = download.Item("http://127.0.0.1:9/x", "apt/y", 3, sha(b"new"))
     part = target / ".partial" / hashlib.sha256(f"{item.path} {item.sha256}".encode()).hexdigest()
     os.link(secret, part)
-    with store.area(target) as opened:
+    with area(target) as opened:
         os.close(opened.write(part.name, keep=True))
     assert not part.is_symlink()
     assert part.stat().st_nlink == 1
@@ -303,7 +304,7 @@ def endless() -> Iterator[str]:
 def test_a_body_without_end_is_cut_at_what_the_lock_says(
     endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     monkeypatch.setattr(download, "UNSTATED", 5 << 20)
     store.begin(tmp_path / "b")
     for size in (10, -1):
@@ -552,9 +553,9 @@ def test_only_listed_files_are_served(served: tuple[str, int, Path]) -> None:
         "/pypi//files/2", "/pypi/./files/2", "/imported.json", "/manifest.json.sig", "/pypi/files/2/",
     ):  # fmt: skip
         for method in ("GET", "HEAD"):
-            answer = raw(url, f"{method} {path} HTTP/1.1")
-            assert SECRET not in answer, path
-            assert b" 200 " not in answer.split(b"\r\n")[0], (method, path)
+            got = raw(url, f"{method} {path} HTTP/1.1")
+            assert SECRET not in got, path
+            assert b" 200 " not in got.split(b"\r\n")[0], (method, path)
     # What changed under its name since.
     (directory / "pypi/files/1").unlink()
     (directory / "pypi/files/1").symlink_to("/dev/zero")
@@ -562,15 +563,15 @@ def test_only_listed_files_are_served(served: tuple[str, int, Path]) -> None:
     for name in ("0", "1"):
         assert requests.get(f"{url}/pypi/files/{name}", timeout=10).status_code == 404
     if os.geteuid() == 0:
-        status = Path(f"/proc/{pid}/status").read_text()
+        rights = Path(f"/proc/{pid}/status").read_text()
         nobody = pwd.getpwnam("nobody").pw_uid
-        for line in status.splitlines():
+        for line in rights.splitlines():
             name, _, value = line.partition(":")
             if name in {"Uid", "Gid"}:
                 assert "0" not in value.split(), line
             if name in {"CapEff", "CapPrm"}:
                 assert int(value, 16) == 0, line
-        assert f"Uid:\t{nobody}" in status
+        assert f"Uid:\t{nobody}" in rights
 
 
 def test_clients_at_the_same_time_get_whole_files(served: tuple[str, int, Path]) -> None:
@@ -590,13 +591,13 @@ def test_slow_clients_keep_nobody_else_out(bundle: store.Bundle, monkeypatch: py
     monkeypatch.setattr(serve, "OF_ONE", 8)
     monkeypatch.setattr(serve, "SECONDS", 1.0)
     slow: list[socket.socket] = []
-    with store.area(bundle.directory) as opened:
+    with area(bundle.directory) as opened:
         server = serve.Server(opened, bundle, ("127.0.0.1", 0), serve.networks(["127.0.0.0/8"]))
         with server:
             thread = threading.Thread(target=server.serve_forever, daemon=True)
             thread.start()
             for _ in range(20):
-                slow.append(socket.create_connection(server.server_address[:2], 5, ("127.0.0.9", 0)))
+                slow.append(socket.create_connection(("127.0.0.1", server.server_port), 5, ("127.0.0.9", 0)))
                 slow[-1].sendall(b"GET /manifest.json HTTP/1.1\r\nX: ")
             url = f"http://127.0.0.1:{server.server_port}"
             assert requests.get(f"{url}/manifest.json", timeout=10).status_code == 200
@@ -621,7 +622,7 @@ def test_slow_clients_keep_nobody_else_out(bundle: store.Bundle, monkeypatch: py
 
 
 def test_who_is_not_allowed_gets_nothing(bundle: store.Bundle) -> None:
-    with store.area(bundle.directory) as opened:
+    with area(bundle.directory) as opened:
         server = serve.Server(opened, bundle, ("127.0.0.1", 0), serve.networks(["10.0.0.0/8", "fd00::/8"]))
         with server:
             for client in ("127.0.0.1", "11.0.0.1", "::1", "fe80::1%eth0"):

@@ -415,7 +415,7 @@ def test_a_proof_survives_its_journey() -> None:
 def test_a_manifest_file_of_the_user(tmp_path: Path) -> None:
     """One of ours, a proof, or the answer of Hugging Face's API (huggingface.co/docs/hub/api)."""
     when = "2026-11-01T00:00:00Z"
-    ours = {
+    ours: dict[str, Any] = {
         "name": "m",
         "revision": None,
         "source": {},

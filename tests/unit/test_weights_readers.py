@@ -177,7 +177,8 @@ def test_sealed_lines_come_back_whatever_is_in_them(tmp_path: Path) -> None:
     odd = Odd(SEED)
     log = Log(tmp_path, "gpu02", 10, [SECRET])
     for _ in range(200):
-        log.post([odd.chance.choice([odd.atom, int])() or 0 for _ in range(odd.chance.randrange(1, 4))])
+        makers: list[Callable[[], Any]] = [odd.atom, int]
+        log.post([odd.chance.choice(makers)() or 0 for _ in range(odd.chance.randrange(1, 4))])
     log.post(["file", "key0"])
     log.close()
     heard = Reader("gpu02", [SECRET]).feed(log.path.read_bytes(), 0)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.bundle_store import signature
+from minimax_metal.controller.bundle_store.store import SIGNATURE
 from minimax_metal.controller.statements import bundled
 from minimax_metal.controller.statements.resolving import resolve
 from minimax_metal.controller.statements.wishes import Wish, store_directory, wish_of
@@ -140,15 +142,13 @@ def test_where_the_first_host_has_no_way_either_two_more_try(tmp_path: Path) -> 
 
     ask = Asked()
     for number in (1, 2):
-        assert (
-            resolve(wish(MIRROR), tmp_path, ask=ask, elsewhere=lambda n=number: host(n, None)).proof is None
-        )  # type: ignore[misc]  # mypy knows no defaults of a lambda
+        assert resolve(wish(MIRROR), tmp_path, ask=ask, elsewhere=partial(host, number, None)).proof is None
     found = resolve(wish(MIRROR), tmp_path, ask=ask, elsewhere=lambda: host(3, proof))
     assert found.proof == proof
     assert tried == [1, 2, 3]
     assert len(ask.asked) == 2, "the controller waited once"
     for number in range(6):
-        resolve(wish(MIRROR), tmp_path / "2", ask=ask, elsewhere=lambda n=number: host(n, None))  # type: ignore[misc]  # as above
+        resolve(wish(MIRROR), tmp_path / "2", ask=ask, elsewhere=partial(host, number, None))
     assert len(tried) == 6
 
 
@@ -326,11 +326,11 @@ def test_a_bundles_signed_manifest_states_what_its_weights_are(tmp_path: Path) -
         signers = tmp_path / "signers"
         assert bundled.served(source, "A/B", COMMIT, signers)[0] is None, "no keys"
         signers.write_text(key.with_suffix(".pub").read_text())
-        files[f"/{bundled.SIGNATURE}"] = signature.sign(content, foreign)
+        files[f"/{SIGNATURE}"] = signature.sign(content, foreign)
         proof, why = bundled.served(source, "A/B", COMMIT, signers)
         assert proof is None
         assert "is not signed by a key" in why
-        files[f"/{bundled.SIGNATURE}"] = signature.sign(content, key)
+        files[f"/{SIGNATURE}"] = signature.sign(content, key)
         proof, _ = bundled.served(source, "A/B", COMMIT, signers)
         assert proof is not None
         assert [(entry.path, entry.sha256) for entry in proof.files] == [("config.json", "5" * 64)]

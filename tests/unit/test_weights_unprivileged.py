@@ -18,8 +18,8 @@ import pytest
 
 from minimax_metal.common.apart import within
 from minimax_metal.common.errors import UserError
-from minimax_metal.controller.statements import bundled, resolving
-from minimax_metal.host.weights import adopt, commands, unprivileged
+from minimax_metal.controller.statements import bundled
+from minimax_metal.host.weights import adopt, asking, commands, unprivileged
 from minimax_metal.host.weights.errors import SourceError
 from minimax_metal.host.weights.request import Request, Source
 from minimax_metal.host.weights.sources import open_source
@@ -102,7 +102,7 @@ def by_command(hub: Hub, place: Path) -> None:
 
 
 def by_controller(hub: Hub, _: Path) -> None:
-    proof = resolving.ask(hub.source())
+    proof = asking.ask(hub.source())
     assert (proof.revision, proof.files[0].git_oid) == (COMMIT, "1" * 40)
 
 
