@@ -6,7 +6,7 @@ import base64
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def damaged_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
-DAMAGE = {
+DAMAGE: dict[str, tuple[Callable[[Path], object], bool]] = {
     "content": (lambda path: path.write_text("other"), True),
     "longer": (lambda path: path.write_text("text\nx"), True),
     "mode": (lambda path: path.chmod(0o600), False),
