@@ -293,3 +293,25 @@ def test_programs_on_hosts_have_the_same_defaults() -> None:
     assert setting_value("model_weights_share_port", None) == PORT
     assert str(ROOT) == setting_value("metal_weights_directory", None)
     assert setting_value("artefact_cache_directory", None) == ARTEFACTS
+
+
+def test_a_playbook_without_a_plan_refuses_settings_before_its_first_task(tmp_path: Path) -> None:
+    tasks = [
+        {"ansible.builtin.import_tasks": f"{REPOSITORY}/playbooks/tasks/settings.yml"},
+        {"ansible.builtin.copy": {"dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "content": "changed"}},
+    ]
+    hosts = {
+        "good": {"metal_rollout_soak_seconds": "30", "sglang_gateway_port": "{{ known_later }}"},
+        "typo": {"metal_remove_wieghts": ["MiniMax-M2.5"]},
+        "role": {"artefact_cache_size_gigabyte": 5, "sglang_gateway_retries": "often"},
+        "value": {"metal_keep_releases": 0},
+    }
+    done = play_on(tmp_path, hosts, {"hosts": "all", "gather_facts": False, "tasks": tasks})
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 2
+    assert [name for name in hosts if (tmp_path / name).exists()] == ["good"]
+    assert "typo: variable-unknown: found variable metal_remove_wieghts" in said
+    assert "did you mean metal_remove_weights?" in said
+    assert "role: variable-unknown: found variable artefact_cache_size_gigabyte" in said
+    assert "sglang_gateway_retries: 'often'; needed a whole number" in said.replace("''", "'")
+    assert "found metal_keep_releases 0; needed 1 to 1000" in said
