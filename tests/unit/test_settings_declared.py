@@ -315,3 +315,20 @@ def test_a_playbook_without_a_plan_refuses_settings_before_its_first_task(tmp_pa
     assert "role: variable-unknown: found variable artefact_cache_size_gigabyte" in said
     assert "sglang_gateway_retries: 'often'; needed a whole number" in said.replace("''", "'")
     assert "found metal_keep_releases 0; needed 1 to 1000" in said
+
+
+@pytest.mark.parametrize("setting", [one for one in EVERY if one.bounds], ids=lambda one: one.name)
+def test_bounds_are_kept_to_the_number(setting: Setting) -> None:
+    assert setting.bounds is not None
+    step = 0.5 if setting.bounds.inside else 1
+    least, most = setting.bounds.least, setting.bounds.most
+    inside = {least, most, (least + most) / 2} if not setting.bounds.inside else {least + 0.01, most - 0.01}
+    for value in inside:
+        assert refuse_value(setting, value) is None
+    for value in (least - step, most + step, float("nan"), float("inf"), *({least, most} - inside)):
+        refusal = refuse_value(setting, value)
+        assert refusal is not None
+        assert refusal.found.startswith(setting.name)
+        assert "{" not in refusal.remedy
+        if setting.owner not in {"plan", "playbook"} and value == value and abs(value) != float("inf"):
+            assert role_problems({setting.name: value}) != []

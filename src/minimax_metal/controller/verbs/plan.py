@@ -19,7 +19,7 @@ from minimax_metal.controller.vault import masked
 from minimax_metal.plan.certificates import ends_of, secrets_directory, with_notices
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.model import Plan
-from minimax_metal.plan.settings import Settings
+from minimax_metal.plan.settings import DECLARED, Settings
 from minimax_metal.plan.what_if import counted, find_platform, what_if_facts
 
 EPILOG = """\
@@ -31,24 +31,19 @@ examples:
 """
 
 OPTIONS = (
-    # option, variable, what to show for its value, meaning
-    ("--model", "metal_model", "NAME", "model to serve"),
-    ("--format", "metal_model_format", "FORMAT", "checkpoint format, such as fp8 or bf16"),
-    ("--engine", "metal_engine_release", "RELEASE", "SGLang release"),
-    (
-        "--profile",
-        "metal_profile",
-        "PROFILE",
-        "default, fast for a published recipe, or guide for the vendor guide's own command",
-    ),
-    ("--aim", "metal_aim", "AIM", "what fast aims at: latency, throughput or long-context"),
-    ("--layout", "metal_layout", "LAYOUT", "tp8 or 2xtp4 on 8 GPUs, tp4 on 4"),
-    ("--tp", "metal_tp_size", "N", "tensor parallel size"),
-    ("--ep", "metal_ep_size", "N", "expert parallel size"),
-    ("--mem-fraction", "metal_mem_fraction_static", "SHARE", "share of GPU memory for weights and KV cache"),
-    ("--kv-cache-dtype", "metal_kv_cache_dtype", "TYPE", "auto, bfloat16, fp8_e4m3 or fp8_e5m2"),
-    ("--driver-branch", "metal_driver_branch", "BRANCH", "branch of the NVIDIA driver"),
-    ("--date", "metal_plan_date", "YYYY-MM-DD", "day for which driver branches are judged; today"),
+    # option, setting, what to show for its value
+    ("--model", "metal_model", "NAME"),
+    ("--format", "metal_model_format", "FORMAT"),
+    ("--engine", "metal_engine_release", "RELEASE"),
+    ("--profile", "metal_profile", "PROFILE"),
+    ("--aim", "metal_aim", "AIM"),
+    ("--layout", "metal_layout", "LAYOUT"),
+    ("--tp", "metal_tp_size", "N"),
+    ("--ep", "metal_ep_size", "N"),
+    ("--mem-fraction", "metal_mem_fraction_static", "SHARE"),
+    ("--kv-cache-dtype", "metal_kv_cache_dtype", "TYPE"),
+    ("--driver-branch", "metal_driver_branch", "BRANCH"),
+    ("--date", "metal_plan_date", "YYYY-MM-DD"),
 )
 
 
@@ -86,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_options(parser)
     wanted = parser.add_argument_group("what is wanted (each is a metal_* variable)")
-    for option, variable, metavar, meaning in OPTIONS:
+    for option, variable, metavar in OPTIONS:
+        meaning = DECLARED[variable].meaning.replace("`", "").replace("%", "%%")
         wanted.add_argument(option, dest=variable, metavar=metavar, help=f"{meaning} [{variable}]")
     wanted.add_argument(
         "--overlay",
@@ -123,7 +119,7 @@ def _plans_and_secrets(arguments: argparse.Namespace) -> list[tuple[Plan, tuple[
 def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
     values = {
         variable: getattr(arguments, variable)
-        for _, variable, _, _ in OPTIONS
+        for _, variable, _ in OPTIONS
         if getattr(arguments, variable) is not None
     }
     if arguments.overlay:

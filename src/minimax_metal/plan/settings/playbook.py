@@ -64,7 +64,7 @@ class PlaybookSettings:
     )
     rollout_soak_errors: float = number(
         0.01,
-        "How much the share of failed answers may rise during the soak: 0.01 is one in a hundred.",
+        "How much the share of failed answers may rise during the soak. 0.01 is one percentage point.",
         SHARE,
     )
     rollout_soak_latency: float = number(
@@ -90,7 +90,7 @@ class PlaybookSettings:
     remove_weights: tuple[str, ...] = texts(
         (), "Models whose weights `remove.yml` deletes, by name. Other weights stay."
     )
-    remove_caches: bool = switch(False, "Have `remove.yml` delete caches: compiled kernels and packages.")
+    remove_caches: bool = switch(False, "Have `remove.yml` delete caches: compiled kernels and downloads.")
     remove_records: bool = switch(False, "Have `remove.yml` delete release records and reports.")
     remove_driver: bool = switch(False, "Have `remove.yml` purge the NVIDIA driver and CUDA.")
     remove_gateway: bool = switch(False, "Have `remove.yml` remove the gateway.")
