@@ -5,13 +5,9 @@
 
 from __future__ import annotations
 
-import getpass
 import json
-import os
-import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from dataclasses import asdict
 from typing import Any
 
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
@@ -19,16 +15,12 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 from minimax_metal.controller.kept_plan import kept_plan
 from minimax_metal.host.releases.record import digest_of
 from minimax_metal.host.soak import Figures, said
-from minimax_metal.plan.rollout.batches import (
-    Work,
-    decide,
-    gateway_workers,
-    no_room,
-    outsider,
-    serving_of,
-    work_of,
-)
-from minimax_metal.plan.rollout.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
+from minimax_metal.plan.rollout import state
+from minimax_metal.plan.rollout.verdict import Outcome, failure_text, standings, tags_refusal
+from minimax_metal.plan.rollout.works import Work, outsider, serving_of, stages_of, work_of
+
+Hosts = Mapping[str, Mapping[str, Any]]
+"""Ansible's ``hostvars``."""
 
 
 def metal_release_digest(plan: str) -> str:
@@ -37,113 +29,115 @@ def metal_release_digest(plan: str) -> str:
 
 
 def metal_rollout_work(
-    facts: Mapping[str, Any], host: str, plan: str, driver: str = "", gateway: bool = False
+    facts: Mapping[str, Any], host: str, plan: str, rollout: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return what a host needs: its facts, its plan as JSON, what the driver needs in words."""
-    content = json.loads(plan)
-    return work_of(host, digest_of(content), content, facts, driver, gateway).as_dict()
+    """Return what a host needs: its facts, its plan as JSON, and of the rollout ``driver`` (what the driver
+    needs, in words), ``gateway`` (whether there is one) and ``soak`` (whether replicas are watched)."""
+    content, asked = json.loads(plan), rollout or {}
+    driver, gateway, soak = asked.get("driver", ""), asked.get("gateway", False), asked.get("soak", False)
+    return work_of(host, digest_of(content), content, facts, driver, gateway, soak).as_dict()
 
 
-def metal_rollout_outsiders(
-    results: Sequence[Mapping[str, Any]], gateway: bool = False
-) -> list[dict[str, Any]]:
-    """Return the hosts of the group that a run leaves alone: results of a loop over their names."""
-    return [outsider(str(one["item"]), one.get("facts"), gateway).as_dict() for one in results]
+def metal_rollout_way_back(facts: Mapping[str, Any], host: str, plan: str) -> list[str]:
+    """Return the stages by which a host goes back to the release whose plan, as JSON, is given."""
+    work = metal_rollout_work(facts, host, plan)
+    # Whatever runs there, the release is applied, checked and recorded again.
+    kind = "switch" if work["kind"] == "switch" else "verify"
+    return [stage.value for stage in stages_of(kind, back=True)]
 
 
-def metal_rollout(
-    works: Sequence[Mapping[str, Any]],
-    outsiders: Sequence[Mapping[str, Any]],
-    batches: Any,
-    min_ready: Any,
-    gateway: bool,
+def metal_rollout_standing(hostvars: Hosts, hosts: Sequence[str]) -> list[str]:
+    """Return where earlier runs left hosts, one line each."""
+    return standings({host: hostvars[host]["__rollout_found"]["facts"] for host in hosts})
+
+
+def metal_rollout_begin(
+    hostvars: Hosts, hosts: Sequence[str], outside: Mapping[str, Any], wishes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the whole rollout."""
-    wish = None if batches in (None, "") else batches if isinstance(batches, (list, tuple)) else [batches]
-    return decide(
-        [Work.from_dict(one) for one in works],
-        [Work.from_dict(one) for one in outsiders],
-        wish,
-        None if min_ready in (None, "") else min_ready,
-        gateway,
+    """Return the state of a rollout that begins: its hosts, what was read on the others, what was asked."""
+    batches, least = wishes["batches"], wishes["min_ready"]
+    given = None if batches in (None, "") else batches if isinstance(batches, (list, tuple)) else [batches]
+    asked = state.Wishes(
+        batches=None if given is None else tuple(given),
+        min_ready=None if least in (None, "") else least,
+        gateway=bool(wishes["gateway"]),
+        revert=bool(wishes["revert"]),
+    )
+    works = [Work.from_dict(hostvars[host]["__rollout_work"]) for host in hosts]
+    return state.begin(works, _outsiders(outside, asked.gateway), asked).as_dict()
+
+
+def metal_rollout_before(
+    rollout: Mapping[str, Any],
+    batch: Sequence[str],
+    hostvars: Hosts,
+    hosts: Sequence[str],
+    seen: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the state before a batch: what was read a moment ago on the hosts that are left, and what was
+    ``seen`` besides: ``outside`` of the run, and whether a stop was ``asked`` for."""
+    now = state.Rollout.from_dict(rollout)
+    gateway = now.wishes.gateway
+    read = {host: hostvars[host].get("__rollout_now") or {} for host in hosts}
+    ready = {host: serving_of(one["facts"], gateway) for host, one in read.items() if "facts" in one}
+    outsiders = _outsiders(seen["outside"], gateway)
+    return state.before_batch(now, list(batch), ready, outsiders, bool(seen["asked"])).as_dict()
+
+
+def metal_rollout_after(rollout: Mapping[str, Any], hostvars: Hosts, hosts: Sequence[str]) -> dict[str, Any]:
+    """Return the state after a batch: what became of the hosts of it that are left."""
+    now = state.Rollout.from_dict(rollout)
+    outcomes = _outcomes(hostvars, [host for host in now.batch if host in hosts])
+    counted = {
+        host: _counted(hostvars[host].get("__rollout_soak") or {})
+        for host, outcome in outcomes.items()
+        if outcome.result == "done"
+    }
+    return state.after_batch(
+        now, outcomes, {host: count for host, count in counted.items() if count}
     ).as_dict()
 
 
-def metal_rollout_no_room(
-    works: Sequence[Mapping[str, Any]],
-    facts: Sequence[Mapping[str, Any]],
-    outsiders: Sequence[Mapping[str, Any]],
-    batch: Sequence[str],
-    min_ready: Any,
-    gateway: bool,
-) -> list[str]:
-    """Return why a batch can't be drained now: the hosts' work with what was found on them a moment ago."""
-    inside = [
-        replace(Work.from_dict(work), serving=serving_of(found, gateway))
-        for work, found in zip(works, facts, strict=True)
-    ]
-    return no_room(
-        [*inside, *(Work.from_dict(one) for one in outsiders)],
-        list(batch),
-        None if min_ready in (None, "") else min_ready,
-    )
+def metal_rollout_returned(
+    rollout: Mapping[str, Any], batch: Sequence[str], hostvars: Hosts, hosts: Sequence[str]
+) -> dict[str, Any]:
+    """Return the state after hosts of a batch went back."""
+    outcomes = _outcomes(hostvars, [host for host in batch if host in hosts])
+    return state.after_return(state.Rollout.from_dict(rollout), list(batch), outcomes).as_dict()
 
 
-def metal_lock_refusals(
-    locks: Mapping[str, Mapping[str, Any]], outside: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Return why a run can't begin: what module metal_lock found, by host, and in a loop over other hosts."""
-    held = {host: str(lock.get("words") or "") for host, lock in locks.items()}
-    return lock_refusals(held | {str(one["item"]): str(one.get("words") or "") for one in outside})
+def metal_rollout_failing(rollout: Mapping[str, Any], hosts: Sequence[str]) -> list[str]:
+    """Return which of the hosts that are left say that the rollout failed."""
+    return list(state.Rollout.from_dict(rollout).failing(list(hosts)))
 
 
-def metal_run(playbook: str) -> dict[str, Any]:
-    """Return the name of this run and who runs it, for the lock.
-
-    Filters are called in a worker that Ansible forks from its own process: the parent is ansible-playbook.
-    Its command line is left out on purpose, since it may hold a secret (``-e``).
-    """
-    began = datetime.now(UTC)
-    return {
-        "run": f"{began:%Y%m%dT%H%M%SZ}-{os.getppid()}",
-        "user": getpass.getuser(),
-        "controller": socket.gethostname(),
-        "pid": os.getppid(),
-        "command": playbook,
-        "time": began.isoformat(timespec="seconds"),
-    }
+def _outsiders(outside: Mapping[str, Any], gateway: bool) -> list[Work]:
+    """Hosts of the group that the run leaves alone: the result of a loop over their names."""
+    results = outside.get("results") or []
+    return [outsider(str(one["item"]), one.get("facts"), gateway) for one in results]
 
 
-def metal_soak_kind(plan: Mapping[str, Any]) -> str:
-    """Return what a replica is compared by with those of the batch before: its model on its GPUs."""
-    gpus, model = plan.get("gpus") or {}, plan.get("model") or {}
-    return f"{model.get('served_name')} on {gpus.get('count')} {gpus.get('model')}"
+def _outcomes(hostvars: Hosts, hosts: Sequence[str]) -> dict[str, Outcome]:
+    known = {host: hostvars[host].get("__rollout_result") for host in hosts}
+    return {host: Outcome(one["result"], one["message"]) for host, one in known.items() if one}
+
+
+def _counted(soak: Mapping[str, Any]) -> dict[str, float]:
+    """What a host's replicas counted: results of ``metal soak watch``, whose last line has it."""
+    results = soak.get("results") or []
+    lines = [one.get("stdout_lines") for one in results if isinstance(one, Mapping)]
+    own = [said(one[-1]) for one in lines if isinstance(one, (list, tuple)) and one]
+    total = Figures()
+    for one in own:
+        total = total.plus(one) if one else total
+    return asdict(total) if any(own) else {}
 
 
 def metal_soak_input(before: str, kind: str, batches: Mapping[str, Any]) -> str:
-    """Return the input of ``metal soak watch``: what the host's own figures were, as ``metal soak figures``
+    """Return the input of ``metal soak watch``: what the host's own metrics were, as ``metal soak figures``
     printed them, and those of the last batch with a replica of this kind."""
     own = said(before)  # what the host printed is its own word: anything else is as if it had printed nothing
     return json.dumps({"before": asdict(own) if own else None, "batch": batches.get(kind)})
-
-
-def metal_soak_figures(results: Sequence[Mapping[str, Any]], kind: str) -> dict[str, Any]:
-    """Return what a host's replicas counted: results of ``metal soak watch``, whose last line has it."""
-    total = Figures()
-    for one in results:
-        lines = one.get("stdout_lines") if isinstance(one, Mapping) else None
-        own = said(lines[-1]) if isinstance(lines, (list, tuple)) and lines else None
-        total = total.plus(own) if own else total
-    return {"kind": kind, "figures": asdict(total)}
-
-
-def metal_soak_batches(hosts: Sequence[Mapping[str, Any]], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Return figures of the last batch that had a replica of the kind, by kind: ``hosts`` is what
-    ``metal_soak_figures`` made of each host of a batch."""
-    sums: dict[str, Figures] = {}
-    for one in hosts:
-        sums[one["kind"]] = sums.get(one["kind"], Figures()).plus(Figures(**one["figures"]))
-    return {**earlier, **{kind: asdict(found) for kind, found in sums.items()}}
 
 
 class FilterModule:
@@ -154,19 +148,15 @@ class FilterModule:
         return {
             "metal_failure_text": failure_text,
             "metal_kept_plan": kept_plan,
-            "metal_lock_refusals": metal_lock_refusals,
             "metal_release_digest": metal_release_digest,
-            "metal_rollout": metal_rollout,
-            "metal_rollout_no_room": metal_rollout_no_room,
-            "metal_rollout_outsiders": metal_rollout_outsiders,
-            "metal_rollout_standing": standings,
+            "metal_rollout_after": metal_rollout_after,
+            "metal_rollout_returned": metal_rollout_returned,
+            "metal_rollout_before": metal_rollout_before,
+            "metal_rollout_begin": metal_rollout_begin,
+            "metal_rollout_failing": metal_rollout_failing,
+            "metal_rollout_standing": metal_rollout_standing,
             "metal_rollout_tags": tags_refusal,
-            "metal_rollout_verdict": verdict,
+            "metal_rollout_way_back": metal_rollout_way_back,
             "metal_rollout_work": metal_rollout_work,
-            "metal_rollout_workers": gateway_workers,
-            "metal_run": metal_run,
-            "metal_soak_batches": metal_soak_batches,
-            "metal_soak_figures": metal_soak_figures,
             "metal_soak_input": metal_soak_input,
-            "metal_soak_kind": metal_soak_kind,
         }

@@ -17,18 +17,24 @@ description:
   - In check mode nothing is written.
 options:
   state:
-    description: Whether the lock is to be taken, to be given back, or only looked at.
+    description: Whether the lock is to be taken or given back.
     type: str
-    choices: [taken, released, seen]
+    choices: [taken, released]
     required: true
   holder:
-    description: Who takes it, as C(run), C(user), C(controller), C(pid), C(command), C(time).
+    description: Who takes it, as C(run), C(user), C(controller), C(pid), C(command), C(time), C(process).
     type: dict
     required: true
   break_held:
     description: Whether the lock of another run is taken away from it.
     type: bool
     default: false
+  ended_run:
+    description:
+      - A run that has ended without giving its lock back; its lock is taken away from it, and no other's. The
+        action plugin of this name finds it out where the run was one of this controller.
+    type: str
+    default: ""
   path:
     description: File that is the lock.
     type: path
@@ -38,7 +44,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The lock is taken
+- name: Take the fleet lock
   minimax.metal.metal_lock:
     state: taken
     holder: {run: 20261122T040000Z-1, user: ops, controller: desk, pid: 1, command: rollout.yml, time: now}
@@ -76,9 +82,10 @@ def main() -> None:
     """Do what the state says."""
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["taken", "released", "seen"], "required": True},
+            "state": {"type": "str", "choices": ["taken", "released"], "required": True},
             "holder": {"type": "dict", "required": True},
             "break_held": {"type": "bool", "default": False},
+            "ended_run": {"type": "str", "default": ""},
             "path": {"type": "path", "default": "/var/lib/minimax-metal/lock.json"},
         },
         supports_check_mode=True,
@@ -91,10 +98,12 @@ def main() -> None:
         other = read(path)
         if other is not None and other["run"] == holder["run"]:
             other = None
-        if other is not None and module.params["break_held"] and state == "taken":
-            broken, other = described(other), None
+        ended = module.params["ended_run"]
+        if other is not None and state == "taken" and (module.params["break_held"] or ended == other["run"]):
+            broken = described(other)
             if not module.check_mode:
-                break_lock(path)
+                break_lock(path, run=other["run"])
+            other = None
         if not module.check_mode:
             if state == "taken" and other is None:
                 other = take(holder, path)

@@ -28,7 +28,7 @@ from minimax_metal.host.status.drift import local_drift
 from minimax_metal.host.status.look import certificates_of
 from minimax_metal.plan import certificates
 from minimax_metal.plan.model import Plan
-from minimax_metal.plan.rollout.batches import _bears_on_process
+from minimax_metal.plan.rollout.works import _bears_on_process
 from tests.unit.test_plan_contract import raw
 
 REPOSITORY = Path(__file__).parents[2]

@@ -95,7 +95,7 @@ PLAY = """
         that:
           - found.facts is defined
           - query('minimax.metal.role_values', 'ansible_play_hosts') | length == 1
-          - dict(a=groups) | minimax.metal.metal_lock_refusals is defined
+          - none | minimax.metal.metal_run is mapping
 """
 
 

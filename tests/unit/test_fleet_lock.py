@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from minimax_metal.host import lock
 
-ME = {"run": "r1", "user": "ops", "controller": "desk", "pid": 7, "command": "rollout.yml", "time": "T"}
+ME = {"run": "r1", "user": "ops", "controller": "desk", "pid": 7, "command": "rollout.yml", "time": "T",
+      "process": "boot pid:[1] 9"}  # fmt: skip
 OTHER = ME | {"run": "r2", "user": "eve"}
 
 
@@ -30,6 +33,53 @@ def test_a_lock_is_broken_only_by_asking(tmp_path: Path) -> None:
     assert lock.break_lock(path) == ME
     assert lock.break_lock(path) is None
     assert lock.read(path) is None
+
+
+def test_a_lock_is_taken_from_one_run_and_no_other(tmp_path: Path) -> None:
+    """What was read a moment ago may be another run's by now."""
+    path = tmp_path / "lock.json"
+    lock.take(ME, path)
+    assert lock.break_lock(path, run="r0") is None
+    assert lock.read(path) == ME
+    assert lock.break_lock(path, run="r1") == ME
+
+
+def test_a_lock_of_an_earlier_version_names_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "lock.json"
+    path.write_text(json.dumps({name: value for name, value in ME.items() if name != "process"}))
+    assert lock.read(path) == ME | {"process": "?"}
+
+
+def test_a_directory_that_only_the_lock_needed_goes_with_it(tmp_path: Path) -> None:
+    """On a host that is taken off, or that never had the product, nothing is left of a run."""
+    path = tmp_path / "state" / "lock.json"
+    lock.take(ME, path)
+    assert lock.release("r1", path)
+    assert not path.parent.exists()
+    lock.take(ME, path)
+    (path.parent / "releases").mkdir()
+    assert lock.release("r1", path)
+    assert [entry.name for entry in path.parent.iterdir()] == ["releases"]
+
+
+def test_a_directory_that_goes_in_the_same_moment_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state" / "lock.json"
+    whole, calls = lock._alone, []
+
+    @contextlib.contextmanager
+    def gone(directory: Path) -> Iterator[None]:
+        with whole(directory):
+            if not calls:
+                directory.rmdir()
+            calls.append(directory)
+            yield
+
+    monkeypatch.setattr(lock, "_alone", gone)
+    assert lock.take(ME, path) is None
+    assert lock.read(path) == ME
+    assert len(calls) == 2
 
 
 def test_a_file_that_is_no_lock_counts_as_held(tmp_path: Path) -> None:

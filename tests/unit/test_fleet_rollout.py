@@ -7,20 +7,9 @@ from typing import Any
 
 import pytest
 
-from minimax_metal.plan.rollout.batches import (
-    Capacity,
-    Work,
-    batch_sizes,
-    decide,
-    floor_of,
-    gateway_workers,
-    no_room,
-    outsider,
-    pools_of,
-    serving_of,
-    work_of,
-)
+from minimax_metal.plan.rollout.batches import Capacity, batch_sizes, decide, floor_of, no_room, pools_of
 from minimax_metal.plan.rollout.verdict import standing
+from minimax_metal.plan.rollout.works import Work, gateway_workers, outsider, serving_of, work_of
 
 UNIT = "sglang@minimax-m2.5.service"
 PLAN = {

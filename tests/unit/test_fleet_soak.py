@@ -15,6 +15,8 @@ import pytest
 from minimax_metal.common.errors import UserError
 from minimax_metal.host import soak
 from minimax_metal.host.soak import Figures, parse, worse
+from minimax_metal.plan.rollout.state import Wishes, begin
+from minimax_metal.plan.rollout.works import Work, compared_by
 from tests.support.plugins import load_plugin
 from tests.support.simulated import simulated_engine
 
@@ -196,19 +198,34 @@ def test_another_input_is_refused() -> None:
 def test_a_replica_is_compared_with_its_like_in_the_last_batch_that_had_one() -> None:
     filters = load_plugin("filter/metal_rollout")
     large, small = (
-        filters.metal_soak_kind({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}})
+        compared_by({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}})
         for count in (8, 4)
     )
+    works = [
+        Work(host, "switch", serving=1, pools=("m",), compared_by=kind)
+        for host, kind in (("a", large), ("b", large), ("c", small), ("d", large))
+    ]
     printed = {"stdout_lines": ["10 answers, 0 failed", json.dumps(asdict(Figures(answers=10)))]}
-    counted = filters.metal_soak_figures([printed, printed], large)
-    assert counted["figures"]["answers"] == 20
-    first = filters.metal_soak_batches([counted, counted], {})
-    assert first[large]["answers"] == 40
-    # A batch of other hosts leaves them.
-    second = filters.metal_soak_batches([filters.metal_soak_figures([printed], small)], first)
-    text = filters.metal_soak_input(json.dumps(asdict(Figures(answers=7))), large, second)
+    done = {"__rollout_result": {"result": "done", "message": ""}}
+    hostvars = {
+        "a": done | {"__rollout_soak": {"results": [printed, printed]}},
+        "b": done | {"__rollout_soak": {"results": [printed, printed]}},
+        "c": done | {"__rollout_soak": {"results": [printed]}},
+        # What an answer of another shape counts, nobody knows; one that failed its soak is no measure.
+        "d": {"__rollout_result": {"result": "returned", "message": "slow"}}
+        | {"__rollout_soak": {"results": [printed]}},
+    }
+    rollout = begin(works, [], Wishes(batches=(2, 1, 1), min_ready=0)).as_dict()
+    seen = {"outside": {}, "asked": False}
+    for batch in (["a", "b"], ["c"], ["d"]):
+        rollout = filters.metal_rollout_before(rollout, batch, hostvars, list(hostvars), seen)
+        rollout = filters.metal_rollout_after(rollout, hostvars, list(hostvars))
+    assert {kind: count["answers"] for kind, count in rollout["counted"].items()} == {large: 40, small: 10}
+    assert rollout["stop"] == "d did not get its release"
+    text = filters.metal_soak_input(json.dumps(asdict(Figures(answers=7))), large, rollout["counted"])
     assert soak.read_earlier(text) == (Figures(answers=7), Figures(answers=40))
-    assert soak.read_earlier(filters.metal_soak_input("null", "another", second)) == (None, None)
+    unknown = filters.metal_soak_input("null", "another", rollout["counted"])
+    assert soak.read_earlier(unknown) == (None, None)
 
 
 def test_the_simulated_engine_counts_what_a_soak_looks_at(tmp_path: Path) -> None:

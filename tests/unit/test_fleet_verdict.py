@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from minimax_metal.plan.rollout.verdict import failure_text, lock_refusals, standings, tags_refusal, verdict
+from minimax_metal.plan.rollout.stage import CHANGE
+from minimax_metal.plan.rollout.verdict import (
+    Outcome,
+    failure_text,
+    lock_refusals,
+    standings,
+    tags_refusal,
+    verdict,
+)
 
 BATCHES = [["a"], ["b", "c"], ["d"]]
 
 
 def test_nothing_is_said_when_all_is_well() -> None:
-    done = {host: {"result": "done", "message": ""} for host in "abcd"}
+    done = {host: Outcome("done") for host in "abcd"}
     assert verdict(BATCHES, list("abcd"), done) == []
 
 
 def test_every_host_that_did_not_get_its_release_is_named() -> None:
     results = {
-        "a": {"result": "done"},
-        "b": {"result": "returned", "message": "Require that every endpoint is ready: no token"},
+        "a": Outcome("done"),
+        "b": Outcome("returned", "Require that every endpoint is ready: no token"),
     }
     lines = verdict(BATCHES, ["a", "b", "c"], results, "b, c did not get its release")
     assert (
@@ -29,7 +38,7 @@ def test_every_host_that_did_not_get_its_release_is_named() -> None:
 
 
 def test_a_run_that_stopped_before_a_batch_says_why() -> None:
-    lines = verdict(BATCHES, ["a"], {"a": {"result": "done"}}, "b: found 2 replicas")
+    lines = verdict(BATCHES, ["a"], {"a": Outcome("done")}, "b: found 2 replicas")
     assert lines == ["stopped: b: found 2 replicas", "not touched: b, c, d", "on the new release: a"]
 
 
@@ -69,8 +78,11 @@ def test_runs_that_ended_well_leave_nothing_to_say() -> None:
 def test_no_file_of_tasks_is_taken_for_a_playbook() -> None:
     # An include looks beside the playbook as well: a file of both names would be found there first.
     playbooks = Path(__file__).parents[2] / "playbooks"
-    steps = {path.name for path in (playbooks / "tasks" / "rollout").glob("*.yml")}
-    assert steps
-    assert not steps & {
+    tasks = {path.name for path in (playbooks / "tasks" / "rollout").glob("*.yml")}
+    assert tasks
+    assert not tasks & {
         path.name for place in (playbooks, playbooks / "tasks") for path in place.glob("*.yml")
     }
+    # Stages have the names of verbs: they are included by their directory.
+    host = (playbooks / "tasks" / "rollout" / "host.yml").read_text()
+    assert re.findall(r"file: (\S+?),", host) == [f"../../stages/{stage.label}.yml" for stage in CHANGE]

@@ -11,9 +11,9 @@ from minimax_metal.controller.report.timeline import timeline
 from minimax_metal.controller.run.events import Run
 from minimax_metal.controller.run.view import hosts_table
 from minimax_metal.host.releases import journal
-from minimax_metal.plan.rollout.batches import serving_of
 from minimax_metal.plan.rollout.stage import CHANGE, INSEPARABLE, OUT_OF_POOL, Stage, colour_of, label_of
 from minimax_metal.plan.rollout.verdict import tags_refusal
+from minimax_metal.plan.rollout.works import serving_of
 
 UNITS = {"sglang@a.service": {"active": True}}
 

@@ -28,8 +28,9 @@ from minimax_metal.host.releases.record import Records
 from minimax_metal.host.status import answers
 from minimax_metal.host.status import commands as this_host
 from minimax_metal.host.status import look as here
-from minimax_metal.plan.rollout import batches as rollout
 from minimax_metal.plan.rollout import verdict
+from minimax_metal.plan.rollout import works as rollout
+from minimax_metal.plan.rollout.batches import Capacity
 from tests.fuzz.target import Form, Target, of_ansible, of_file, of_json, of_text
 from tests.fuzz.targets.host import METRICS, PLAN
 
@@ -149,7 +150,7 @@ def _kept(path: Path) -> object:
 def _work(facts: Mapping[str, Any]) -> object:
     made = rollout.work_of("gpu01", "abcdef012345", PLANNED, facts, gateway=True)
     outside = rollout.outsider("gpu02", facts, gateway=True)
-    rollout.Capacity.of([made, outside], 1)
+    Capacity.of([made, outside], 1)
     return (
         made,
         outside,

@@ -27,7 +27,7 @@ def _sockets(path: Path) -> object:
 
 
 def _soak(results: list[Mapping[str, Any]]) -> object:
-    return ROLLOUT.metal_soak_figures(results, "a")
+    return ROLLOUT._counted({"results": results})
 
 
 def _printed(text: str) -> object:

@@ -25,11 +25,14 @@ _FILES: Final[dict[str, Stage]] = {
     "gateway.yml": Stage.GATEWAY,
     "gateway_plan.yml": Stage.GATEWAY,
     "cache.yml": Stage.CACHE,
-    "lock.yml": Stage.PREFLIGHT,
-    "release.yml": Stage.PREFLIGHT,
+    "begin.yml": Stage.PREFLIGHT,
+    "choose.yml": Stage.PREFLIGHT,
     "decide.yml": Stage.PREFLIGHT,
 }
 """Files whose tasks belong to a stage, where neither role nor tag says so."""
+
+_LOCK: Final = "fleet_lock"
+"""The role that looks who else is at work before anything is changed, and ends a run: no stage of its own."""
 
 
 def stage_of(role: str | None, tags: Iterable[str] = (), path: str | None = None) -> Stage | None:
@@ -44,12 +47,15 @@ def stage_of(role: str | None, tags: Iterable[str] = (), path: str | None = None
     for step in _STEPS:
         if step in tags:
             return step
+    file = PurePath((path or "").rpartition(":")[0]).name
     if role:
         name = role.rpartition(".")[2]
+        if name == _LOCK:
+            return Stage.PREFLIGHT if file == "main.yml" else None
         for stage in Stage:
             if stage == _ROLES.get(name, name):
                 return stage
     for stage in Stage:
         if stage in tags:
             return stage
-    return _FILES.get(PurePath((path or "").rpartition(":")[0]).name)
+    return _FILES.get(file)

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from minimax_metal.common.text import one_line
 from minimax_metal.plan.rollout.stage import INSEPARABLE
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a host.
+
+    Attributes:
+        result: ``done`` (it has its release), ``returned`` (it failed, and is back on the previous one),
+            ``reverted`` (it had its release, and went back since another host failed), ``failed`` (it is out
+            of service).
+        message: why, in one line; empty where it is done.
+    """
+
+    result: str
+    message: str = ""
 
 
 def standing(host: str, journal: Mapping[str, Any]) -> str:
@@ -42,7 +58,7 @@ def failure_text(task: str, result: Mapping[str, Any], width: int = 400) -> str:
 def verdict(
     batches: Sequence[Sequence[str]],
     begun: Sequence[str],
-    results: Mapping[str, Mapping[str, Any]],
+    results: Mapping[str, Outcome],
     stop: str = "",
 ) -> list[str]:
     """Return one line for each host that did not get its release, and for those left alone; nothing when
@@ -51,8 +67,7 @@ def verdict(
     Args:
         batches: what was decided.
         begun: hosts of the batches that were begun.
-        results: by host, ``result`` (done, returned, failed, reverted) and ``message``; a host that was
-            begun with and has none was lost on the way.
+        results: what became of each; a host that was begun with and has none was lost on the way.
         stop: why the run stopped before its end; empty when it did not.
     """
     lines = []
@@ -63,18 +78,18 @@ def verdict(
                 f"{host}: was lost on the way (no answer); its journal says where, "
                 "the next run goes on with it"
             )
-        elif one["result"] == "returned":
-            lines.append(f"{host}: is back on its release before, and serves: {one.get('message')}")
-        elif one["result"] == "reverted":
+        elif one.result == "returned":
+            lines.append(f"{host}: is back on its release before, and serves: {one.message}")
+        elif one.result == "reverted":
             lines.append(f"{host}: was taken back to its release before (metal_rollout_on_failure: revert)")
-        elif one["result"] == "failed":
-            lines.append(f"{host}: is out of service: {one.get('message')}")
+        elif one.result == "failed":
+            lines.append(f"{host}: is out of service: {one.message}")
     untouched = [host for batch in batches for host in batch if host not in begun]
     if stop and not lines:
         lines.append(f"stopped: {stop}")
     if lines and untouched:
         lines.append(f"not touched: {', '.join(untouched)}")
-    done = [host for host in begun if results.get(host, {}).get("result") == "done"]
+    done = [host for host in begun if host in results and results[host].result == "done"]
     if lines and done:
         lines.append(f"on the new release: {', '.join(done)}")
     return lines
