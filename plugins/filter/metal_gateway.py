@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
@@ -18,13 +18,16 @@ def metal_gateway_plan(
     raw_facts: Mapping[str, Any] | None,
     host: str,
     variables: Mapping[str, Any],
-    options: Mapping[str, Any],
-    plans: Mapping[str, Mapping[str, Any]],
-    before: Sequence[Mapping[str, Any]] = (),
-    role_values: Mapping[str, Any] | None = None,
+    around: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the plan of a gateway's host."""
-    return gateway_from_variables(host, variables, raw_facts, options, plans, before, role_values)
+    """Return the plan of a gateway's host.
+
+    ``around`` has the role's ``options`` and ``values``, the ``plans`` of the GPU hosts by name, and the
+    workers that the gateway knew ``before``.
+    """
+    return gateway_from_variables(
+        host, variables, raw_facts, around["options"], around["plans"], around["before"], around["values"]
+    )
 
 
 def metal_gateway_configuration(plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
@@ -19,16 +19,13 @@ def metal_keys_given(variables: Mapping[str, Any]) -> list[str]:
     return given(variables)
 
 
-def metal_keys_refusals(
-    plan: Mapping[str, Any],
-    host: str,
-    limit: str,
-    set_by_user: Collection[str],
-    verb: str = "start",
-    names: Sequence[str] = (),
-) -> list[str]:
-    """Return what stands against a change of keys on a host."""
-    return reasons(plan, host, limit, set_by_user, verb, names)
+def metal_keys_refusals(plan: Mapping[str, Any], host: str, asked: Mapping[str, Any]) -> list[str]:
+    """Return what stands against a change of keys on a host.
+
+    ``asked`` has the run's ``limit``, the variables that are ``given`` in the fleet, what to ``do`` and the
+    ``names`` of the keys.
+    """
+    return reasons(plan, host, asked["limit"], asked["given"], asked["do"], asked["names"])
 
 
 class FilterModule:

@@ -28,9 +28,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 PATH = Path("/var/lib/minimax-metal/lock.json")
-FIELDS = ("run", "user", "controller", "pid", "command", "time")
+FIELDS = ("run", "user", "controller", "pid", "command", "time", "process")
 """What a lock says: the run's name, who, on which machine, the process there, the playbook, since when (ISO,
-UTC)."""
+UTC), and what tells that process from any other one (``controller/run/holder.py``)."""
+
+_TRIES = 5
 
 Holder = dict[str, Any]
 
@@ -91,6 +93,14 @@ def take(holder: Mapping[str, Any], path: Path = PATH) -> Optional[Holder]:  # n
     Raises:
         OSError: the file can't be written.
     """
+    for _ in range(_TRIES):
+        # Whoever gave the lock back in the same moment has removed the directory that was empty then.
+        with contextlib.suppress(FileNotFoundError):
+            return _take(holder, path)
+    return _take(holder, path)
+
+
+def _take(holder: Mapping[str, Any], path: Path) -> Optional[Holder]:  # noqa: UP045 - as above
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path.parent):
         other = read(path)
@@ -109,12 +119,14 @@ def take(holder: Mapping[str, Any], path: Path = PATH) -> Optional[Holder]:  # n
         except FileExistsError:
             return read(path)
         finally:
-            Path(name).unlink()
+            Path(name).unlink(missing_ok=True)
     return None
 
 
 def release(run: str, path: Path = PATH) -> bool:
     """Give the lock back; return whether this run held it. Another run's lock stays.
+
+    A directory that is empty then is removed: it was made for the lock, or the product was removed.
 
     Raises:
         OSError: the file can't be removed.
@@ -126,11 +138,13 @@ def release(run: str, path: Path = PATH) -> bool:
         if holder is None or holder["run"] != run:
             return False
         path.unlink()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
     return True
 
 
-def break_lock(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - as above
-    """Take the lock away from whoever holds it; return who that was.
+def break_lock(path: Path = PATH, run: Optional[str] = None) -> Optional[Holder]:  # noqa: UP045 - as above
+    """Take the lock away from whoever holds it, or from one run alone; return from whom it was taken.
 
     Raises:
         OSError: the file can't be removed.
@@ -139,8 +153,9 @@ def break_lock(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - as above
         return None
     with _alone(path.parent):
         holder = read(path)
-        if holder is not None:
-            path.unlink()
+        if holder is None or run not in (None, holder["run"]):
+            return None
+        path.unlink()
     return holder
 
 
@@ -152,8 +167,9 @@ def main(argv: list[str]) -> int:
     show = verbs.add_parser("show", help="say who holds it")
     show.add_argument("--json", action="store_true", help="as JSON; null when it is free")
     taking = verbs.add_parser("take", help="take it")
-    for name in ("run", "user", "controller", "pid", "command"):
-        taking.add_argument(f"--{name}", required=True)
+    for name in FIELDS:
+        if name != "time":
+            taking.add_argument(f"--{name}", required=name != "process", default="?")
     releasing = verbs.add_parser("release", help="give it back")
     releasing.add_argument("--run", required=True, help="name of the run that holds it")
     verbs.add_parser("break", help="take it away from whoever holds it")

@@ -34,8 +34,9 @@ ROLE = """\
 - name: Fail where the test says so
   ansible.builtin.fail:
     msg: ROLE is bad
-  when: [inventory_hostname, 'ROLE', played_release] | join(' ') in played_faults
+  when: played_words in played_faults
   vars:
+    played_words: "{{ inventory_hostname }} ROLE {{ played_release }}"
     played_faults: "{{ lookup('ansible.builtin.file', 'FAULTS').splitlines() }}"
 """
 DRIFT = """\
@@ -78,6 +79,8 @@ class ActionModule(ActionBase):
 
     def run(self, tmp=None, task_vars=None):
         words = self._task.args
+        if self._task.check_mode:
+            return {"changed": True}
         with open("LOG", "a") as log:
             log.write(f"{task_vars['inventory_hostname']} {words['name']} {words['state']}\\n")
         return {"changed": True}
@@ -88,7 +91,7 @@ host=$(basename "$(dirname "$0")")
 echo "$host metal $*" >> LOG
 case "$1 $2" in
   "rollout-state begin"|"rollout-state stage"|"rollout-state end") echo recorded ;;
-  "releases show") echo '{"plan": {"release": "old", "services": SERVICES}}' ;;
+  "releases show") echo '{"plan": KEPT}' ;;
   "soak watch") echo "5 answers"; echo '{"answers": 5}' ;;
   "soak figures") echo '{"answers": 1}' ;;
 esac
@@ -157,7 +160,7 @@ class Stage:
         self._copy()
         for host in self.hosts:
             (place / host).mkdir()
-            self._write(place / host / "metal", METAL.replace("SERVICES", json.dumps(SERVICES)))
+            self._write(place / host / "metal", METAL.replace("KEPT", json.dumps(plan(OLD))))
             (place / host / "metal").chmod(0o755)
             self.serves(host, "0001-old", differs=[f"/etc/systemd/system/{UNIT}"])
         groups: dict[str, Any] = {"gpu_hosts": {"hosts": {host: self._host(host) for host in self.hosts}}}
@@ -168,7 +171,7 @@ class Stage:
 
     def serves(self, host: str, current: str, **more: Any) -> None:
         """Say what a host has."""
-        found = {
+        found: dict[str, Any] = {
             "journal": None,
             "current": current,
             "record": {"digest": current.partition("-")[2], "model": "m", "units": [UNIT]},
@@ -225,7 +228,7 @@ class Stage:
 
     def _environment(self) -> dict[str, str]:
         config = self.place / "ansible.cfg"
-        config.write_text("[defaults]\nforks = 4\ncallback_result_format = yaml\n")
+        config.write_text("[defaults]\nforks = 4\ngathering = explicit\ncallback_result_format = yaml\n")
         return {
             "ANSIBLE_CONFIG": str(config),
             "ANSIBLE_COLLECTIONS_PATH": str(self.place / "collections"),

@@ -66,7 +66,8 @@ def test_a_directory_that_goes_in_the_same_moment_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "state" / "lock.json"
-    whole, calls = lock._alone, []
+    whole = lock._alone
+    calls: list[Path] = []
 
     @contextlib.contextmanager
     def gone(directory: Path) -> Iterator[None]:

@@ -46,13 +46,6 @@ LEFT: dict[str, int] = {
     "roles/sglang_service/tasks/rotate.yml": 1,
     "roles/sglang_service/tasks/serve.yml": 1,
     "roles/sglang_service/vars/main.yml": 13,
-    "playbooks/gateway.yml": 1,
-    "playbooks/rotate.yml": 3,
-    "playbooks/rotate_place.yml": 1,
-    "playbooks/tasks/accept.yml": 1,
-    "playbooks/tasks/gateway_plan.yml": 1,
-    "playbooks/tasks/plan.yml": 3,
-    "playbooks/tasks/remove.yml": 1,
     "roles/artefact_cache/templates/artefact-cache.conf.j2": 1,
 }
 """Expressions that are still too long, by file: these numbers only go down."""

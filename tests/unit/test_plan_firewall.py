@@ -167,7 +167,9 @@ def test_the_plan_of_a_host_gets_them_from_the_inventory(tmp_path: Path) -> None
                     "dest": "{{ place }}/{{ inventory_hostname }}",
                     "mode": "0644",
                 },
-                "vars": {name: words[name] for name in ("__metal_address", "__metal_clients")},
+                "vars": {
+                    name: words[name] for name in ("__metal_address", "__metal_addresses", "__metal_clients")
+                },
             }
         ],
     }

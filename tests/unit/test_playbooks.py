@@ -74,7 +74,7 @@ def test_a_plan_is_there_whichever_tags_are_asked_for(playbooks: dict[str, Plays
     for play in playbooks[playbook]:
         for task in play["tasks"]:
             if task["role"] is None and re.search(
-                r"plan is (known|made)|host is refused|is decided$", task["name"]
+                r"^(Make the plan|Take the plan|Decide |Require that no host is refused)", task["name"]
             ):
                 assert {"always", "rollout"} & set(task["tags"]) or not task["tags"], task["name"]
 
@@ -85,7 +85,11 @@ def test_every_stage_of_the_site_can_be_run_alone(playbooks: dict[str, Plays], r
     assert every, f"site.yml has no task of role {role}"
     assert [task["name"] for task in every if role not in task["tags"]] == []
     others = [
-        task for play in playbooks["site.yml"] for task in play["tasks"] if task["role"] not in {role, None}
+        task
+        for play in playbooks["site.yml"]
+        for task in play["tasks"]
+        # The lock comes with whatever may stop an engine.
+        if task["role"] not in {role, "fleet_lock", None}
     ]
     assert [task["name"] for task in others if role in task["tags"]] == []
 
@@ -102,7 +106,12 @@ def test_a_role_that_a_playbook_names_has_its_name_as_a_tag() -> None:
                     missing.append(f"{path.name}: {one['role']}")
             for one in [*(play.get("pre_tasks") or []), *(play.get("tasks") or [])]:
                 role = str((one.get("ansible.builtin.import_role") or {}).get("name", "")).rpartition(".")[2]
-                if role and role not in [*(one.get("tags") or []), *(play.get("tags") or [])]:
+                # The lock has the tags of what may stop an engine.
+                if (
+                    role
+                    and role != "fleet_lock"
+                    and role not in [*(one.get("tags") or []), *(play.get("tags") or [])]
+                ):
                     missing.append(f"{path.name}: {role}")
     assert missing == []
 
@@ -115,8 +124,9 @@ def test_limit_tags_and_check_of_the_site_do_what_they_do_elsewhere(inventory: s
     assert "gpu01" not in said
     # Ansible checks the arguments of every role whatever the tags are.
     roles = set(re.findall(r"^      minimax\.metal\.(\w+) : (?!Validating)", said, re.MULTILINE))
-    assert roles == {"host_tools"}
-    assert "Every host of the run has a plan that fits" in said
+    # The lock is released whatever the tags are, where this run holds it.
+    assert roles == {"host_tools", "fleet_lock"}
+    assert "Require that no host is refused" in said
 
 
 def test_a_host_outside_of_a_rollout_that_hangs_fails_nobody() -> None:

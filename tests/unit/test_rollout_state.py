@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -26,8 +25,8 @@ HOSTS = ("a", "b", "c", "d")
 STOPPED = "stopped before the next batch, as asked"
 
 
-def work(host: str, kind: str = "switch", **more: object) -> Work:
-    return replace(Work(host, kind, serving=1, pools=("m",), compared_by="m on 8 H20"), **more)
+def work(host: str, kind: str = "switch", compared_by: str = "m on 8 H20") -> Work:
+    return Work(host, kind, serving=1, pools=("m",), compared_by=compared_by)
 
 
 def fleet(wishes: Wishes | None = None, hosts: Sequence[str] = HOSTS) -> Rollout:

@@ -107,11 +107,15 @@ class Rollout:
             works=tuple(Work.from_dict(one) for one in data["works"]),
             wishes=replace(wishes, batches=None if wishes.batches is None else tuple(wishes.batches)),
             batches=tuple(tuple(batch) for batch in data["batches"]),
+            lines=tuple(data["lines"]),
+            refusals=tuple(data["refusals"]),
+            batch=tuple(data["batch"]),
+            begun=tuple(data["begun"]),
             results={host: Outcome(**one) for host, one in data["results"].items()},
-            **{name: tuple(data[name]) for name in ("lines", "refusals", "batch", "begun")},
-            # Ansible's own containers copy nothing but themselves: plain ones are what a state is made of.
+            # Ansible's own containers can't be copied: a state is made of plain ones.
             counted={kind: dict(counts) for kind, counts in data["counted"].items()},
-            **{name: data[name] for name in ("stop", "asked")},
+            stop=data["stop"],
+            asked=data["asked"],
         )
 
 

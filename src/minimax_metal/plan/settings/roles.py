@@ -67,6 +67,11 @@ ROLES: Final = (
         plan="The plan of a GPU host. Gateway and cache hosts have none.",
         plan_required=False,
     ),
+    Role(
+        "fleet_lock",
+        "Take the lock of the fleet for a run that stops engines, reboots or removes, and release it",
+        plan=None,
+    ),
     _role("host_tools", role_host.HostTools),
     replace(_role("host_tuning", role_host.HostTuning), plan_required=False),
     replace(
