@@ -14,7 +14,7 @@ COLLECTION := .ansible/collections/ansible_collections/minimax/metal
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 
-.PHONY: help setup settings lab-setup demo test test-slow unit fuzz lint molecule bench catalog-audit engine-bump collection lab-up lab-down clean
+.PHONY: help setup settings lab-setup demo test test-slow unit coverage mutation fuzz lint molecule bench catalog-audit engine-bump collection lab-up lab-down clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,8 +53,14 @@ test: ## lint, unit tests, hostile input, then site.yml on fresh lab hosts under
 lint: setup ## ansible-lint (production), yamllint, ruff, types
 	@scripts/stages --only lint
 
-unit: lab-setup ## unit tests
+unit: setup ## unit tests; those that need root or a program that is not here are skipped
 	@scripts/stages --only unit
+
+coverage: setup ## unit tests, with the lines of the package that they run
+	@$(BIN)/pytest tests/unit --cov --cov-report=term:skip-covered --cov-report=html:reports/coverage
+
+mutation: setup ## mutants of the decisions in plan/ that the tests miss: make mutation MUTANTS='minimax_metal.plan.removal*'
+	@tools/mutation $(MUTANTS)
 
 fuzz: setup ## hostile input for every reader of foreign text: make fuzz SECONDS=3600
 	@$(BIN)/python -m tests.fuzz --seconds "$(or $(SECONDS),120)"
@@ -63,7 +69,7 @@ molecule: lab-setup ## the molecule scenario `default` on fresh lab hosts
 	@scripts/stages --only molecule
 
 test-slow: ## what CI does not carry: lab life cycle, engine arithmetic, drift, reboot
-	@scripts/stages lab engine integration service accept weights share staging gateway rollout driver kernel
+	@scripts/stages lab engine integration service accept weights share staging gateway rollout driver collection kernel
 
 # The others want a running fleet: no_change.py an inventory, load.py an endpoint.
 bench: lab-setup ## the benchmarks; each prints its figure

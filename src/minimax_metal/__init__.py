@@ -1,3 +1,3 @@
 """Decide once what a MiniMax host runs, apply it with Ansible, prove it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

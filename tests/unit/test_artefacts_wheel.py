@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     for name in ("host", "controller"):
         (directory / wheel.PACKAGE / name).mkdir()
         (directory / wheel.PACKAGE / name / "__init__.py").write_text(f'"""The {name}."""\n')
-    (directory / wheel.PACKAGE / "__init__.py").write_text('"""Small."""\n__version__ = "0.1.0"\n')
+    (directory / wheel.PACKAGE / "__init__.py").write_text('"""Small."""\n__version__ = "0.2.0"\n')
     return directory
 
 
@@ -48,7 +48,7 @@ def test_built_once_for_the_same_sources(
     assert second == {**first, "built": False}
     path = Path(first["path"])
     assert path.parent == tmp_path / "wheels" / first["digest"]
-    assert path.name == "minimax_metal-0.1.0-py3-none-any.whl"
+    assert path.name == "minimax_metal-0.2.0-py3-none-any.whl"
     assert "minimax_metal/__init__.py" in zipfile.ZipFile(path).namelist()
     assert [p.name for p in (tmp_path / "wheels").iterdir()] == [first["digest"]], "nothing temporary is left"
 

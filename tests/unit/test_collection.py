@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import minimax_metal as metal
 from minimax_metal.controller.adapter import plan_from_variables
 from tests.unit.plan_helpers import raw_host
 from tools import module_utils
@@ -97,6 +98,14 @@ PLAY = """
           - query('minimax.metal.role_values', 'ansible_play_hosts') | length == 1
           - none | minimax.metal.metal_run is mapping
 """
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "plugins").rglob("*.py")), ids=lambda path: path.stem)
+def test_what_calls_the_package_says_where_it_is(path: Path) -> None:
+    """An installed collection has its own package, which Python does not know yet."""
+    text = path.read_text(encoding="utf-8")
+    if re.search("^(from|import) minimax_metal", text, re.MULTILINE):
+        assert text.index("plugin_utils.package") < text.index("minimax_metal.")
 
 
 def test_plugins_are_found_from_any_directory_with_any_settings(tmp_path: Path) -> None:
@@ -201,6 +210,7 @@ def test_what_the_collection_declares_is_what_the_project_declares() -> None:
         "metal",
         project["version"],
     )
+    assert metal.__version__ == project["version"]
     needed = {*project["dependencies"], *project["optional-dependencies"]["controller"]}
     lines = (REPOSITORY / "meta/requirements.txt").read_text(encoding="utf-8").splitlines()
     missing = needed - {line for line in lines if not line.startswith("#")}
