@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 from ansible.plugins.action import ActionBase
 
 from minimax_metal.controller.run.holder import ended
