@@ -6,8 +6,12 @@ Units: ``*_bytes`` are bytes, ``*_seconds`` seconds, ``kv_tokens`` tokens over a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
+
+from minimax_metal.common.errors import UserError
+from minimax_metal.common.text import one_line
+from minimax_metal.plan import reading
 
 SCHEMA = 1
 
@@ -454,12 +458,43 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain JSON-able data, every key always there."""
         parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
-        return {
-            "schema": SCHEMA,
-            "host": self.host,
-            "fits": self.fits,
-            "service": plain(self.service),
-        } | parts
+        return self._derived() | parts
+
+    def _derived(self) -> dict[str, Any]:
+        """What its dictionary says besides the fields."""
+        return {"schema": SCHEMA, "host": self.host, "fits": self.fits, "service": plain(self.service)}
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Plan:
+        """Return the plan that :meth:`as_dict` of this version wrote, or JSON of it.
+
+        Raises:
+            UserError: it is not such a plan: a key is unknown or missing, a value is of another type, or what
+                is said twice differs. One line that names the key.
+        """
+        advice = "pass a plan that this version made"
+        if not isinstance(value, Mapping):
+            raise UserError(f"plan: found {one_line(repr(value), 80)}, expected an object; {advice}")
+        derived = {"schema", "fits", "service"}
+        try:
+            found = reading.strict(cls, {key: one for key, one in value.items() if key not in derived})
+        except reading.ShapeError as error:
+            raise UserError(f"plan: {error}; {advice}") from None
+        for key, expected in found._derived().items():
+            if key not in value or plain(value[key]) != expected:
+                what = f"{key} that differs from the rest of it" if key in value else f"no key {key}"
+                raise UserError(f"plan: found {what}, expected {one_line(repr(expected), 80)}; {advice}")
+        return found
+
+    @classmethod
+    def of_record(cls, value: Any) -> Plan:
+        """Return the plan in a release's record, which another version of this project may have written.
+
+        Whatever it is, it is read: what it lacks or has in another type is none or empty here (see
+        :func:`minimax_metal.plan.reading.lenient`). A unit without a name is not one.
+        """
+        found = reading.lenient(cls, value if isinstance(value, Mapping) else {})
+        return replace(found, services=tuple(one for one in found.services if one.unit))
 
     def summary(self) -> dict[str, Any]:
         """The flat view of ``metal plan --json``: one object of scalars and short lists."""
