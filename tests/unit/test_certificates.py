@@ -107,10 +107,11 @@ def test_a_host_says_when_what_it_serves_by_ends(tmp_path: Path) -> None:
     own.write_bytes(certificate(days(10)))
     service = {"unit": "sglang@m.service", "credentials": {"tls.crt": str(own), "tls.key": "/k"}}
     plan: dict[str, Any] = {"services": [service, service]}
-    found = certificates_of(plan)
+    found = certificates_of(Plan.of_record(plan))
     assert found == [{"path": str(own), "ends": days(10).isoformat(), "fleet": False}]
     lost = {"unit": "x", "credentials": {"tls.crt": str(tmp_path / "tls" / "tls.crt")}}
-    found += certificates_of({"services": [lost], "tls": {"directory": str(tmp_path / "tls")}})
+    lost_plan = {"services": [lost], "tls": {"directory": str(tmp_path / "tls")}}
+    found += certificates_of(Plan.of_record(lost_plan))
     assert found[1] == {"path": str(tmp_path / "tls" / "tls.crt"), "ends": None, "fleet": True}
     here = checked({"release": {"number": 1}, "certificates": found})
     said = [one for one in local_drift(here, NOW) if "tls" in one or "own.pem" in one]
@@ -120,7 +121,7 @@ def test_a_host_says_when_what_it_serves_by_ends(tmp_path: Path) -> None:
     ]
     assert not [one for one in local_drift(here, days(-300)) if "own.pem" in one]
     for odd in ({}, {"services": 5}, {"services": [5, {"credentials": 5}, {"credentials": {"tls.crt": 5}}]}):
-        assert certificates_of(odd) == []
+        assert certificates_of(Plan.of_record(odd)) == []
 
 
 @pytest.mark.parametrize("value", [5, [5], [{"ends": "soon"}], [{"ends": 5}], [{"path": 5}]])

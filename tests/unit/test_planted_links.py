@@ -27,6 +27,7 @@ from minimax_metal.host.engine import kernels
 from minimax_metal.host.releases.record import Records, weights_of
 from minimax_metal.host.weights import commands
 from minimax_metal.host.weights.manifest import FOLDER
+from minimax_metal.plan.model import Plan
 from tests.support.plugins import load_plugin
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="root changes owners")
@@ -182,7 +183,7 @@ def bundle(host: Host) -> None:
 
 def record(host: Host) -> None:
     plan = {"schema": 1, "host": "h", "model": {"path": str(host.leaf / "old")}}
-    print(weights_of(plan))
+    print(weights_of(Plan.of_record(plan)))
     Records(host.root / "releases").record(plan)
 
 

@@ -16,6 +16,7 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.host.engine.kernel_archive import kernels
 from minimax_metal.host.engine.kernels import main, pack, unpack
 from minimax_metal.host.releases.record import kernels_of
+from minimax_metal.plan.model import Plan
 from tests.support.templates import evaluate, role_variables
 
 
@@ -151,10 +152,10 @@ def test_an_archive_is_bound_to_its_hash_and_its_builder_is_noted(cache: Path, t
     assert main([*words, good]) == 0
     assert {path.as_posix() for path in kernels(other)} == KERNELS
     plan = {"kernel_cache": {"key": "key"}}
-    found = kernels_of(plan, notes)
+    found = kernels_of(Plan.of_record(plan), notes)
     assert found is not None
     assert (found["built_by"], found["sha256"]) == ("gpu07", good)
-    assert kernels_of({"kernel_cache": {"key": "another"}}, notes) is None
+    assert kernels_of(Plan.of_record({"kernel_cache": {"key": "another"}}), notes) is None
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from minimax_metal.host.engine import explain, health, kernel_archive, kernel_li
 from minimax_metal.host.engine.diagnosis import diagnose, find_events, find_xids, read_lines
 from minimax_metal.host.engine.output import Output, Secrets
 from minimax_metal.host.releases import record
+from minimax_metal.plan.model import Plan
 from tests.fuzz.target import Form, Target, of_file, of_lines, of_text
 
 ENGINE: Final = (
@@ -150,7 +151,8 @@ def _record(path: Path) -> object:
 
 def _plan(path: Path) -> Any:
     plan = record.read_plan(str(path))
-    return record.decided(plan), record.weights_of(plan), record.kernels_of(plan, path.parent)
+    read = Plan.of_record(plan)
+    return record.decided(plan), record.weights_of(read), record.kernels_of(read, path.parent)
 
 
 PLAN: Final = (

@@ -18,6 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from minimax_metal.common.documents import read_json
 from minimax_metal.common.errors import UserError
 from minimax_metal.host.releases import journal
 from minimax_metal.host.releases.record import DIRECTORY, Records, Release
+from minimax_metal.plan.model import Plan
 
 PREVIOUS: Final = "previous"
 BEGUN_FROM: Final = "begun-from"
@@ -36,7 +38,7 @@ class NoReleaseError(UserError):
     """No kept release is the one that was asked for, or it can't run again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kept:
     """A record with its content."""
 
@@ -48,26 +50,24 @@ class Kept:
         """What it is called: ``0003-1a2b3c4d5e6f``."""
         return self.release.path.stem
 
-    @property
-    def plan(self) -> Mapping[str, Any]:
+    @cached_property
+    def plan(self) -> Plan:
         """The plan that was applied."""
-        plan = self.content.get("plan")
-        return plan if isinstance(plan, dict) else {}
+        return Plan.of_record(self.content.get("plan"))
 
-    def part(self, *names: str) -> str:
-        """Return a text of the plan by the names that lead to it; empty where there is none."""
-        value: Any = self.plan
-        for name in names:
-            value = value.get(name) if isinstance(value, dict) else None
-        return str(value or "")
+    @property
+    def environment(self) -> str:
+        """The directory of the engine's environment; empty where the record names none."""
+        return self.plan.engine.environment if self.plan.engine else ""
 
     def needs(self) -> list[tuple[str, Path]]:
         """Return what must be there to run it: what it is, and where."""
-        environment, weights = self.part("engine", "environment"), self.part("model", "path")
-        return [
-            *([("the engine's environment", Path(environment, "bin", "python"))] if environment else []),
-            *([("the weights", Path(weights))] if weights else []),
-        ]
+        found = []
+        if self.environment:
+            found.append(("the engine's environment", Path(self.environment, "bin", "python")))
+        if self.plan.model and self.plan.model.path:
+            found.append(("the weights", Path(self.plan.model.path)))
+        return found
 
     def missing(self) -> list[str]:
         """Return what it needs and is not there, in words."""
@@ -151,8 +151,8 @@ def given_up(releases: Sequence[Kept], keep: int, current: str | None, wanted: I
 
 def unused_environments(gone: Sequence[Kept], left: Sequence[Kept], units: str, commands: str) -> list[Path]:
     """Return environments that only the releases which go name: no kept one, no unit and no process."""
-    kept_paths = {one.part("engine", "environment") for one in left}
-    paths = dict.fromkeys(one.part("engine", "environment") for one in gone)
+    kept_paths = {one.environment for one in left}
+    paths = dict.fromkeys(one.environment for one in gone)
     return [
         Path(path)
         for path in paths
@@ -203,7 +203,8 @@ def table(releases: Sequence[Kept], current: str | None) -> list[str]:
     """Return one line for each release, for people."""
     lines = []
     for one in releases:
-        what = f"{one.part('model', 'served_name')} on SGLang {one.part('engine', 'release')}"
+        model, engine = one.plan.model, one.plan.engine
+        what = f"{model.served_name if model else ''} on SGLang {engine.release if engine else ''}"
         missing = "; ".join(one.missing())
         state = "in force" if one.name == current else f"lacks {missing}" if missing else "ready"
         lines.append(f"{one.name}  {one.content.get('time', '?')}  {what}  {state}")

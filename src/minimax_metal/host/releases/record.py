@@ -34,6 +34,7 @@ from minimax_metal.common.privileges import acting_as_owner_of, trusted_director
 from minimax_metal.common.text import one_line
 from minimax_metal.host.engine.kernels import NOTES, origin
 from minimax_metal.host.weights.manifest import FILE, FOLDER
+from minimax_metal.plan.model import Plan
 
 SCHEMA: Final = 1
 DIRECTORY: Final = Path("/var/lib/minimax-metal/releases")
@@ -72,7 +73,7 @@ def digest_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
+def weights_of(plan: Plan) -> dict[str, str] | None:
     """Return path and SHA-256 (of its bytes, in hex) of the manifest of a plan's weights; None without one.
 
     ``proof``: who states what the files are, in the manifest's words. ``accepted``: what was accepted by a
@@ -81,11 +82,9 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     Raises:
         OSError: the manifest is there and can't be read.
     """
-    model = plan.get("model")
-    directory = model.get("path") if isinstance(model, Mapping) else None
-    if not isinstance(directory, str) or not directory:
+    if plan.model is None or not plan.model.path:
         return None
-    manifest = Path(directory, FOLDER, FILE)
+    manifest = Path(plan.model.path, FOLDER, FILE)
     try:
         # The directory is the pull's: what lies there is read as its owner.
         with acting_as_owner_of(manifest.parent):
@@ -105,11 +104,10 @@ def weights_of(plan: Mapping[str, Any]) -> dict[str, str] | None:
     return found
 
 
-def kernels_of(plan: Mapping[str, Any], notes: Path = NOTES) -> dict[str, Any] | None:
+def kernels_of(plan: Plan, notes: Path = NOTES) -> dict[str, Any] | None:
     """Return which host built the compiled kernels that this one took over; None where it built its own."""
-    cache = plan.get("kernel_cache")
-    key = cache.get("key") if isinstance(cache, Mapping) else None
-    found = origin(str(key), notes) if key else None
+    key = plan.kernel_cache.key if plan.kernel_cache else ""
+    found = origin(key, notes) if key else None
     return {name: found.get(name) for name in ("built_by", "sha256", "time")} if found else None
 
 
@@ -150,13 +148,13 @@ class Records:
         current = self.current()
         if current is None or current.digest != digest_of(self.redact(plan)):
             return True
-        return recorded_weights(current) != weights_of(plan)
+        return recorded_weights(current) != weights_of(Plan.of_record(plan))
 
     def record(self, plan: Mapping[str, Any], now: datetime | None = None) -> Release | None:
         """Write ``plan`` as the newest release and make it current; None when it is current already."""
         if not self.would_record(plan):
             return None
-        kept = self.redact(plan)
+        kept, read = self.redact(plan), Plan.of_record(plan)
         digest = digest_of(kept)
         number = max((release.number for release in self.all()), default=0) + 1
         path = self.directory / f"{number:04d}-{digest}.json"
@@ -166,8 +164,8 @@ class Records:
             "digest": digest,
             "time": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
             "metal": __version__,
-            "weights": weights_of(plan),
-            "kernels": kernels_of(plan),
+            "weights": weights_of(read),
+            "kernels": kernels_of(read),
             "plan": kept,
         }
         # Numbers, times and digests of releases are for everybody; only root writes here.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minimax_metal.common import certificates
+from minimax_metal.plan.model import Plan
 
 
 def at(plan: Mapping[str, Any], keys: Sequence[str]) -> Any:
@@ -33,17 +34,17 @@ def local_drift(here: Mapping[str, Any], now: datetime | None = None) -> list[st
             found.append(f"{one['instance']} is in no release")
         elif not one.get("enabled"):
             found.append(f"{one['instance']} does not start at boot")
-    applied = here.get("applied") or {}
+    applied = Plan.of_record(here.get("applied"))
     if not here.get("environment_exists", True):
-        found.append(f"{Path(str(at(applied, ('engine', 'environment')))).name} is gone")
+        found.append(f"{Path(applied.engine.environment if applied.engine else '').name} is gone")
     found += [f"firewall: {one}" for one in here.get("firewall_differences") or []]
     for one in here.get("certificates") or []:
         end = datetime.fromisoformat(one["ends"]) if one.get("ends") else None
         found += filter(
             None, [certificates.warning(one["path"], end, now or datetime.now(UTC), fleet=one["fleet"])]
         )
-    branch, loaded = at(applied, ("driver", "branch")), here.get("driver")
-    if branch and loaded and str(loaded).split(".")[0] != str(branch):
+    branch, loaded = applied.driver.branch if applied.driver else "", here.get("driver")
+    if branch and loaded and str(loaded).split(".")[0] != branch:
         found.append(f"driver {loaded} runs, recorded branch {branch}")
     if branch and not loaded:
         found.append("no driver is loaded")

@@ -26,6 +26,7 @@ from minimax_metal.common.files import read_bounded
 from minimax_metal.common.program import run as run_program
 from minimax_metal.host.engine.health import ask, parse_figures
 from minimax_metal.host.releases.record import DIRECTORY, Records
+from minimax_metal.plan.model import Plan
 
 SCHEMA: Final = 1
 STATE: Final = Path("/var/lib/minimax-metal")
@@ -187,23 +188,22 @@ def _heard(path: str) -> str:
         return f"{path}: {error.strerror or error}; run site.yml"
 
 
-def certificates_of(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def certificates_of(plan: Plan) -> list[dict[str, Any]]:
     """Return the certificates that a recorded plan's services serve by: path, end, and whether it is there.
 
     One that only root can read is left out: this is no program of root's.
     """
-    own = str(_mapping(plan.get("tls")).get("directory") or "") or None
-    services = plan["services"] if isinstance(plan.get("services"), list) else []
-    paths = [_mapping(_mapping(service).get("credentials")).get("tls.crt") for service in services]
+    own = Path(plan.tls.directory) if plan.tls and plan.tls.directory else None
+    paths = [service.credentials.get("tls.crt") for service in plan.services]
     found = []
-    for path in dict.fromkeys(path for path in paths if isinstance(path, str)):
+    for path in dict.fromkeys(path for path in paths if path):
         try:
             end = certificates.end_of_file(Path(path))
         except FileNotFoundError:
             end = None
         except OSError:
             continue
-        fleet = own is not None and Path(path).parent == Path(own)
+        fleet = Path(path).parent == own
         found.append({"path": path, "ends": end.isoformat() if end else None, "fleet": fleet})
     return found
 
@@ -218,25 +218,22 @@ def look(
     """Return everything ``metal status`` shows of a host (see the module)."""
     current = Records(releases).current()
     record = _json(current.path) if current else None
-    plan = _mapping((record or {}).get("plan"))
+    recorded = _mapping((record or {}).get("plan"))
+    plan = Plan.of_record(recorded)
     instances = units(
         ask_systemd("show", "sglang@*.service", "--all", f"--property={','.join(PROPERTIES)}"),
         time.monotonic(),
     )
-    services = {
-        service["unit"]: service
-        for service in (plan["services"] if isinstance(plan.get("services"), list) else [])
-        if isinstance(service, Mapping) and isinstance(service.get("unit"), str)
-    }
+    services = {service.unit: service for service in plan.services}
     for instance in instances:
         service = services.get(instance["unit"])
         instance["recorded"] = service is not None
-        instance["url"] = service.get("url") if service else None
+        instance["url"] = service.url if service else None
         if service and instance["active"] == "active":
-            instance |= load(str(service.get("url")))
+            instance |= load(service.url)
             if not instance["answers"] and instance["health"] == "ready":
                 instance["health"] = "silent"
-    environment = str(_mapping(plan.get("engine")).get("environment") or "")
+    environment = plan.engine.environment if plan.engine else ""
     return {
         "schema": SCHEMA,
         "metal": __version__,
@@ -247,11 +244,11 @@ def look(
             if record
             else None
         ),
-        "applied": {key: plan[key] for key in APPLIED if plan.get(key) is not None},
+        "applied": {key: recorded[key] for key in APPLIED if recorded.get(key) is not None},
         "environment_exists": bool(environment) and _exists(f"{environment}/bin/python"),
         "missing": sorted(set(services) - {instance["unit"] for instance in instances}),
         "instances": instances,
-        "firewall_differences": firewall() if plan.get("firewall") else [],
+        "firewall_differences": firewall() if plan.firewall else [],
         "certificates": certificates_of(plan),
         "driver": driver_version(_text("/proc/driver/nvidia/version")),
         "cpu_count": os.cpu_count() or 1,
