@@ -10,8 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.context import Context, Serving
 from minimax_metal.host.accept.machine import Answer, Node
+from minimax_metal.plan.model import Plan
 from tests.unit.plan_helpers import decide
 
 DATA = Path(__file__).parents[1] / "unit" / "data" / "accept"
@@ -95,7 +96,7 @@ def host(gpu: str = "H100", count: int = 8, **variables: Any) -> Context:
             "ExecMainStartTimestamp": f"@{BOOT + 40}",
             "Slice": "system-sglang.slice",
         }
-    return Context(machine, decided)
+    return Context(machine, Serving.of_plan(Plan.from_dict(decided)))
 
 
 def fake(context: Context) -> FakeMachine:

@@ -417,20 +417,20 @@ def test_nothing_that_ran_is_no_pass() -> None:
 
 
 def test_bandwidth_is_held_against_what_was_published() -> None:
-    interconnect = host("H200", 8).interconnect
+    interconnect = host("H200", 8).gpus.interconnect
     assert judge_bandwidth({"bandwidth": 470e9}, 8, interconnect).state == "passed"
     slow = judge_bandwidth({"bandwidth": 380e9}, 8, interconnect)
     assert (slow.state, "nccl-tests issue 272" in slow.expected) == ("failed", True)
 
 
 def test_bandwidth_is_held_against_the_links_where_nothing_was_published() -> None:
-    interconnect = host("H20", 4).interconnect
+    interconnect = host("H20", 4).gpus.interconnect
     assert judge_bandwidth({"bandwidth": 340e9}, 4, interconnect).state == "passed"
     assert judge_bandwidth({"bandwidth": 40e9}, 4, interconnect).state == "failed"
 
 
 def test_bandwidth_over_pcie_is_only_told() -> None:
-    outcome = judge_bandwidth({"bandwidth": 28e9}, 4, host("RTX-PRO-6000", 4).interconnect)
+    outcome = judge_bandwidth({"bandwidth": 28e9}, 4, host("RTX-PRO-6000", 4).gpus.interconnect)
     assert (outcome.state, outcome.found) == ("limited", "28 GB/s over 4 cards (NCCL None)")
 
 

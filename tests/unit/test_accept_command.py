@@ -173,6 +173,30 @@ def test_a_plan_that_serves_nothing_is_refused(
     assert "found a plan without services" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ("[]", "found no release record"),
+        ("{", "found no release record"),
+        ('{"plan": 5}', "found a plan without gpus, driver"),
+        (
+            '{"plan": {"gpus": [], "driver": {}, "engine": "x", "services": [{"unit": "a"}]}}',
+            "without gpus, engine",
+        ),
+    ],
+)
+def test_a_damaged_record_is_refused_in_one_line(
+    machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], record: str, words: str,
+) -> None:  # fmt: skip
+    (tmp_path / "current").write_text(record)
+    monkeypatch.setattr(commands, "DIRECTORY", tmp_path)
+    assert cli.main(["accept", "--local"]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
 def test_a_user_who_is_not_root_is_told(
     machine: FakeMachine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,8 +9,11 @@ from typing import Final
 from minimax_metal.host.accept import compute, dcgm, driver, endpoint, machine, report, sandbox, smi
 from minimax_metal.host.accept.machine import Answer
 from minimax_metal.host.accept.redaction import Redaction
+from minimax_metal.plan.model import InterconnectPlan
 from tests.fuzz.target import Form, Target, of_json, of_lines, of_text, text_of
 from tests.fuzz.targets.host import KERNEL
+
+_LINKS: Final = InterconnectPlan("nvlink", 18, 10**11, "a datasheet", {}, {})
 
 DATA: Final = Path(__file__).parents[2] / "unit" / "data" / "accept"
 
@@ -49,7 +52,7 @@ def _report(content: bytes) -> object:
 
 def _object(text: str) -> object:
     found = sandbox.last_object(text)
-    outcome = compute.judge_bandwidth(found, 8, {"kind": "nvlink", "busbw_gb_s": 100})
+    outcome = compute.judge_bandwidth(found, 8, _LINKS)
     return outcome.found
 
 

@@ -35,14 +35,14 @@ def gpu_nodes(context: Context) -> list[str]:
         if found:
             minors.append(int(found[1]))
     # The plan's number counts: a GPU that the driver lost has no node, and is missed here.
-    numbers = sorted(minors) if len(minors) >= context.gpus["count"] else range(context.gpus["count"])
+    numbers = sorted(minors) if len(minors) >= context.gpus.count else range(context.gpus.count)
     return [f"/dev/nvidia{number}" for number in numbers]
 
 
 def check_gpus(context: Context) -> Outcome:
     """As many GPUs of that model as the plan counts on."""
     answer = context.ask("nvidia-smi-list", "nvidia-smi", "-L")
-    wanted, name = int(context.gpus["count"]), str(context.gpus["name"])
+    wanted, name = context.gpus.count, context.gpus.name
     expected = f"{wanted} x {name}"
     refusal = nvidia_smi.refusal(f"{answer.out}\n{answer.error}")
     if answer.status or refusal:
@@ -80,7 +80,7 @@ def _state(context: Context, expected: str) -> Outcome | None:
 def check_nodes(context: Context) -> Outcome:
     """Every device node that CUDA opens is there, for every user."""
     wanted = [*gpu_nodes(context), *CONTROL]
-    switched = context.gpus["nvswitch"] and context.interconnect.get("kind") == "nvswitch"
+    switched = context.gpus.nvswitch and context.link == "nvswitch"
     if switched:
         wanted.append("/dev/nvidia-nvswitchctl")
     nodes = {path: context.machine.node(path) for path in wanted}
@@ -106,7 +106,7 @@ def check_nodes(context: Context) -> Outcome:
     more = f", {len(switches)} NVSwitches" if switches else ""
     return passed(
         "device_nodes",
-        f"{len(wanted)} nodes: {context.gpus['count']} GPUs, control, uvm{more}",
+        f"{len(wanted)} nodes: {context.gpus.count} GPUs, control, uvm{more}",
         nodes=wanted + switches,
         caps=caps,
     )
@@ -145,7 +145,7 @@ def check_cold_boot(context: Context) -> Outcome:
             return failed("cold_boot", f"no unit {service.unit}", expected, "run site.yml", **figures)
         ordered = set(unit.get("After", "").split())
         # The driver's units stand between: the nodes are made before each of them (role nvidia_driver).
-        if not ordered & ({MODULE_NODES} | set(context.driver["services"])):
+        if not ordered & ({MODULE_NODES} | set(context.driver.services)):
             late.append(f"{service.unit} is not ordered after {MODULE_NODES}")
         started = unit.get("ExecMainStartTimestamp", "").removeprefix("@")
         if (digits(started) or 0) > 0 and float(started) + 1 < made:

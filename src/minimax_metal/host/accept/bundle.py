@@ -89,7 +89,7 @@ def collect(context: Context) -> Iterator[tuple[str, str]]:
             text = context.machine.read(path)
             if text is not None:
                 yield f"host/files{path}", text
-    environment = str(context.plan["engine"]["environment"])
+    environment = context.plan.engine.environment
     yield (
         "engine/packages.txt",
         "\n".join(

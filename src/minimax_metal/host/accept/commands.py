@@ -25,13 +25,14 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import write_atomic
 from minimax_metal.common.privileges import trusted_directory
 from minimax_metal.host.accept import bundle
-from minimax_metal.host.accept.context import Context
+from minimax_metal.host.accept.context import Context, Serving
 from minimax_metal.host.accept.machine import Local, properties
 from minimax_metal.host.accept.redaction import Redaction, secrets_of_host
 from minimax_metal.host.accept.report import Report
 from minimax_metal.host.accept.sandbox import Sandbox, is_root, sweep
 from minimax_metal.host.accept.suite import CHECKS, Run, selected
 from minimax_metal.host.releases.record import CURRENT, DIRECTORY, read_plan
+from minimax_metal.plan.model import Plan
 
 EXIT_FAILED: Final = 1
 STATE: Final = Path("/var/lib/minimax-metal/accept")
@@ -123,8 +124,8 @@ def local(arguments: argparse.Namespace) -> int:
         )
     plan = _plan(arguments.plan)
     machine = Local()
-    context = Context(machine, plan)
-    python = f"{plan['engine']['environment']}/bin/python"
+    context = Context(machine, Serving.of_plan(Plan.of_record(plan)))
+    python = f"{context.plan.engine.environment}/bin/python"
     run = Run(
         context,
         lambda service: Sandbox(machine, service.unit, python),
@@ -135,7 +136,7 @@ def local(arguments: argparse.Namespace) -> int:
     with _alone(), _signals_as_interrupts():
         sweep(machine)
         report = run.report()
-        _keep(report, context, arguments.directory or STATE, anonymise=arguments.anonymise)
+        _keep(report, context, plan, arguments.directory or STATE, anonymise=arguments.anonymise)
     if arguments.json:
         print(report.as_json(), end="")
     else:
@@ -144,41 +145,34 @@ def local(arguments: argparse.Namespace) -> int:
 
 
 def _plan(source: str | None) -> Mapping[str, Any]:
-    """The plan the host is measured against.
+    """The plan the host is measured against, as it is written down.
 
     Raises:
-        UserError: there is none, or it is of a host that can't serve.
+        UserError: there is none.
     """
     if source is None:
         record = DIRECTORY / CURRENT
         try:
-            plan = read_json(record.read_text(encoding="utf-8"))["plan"]
-        except (OSError, ValueError, KeyError):
+            plan: Mapping[str, Any] = read_json(record.read_text(encoding="utf-8"))["plan"]
+            return plan
+        except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
                 f"found no release record at {record}, expected the plan of a host that site.yml has set up; "
                 "run site.yml, or pass --plan"
             ) from None
-    else:
-        plan = read_plan(source)
-    lacking = [
-        name for name in ("gpus", "driver", "engine", "model", "capacity", "cuda") if not plan.get(name)
-    ]
-    if lacking or not plan.get("services"):
-        raise UserError(
-            f"found a plan without {', '.join(lacking or ['services'])}, expected that of a host that "
-            "serves; look at metal plan"
-        )
-    return dict(plan)
+    return read_plan(source)
 
 
-def _keep(report: Report, context: Context, directory: Path, *, anonymise: bool) -> None:
+def _keep(
+    report: Report, context: Context, plan: Mapping[str, Any], directory: Path, *, anonymise: bool
+) -> None:
     """Write the report, its table and the bundle; what was asked of the host is collected only now."""
     machine = context.machine
     environments = [
         properties(machine, service.unit, ["Environment"]).get("Environment", "")
         for service in context.services
     ]
-    names = {socket.gethostname(), socket.getfqdn(), str(context.plan["host"])}
+    names = {socket.gethostname(), socket.getfqdn(), context.plan.host}
     names |= {name.partition(".")[0] for name in names}
     redaction = Redaction(
         secrets_of_host(environments=environments), anonymise=anonymise, names=names - {"localhost"}
@@ -186,7 +180,7 @@ def _keep(report: Report, context: Context, directory: Path, *, anonymise: bool)
     texts = {
         "report.json": _json(redaction.value(report.as_dict())),
         "report.txt": _table(report),
-        "plan.json": _json(redaction.value(context.plan)),
+        "plan.json": _json(redaction.value(plan)),
     }
     texts |= dict(bundle.collect(context))
     try:

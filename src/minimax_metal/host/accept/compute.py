@@ -11,6 +11,7 @@ from minimax_metal.host.accept.machine import Answer
 from minimax_metal.host.accept.outcome import Outcome, failed, limited, passed, skipped
 from minimax_metal.host.accept.sandbox import Ran, Sandbox
 from minimax_metal.host.engine.gpus import GpuError, read_memory
+from minimax_metal.plan.model import InterconnectPlan
 
 GIGA: Final = 1e9
 REPORTED_SHARE: Final = 0.85
@@ -38,7 +39,7 @@ class Compute:
         if running:
             return f"{' and '.join(running)} hold{'s' if len(running) == 1 else ''} the GPUs"
         try:
-            memory = read_memory(tuple(self.context.gpus["indices"]))
+            memory = read_memory(self.context.gpus.indices)
         except GpuError as error:
             return str(error)
         return "; ".join(memory.taken) if memory and memory.taken else None
@@ -63,7 +64,7 @@ class Compute:
                 continue
             cards = ran.answer["cards"]
             kinds = sorted({card["capability"] for card in cards})
-            wanted = str(self.context.gpus["compute_capability"])
+            wanted = self.context.gpus.compute_capability
             if kinds != [wanted]:
                 yield failed(
                     name, f"compute capability {', '.join(kinds)}", wanted, "plan again", cards=cards
@@ -89,20 +90,22 @@ class Compute:
                     name, ran.words, "an all-reduce over NCCL in the engine's sandbox", "fabric, nvlink, xid"
                 )
                 continue
-            yield judge_bandwidth(ran.answer, len(service.indices), self.context.interconnect).named(name)
+            yield judge_bandwidth(ran.answer, len(service.indices), self.context.gpus.interconnect).named(
+                name
+            )
 
     def compile(self, check: str, program: str) -> Outcome:
         """A compiler the engine uses makes a kernel from nothing, which computes what it should."""
         service = self.context.services[0]
-        if check == "deep_gemm" and float(self.context.gpus["compute_capability"]) < LEAST_DEEP_GEMM:
-            return skipped(check, f"not used on compute capability {self.context.gpus['compute_capability']}")
+        if check == "deep_gemm" and float(self.context.gpus.compute_capability) < LEAST_DEEP_GEMM:
+            return skipped(check, f"not used on compute capability {self.context.gpus.compute_capability}")
         ran = self.run(check, service, program, COMPILE_SECONDS)
         if not ran.ok:
             return failed(
                 check,
                 ran.words,
                 "a kernel compiled from nothing in the engine's sandbox",
-                f"{self.context.plan['cuda']['home']}, a C++ compiler, Python.h, ninja: run site.yml",
+                f"{self.context.plan.cuda.home}, a C++ compiler, Python.h, ninja: run site.yml",
             )
         version = ran.answer.get("version", "unknown")
         return passed(
@@ -123,16 +126,15 @@ def _number(answer: Mapping[str, Any], key: str) -> float | None:
     return float(value) if known and value is not None else None
 
 
-def judge_bandwidth(answer: Mapping[str, Any], cards: int, interconnect: Mapping[str, Any]) -> Outcome:
+def judge_bandwidth(answer: Mapping[str, Any], cards: int, links: InterconnectPlan | None) -> Outcome:
     """A measured bus bandwidth (bytes a second) against what was published, else against the links."""
     measured = _number(answer, "bandwidth")
     if measured is None:
         return failed(
             "nccl", "no bandwidth in what the program said", "bytes a second", "fabric, nvlink, xid"
         )
-    # A plan that came as JSON has texts for keys.
-    reported = {int(key): value for key, value in (interconnect.get("all_reduce_bandwidth") or {}).items()}
-    sources = {int(key): value for key, value in (interconnect.get("all_reduce_source") or {}).items()}
+    reported = links.all_reduce_bandwidth if links else {}
+    sources = links.all_reduce_source if links else {}
     figures = dict(answer) | {"least": None}
     found = f"{measured / GIGA:.0f} GB/s over {cards} cards (NCCL {answer.get('nccl')})"
     if cards in reported:
@@ -140,10 +142,9 @@ def judge_bandwidth(answer: Mapping[str, Any], cards: int, interconnect: Mapping
         basis = (
             f"{REPORTED_SHARE:.0%} of the published {reported[cards] / GIGA:.0f} GB/s ({sources.get(cards)})"
         )
-    elif interconnect.get("bandwidth") and interconnect.get("kind") != "bridge":
-        link = interconnect["bandwidth"]
+    elif links and links.bandwidth and links.kind != "bridge":
+        link, source = links.bandwidth, links.bandwidth_source
         figures |= {"links": link, "least": link * LINK_SHARE}
-        source = interconnect["bandwidth_source"]
         basis = f"{LINK_SHARE:.0%} of the {link / GIGA:.0f} GB/s of a GPU's links ({source})"
     else:
         return limited(

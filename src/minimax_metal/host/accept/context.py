@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from minimax_metal.common.errors import UserError
 from minimax_metal.host.accept.machine import Answer, Machine, moment, properties
 from minimax_metal.host.accept.smi import Gpu, Log, parse_log
+from minimax_metal.plan.model import (
+    CapacityPlan,
+    CudaPlan,
+    DriverPlan,
+    EnginePlan,
+    GpusPlan,
+    ModelPlan,
+    Plan,
+    ServicePlan,
+)
 
 MODULE_NODES: Final = "nvidia-device-nodes.service"
 """The unit that makes the device nodes at boot (role nvidia_driver)."""
@@ -30,19 +41,49 @@ class Service:
     start_seconds: float
 
     @classmethod
-    def of_plan(cls, data: Mapping[str, Any]) -> Service:
-        """From the plan's dictionary."""
+    def of_plan(cls, data: ServicePlan) -> Service:
+        """From its part of the plan."""
         return cls(
-            instance=data["instance"],
-            unit=data["unit"],
-            url=data["url"],
-            indices=tuple(data["gpu_indices"]),
-            argv=tuple(data["argv"]),
-            keys=Path(data["keys_directory"]) if data["keys_directory"] else None,
-            check_arguments=tuple(data["check_arguments"]),
-            stop_seconds=float(data["stop_timeout_seconds"]),
-            start_seconds=float(data["start_timeout_seconds"]),
+            instance=data.instance,
+            unit=data.unit,
+            url=data.url,
+            indices=data.gpu_indices,
+            argv=data.argv,
+            keys=Path(data.keys_directory) if data.keys_directory else None,
+            check_arguments=data.check_arguments,
+            stop_seconds=float(data.stop_timeout_seconds),
+            start_seconds=float(data.start_timeout_seconds),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The parts of the plan of a host that serves, all there."""
+
+    host: str
+    gpus: GpusPlan
+    driver: DriverPlan
+    engine: EnginePlan
+    model: ModelPlan
+    capacity: CapacityPlan
+    cuda: CudaPlan
+    services: tuple[ServicePlan, ...]
+
+    @classmethod
+    def of_plan(cls, plan: Plan) -> Serving:
+        """From a plan.
+
+        Raises:
+            UserError: it lacks one of them.
+        """
+        found = {part.name: getattr(plan, part.name) for part in fields(cls)}
+        lacking = [name for name, part in found.items() if not part and name not in {"host", "services"}]
+        if lacking or not plan.services:
+            raise UserError(
+                f"found a plan without {', '.join(lacking or ['services'])}, expected that of a host that "
+                "serves; look at metal plan"
+            )
+        return cls(**found)
 
 
 @dataclass
@@ -50,7 +91,7 @@ class Context:
     """One run on a host."""
 
     machine: Machine
-    plan: Mapping[str, Any]
+    plan: Serving
     answers: dict[str, Answer] = field(default_factory=dict)
     """What programs said, by the name under which the bundle keeps it."""
 
@@ -61,26 +102,24 @@ class Context:
         return self.answers[name]
 
     @property
-    def gpus(self) -> Mapping[str, Any]:
+    def gpus(self) -> GpusPlan:
         """The plan's part on GPUs."""
-        found: Mapping[str, Any] = self.plan["gpus"]
-        return found
+        return self.plan.gpus
 
     @property
-    def interconnect(self) -> Mapping[str, Any]:
-        """The plan's part on what links them; empty where the catalogue does not know the GPU."""
-        return self.gpus.get("interconnect") or {}
+    def link(self) -> str | None:
+        """The kind of what links them; None where the catalogue does not know the GPU."""
+        return self.gpus.interconnect.kind if self.gpus.interconnect else None
 
     @property
-    def driver(self) -> Mapping[str, Any]:
+    def driver(self) -> DriverPlan:
         """The plan's part on the driver."""
-        found: Mapping[str, Any] = self.plan["driver"]
-        return found
+        return self.plan.driver
 
     @cached_property
     def services(self) -> Sequence[Service]:
         """The instances, in the order of their ports."""
-        return tuple(Service.of_plan(one) for one in self.plan["services"])
+        return tuple(Service.of_plan(one) for one in self.plan.services)
 
     @cached_property
     def log(self) -> Log | None:

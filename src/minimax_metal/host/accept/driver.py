@@ -43,9 +43,7 @@ REPAIRS: Final = (
 
 def check_versions(context: Context) -> Outcome:
     """The kernel's driver and the libraries are of one version, and of the planned branch."""
-    expected = (
-        f"one version of driver branch {context.driver['branch']}, {context.driver['minimum']} or newer"
-    )
+    expected = f"one version of driver branch {context.driver.branch}, {context.driver.minimum} or newer"
     text = context.machine.read("/proc/driver/nvidia/version")
     module = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.[\d.]*\d)", text or "")
     if module is None:
@@ -70,9 +68,9 @@ def check_versions(context: Context) -> Outcome:
             f"module {module[1]}, nvidia-smi {figures['nvidia_smi']}, libraries {', '.join(files) or 'none'}"
         )
         return failed("driver_version", found, expected, MISMATCH, **figures)
-    if _numbers(module[1]) < _numbers(context.driver["minimum"]):
+    if _numbers(module[1]) < _numbers(context.driver.minimum):
         return failed("driver_version", module[1], expected, "run site.yml", **figures)
-    if module[1].split(".")[0] != str(context.driver["branch"]):
+    if module[1].split(".")[0] != context.driver.branch:
         return limited(
             "driver_version", module[1], expected, "a driver of your own: it is new enough", **figures
         )

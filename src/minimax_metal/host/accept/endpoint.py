@@ -107,13 +107,13 @@ def judge_tokens(
 
 def check_tokens(context: Context) -> Iterator[Outcome]:
     """The KV cache of each replica holds what the plan counts on, within 5 %."""
-    model = context.plan["model"]["served_name"]
+    model = context.plan.model.served_name
     running = {service.unit for service in context.running}
     for service in context.services:
         name = "kv_tokens" if len(context.services) == 1 else f"kv_tokens:{service.instance}"
         told = told_tokens(service, model) if service.unit in running else None
         yield judge_tokens(
-            context.plan["capacity"]["kv_tokens_per_replica"],
+            context.plan.capacity.kv_tokens_per_replica,
             asked_tokens(service.argv),
             logged_tokens(context, service),
             told,
@@ -129,7 +129,7 @@ def check_answer(context: Context) -> Iterator[Outcome]:
             text = state.get("StatusText") or state.get("ActiveState") or "unknown"
             yield skipped(name, f"{service.unit} does not run: {text}", STOPPED)
         else:
-            yield _asked(service, context.plan["model"]["served_name"]).named(name)
+            yield _asked(service, context.plan.model.served_name).named(name)
 
 
 def _asked(service: Service, model: str) -> Outcome:

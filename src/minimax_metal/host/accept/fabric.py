@@ -19,7 +19,7 @@ def check_fabric(context: Context) -> Outcome:
 
     The switches of a rack (NVL72) are managed elsewhere: there only the GPUs are asked.
     """
-    managed, rack = bool(context.gpus["nvswitch"]), context.interconnect.get("kind") == "nvl72"
+    managed, rack = context.gpus.nvswitch, context.link == "nvl72"
     if not managed and not rack:
         return skipped("fabric", "no NVSwitch on this host: nothing to manage")
     if not context.logged:
@@ -64,23 +64,23 @@ def _manager(context: Context) -> tuple[Outcome | None, str | None]:
 
 def check_nvlink(context: Context) -> Outcome:
     """Every NVLink carries data, as many as a GPU of this kind has."""
-    wanted = context.interconnect.get("nvlinks")
-    kind = context.interconnect.get("kind")
+    wanted = context.gpus.interconnect.nvlinks if context.gpus.interconnect else None
+    kind = context.link
     answer = context.ask("nvidia-smi-nvlink", "nvidia-smi", "nvlink", "-s")
     if answer.status:
         if kind == "none":
-            return skipped("nvlink", f"no NVLink on {context.gpus['model']}")
+            return skipped("nvlink", f"no NVLink on {context.gpus.model}")
         found = f"nvidia-smi nvlink -s ended with {answer.status}: {answer.words}"
         return failed("nvlink", found, "the state of every NVLink", "nvidia-smi of the driver's version")
     gpus = parse_links(answer.out)
     if not gpus and kind in {"none", "bridge", "unknown", None}:
-        return skipped("nvlink", f"no NVLink on {context.gpus['model']} here")
-    expected = f"{wanted or 'all'} NVLinks of each of {context.gpus['count']} GPUs up"
+        return skipped("nvlink", f"no NVLink on {context.gpus.model} here")
+    expected = f"{wanted or 'all'} NVLinks of each of {context.gpus.count} GPUs up"
     bad = [f"GPU {gpu.index}: link {', '.join(map(str, gpu.down))} down" for gpu in gpus if gpu.down]
     bad += [
         f"GPU {gpu.index}: {len(gpu.states)} links" for gpu in gpus if wanted and len(gpu.states) != wanted
     ]
-    silent = sorted(set(range(context.gpus["count"])) - {gpu.index for gpu in gpus})
+    silent = sorted(set(range(context.gpus.count)) - {gpu.index for gpu in gpus})
     if silent and kind not in {"bridge", "unknown"}:
         bad.append(f"GPU {', '.join(map(str, silent))}: no link up")
     figures = {"links": {gpu.index: dict(gpu.states) for gpu in gpus}}

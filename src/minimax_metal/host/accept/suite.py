@@ -94,12 +94,12 @@ class Run:
             self.take(check, lambda several=several: several(self.context))  # type: ignore[misc]  # bound now
         plan = self.context.plan
         return Report(
-            host=str(plan["host"]),
+            host=plan.host,
             time=began,
             outcomes=tuple(self.outcomes),
-            model=str(plan["model"]["served_name"]),
-            gpus=f"{plan['gpus']['count']} x {plan['gpus']['model']}",
-            engine=str(plan["engine"]["release"]),
+            model=plan.model.served_name,
+            gpus=f"{plan.gpus.count} x {plan.gpus.model}",
+            engine=plan.engine.release,
             driver=self.context.log.driver if self.context.log else None,
         )
 
