@@ -18,6 +18,7 @@ from minimax_metal.controller.adapter import (
     unread_plan,
 )
 from minimax_metal.plan.driver.state import driver_state
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings.roles import ROLE_VARIABLES
 from minimax_metal.plan.text import plan_lines
 
@@ -37,6 +38,11 @@ def metal_plan(
     return plan_from_variables(host, variables, raw_facts, names, role_values)
 
 
+def metal_plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """Return what was decided for a host, for people."""
+    return plan_lines(Plan.from_dict(plan))
+
+
 def metal_role_prefixes(_nothing: object = None) -> list[str]:
     """Return how the names of roles' variables begin."""
     return [f"{role}_" for role in ROLE_VARIABLES]
@@ -53,7 +59,7 @@ def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the driver of a host is, against what its plan needs."""
-    return driver_state(raw_facts, plan).as_dict()
+    return driver_state(raw_facts, Plan.of_record(plan)).as_dict()
 
 
 class FilterModule:
@@ -63,7 +69,7 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "metal_plan": metal_plan,
-            "metal_plan_lines": plan_lines,
+            "metal_plan_lines": metal_plan_lines,
             "metal_raw_facts": raw_facts_of,
             "metal_role_prefixes": metal_role_prefixes,
             "metal_refusals": metal_refusals,

@@ -20,13 +20,14 @@ from minimax_metal.plan.driver.sources import (
 )
 from minimax_metal.plan.driver.state import driver_state, service_problem
 from minimax_metal.plan.driver.work import driver_work
+from minimax_metal.plan.model import Plan
 
 
 def metal_driver_now(
     collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return what the driver of a host is, against what its plan needs."""
-    return driver_state(raw_facts, plan, collected).as_dict()
+    return driver_state(raw_facts, Plan.of_record(plan), collected).as_dict()
 
 
 def metal_driver_work(
@@ -36,7 +37,14 @@ def metal_driver_work(
     wishes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what is to be done about the driver of a host."""
-    return driver_work(collected, raw_facts, plan, wishes).as_dict()
+    return driver_work(collected, raw_facts, Plan.of_record(plan), wishes).as_dict()
+
+
+def metal_service_problem(
+    collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Mapping[str, Any], said: str
+) -> str:
+    """Return why the driver's services do not run, or the fabric is not ready."""
+    return service_problem(collected, raw_facts, Plan.of_record(plan), said)
 
 
 class FilterModule:
@@ -51,7 +59,7 @@ class FilterModule:
             "metal_has_key": has_key,
             "metal_is_key": is_key,
             "metal_key_fingerprints": primary_fingerprints,
-            "metal_service_problem": service_problem,
+            "metal_service_problem": metal_service_problem,
             "metal_source_pins": source_pins,
             "metal_source_problem": settings_problem,
         }

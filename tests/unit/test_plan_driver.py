@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from minimax_metal.plan.driver.state import driver_state
+from minimax_metal.plan.model import Plan
 
-PLAN: dict[str, Any] = {"driver": {"minimum": "580.65.06"}, "gpus": {"count": 4}}
+PLAN = Plan.of_record({"driver": {"minimum": "580.65.06"}, "gpus": {"count": 4}})
 LOADED = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (dvs-builder@U22-I3)\n"
     "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from minimax_metal.plan.driver.kernel import kernel_problem, next_kernel
 from minimax_metal.plan.driver.packages import upstream
 from minimax_metal.plan.driver.state import driver_state, fabric_state, service_problem
 from minimax_metal.plan.driver.work import DriverWork, driver_work
+from minimax_metal.plan.model import Plan
 
 MODULES, TOOLS, MANAGER = "nvidia-kernel-open-dkms", "nvidia-driver-cuda", "nvidia-fabricmanager"
 OFFERED = ("610.57.04-1", "590.48.01-1", "580.159.04-1", "580.126.20-1")
@@ -19,20 +21,18 @@ KERNEL = "6.1.0-40-amd64"
 MISMATCH = "Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 580.159"
 
 
-def plan(branch: str = "580", switches: bool = False) -> dict[str, Any]:
+def plan(branch: str = "580", switches: bool = False) -> Plan:
     packages = ["linux-headers-amd64", MODULES, TOOLS]
     if switches:
         packages.append(f"{MANAGER}={branch}.*")
-    return {
-        "driver": {
-            "branch": branch,
-            "minimum": "580.65.06",
-            "packages": packages,
-            "fabric_manager": switches,
-            "pinning_package": f"nvidia-driver-pinning-{branch}",
-        },
-        "gpus": {"count": 4},
+    driver = {
+        "branch": branch,
+        "minimum": "580.65.06",
+        "packages": packages,
+        "fabric_manager": switches,
+        "pinning_package": f"nvidia-driver-pinning-{branch}",
     }
+    return Plan.of_record({"driver": driver, "gpus": {"count": 4}})
 
 
 def facts(loaded: str | None = None, gpus: int = 4, error: str = "", **more: Any) -> dict[str, Any]:
@@ -70,9 +70,7 @@ def host(**changes: Any) -> dict[str, Any]:
     return collected | changes
 
 
-def work(
-    collected: dict[str, Any], raw: dict[str, Any], the_plan: dict[str, Any], **wishes: str
-) -> DriverWork:
+def work(collected: dict[str, Any], raw: dict[str, Any], the_plan: Plan, **wishes: str) -> DriverWork:
     return driver_work(collected, raw, the_plan, wishes)
 
 
@@ -289,11 +287,11 @@ def test_what_the_repository_lacks_is_named(versions: dict[str, list[str]], wish
     assert done.lists_stale
 
 
-def ubuntu(branch: str, *names: str) -> dict[str, Any]:
+def ubuntu(branch: str, *names: str) -> Plan:
     """The plan of an Ubuntu host, whose packages have other names from branch 590 on."""
     wanted = plan(branch)
-    wanted["driver"]["packages"] = ["linux-headers-generic", *names]
-    return wanted
+    assert wanted.driver is not None
+    return replace(wanted, driver=replace(wanted.driver, packages=("linux-headers-generic", *names)))
 
 
 OLD_NAMES = ("nvidia-dkms-580-open", "libnvidia-compute-580", "nvidia-utils-580", "nvidia-persistenced")

@@ -356,7 +356,7 @@ def test_any_answer_of_a_host_makes_a_plan(foreign: dict[str, Any]) -> None:
     assert result.as_dict()["host"] == "gpu01"
     assert all("\n" not in one.line("gpu01") for one in result.refusals)
     assert all("\x1b" not in one.line("gpu01") for one in result.refusals)
-    driver_state(h200() | foreign, decide(h200()).as_dict())
+    driver_state(h200() | foreign, decide(h200()))
 
 
 @settings(deadline=None)
@@ -408,7 +408,7 @@ NAMED = st.dictionaries(
 def test_any_answer_about_a_driver_is_decided(collected: dict[str, Any], loaded: bool) -> None:
     # AttributeError and TypeError before, and the play of all hosts ended.
     raw = h200() if loaded else raw_host("H200", 8)
-    made = decide(h200()).as_dict()
+    made = decide(h200())
     driver_state(raw, made, collected)
     driver_work(collected, raw, made)
     service_problem(collected, raw, made, "x")

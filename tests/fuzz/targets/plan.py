@@ -78,7 +78,7 @@ VARIABLES: Final = (
 )
 
 
-PLANNED: Final = decide("H20", 4, model="MiniMax-M2.5").as_dict()
+PLANNED: Final = decide("H20", 4, model="MiniMax-M2.5")
 
 
 def _facts(raw: Any) -> object:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.driver.facts import read_collected
 from minimax_metal.plan.facts import HostFacts, parse_facts
+from minimax_metal.plan.model import DriverPlan, Plan
 from minimax_metal.plan.versions import version_key
 
 MISMATCH = "Driver/library version mismatch"
@@ -47,13 +49,13 @@ class DriverState:
 
 
 def driver_state(
-    raw_facts: Mapping[str, Any], plan: Mapping[str, Any], collected: Mapping[str, Any] | None = None
+    raw_facts: Mapping[str, Any], plan: Plan, collected: Mapping[str, Any] | None = None
 ) -> DriverState:
     """Judge the driver of a host.
 
     Args:
         raw_facts: what the module metal_facts collected.
-        plan: the host's plan as plain data.
+        plan: the host's plan.
         collected: what the module metal_driver_facts collected, if it did.
 
     A driver runs when its module is loaded and nvidia-smi, which comes with the installed libraries, can
@@ -62,8 +64,8 @@ def driver_state(
     facts = parse_facts(raw_facts)
     collected = read_collected(collected)
     loaded, gpus = facts.loaded_driver, len(facts.smi_gpus)
-    minimum = str(plan["driver"]["minimum"])
-    needed = f"a loaded driver of at least {minimum} that lists {plan['gpus']['count']} GPUs"
+    driver, count = wanted(plan)
+    needed = f"a loaded driver of at least {driver.minimum} that lists {count} GPUs"
     nouveau = bool(collected.get("nouveau"))
     if not facts.smi_present:
         found = "no NVIDIA driver is installed"
@@ -75,10 +77,10 @@ def driver_state(
         found = f"kernel module {loaded} is loaded and nvidia-smi says: {facts.smi_error[:200]}"
     else:
         found = f"driver {loaded} is loaded and lists {gpus} GPUs"
-    old = loaded is not None and version_key(loaded) < version_key(minimum)
+    old = loaded is not None and version_key(loaded) < version_key(driver.minimum)
     reboot = loaded is None or facts.smi_error is not None or not facts.smi_present or old
     fabric, words = True, ""
-    if plan["driver"].get("fabric_manager"):
+    if driver.fabric_manager:
         fabric, words = fabric_state(collected.get("fabric"))
     return DriverState(
         loaded=loaded,
@@ -89,8 +91,21 @@ def driver_state(
         advice=_advice(facts, collected, nouveau),
         fabric=fabric,
         fabric_found=words,
-        manager=_other_manager(collected, loaded) if plan["driver"].get("fabric_manager") else "",
+        manager=_other_manager(collected, loaded) if driver.fabric_manager else "",
     )
+
+
+def wanted(plan: Plan) -> tuple[DriverPlan, int]:
+    """Return what a plan says of the driver, and how many GPUs it has to list.
+
+    Raises:
+        UserError: the plan has no driver or no GPUs.
+    """
+    if plan.driver is None or plan.gpus is None:
+        raise UserError(
+            f"{plan.host}: found a plan without driver or GPUs, expected both; look at metal plan"
+        )
+    return plan.driver, plan.gpus.count
 
 
 def _other_manager(collected: Mapping[str, Any], loaded: str | None) -> str:
@@ -176,9 +191,7 @@ def fabric_state(answer: Sequence[Any] | None) -> tuple[bool, str]:
     return True, f"fabric state {', '.join(sorted(set(states))) or 'not reported'}"
 
 
-def service_problem(
-    collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Mapping[str, Any], said: str
-) -> str:
+def service_problem(collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Plan, said: str) -> str:
     """Why the driver's services do not run, or the fabric is not ready: found, expected, what to do.
 
     ``said`` is what systemd answered. A fabric manager of another version than the driver's comes first: it
@@ -196,7 +209,7 @@ def service_problem(
             f"found {', '.join(collected.get('nodes') or []) or 'no device node'}, expected /dev/nvidiactl "
             "and /dev/nvidia-uvm; look at journalctl -u nvidia-device-nodes, modprobe nvidia-uvm on the host"
         )
-    if plan["driver"]["fabric_manager"] and not state.fabric:
+    if wanted(plan)[0].fabric_manager and not state.fabric:
         return (
             f"found {state.fabric_found}, expected Completed on every GPU; look at journalctl -u "
             "nvidia-fabricmanager and nvidia-smi -q on the host (a failed NVLink or NVSwitch shows there)"

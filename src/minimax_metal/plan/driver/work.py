@@ -10,8 +10,9 @@ from minimax_metal.plan.driver.facts import read_collected
 from minimax_metal.plan.driver.kernel import headers_of, headers_problem, kernel_problem
 from minimax_metal.plan.driver.packages import BESIDE, PREFERENCES, DriverPackages, Pin, branch_of
 from minimax_metal.plan.driver.signing import secure_boot_problem
-from minimax_metal.plan.driver.state import built_for, driver_state
+from minimax_metal.plan.driver.state import built_for, driver_state, wanted
 from minimax_metal.plan.facts import HostFacts, parse_facts
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.versions import version_key
 
 NODES_UNIT = "nvidia-device-nodes.service"
@@ -69,7 +70,7 @@ class DriverWork:
 def driver_work(
     collected: Mapping[str, Any],
     raw_facts: Mapping[str, Any],
-    plan: Mapping[str, Any],
+    plan: Plan,
     wishes: Mapping[str, Any] | None = None,
 ) -> DriverWork:
     """Decide what is to be done.
@@ -77,7 +78,7 @@ def driver_work(
     Args:
         collected: what the module metal_driver_facts collected.
         raw_facts: what the module metal_facts collected.
-        plan: the host's plan as plain data.
+        plan: the host's plan.
         wishes: the role's own: ``version`` (an exact version, or empty), ``run_file`` (refuse, keep or
             replace), ``secure_boot`` (check or trust).
     """
@@ -90,17 +91,17 @@ class _Decision:
         collected: Mapping[str, Any],
         facts: HostFacts,
         raw_facts: Mapping[str, Any],
-        plan: Mapping[str, Any],
+        plan: Plan,
         wishes: Mapping[str, Any],
     ) -> None:
-        self.collected, self.facts, self.plan = collected, facts, plan
-        self.driver: Mapping[str, Any] = plan["driver"]
-        self.branch, self.minimum = str(self.driver["branch"]), str(self.driver["minimum"])
+        self.collected, self.facts = collected, facts
+        self.driver, self.gpus = wanted(plan)
+        self.branch, self.minimum = self.driver.branch, self.driver.minimum
         self.wish = str(wishes.get("version") or "")
         self.run_file = str(wishes.get("run_file") or "refuse")
         self.trust = wishes.get("secure_boot") == "trust"
         self.state = driver_state(raw_facts, plan, collected)
-        self.packages = DriverPackages(collected, self.driver["packages"])
+        self.packages = DriverPackages(collected, self.driver.packages)
 
     # -- what is there -----------------------------------------------------------------------------------
 
@@ -132,8 +133,8 @@ class _Decision:
         installed = self.packages.installed
         if loaded is None or self.state.reboot or any(name in installed for name in self.packages.wanted):
             return False
-        fabric = not self.driver["fabric_manager"] or self.packages.managers == {loaded} or not installed
-        return self.right(loaded) and self.state.gpus == self.plan["gpus"]["count"] and fabric
+        fabric = not self.driver.fabric_manager or self.packages.managers == {loaded} or not installed
+        return self.right(loaded) and self.state.gpus == self.gpus and fabric
 
     @property
     def by_run_file(self) -> bool:
@@ -294,7 +295,7 @@ class _Decision:
     @property
     def services(self) -> tuple[str, ...]:
         """Units that must run once the driver does."""
-        return (NODES_UNIT, *self.driver.get("services", ()))
+        return (NODES_UNIT, *self.driver.services)
 
     def _action(self) -> str:
         present = self.packages.present
@@ -347,7 +348,7 @@ class _Decision:
         if version is None:
             return ()
         pins = [Pin(BESIDE, f"{version}-*")]
-        pinned = self.driver.get("pinning_package")
+        pinned = self.driver.pinning_package
         if self.wish:
             pins.append(Pin(PREFERENCES, f"{version}-*"))
         elif not pinned or not (self.packages.versions.get(pinned) or self.packages.has(pinned)):
