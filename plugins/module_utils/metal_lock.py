@@ -3,7 +3,8 @@
 asks.
 
 ``/var/lib/minimax-metal/lock.json`` says who holds it since when. It is broken only explicitly: whether a
-run on another controller still lives cannot be known from here. A file that can't be read counts as held.
+run on another controller still lives cannot be known from here. Of its own runs a controller knows it, and
+takes the lock of one that has ended (action plugin ``metal_lock``). A file that can't be read counts as held.
 
 ``metal lock show|release|break`` is for whoever is on the host; plays use module ``metal_lock``, which
 ships this file to hosts that have nothing yet. So it needs the standard library alone, of Python 3.9 and

@@ -13,7 +13,7 @@ short_description: Takes or gives back the lock of the fleet on a host
 description:
   - The lock is a file that says who changes the fleet, on every host of it. Taking it is atomic.
   - It is the run's own and gone when the run ends, so neither taking nor giving it back counts as a change;
-    breaking another run's lock does.
+    breaking another run's lock does, unless that run has ended.
   - In check mode nothing is written.
 options:
   state:
@@ -64,6 +64,10 @@ broken:
   description: Whose lock was taken away, in a few words.
   returned: always
   type: str
+ended:
+  description: Whether that run had ended.
+  returned: always
+  type: bool
 """
 
 from pathlib import Path
@@ -93,13 +97,13 @@ def main() -> None:
     path = Path(module.params["path"])
     holder = module.params["holder"]
     state = module.params["state"]
-    broken = ""
+    broken, ended = "", False
     try:
         other = read(path)
         if other is not None and other["run"] == holder["run"]:
             other = None
-        ended = module.params["ended_run"]
-        if other is not None and state == "taken" and (module.params["break_held"] or ended == other["run"]):
+        ended = other is not None and module.params["ended_run"] == other["run"]
+        if other is not None and state == "taken" and (module.params["break_held"] or ended):
             broken = described(other)
             if not module.check_mode:
                 break_lock(path, run=other["run"])
@@ -112,7 +116,11 @@ def main() -> None:
     except OSError as error:
         module.fail_json(msg=f"cannot change {path}: {error.strerror}; the play must become root")
     module.exit_json(
-        changed=bool(broken), other=other, words=described(other) if other else "", broken=broken
+        changed=bool(broken) and not ended,
+        other=other,
+        words=described(other) if other else "",
+        broken=broken,
+        ended=ended,
     )
 
 

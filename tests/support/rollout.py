@@ -28,7 +28,9 @@ PROGRAM = "/usr/local/bin/metal"
 
 ROLE = """\
 - name: Write down what the role was asked
-  ansible.builtin.shell: 'echo "{{ inventory_hostname }} ROLE/FILE {{ played_release }}" >> LOG'
+  ansible.builtin.shell: |
+    echo "{{ inventory_hostname }} ROLE/FILE {{ played_release }}" >> LOG
+    test ! -e {{ played_lock }} || echo "{{ inventory_hostname }} ROLE/FILE" >> LOG.locked
   changed_when: false
   check_mode: false
 - name: Fail where the test says so
@@ -82,7 +84,7 @@ class ActionModule(ActionBase):
         if self._task.check_mode:
             return {"changed": True}
         with open("LOG", "a") as log:
-            log.write(f"{task_vars['inventory_hostname']} {words['name']} {words['state']}\\n")
+            log.write(f"{task_vars['inventory_hostname']} {words.get('name')} {words.get('state')}\\n")
         return {"changed": True}
 '''
 METAL = """\
@@ -97,6 +99,10 @@ case "$1 $2" in
 esac
 grep -qxF "$host metal $1 $2" FAULTS && { echo "$1 $2 is bad" >&2; exit 1; }
 exit 0
+"""
+SYSTEMCTL = f"""\
+#!/bin/sh
+echo "{UNIT} loaded active running the engine"
 """
 SERVICES: list[dict[str, Any]] = [
     {
@@ -118,6 +124,7 @@ def plan(release: str) -> dict[str, Any]:
         "fits": True,
         "model": {"served_name": "m"},
         "gpus": {"count": 8, "model": "H20"},
+        "mirrors": {"cache_url": None},
         "services": SERVICES,
     }
 
@@ -129,6 +136,8 @@ class Played:
     returncode: int
     output: str
     log: list[str] = field(default_factory=list)
+    locked: list[str] = field(default_factory=list)
+    """Hosts and roles that were played while the host was locked."""
 
     def of(self, host: str) -> list[str]:
         """Return what happened on a host, in short.
@@ -158,6 +167,9 @@ class Stage:
         self.faults.touch()
         self.collection = place / "collections/ansible_collections/minimax/metal"
         self._copy()
+        (place / "bin").mkdir()
+        (place / "bin/systemctl").write_text(SYSTEMCTL)
+        (place / "bin/systemctl").chmod(0o755)
         for host in self.hosts:
             (place / host).mkdir()
             self._write(place / host / "metal", METAL.replace("KEPT", json.dumps(plan(OLD))))
@@ -206,6 +218,8 @@ class Stage:
     ) -> Played:
         """Play a playbook to its end."""
         self.log.write_text("")
+        locked = self.log.with_name("log.locked")
+        locked.write_text("")
         self.faults.write_text("".join(f"{line}\n" for line in faults))
         extra = {"metal_rollout_soak_seconds": 5, "metal_rollout_trial_requests": 4} | dict(variables or {})
         done = subprocess.run(
@@ -215,7 +229,7 @@ class Stage:
                     "-i",
                     str(self.place / "hosts.json"),
                 ),
-                *("-e", json.dumps(extra), *words, str(self.collection / "playbooks" / playbook)),
+                *("-e", json.dumps(extra), *words, str(self.collection / playbook)),
             ],
             cwd=self.place,
             env=os.environ | self._environment(),
@@ -224,7 +238,10 @@ class Stage:
             check=False,
             timeout=300,
         )
-        return Played(done.returncode, done.stdout + done.stderr, self.log.read_text().splitlines())
+        said = " ".join((done.stdout + done.stderr).split())
+        return Played(
+            done.returncode, said, self.log.read_text().splitlines(), locked.read_text().splitlines()
+        )
 
     def _environment(self) -> dict[str, str]:
         config = self.place / "ansible.cfg"
@@ -233,6 +250,7 @@ class Stage:
             "ANSIBLE_CONFIG": str(config),
             "ANSIBLE_COLLECTIONS_PATH": str(self.place / "collections"),
             "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{self.place / 'bin'}:{os.environ['PATH']}",
         }
 
     def _host(self, host: str) -> dict[str, Any]:
@@ -257,6 +275,7 @@ class Stage:
         shutil.copytree(REPOSITORY / "meta", self.collection / "meta")
         shutil.copytree(REPOSITORY / "plugins", self.collection / "plugins", symlinks=False)
         shutil.copytree(REPOSITORY / "playbooks", self.collection / "playbooks")
+        shutil.copy(REPOSITORY / "site.yml", self.collection)
         for path in (self.collection / "playbooks").rglob("*.yml"):
             text = path.read_text()
             text = text.replace(f"'{PROGRAM}'", "played_metal").replace(PROGRAM, '"{{ played_metal }}"')

@@ -149,10 +149,13 @@ def test_a_model_is_not_kept_up_by_replicas_of_another() -> None:
 
 def test_a_change_of_model_joins_the_old_and_the_new_name() -> None:
     works = [serving(f"a{number}", pools=("old", "new")) for number in range(4)]
-    assert (
-        set(pools_of([*works, serving("out", "none", ("old",))]).values()) == {"new"}
-        or len(set(pools_of([*works, serving("out", "none", ("old",))]).values())) == 1
-    )
+    others = [serving("out", "none", ("old",)), serving("in", "none", ("new",)), serving("x", "none", ("x",))]
+    pools = pools_of([*works, *others])
+    (pool,) = {pools[name] for name in ("a0", "a1", "a2", "a3", "out", "in")}
+    assert pool in {"old", "new"}
+    assert pools["x"] == "x"
+    # Without a host that changes from one to the other they are two.
+    assert pools_of(others) == {"out": "old", "in": "new", "x": "x"}
     assert [len(batch) for batch in decide(works).batches] == [1, 1, 2]
 
 
@@ -201,6 +204,15 @@ def test_floors() -> None:
     assert (floor_of("50%", 3), floor_of(2, 3), floor_of("50%", 1), floor_of("0", 4)) == (1, 2, 0, 0)
     with pytest.raises(ValueError, match="metal_rollout_min_ready half"):
         floor_of("half", 4)
+
+
+def test_a_share_is_of_what_serves_where_that_is_more_than_is_planned() -> None:
+    """Four hosts go from two replicas each to one: half of the eight that clients have now is four."""
+    works = [serving(name, serving=2) for name in "abcd"]
+    assert Capacity.of(works, "50%").floors == {"m": 4}
+    # And of what is planned where that is more: three of four hosts are down.
+    works = [serving("a"), *(serving(name, serving=0) for name in "bcd")]
+    assert Capacity.of(works, "50%").floors == {"m": 2}
 
 
 def test_before_each_batch_what_is_in_service_now_counts() -> None:

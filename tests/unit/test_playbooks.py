@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +144,78 @@ def test_a_host_outside_of_a_rollout_that_hangs_fails_nobody() -> None:
         assert task["timeout"] <= 120
         assert task["ignore_unreachable"] is True
         assert task["failed_when"] is False
+
+
+LOCK, RELEASE = "Take the fleet lock", "Release the fleet lock"
+RISKY = {
+    "playbooks/provision.yml": r"^Install the NVIDIA driver$",
+    "playbooks/serve.yml": r"^(Serve the endpoints|endpoint_firewall|sglang_service)$",
+    "playbooks/stop.yml": r"^Stop the instances",
+    "playbooks/remove.yml": r"^Take off what is there$",
+    "playbooks/accept.yml": r"^Carry out the checks",
+    "playbooks/rollout.yml": r"^(Bring everything|Change the fleet)",
+    "playbooks/rollback.yml": r"^(Choose the release|Change the fleet)",
+    "playbooks/rotate.yml": r"^(One place further|Another place further|The last place)$",
+}
+"""What may stop an engine, reboot or remove, by playbook: the words in front of it in the file."""
+
+
+def names_in(entries: Any) -> Iterator[str]:
+    """Yield names of plays, tasks and roles in the order of a file; blocks and imported files opened."""
+    for entry in entries or ():
+        if entry.get("name"):
+            yield entry["name"]
+        for key in ("pre_tasks", "roles", "tasks", "block", "rescue", "always"):
+            yield from names_in(entry.get(key))
+        if "role" in entry:
+            yield entry["role"].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("playbook", RISKY)
+def test_whoever_stops_an_engine_reboots_or_removes_holds_the_lock(playbook: str) -> None:
+    text = (REPOSITORY / playbook).read_text()
+    if "tasks/rollout/begin.yml" in text:
+        begin = (REPOSITORY / "playbooks/tasks/rollout/begin.yml").read_text()
+        assert LOCK in list(names_in(yaml.safe_load(begin)))
+        text = text.replace("Take the fleet lock, and read where the hosts stand", LOCK)
+    names = list(names_in(yaml.safe_load(text)))
+    risky = [number for number, name in enumerate(names) if re.search(RISKY[playbook], name)]
+    assert risky
+    assert names.index(LOCK) < min(risky)
+    released = [number for number, name in enumerate(names) if name in {RELEASE, "Unlock"}]
+    assert max(released) > max(risky)
+
+
+def test_a_reader_takes_no_lock(playbooks: dict[str, Plays]) -> None:
+    for playbook in ("preflight", "cache", "weights", "verify", "status", "gateway"):
+        tasks = [task for play in playbooks[f"playbooks/{playbook}.yml"] for task in play["tasks"]]
+        assert [task["name"] for task in tasks if task["role"] == "fleet_lock"] == []
+
+
+def test_the_site_keeps_the_lock_until_its_last_check() -> None:
+    plays = yaml.safe_load((REPOSITORY / "site.yml").read_text())
+    kept = [play["name"] for play in plays if (play.get("vars") or {}).get("__metal_lock_kept")]
+    assert kept == ["Provision", "Serve"]
+    names = [play["name"] for play in plays]
+    assert names.index("Verify") + 1 == names.index("Unlock")
+
+
+ELSEWHERE = {"artefact-cache": "minimax-metal-artefacts", "tuning-shm": "minimax-metal-shm"}
+"""Units whose templates have another name."""
+
+
+def unit_files() -> set[str]:
+    """The names of the unit files that roles write, with an instance where they have some."""
+    names = {path.name.removesuffix(".j2") for path in (REPOSITORY / "roles").rglob("*.j2")}
+    found = [re.fullmatch(r"(.+?)(@?)(\.(?:service|socket|target))", name) for name in names]
+    return {ELSEWHERE.get(one[1], one[1]) + one[2].replace("@", "@a") + one[3] for one in found if one}
+
+
+def test_no_unit_of_the_product_is_left_out_of_its_removal() -> None:
+    tasks = yaml.safe_load((REPOSITORY / "playbooks/tasks/remove.yml").read_text())
+    patterns = tasks[0]["ansible.builtin.command"]["argv"][4:]
+    units = unit_files()
+    assert len(units) > 10
+    missed = {unit for unit in units if not any(fnmatch(unit, pattern) for pattern in patterns)}
+    # Its socket starts it; the file goes with the firewall's (plan/removal.py).
+    assert missed == {"minimax-metal-firewall-seen@a.service"}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from minimax_metal.controller.report.timeline import timeline
 from minimax_metal.controller.run.events import Run
@@ -15,6 +17,7 @@ from minimax_metal.plan.rollout.stage import CHANGE, INSEPARABLE, OUT_OF_POOL, S
 from minimax_metal.plan.rollout.verdict import tags_refusal
 from minimax_metal.plan.rollout.works import serving_of
 
+PLAYBOOKS = Path(__file__).parents[2] / "playbooks"
 UNITS = {"sglang@a.service": {"active": True}}
 
 
@@ -73,3 +76,30 @@ def test_live_view_and_timeline_name_a_stage_by_its_label() -> None:
     picture = timeline([{"host": "a", "verdict": "unchanged", "spans": spans}], 1.0, 99.0)
     assert ">serve</text>" in picture
     assert Stage.SERVE.colour in picture
+
+
+@pytest.mark.parametrize("stage", CHANGE)
+def test_a_stage_lives_in_the_file_of_its_name_and_says_so_in_the_journal(stage: Stage) -> None:
+    tasks = yaml.safe_load((PLAYBOOKS / f"stages/{stage.label}.yml").read_text())
+    assert tasks[0]["ansible.builtin.import_tasks"] == "../tasks/rollout/journal.yml"
+    assert tasks[0]["vars"] == {"__rollout_entry": ["stage", stage.value]}
+    host = yaml.safe_load((PLAYBOOKS / "tasks/rollout/host.yml").read_text())
+    (include,) = [
+        one["ansible.builtin.include_tasks"]
+        for one in host
+        if one["ansible.builtin.include_tasks"]["file"].endswith(f"/{stage.label}.yml")
+    ]
+    assert include["apply"]["tags"] == [stage.value]
+
+
+def test_the_stage_files_are_those_of_a_change_and_no_others() -> None:
+    assert {path.stem for path in (PLAYBOOKS / "stages").iterdir()} == {stage.label for stage in CHANGE}
+
+
+def test_a_plan_is_made_once_and_never_overwritten() -> None:
+    """By preflight, or in a rollback by the release; a way back hands roles another one as a parameter."""
+    setting = re.compile(r"set_fact:\n +metal_plan:")
+    found = {path.name for path in PLAYBOOKS.rglob("*.yml") if setting.search(path.read_text())}
+    assert found == {"plan.yml", "choose.yml"}
+    roles = [path for path in (PLAYBOOKS.parent / "roles").rglob("*.yml") if setting.search(path.read_text())]
+    assert roles == []
