@@ -220,6 +220,14 @@ def test_what_the_collection_declares_is_what_the_project_declares() -> None:
     assert runtime["requires_ansible"].removesuffix(".0") in ansible_core
 
 
+@pytest.mark.parametrize("role", sorted(ROLES))
+def test_a_role_reads_nothing_beside_itself_by_its_own_path(role: str) -> None:
+    """What it shares with the project it asks for by name: lookup ``minimax.metal.project_file``."""
+    for path in (REPOSITORY / "roles" / role).rglob("*"):
+        if path.is_file() and path.suffix != ".md":
+            assert not re.search(r"role_path[^\n]{0,9}/\.\.", path.read_text(encoding="utf-8")), path
+
+
 def test_no_link_is_tracked() -> None:
     """Links do not survive every archive. The labs' inventories, which share variables, are no part of it."""
     said = subprocess.run(

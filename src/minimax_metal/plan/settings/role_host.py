@@ -86,11 +86,11 @@ class HostTools:
         "mapping", {}, "Environment variables for uv, which installs the rest, such as `UV_DEFAULT_INDEX`."
     )
     uv_requirements: str = path(
-        "{{ role_path }}/../../requirements/bootstrap.txt",
+        "{{ lookup('minimax.metal.project_file', 'requirements/bootstrap.txt') }}",
         "Lock file of uv, on the controller. By default the project's.",
     )
     requirements: str = path(
-        "{{ role_path }}/../../requirements/host-tools.txt",
+        "{{ lookup('minimax.metal.project_file', 'requirements/host-tools.txt') }}",
         "Lock file of the environment, on the controller, with a hash for every package. By default the "
         "project's.",
     )
