@@ -5,12 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 
 from minimax_metal.plan.check_command import check_command
+from minimax_metal.plan.model import Plan, ServicePlan
+from minimax_metal.plan.reading import lenient
+
+
+def metal_check_command(
+    service: Mapping[str, Any], plan: Mapping[str, Any], settings: Mapping[str, Any], directory: str
+) -> list[str]:
+    """Return the words of ``metal check`` for one endpoint of a host."""
+    return check_command(lenient(ServicePlan, service), Plan.of_record(plan), settings, directory)
 
 
 class FilterModule:
@@ -18,4 +27,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filter by name."""
-        return {"metal_check_command": check_command}
+        return {"metal_check_command": metal_check_command}

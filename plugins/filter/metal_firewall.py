@@ -13,6 +13,7 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 from minimax_metal.common.nftables import state
 from minimax_metal.controller.names import addresses_of
 from minimax_metal.plan.firewall import client_addresses, decide
+from minimax_metal.plan.model import Plan
 
 
 def metal_firewall(
@@ -22,7 +23,7 @@ def metal_firewall(
     plan: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the rules of one host, or what stands against them."""
-    return decide(me, groups, hosts, plan, addresses_of)
+    return decide(me, groups, hosts, Plan.of_record(plan) if plan else None, addresses_of)
 
 
 def metal_firewall_addresses(variables: Mapping[str, Any]) -> dict[str, Any]:

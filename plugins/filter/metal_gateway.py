@@ -11,7 +11,8 @@ from typing import Any
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 
 from minimax_metal.controller.adapter import gateway_from_variables
-from minimax_metal.plan.gateway import Options, configuration
+from minimax_metal.plan.gateway import GatewayPlan, Options, configuration
+from minimax_metal.plan.reading import lenient
 
 
 def metal_gateway_plan(
@@ -32,7 +33,7 @@ def metal_gateway_plan(
 
 def metal_gateway_configuration(plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the commands on the gateway's host read."""
-    return configuration(plan, Options.read(options))
+    return configuration(lenient(GatewayPlan, plan), Options.read(options))
 
 
 class FilterModule:

@@ -13,6 +13,7 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 
 from minimax_metal.controller import names
 from minimax_metal.plan import archives, cache
+from minimax_metal.plan.model import Plan
 
 
 def metal_archives(slurped: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def metal_archives(slurped: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]
         for one in slurped
         if "content" in one
     ]
-    return archives.decide(files, plan)
+    return archives.decide(files, Plan.of_record(plan))
 
 
 def metal_cache(

@@ -9,6 +9,8 @@ import yaml
 
 from minimax_metal.host.check import commands
 from minimax_metal.plan.check_command import check_command
+from minimax_metal.plan.model import Plan, ServicePlan
+from minimax_metal.plan.reading import lenient
 from tests.support.templates import REPOSITORY
 
 SERVICE: dict[str, Any] = {
@@ -27,7 +29,9 @@ DEFAULTS: dict[str, Any] = yaml.safe_load(
 
 
 def command(service: dict[str, Any] = SERVICE, **given: Any) -> list[str]:
-    return check_command(service, PLAN, DEFAULTS | given, "/var/lib/minimax-metal/checks")
+    return check_command(
+        lenient(ServicePlan, service), Plan.of_record(PLAN), DEFAULTS | given, "/var/lib/minimax-metal/checks"
+    )
 
 
 def test_the_defaults_give_the_command_that_the_program_takes() -> None:

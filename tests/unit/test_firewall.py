@@ -17,6 +17,7 @@ import pytest
 from minimax_metal.common import nftables
 from minimax_metal.controller.names import addresses_of
 from minimax_metal.plan.firewall import decide
+from minimax_metal.plan.model import Plan
 from tests.support.templates import render
 
 pytestmark = pytest.mark.skipif(
@@ -166,7 +167,8 @@ FLEET: dict[str, Any] = {
 
 def of_fleet(me: str, **own: Any) -> list[dict[str, Any]]:
     hosts = {**FLEET["hosts"], me: {**FLEET["hosts"][me], **own}}
-    plan = {"services": [{"port": 8000}, {"port": 8001}]} if me.startswith("gpu") else None
+    services = [{"unit": f"sglang@m-{port}.service", "port": port} for port in (8000, 8001)]
+    plan = Plan.of_record({"services": services}) if me.startswith("gpu") else None
     made = decide(me, FLEET["groups"], hosts, plan, addresses_of)
     assert made["problem"] is None
     return list(made["rules"])

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from minimax_metal.plan.firewall import ROUTER_ID, SHARE_PORT, client_addresses, decide
+from minimax_metal.plan.model import Plan
 from tests.support.templates import REPOSITORY
 
 GROUPS = {
@@ -32,7 +33,8 @@ CLIENTS = {"metal_allowed_cidrs": ["10.9.0.0/16"]}
 
 def decided(me: str, own: dict[str, Any], groups: dict[str, list[str]] | None = None) -> dict[str, Any]:
     hosts = {**HOSTS, me: {**HOSTS[me], **own}}
-    plan = {"services": [{"port": 8000}]} if me.startswith("gpu") else None
+    service = {"unit": "sglang@m.service", "port": 8000}
+    plan = Plan.of_record({"services": [service]}) if me.startswith("gpu") else None
     return decide(me, groups or GROUPS, hosts, plan, lambda name: NAMES.get(name, []))
 
 

@@ -117,19 +117,19 @@ def test_options_become_the_command_and_no_key_does() -> None:
 
 
 def test_the_configuration_on_the_host_names_keys_and_holds_none() -> None:
-    found = configuration(decide().as_dict(), Options())
+    found = configuration(decide(), Options())
     assert found["admin_key_file"] == "/etc/sglang-gateway/admin_key"
     assert found["api_key_file"] == "/etc/sglang-gateway/api_key"
     assert [worker["url"] for worker in found["workers"]] == ["http://gpu01:8000", "http://gpu02:8000"]
     keyless = decide(settings={"metal_api_keys": False})
-    assert configuration(keyless.as_dict(), Options())["api_key_file"] is None
+    assert configuration(keyless, Options())["api_key_file"] is None
 
 
 def test_workers_that_can_prove_themselves_have_to_unless_they_are_taken_on_trust() -> None:
     plans = {"gpu01": worker_plan("http://gpu01:8000"), "gpu02": worker_plan("http://gpu02:8000")}
     plans["gpu01"]["services"][0]["proves"] = True
     assert [worker.proves for worker in decide(plans).workers] == [True, False]
-    assert configuration(decide(plans).as_dict(), Options())["workers"][0]["proves"] is True
+    assert configuration(decide(plans), Options())["workers"][0]["proves"] is True
     assert not any(worker.proves for worker in decide(plans, require_proof=False).workers)
     assert not any(worker.proves for worker in decide(plans, settings={"metal_api_keys": False}).workers)
 
@@ -151,7 +151,7 @@ def test_one_setting_gives_the_gateway_a_certificate_and_the_fleets_ca_for_its_w
     assert plan.tls is not None
     assert plan.tls["serves"]
     assert {"gw01", "127.0.0.1"} <= set(plan.tls["names"])
-    found = configuration(plan.as_dict(), Options())
+    found = configuration(plan, Options())
     assert found["ca_file"] == found["engine_ca_file"] == "/etc/sglang-gateway/ca.crt"
 
 
@@ -161,7 +161,7 @@ def test_a_gateway_keeps_a_certificate_of_the_users_own_before_the_fleets_worker
     assert plan.tls is not None
     assert not plan.tls["serves"]
     assert plan.url == "https://gw01:30000"
-    found = configuration(plan.as_dict(), Options.read(options))
+    found = configuration(plan, Options.read(options))
     assert (found["ca_file"], found["engine_ca_file"]) == (None, "/etc/sglang-gateway/ca.crt")
 
 

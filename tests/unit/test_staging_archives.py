@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimax_metal.controller.adapter import plan_from_variables
+from minimax_metal.controller.adapter import plan_host
 from minimax_metal.plan.archives import MARK, decide, redirect, restore
+from minimax_metal.plan.model import Plan
 from tests.unit.test_plan_contract import raw
 
 CACHE = "http://10.0.0.5:8642"
@@ -40,8 +41,8 @@ deb-src http://archive.example.org/debian bookworm main
 """
 
 
-def made(**variables: Any) -> dict[str, Any]:
-    return plan_from_variables("gpu01", {"metal_model": "MiniMax-M2.5", **variables}, raw("H20", 4))
+def made(**variables: Any) -> Plan:
+    return plan_host("gpu01", {"metal_model": "MiniMax-M2.5", **variables}, raw("H20", 4))
 
 
 def sources(content: str, path: str = "/etc/apt/sources.list.d/debian.sources") -> list[dict[str, str]]:
@@ -111,9 +112,7 @@ def test_going_from_one_place_to_another_and_back_leaves_nothing(content: str) -
 
 def test_ubuntu_has_security_in_the_same_archive() -> None:
     noble = 'ID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
-    plan = plan_from_variables(
-        "u", {"metal_model": "MiniMax-M2.5", "metal_mirrors": "china"}, raw("H20", 4, noble)
-    )
+    plan = plan_host("u", {"metal_model": "MiniMax-M2.5", "metal_mirrors": "china"}, raw("H20", 4, noble))
     content = (
         "Types: deb\nURIs: http://security.example.org/ubuntu/\nSuites: noble-security\nComponents: main\n"
     )

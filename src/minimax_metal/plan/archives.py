@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from minimax_metal.common.errors import UserError
 from minimax_metal.plan.mirrors import through
+from minimax_metal.plan.model import MirrorsPlan, Plan, PlatformPlan
 
 MARK: Final = "# minimax-metal: in place of "
 POCKETS: Final = (
@@ -39,14 +41,15 @@ class UnknownArchiveError(ValueError):
     """A source that names its archive in a way that can't be sent through a cache."""
 
 
-def addresses(plan: Mapping[str, Any], lists: Mapping[str, str] | None = None) -> Address | None:
+def addresses(
+    platform: PlatformPlan, mirrors: MirrorsPlan, lists: Mapping[str, str] | None = None
+) -> Address | None:
     """How the plan wants the distribution's archives asked; None: as the host has it.
 
     ``lists`` are the files that sources of the kind ``mirror+file:`` name, by path.
     """
-    mirrors, distribution = plan["mirrors"], plan["platform"]["distribution"].casefold()
-    if mirrors["distribution_url"]:
-        base = mirrors["distribution_url"]
+    distribution, base, cache = platform.distribution.casefold(), mirrors.distribution_url, mirrors.cache_url
+    if base:
 
         def mirror(uri: str, suite: str) -> str:
             if uri.rstrip("/").endswith("-ports"):
@@ -55,8 +58,8 @@ def addresses(plan: Mapping[str, Any], lists: Mapping[str, str] | None = None) -
             return f"{base}/{distribution}{'-security' if security else ''}"
 
         return mirror
-    if mirrors["cache_url"]:
-        return lambda uri, suite: through(mirrors["cache_url"], _origin(uri, lists or {}))
+    if cache:
+        return lambda uri, suite: through(cache, _origin(uri, lists or {}))
     return None
 
 
@@ -149,7 +152,7 @@ def _stanza(stanza: str, suites: set[str], address: Address, stale: bool) -> str
     return "\n".join(lines) + ("\n" if stanza.endswith("\n") else "")
 
 
-def decide(files: Sequence[Mapping[str, str]], plan: Mapping[str, Any]) -> dict[str, Any]:
+def decide(files: Sequence[Mapping[str, str]], plan: Plan) -> dict[str, Any]:
     """What becomes of a host's files of sources.
 
     Args:
@@ -160,16 +163,24 @@ def decide(files: Sequence[Mapping[str, str]], plan: Mapping[str, Any]) -> dict[
     Returns:
         ``files``: path and new content of those that change; ``origins``: the archives that a cache is to
         know, as ``scheme://host/path``; ``problem``: what stands against it, or None.
+
+    Raises:
+        UserError: the plan says nothing of mirrors, or of the host's distribution.
     """
+    platform, mirrors = plan.platform, plan.mirrors
+    if platform is None or mirrors is None:
+        raise UserError(
+            f"{plan.host}: found a plan without platform or mirrors, expected both; look at metal plan"
+        )
     lists = {file["path"]: file["content"] for file in files if file["path"].startswith("/etc/apt/mirrors/")}
-    address, mirrors = addresses(plan, lists), plan["mirrors"]
+    address = addresses(platform, mirrors, lists)
     origins: set[str] = set()
-    if mirrors["cache_url"] and mirrors["origins"]["distribution"]:
-        origins.add(mirrors["origins"]["distribution"])
+    if mirrors.cache_url and mirrors.origins.distribution:
+        origins.add(mirrors.origins.distribution)
 
     def noted(uri: str, suite: str) -> str:
         asked = address(uri, suite) if address else uri
-        if mirrors["cache_url"] and not mirrors["distribution_url"]:
+        if mirrors.cache_url and not mirrors.distribution_url:
             origins.add(_origin(uri, lists).rstrip("/"))
         return asked
 
@@ -182,9 +193,9 @@ def decide(files: Sequence[Mapping[str, str]], plan: Mapping[str, Any]) -> dict[
             content = redirect(
                 file["content"],
                 deb822=path.endswith(".sources"),
-                codename=plan["platform"]["codename"],
+                codename=platform.codename,
                 address=noted if address else None,
-                stale=mirrors["stale_lists"],
+                stale=mirrors.stale_lists,
             )
         except UnknownArchiveError as error:
             problem = (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from minimax_metal.common.errors import UserError
+from minimax_metal.plan.model import Plan, ServicePlan
+
 METAL: Final = "/usr/local/bin/metal"
 
 
-def check_command(
-    service: Mapping[str, Any], plan: Mapping[str, Any], settings: Mapping[str, Any], directory: str
-) -> list[str]:
+def check_command(service: ServicePlan, plan: Plan, settings: Mapping[str, Any], directory: str) -> list[str]:
     """Return the words of ``metal check`` for one endpoint; a key is named by its file, never given.
 
     Args:
@@ -18,11 +19,18 @@ def check_command(
         plan: the host's plan.
         settings: values of the role's variables, ``post_check_*``.
         directory: on the host, for the reports.
+
+    Raises:
+        UserError: the plan says nothing of the checks, or of the engine.
     """
-    report = f"{directory}/{service['instance']}"
+    if plan.checks is None or plan.engine is None:
+        raise UserError(
+            f"{plan.host}: found a plan without checks or engine, expected both; look at metal plan"
+        )
+    report = f"{directory}/{service.instance}"
     figures = settings["post_check_figures"]
-    command = [METAL, "check", service["url"], "--report", f"{report}.json", "--junit", f"{report}.xml"]
-    command += [*service["check_arguments"], *plan["checks"]["arguments"]]
+    command = [METAL, "check", service.url, "--report", f"{report}.json", "--junit", f"{report}.xml"]
+    command += [*service.check_arguments, *plan.checks.arguments]
     for option, value in (
         ("--timeout", settings["post_check_request_timeout_seconds"]),
         ("--long-prompt-share", settings["post_check_long_prompt_share"]),
@@ -35,9 +43,9 @@ def check_command(
     if settings["post_check_api_key_file"]:
         command += ["--api-key-file", str(settings["post_check_api_key_file"])]
     if _true(settings["post_check_bench"]):
-        command += ["--bench", "--bench-python", f"{plan['engine']['environment']}/bin/python"]
+        command += ["--bench", "--bench-python", f"{plan.engine.environment}/bin/python"]
     command += map(str, _list(settings["post_check_extra_arguments"]))
-    return command + (["--metrics"] if "--enable-metrics" in service["argv"] else [])
+    return command + (["--metrics"] if "--enable-metrics" in service.argv else [])
 
 
 def _list(value: Any) -> Iterable[Any]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from minimax_metal.common.text import one_line
 from minimax_metal.plan.gateway import Options
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings.roles import ROLE_SETTINGS
 
 SHARE_PORT: Final[int] = ROLE_SETTINGS["model_weights_share_port"].default
@@ -61,7 +62,7 @@ def decide(
     me: str,
     groups: Mapping[str, Sequence[str]],
     hosts: Mapping[str, Mapping[str, Any]],
-    plan: Mapping[str, Any] | None,
+    plan: Plan | None,
     resolver: Resolver,
 ) -> dict[str, Any]:
     """The rules of one host.
@@ -111,7 +112,7 @@ def _rules(
     me: str,
     groups: Mapping[str, Sequence[str]],
     hosts: Mapping[str, Mapping[str, Any]],
-    plan: Mapping[str, Any] | None,
+    plan: Plan | None,
     resolver: Resolver,
 ) -> list[Rule]:
     own = hosts.get(me) or {}
@@ -129,8 +130,8 @@ def _rules(
 
     rules: list[Rule] = []
     if me in (groups.get(GPU) or ()):
-        services = (plan or {}).get("services") or []
-        ports = [service["port"] for service in services] or [own.get("metal_port") or 8000]
+        services = plan.services if plan else ()
+        ports = [service.port for service in services] or [own.get("metal_port") or 8000]
         rules.append(_opened("endpoint", ports, [*clients, *hosts_in(GATEWAY, MONITORING)]))
         if _is_on(own.get("model_weights_share", True)) and len(groups[GPU]) > 1:
             port = own.get("model_weights_share_port") or SHARE_PORT

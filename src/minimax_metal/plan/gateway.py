@@ -325,16 +325,16 @@ def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
     return (*words, *options.extra_args)
 
 
-def configuration(plan: Mapping[str, Any], options: Options) -> dict[str, Any]:
+def configuration(plan: GatewayPlan, options: Options) -> dict[str, Any]:
     """What ``metal gateway`` reads on the host (``admin.json``): no key, only where the keys are."""
-    tls = plan.get("tls")
+    tls = plan.tls
     return {
-        "url": plan["url"],
+        "url": plan.url,
         "ca_file": f"{CONFIGURATION}/ca.crt" if tls and tls["serves"] else None,
         "admin_key_file": f"{CONFIGURATION}/admin_key",
-        "api_key_file": f"{CONFIGURATION}/api_key" if plan["api_keys"] else None,
+        "api_key_file": f"{CONFIGURATION}/api_key" if plan.api_keys else None,
         "engine_ca_file": f"{CONFIGURATION}/ca.crt" if tls else options.worker_ca_certificate,
         "manifest": MANIFEST,
         "drained": f"{STATE}/drained.json",
-        "workers": plan["workers"],
+        "workers": plain(plan.workers),
     }

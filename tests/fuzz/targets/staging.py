@@ -15,6 +15,7 @@ from minimax_metal.controller.bundle.wanted import Wheels
 from minimax_metal.controller.bundle.wheels import choose
 from minimax_metal.controller.bundle_store import document, signature
 from minimax_metal.plan import archives, cache
+from minimax_metal.plan.model import Plan
 from tests.fuzz.target import SKIPPED, Form, Target, of_file, of_json, of_lines, of_text
 from tests.fuzz.targets.artefacts import BUNDLE, PAGE
 
@@ -36,11 +37,11 @@ PYLOCK: Final = (
     b'lock-version = "1.0"\n[[packages]]\nname = "a"\nversion = "1"\n[[packages.wheels]]\n'
     b'url = "https://files/a-1-py3-none-any.whl"\nsize = 12\nhashes = {sha256 = "' + b"a" * 64 + b'"}\n'
 )
-_PLAN: Final[dict[str, Any]] = {
+_PLAN: Final = Plan.of_record({
     "platform": {"distribution": "debian", "codename": "bookworm"},
     "mirrors": {"cache_url": "http://cache:8080", "distribution_url": None, "stale_lists": True,
                 "origins": {"distribution": "http://mirror.example.org/debian"}},
-}  # fmt: skip
+})  # fmt: skip
 
 
 def _redirected(deb822: bool) -> Any:
