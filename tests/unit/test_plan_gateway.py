@@ -8,12 +8,14 @@ import pytest
 
 from minimax_metal.plan import Settings, parse_facts
 from minimax_metal.plan.gateway import GatewayPlan, Options, configuration, gateway_plan
+from minimax_metal.plan.model import Plan
 from tests.unit.plan_helpers import raw_host
 
 
 def worker_plan(url: str, model: str = "M", weight: int = 1) -> dict[str, Any]:
     limits = {"weight": weight, "max_running_requests": 4 * weight, "max_queued_requests": 8}
-    return {"model": {"served_name": model}, "services": [{"worker_url": url, "limits": limits}]}
+    service = {"unit": "sglang@m.service", "worker_url": url, "limits": limits}
+    return {"model": {"served_name": model}, "services": [service]}
 
 
 PLANS = {"gpu01": worker_plan("http://gpu01:8000"), "gpu02": worker_plan("http://gpu02:8000", weight=3)}
@@ -30,7 +32,7 @@ def decide(
         Settings.from_variables("gw01", settings or {}),
         facts,
         Options.read(options),
-        PLANS if plans is None else plans,
+        {name: Plan.of_record(one) for name, one in (PLANS if plans is None else plans).items()},
         before or [],
     )
 
@@ -79,6 +81,28 @@ def test_a_host_that_was_not_read_keeps_the_workers_it_had() -> None:
     assert [" in clear " in one for one in plan.warnings] == [False, True, True]
     # A host that left the inventory leaves the pool.
     assert [one.url for one in decide({"gpu02": {}}, before).workers] == ["http://gpu02:8000"]
+
+
+def test_workers_that_another_version_wrote_down_are_kept_as_far_as_they_are_understood() -> None:
+    before: list[Any] = [
+        {
+            "host": "gpu01",
+            "url": "http://gpu01:8000",
+            "model": "M",
+            "weight": 2,
+            "orbit": 1,
+        },  # of a newer one
+        {"host": "gpu01", "url": "http://gpu01:8001"},  # an older one
+        {"host": "gpu01"},
+        {"host": "gpu01", "url": 7},
+        "gpu01",
+        None,
+    ]
+    workers = decide({"gpu01": {}}, before).workers
+    assert [(one.url, one.weight, one.proves) for one in workers] == [
+        ("http://gpu01:8000", 2, False),
+        ("http://gpu01:8001", 1, False),
+    ]
 
 
 def test_one_url_for_two_hosts_is_refused() -> None:

@@ -151,7 +151,8 @@ def gateway_from_variables(
     """
     settings = Settings.from_variables(host, variables)
     facts = parse_facts(raw_facts)
-    made = gateway_plan(settings, facts, Options.read(options), plans, before, catalog_for(settings))
+    read = {name: Plan.of_record(one) for name, one in plans.items()}
+    made = gateway_plan(settings, facts, Options.read(options), read, before, catalog_for(settings))
     problems = role_problems(role_values or {})
     return replace(made, refusals=(*problems, *made.refusals)).as_dict()
 

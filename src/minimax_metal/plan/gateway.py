@@ -18,7 +18,8 @@ from minimax_metal.plan.facts import HostFacts
 from minimax_metal.plan.findings import Findings
 from minimax_metal.plan.host import check_host, find_platform
 from minimax_metal.plan.mirrors import with_mirrors
-from minimax_metal.plan.model import HostToolsPlan, Refusal, plain
+from minimax_metal.plan.model import HostToolsPlan, Plan, Refusal, plain
+from minimax_metal.plan.reading import lenient
 from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.settings.reading import refuse_value
 from minimax_metal.plan.settings.roles import ROLE_SETTINGS
@@ -123,7 +124,7 @@ def gateway_plan(
     settings: Settings,
     facts: HostFacts,
     options: Options,
-    plans: Mapping[str, Mapping[str, Any]],
+    plans: Mapping[str, Plan],
     before: Sequence[Mapping[str, Any]] = (),
     catalog: Catalog | None = None,
 ) -> GatewayPlan:
@@ -191,7 +192,7 @@ def _uv_environment(tools: HostToolsPlan | None, *, managed: bool) -> dict[str, 
 
 
 def _workers(
-    plans: Mapping[str, Mapping[str, Any]],
+    plans: Mapping[str, Plan],
     before: Sequence[Mapping[str, Any]],
     proof: bool,
     found: Findings,
@@ -199,20 +200,26 @@ def _workers(
     """The workers of every GPU host, in the order of the inventory."""
     workers: list[WorkerPlan] = []
     for host, plan in plans.items():
-        if plan.get("services") and plan.get("model"):
+        if plan.services and plan.model:
             workers += [
                 WorkerPlan(
-                    url=service["worker_url"],
+                    url=service.worker_url,
                     host=host,
-                    model=plan["model"]["served_name"],
-                    weight=service["limits"]["weight"],
-                    max_running_requests=service["limits"]["max_running_requests"],
-                    proves=bool(service.get("proves")) and proof,
+                    model=plan.model.served_name,
+                    weight=service.limits.weight,
+                    max_running_requests=service.limits.max_running_requests,
+                    proves=service.proves and proof,
                 )
-                for service in plan["services"]
+                for service in plan.services
             ]
         else:
-            kept = [WorkerPlan(**entry) for entry in before if entry.get("host") == host]
+            # The host's own word, and perhaps of another version.
+            known = [lenient(WorkerPlan, entry) for entry in before if isinstance(entry, Mapping)]
+            kept = [
+                replace(worker, weight=max(worker.weight, 1))
+                for worker in known
+                if worker.host == host and worker.url
+            ]
             workers += kept
             found.warn(
                 "worker-unread",

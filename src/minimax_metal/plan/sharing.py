@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minimax_metal.common.sizes import spell_bytes
+from minimax_metal.plan.model import Plan
 
 
 def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -16,13 +17,12 @@ def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """
     found = []
     for variables in hosts:
-        plan = variables.get("metal_plan")
-        path = plan["model"]["path"] if isinstance(plan, Mapping) and plan.get("model") else None
-        if path is None:
+        model = Plan.of_record(variables.get("metal_plan")).model
+        if model is None or not model.path:
             continue
         name = variables["inventory_hostname"]
         address = variables.get("metal_address") or variables.get("ansible_host") or name
-        found.append({"name": str(name), "path": str(path), "address": str(address)})
+        found.append({"name": str(name), "path": model.path, "address": str(address)})
     return found
 
 
