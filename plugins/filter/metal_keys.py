@@ -11,7 +11,10 @@ from typing import Any
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 
 from minimax_metal.controller.keys.rules import given, reasons
+from minimax_metal.plan.gateway import GatewayPlan
 from minimax_metal.plan.keys import acceptable
+from minimax_metal.plan.model import Plan
+from minimax_metal.plan.reading import lenient
 
 
 def metal_keys_given(variables: Mapping[str, Any]) -> list[str]:
@@ -25,7 +28,8 @@ def metal_keys_refusals(plan: Mapping[str, Any], host: str, asked: Mapping[str, 
     ``asked`` has the run's ``limit``, the variables that are ``given`` in the fleet, what to ``do`` and the
     ``names`` of the keys.
     """
-    return reasons(plan, host, asked["limit"], asked["given"], asked["do"], asked["names"])
+    read = lenient(GatewayPlan, plan) if "api_keys" in plan else Plan.of_record(plan)
+    return reasons(read, host, asked["limit"], asked["given"], asked["do"], asked["names"])
 
 
 class FilterModule:

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from minimax_metal.host.engine.output import Secrets
 from minimax_metal.host.engine_plugin.minimax_metal_engine import Guard, read_settings
 from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import FILE, Accepted, KeyFile, parse
 from minimax_metal.host.gateway.launch import key_arguments
+from minimax_metal.plan.gateway import GatewayPlan
+from minimax_metal.plan.model import Plan, Refusal
+from minimax_metal.plan.reading import lenient
 from tests.support.asgi_client import Recorder, ask
 from tests.support.simulated import free_port, simulated_engine
 from tests.support.templates import REPOSITORY
@@ -219,19 +223,22 @@ def test_other_secrets_are_refused_with_what_to_do(name: str, said: str, tmp_pat
     assert not (tmp_path / rotation.FILE).exists()
 
 
-PLAN: dict[str, Any] = {
-    "refusals": [],
-    "services": [{"unit": "sglang@m.service", "keys_directory": "/etc/sglang/m", "proves": True}],
-}
+def plan_of(**changes: Any) -> Plan:
+    service = {"unit": "sglang@m.service", "keys_directory": "/etc/sglang/m", "proves": True}
+    return Plan.of_record({"services": [service | changes]})
+
+
+PLAN = plan_of()
 
 
 def test_what_can_not_be_changed_is_said_with_what_to_do() -> None:
     assert reasons(PLAN, "gpu01", "", []) == []
     assert "without --limit" in reasons(PLAN, "gpu01", "gpu01", [])[0]
-    old = {"refusals": [], "services": [PLAN["services"][0] | {"proves": False}]}
-    assert "0.5.16" in reasons(old, "gpu01", "", [])[0]
-    keyless = {"refusals": [], "services": [PLAN["services"][0] | {"keys_directory": None}]}
-    assert "metal_api_keys" in reasons(keyless, "gpu01", "", [])[0]
+    assert "0.5.16" in reasons(plan_of(proves=False), "gpu01", "", [])[0]
+    assert "metal_api_keys" in reasons(plan_of(keys_directory=None), "gpu01", "", [])[0]
+    assert "metal_api_keys" in reasons(lenient(GatewayPlan, {"api_keys": False}), "gw01", "", [])[0]
+    assert reasons(lenient(GatewayPlan, {"api_keys": True}), "gw01", "", []) == []
+    assert "preflight" in reasons(replace(PLAN, refusals=(Refusal("a", "b", "c", "d"),)), "gpu01", "", [])[0]
     mine = given({"sglang_service_api_key": "x" * 20, "sglang_service_admin_api_key": ""})
     assert mine == ["sglang_service_api_key"]
     (text,) = reasons(PLAN, "gpu01", "", mine)

@@ -11,7 +11,6 @@ import pytest
 from minimax_metal.catalog import packaged_catalog
 from minimax_metal.host.weights.draft import draft_alone
 from minimax_metal.host.weights.stock import System, model_paths
-from minimax_metal.plan.model import plain
 from tests.unit.plan_helpers import codes, decide, flag, there, warned
 
 M3: dict[str, Any] = {"model": "MiniMax-M3", "model_format": "mxfp8"}
@@ -151,8 +150,8 @@ def test_a_drafts_directory_is_in_use(tmp_path: Path) -> None:
 
 
 def test_the_role_pulls_it_with_the_plan_of_a_model() -> None:
-    plan = plain(decide("B200", 8, speculative_draft_model="MiniMax-M3-DSpark", **M3))
-    alone = draft_alone(plan)
+    made = decide("B200", 8, speculative_draft_model="MiniMax-M3-DSpark", **M3)
+    plan, alone = made.as_dict(), draft_alone(made)
     assert alone["model"]["path"] == plan["draft"]["path"]
     assert alone["weights"]["instance"] == "minimax-m3-draft"
     assert alone["weights"]["sources"] == plan["draft"]["sources"]

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 from minimax_metal.controller.keys.rotation import NAMES, START
+from minimax_metal.plan.gateway import GatewayPlan
+from minimax_metal.plan.model import Plan
 
 VARIABLES: Final = {
     "sglang_service_api_key": "api_key",
@@ -28,7 +30,7 @@ def given(variables: Mapping[str, Any]) -> list[str]:
 
 
 def reasons(
-    plan: Mapping[str, Any],
+    plan: Plan | GatewayPlan,
     host: str,
     limit: str,
     set_by_user: Collection[str],
@@ -38,7 +40,7 @@ def reasons(
     """Return why the keys of a fleet can't be changed now, a line each.
 
     Args:
-        plan: the host's.
+        plan: the GPU host's or the gateway's.
         host: its name.
         limit: what was typed behind ``--limit``.
         set_by_user: variables of :data:`VARIABLES` that are set somewhere in the fleet.
@@ -52,23 +54,23 @@ def reasons(
             f"refuse the new "
             "key; run without --limit"
         )
-    if plan.get("refusals"):
+    if plan.refusals:
         found.append(
             f"{host}: found a plan that is refused, expected one that fits; playbooks/preflight.yml says why"
         )
         return found
-    if not plan.get("api_keys", True) or not all(
-        one.get("keys_directory") for one in plan.get("services", ())
-    ):
+    services = plan.services if isinstance(plan, Plan) else ()
+    keys = plan.api_keys if isinstance(plan, GatewayPlan) else all(one.keys_directory for one in services)
+    if not keys:
         found.append(
             f"{host}: found metal_api_keys: false, expected keys to change; set metal_api_keys to true "
             f"and run site.yml"
         )
         return found
-    for service in plan.get("services", ()):
-        if not service.get("proves"):
+    for service in services:
+        if not service.proves:
             found.append(
-                f"{host}: found {service['unit']} with an engine that loads no plug-ins (before 0.5.16), "
+                f"{host}: found {service.unit} with an engine that loads no plug-ins (before 0.5.16), "
                 f"expected one "
                 "with the guard, which takes two keys; change its keys with a restart: replace the files "
                 "in the secrets "
