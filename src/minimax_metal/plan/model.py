@@ -12,6 +12,71 @@ from typing import Any
 from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import one_line
 from minimax_metal.plan import reading
+from minimax_metal.plan.host_parts import (
+    CudaPlan,
+    DraftPlan,
+    DriverPlan,
+    EnginePlan,
+    ExtraPackage,
+    GpusPlan,
+    HostToolsPlan,
+    InterconnectPlan,
+    MirrorsPlan,
+    ModelPlan,
+    OriginsPlan,
+    ParallelismPlan,
+    PlatformPlan,
+    WeightsPlan,
+    WeightsSource,
+)
+from minimax_metal.plan.service_parts import (
+    CapacityPlan,
+    ChecksPlan,
+    DiskPlan,
+    FirewallPlan,
+    KernelCachePlan,
+    LayoutPlan,
+    LimitsPlan,
+    PageCachePlan,
+    PrecompilePlan,
+    ServicePlan,
+    TlsPlan,
+)
+
+__all__ = [
+    "SCHEMA",
+    "CapacityPlan",
+    "ChecksPlan",
+    "CudaPlan",
+    "Difference",
+    "DiskPlan",
+    "DraftPlan",
+    "DriverPlan",
+    "EnginePlan",
+    "ExtraPackage",
+    "FirewallPlan",
+    "GpusPlan",
+    "HostToolsPlan",
+    "InterconnectPlan",
+    "KernelCachePlan",
+    "LayoutPlan",
+    "LimitsPlan",
+    "MirrorsPlan",
+    "ModelPlan",
+    "Notice",
+    "OriginsPlan",
+    "PageCachePlan",
+    "ParallelismPlan",
+    "Plan",
+    "PlatformPlan",
+    "PrecompilePlan",
+    "Refusal",
+    "ServicePlan",
+    "TlsPlan",
+    "WeightsPlan",
+    "WeightsSource",
+    "plain",
+]
 
 SCHEMA = 1
 
@@ -46,361 +111,6 @@ class Difference:
     guide: str
     here: str
     reason: str
-
-
-@dataclass(frozen=True)
-class PlatformPlan:
-    """The host's distribution."""
-
-    slug: str
-    distribution: str
-    version: str
-    codename: str
-    python: str
-    architecture: str
-
-
-@dataclass(frozen=True)
-class ModelPlan:
-    """What is served."""
-
-    name: str
-    format: str
-    served_name: str
-    repositories: Mapping[str, str]
-    revision: str
-    path: str
-    bytes: int
-    files: int
-    modalities: tuple[str, ...]
-    max_sequence: int
-    max_output: int | None
-    trust_remote_code: bool
-    licence: str
-    sampling: Mapping[str, Any] | None
-    architectures: tuple[str, ...] = ()
-    """What ``config.json`` has to name, any of them."""
-
-
-@dataclass(frozen=True)
-class WeightsSource:
-    """One place to pull from; tried in the order of the list."""
-
-    kind: str
-    endpoint: str | None
-    repository: str
-    revision: str
-    path: str | None
-
-
-@dataclass(frozen=True)
-class WeightsPlan:
-    """What is pulled, and from where."""
-
-    bytes: int
-    instance: str
-    """Name of the pull's unit, ``metal-weights@<instance>``: one for all replicas."""
-    sources: tuple[WeightsSource, ...]
-    adopt: tuple[str, ...] = ()
-    """Directories on the host that may hold the files already: verified and linked instead of fetched."""
-
-
-@dataclass(frozen=True)
-class DraftPlan:
-    """A draft for speculative decoding that is a repository of its own, pulled beside the model."""
-
-    name: str
-    repositories: Mapping[str, str]
-    revision: str
-    path: str
-    bytes: int
-    licence: str
-    instance: str
-    """Name of its pull's unit, ``metal-weights@<instance>``."""
-    sources: tuple[WeightsSource, ...]
-
-
-@dataclass(frozen=True)
-class InterconnectPlan:
-    """What links the GPUs, as the catalogue knows it; bandwidths are bytes a second."""
-
-    kind: str
-    nvlinks: int | None
-    """NVLinks of one GPU."""
-    bandwidth: int | None
-    """All of them together, one way."""
-    bandwidth_source: str | None
-    all_reduce_bandwidth: Mapping[int, int]
-    """GPU count to the bus bandwidth of an all-reduce that was published for it."""
-    all_reduce_source: Mapping[int, str]
-
-
-@dataclass(frozen=True)
-class GpusPlan:
-    """The GPUs of the host that are used."""
-
-    model: str
-    name: str
-    count: int
-    memory_bytes: int
-    nvswitch: bool
-    indices: tuple[int, ...]
-    compute_capability: str
-    interconnect: InterconnectPlan | None
-    """None for a GPU that the catalogue does not know."""
-
-
-@dataclass(frozen=True)
-class ParallelismPlan:
-    """Spread of one replica, and how many there are."""
-
-    tp: int
-    ep: int
-    replicas: int
-
-
-@dataclass(frozen=True)
-class ExtraPackage:
-    """A wheel on the controller that is installed after the lock."""
-
-    path: str
-    sha256: str
-
-
-@dataclass(frozen=True)
-class OriginsPlan:
-    """Where things come from in the end. None: from where the host, or who fetches for it, is set to."""
-
-    package_index: str | None
-    python: str
-    vendor: str
-    distribution: str | None
-    weights: tuple[str, ...]
-    """What ``metal_weights_source`` is by default, none for the setting's own."""
-
-
-@dataclass(frozen=True)
-class MirrorsPlan:
-    """What the host asks: the origins, the fleet's cache in front of them, or a bundle that replaces them."""
-
-    cache_url: str | None
-    bundle_url: str | None
-    package_index_url: str | None
-    python_url: str | None
-    vendor_url: str
-    distribution_url: str | None
-    """None: the archives of the host's own sources, through the cache where there is one."""
-    direct_hosts: tuple[str, ...]
-    """Hosts of the fleet's own, which are asked without a proxy."""
-    stale_lists: bool
-    """Whether package lists count that are past their time: a bundle is as old as it is."""
-    origins: OriginsPlan
-
-
-@dataclass(frozen=True)
-class HostToolsPlan:
-    """The environment of this package on the host."""
-
-    python: str
-    uv_environment: Mapping[str, str]
-    pip_environment: Mapping[str, str]
-    """What pip is told, which brings uv."""
-
-
-@dataclass(frozen=True)
-class EnginePlan:
-    """The engine and its environment."""
-
-    release: str
-    python: str
-    managed_python: bool
-    """Whether uv brings that Python, because the distribution has another one."""
-    lock_file: str | None
-    lock_sha256: str | None
-    digest: str
-    environment: str
-    extra_packages: tuple[ExtraPackage, ...]
-    uv_environment: Mapping[str, str]
-    """What uv is told: whether it may bring a Python, from where, and the package index."""
-
-
-@dataclass(frozen=True)
-class DriverPlan:
-    """The NVIDIA driver."""
-
-    branch: str
-    minimum: str
-    open_modules: bool
-    fabric_manager: bool
-    repository_slug: str
-    repository_url: str
-    repository_key: str
-    """File name, in the repository, of the key that signs it."""
-    repository_key_fingerprint: str
-    pinning_package: str | None
-    packages: tuple[str, ...]
-    services: tuple[str, ...]
-    held: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class CudaPlan:
-    """The CUDA toolkit the engine compiles kernels with."""
-
-    version: str
-    home: str
-    packages: tuple[str, ...]
-    build_packages: tuple[str, ...]
-    compat_library_path: str | None
-    """Directory of CUDA's forward-compatibility libraries, where an older driver is bridged."""
-
-
-@dataclass(frozen=True)
-class LimitsPlan:
-    """How many requests one replica takes at a time, and its weight among replicas of the same model."""
-
-    max_running_requests: int | None
-    max_queued_requests: int | None
-    weight: int
-
-
-@dataclass(frozen=True)
-class LayoutPlan:
-    """One way to share out the host's GPUs, and what it would hold."""
-
-    name: str
-    replicas: int
-    tp: int | None
-    ep: int | None
-    fits: bool
-    kv_tokens: int | None
-    kv_tokens_per_replica: int | None
-
-
-@dataclass(frozen=True)
-class ServicePlan:
-    """One unit on the host."""
-
-    instance: str
-    unit: str
-    host: str
-    port: int
-    url: str
-    """Where the host itself reaches the endpoint, as a client would: under TLS by the certificate's name."""
-    worker_url: str
-    """Where a gateway reaches the endpoint; also its name among the gateway's workers."""
-    ready_url: str
-    """Health URL at an address of the host; under TLS whoever asks it there doesn't check the certificate."""
-    keys_directory: str | None
-    """Directory of the key files, none where the endpoint wants no key."""
-    credentials: Mapping[str, str]
-    """Files of root's that systemd hands to the unit, by the name they get."""
-    check_arguments: tuple[str, ...]
-    """What ``metal check`` needs to be let in."""
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    gpu_indices: tuple[int, ...]
-    start_timeout_seconds: int
-    stop_timeout_seconds: int
-    nofile: int
-    user: str
-    group: str
-    limits: LimitsPlan
-    ip_allow: tuple[str, ...] = ()
-    ip_deny: tuple[str, ...] = ()
-    """Networks that the unit may and may not exchange packets with; what is allowed wins."""
-    proves: bool = False
-    """Whether it proves to gateways that it is the engine (``/metal/identity``)."""
-    memory_max_bytes: int | None = None
-    """Memory that the unit may take; none where the host's is not known."""
-
-
-@dataclass(frozen=True)
-class TlsPlan:
-    """A certificate of the fleet's own authority, which the controller makes (``metal_tls: fleet``)."""
-
-    directory: str
-    """Directory on the host: ``tls.crt``, ``tls.key`` and ``ca.crt``."""
-    names: tuple[str, ...]
-    """Names and addresses that the certificate is for."""
-
-
-@dataclass(frozen=True)
-class FirewallPlan:
-    """Who may reach the endpoints' ports; everybody else is kept from these ports and from no other."""
-
-    ipv4: tuple[str, ...]
-    ipv6: tuple[str, ...]
-    ports: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class KernelCachePlan:
-    """Where compiled kernels are kept: one directory for each engine release, GPU and driver branch."""
-
-    key: str
-    path: str
-
-
-@dataclass(frozen=True)
-class PrecompilePlan:
-    """A run of the engine's own DeepGEMM compiler before the first start."""
-
-    unit: str
-    argv: tuple[str, ...]
-    environment: Mapping[str, str]
-    user: str
-    group: str
-    cache: str
-    """Directory that it compiles into; the engine's kernel cache gets a copy."""
-    marker: str
-    """File in the engine's kernel cache that says it is done for this command."""
-    timeout_seconds: int
-
-
-@dataclass(frozen=True)
-class PageCachePlan:
-    """Weights that are read into the host's page cache before the engine asks for them."""
-
-    unit: str
-    path: str
-    threads: int
-
-
-@dataclass(frozen=True)
-class CapacityPlan:
-    """Memory of all replicas together; ``kv_tokens`` is none where KV bytes per token are not known."""
-
-    kv_tokens: int | None
-    kv_tokens_per_replica: int | None
-    kv_bytes_per_token: int | None
-    kv_dtype: str
-    max_sequence: int
-    weights_bytes: int
-    total_bytes: int
-    static_bytes: int
-    mem_fraction_static: float
-
-
-@dataclass(frozen=True)
-class DiskPlan:
-    """Room the weights want."""
-
-    needed_bytes: int
-    path: str
-
-
-@dataclass(frozen=True)
-class ChecksPlan:
-    """What the post-check asks for."""
-
-    model: str
-    image: bool
-    tool_calls: bool
-    reasoning_parser: str
-    tool_parser: str
-    arguments: tuple[str, ...]
-    """What ``metal check`` is told of the model."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ else:
     MISSING = None
 
     @triton.jit  # type: ignore[untyped-decorator]  # Triton has no types
-    def _add(left, right, total, count, block: tl.constexpr):  # type: ignore  # read by Triton
+    def _add(left, right, total, count, block: tl.constexpr):  # type: ignore[no-untyped-def]  # read by Triton
         place = tl.program_id(0) * block + tl.arange(0, block)
         inside = place < count
         one = tl.load(left + place, mask=inside)
