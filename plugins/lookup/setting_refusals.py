@@ -25,6 +25,10 @@ description:
 options:
   _terms:
     description: None are taken.
+  planned:
+    description: Whether a plan is made of the settings, so that values of the plan's own count as well.
+    type: bool
+    default: false
 author:
   - The minimax-metal authors
 """
@@ -34,13 +38,14 @@ class LookupModule(LookupBase):
     """The lookup."""
 
     def run(
-        self, _terms: Sequence[str], variables: Mapping[str, Any] | None = None, **_options: Any
+        self, _terms: Sequence[str], variables: Mapping[str, Any] | None = None, **options: Any
     ) -> list[list[str]]:
         """Return the lines, as the one item of a list."""
         known = variables or {}
         metal = self._filled_in({name: value for name, value in known.items() if is_metal(name)})
         roles = self._filled_in(role_values(known))
-        return [setting_lines(str(known.get("inventory_hostname")), metal, known, roles)]
+        host, planned = str(known.get("inventory_hostname")), bool(options.get("planned"))
+        return [setting_lines(host, metal, known, roles, planned=planned)]
 
     def _filled_in(self, values: Mapping[str, Any]) -> dict[str, Any]:
         found = {}

@@ -251,9 +251,13 @@ def play_on(place: Path, hosts: dict[str, Any], play: dict[str, Any]) -> subproc
     inventory = {"all": {"vars": local, "hosts": hosts}}
     (place / "hosts.yml").write_text(yaml.safe_dump(inventory))
     (place / "play.yml").write_text(yaml.safe_dump([play]))
+    return run_playbook(place / "hosts.yml", place / "play.yml")
+
+
+def run_playbook(inventory: Path, playbook: Path) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     return subprocess.run(
-        [program, "-i", str(place / "hosts.yml"), str(place / "play.yml")],
+        [program, "-i", str(inventory), str(playbook)],
         cwd=REPOSITORY, check=False, capture_output=True, text=True, timeout=180,
     )  # fmt: skip
 
@@ -272,7 +276,7 @@ def test_settings_are_refused_where_no_plan_is_made() -> None:
         "metal_port": 0,
     }
     names = [*variables, "artefact_cache_dir", "ansible_host"]
-    lines = setting_lines("gw01", variables, names, {"sglang_gateway_port": "http"})
+    lines = setting_lines("gw01", variables, names, {"sglang_gateway_port": "http"}, planned=True)
     assert [line.partition(";")[0] for line in lines] == [
         "gw01: variable-type: found metal_lock_break: 'force'",
         "gw01: variable-unknown: found variable metal_remove_wieghts",
@@ -281,7 +285,10 @@ def test_settings_are_refused_where_no_plan_is_made() -> None:
         "gw01: port: found metal_port 0",
     ]
     assert lines[1].endswith("did you mean metal_remove_weights?")
-    assert setting_lines("gw01", {"metal_engine_extra_args": "--x"}, ["ansible_host"], {}) == []
+    assert setting_lines("gw01", {"metal_engine_extra_args": "--x"}, ["ansible_host"], {}, planned=True) == []
+    # Going back to a release, and removal, ask no plan.
+    without = setting_lines("gw01", variables, names, {"sglang_gateway_port": "http"}, planned=False)
+    assert without == [line for line in lines if "metal_port" not in line]
 
 
 def test_programs_on_hosts_have_the_same_defaults() -> None:
@@ -296,12 +303,12 @@ def test_programs_on_hosts_have_the_same_defaults() -> None:
 
 
 def test_a_playbook_without_a_plan_refuses_settings_before_its_first_task(tmp_path: Path) -> None:
-    tasks = [
+    tasks: list[dict[str, Any]] = [
         {"ansible.builtin.import_tasks": f"{REPOSITORY}/playbooks/tasks/settings.yml"},
         {"ansible.builtin.copy": {"dest": f"{tmp_path}/{{{{ inventory_hostname }}}}", "content": "changed"}},
     ]
     hosts = {
-        "good": {"metal_rollout_soak_seconds": "30", "sglang_gateway_port": "{{ known_later }}"},
+        "good": {"metal_rollout_soak_seconds": "30", "sglang_gateway_port": "{{ later }}", "metal_port": 0},
         "typo": {"metal_remove_wieghts": ["MiniMax-M2.5"]},
         "role": {"artefact_cache_size_gigabyte": 5, "sglang_gateway_retries": "often"},
         "value": {"metal_keep_releases": 0},
@@ -309,12 +316,70 @@ def test_a_playbook_without_a_plan_refuses_settings_before_its_first_task(tmp_pa
     done = play_on(tmp_path, hosts, {"hosts": "all", "gather_facts": False, "tasks": tasks})
     said = " ".join(done.stdout.split())
     assert done.returncode == 2
-    assert [name for name in hosts if (tmp_path / name).exists()] == ["good"]
+    assert [name for name in hosts if (tmp_path / name).exists()] == []  # one wrong host stops all
     assert "typo: variable-unknown: found variable metal_remove_wieghts" in said
     assert "did you mean metal_remove_weights?" in said
     assert "role: variable-unknown: found variable artefact_cache_size_gigabyte" in said
     assert "sglang_gateway_retries: 'often'; needed a whole number" in said.replace("''", "'")
     assert "found metal_keep_releases 0; needed 1 to 1000" in said
+    play = {"hosts": "good", "gather_facts": False, "tasks": tasks}
+    assert play_on(tmp_path, hosts, play).returncode == 0
+    assert (tmp_path / "good").exists()
+    tasks[0]["vars"] = {"__settings_planned": True}
+    planned = play_on(tmp_path, hosts, play)
+    assert planned.returncode == 2
+    assert "good: port: found metal_port 0" in " ".join(planned.stdout.split())
+
+
+def test_the_preflight_refuses_settings_of_gateways_and_caches_beside_hosts(tmp_path: Path) -> None:
+    # A wrong one was found out about after the GPU hosts had been changed, one of a cache never.
+    local = {
+        "ansible_connection": "local",
+        "ansible_become": False,
+        "ansible_python_interpreter": sys.executable,
+    }
+    inventory = {
+        "gpu_hosts": {"hosts": {"gpu-a": {**local, "metal_model": "MiniMax-M2.5"}}},
+        "gateway_hosts": {"hosts": {"gw-a": {**local, "sglang_gateway_retrys": 3}}},
+        "cache_hosts": {"hosts": {"cache-a": {**local, "artefact_cache_file_days": "many"}}},
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump(inventory))
+    done = run_playbook(tmp_path / "hosts.yml", REPOSITORY / "playbooks/preflight.yml")
+    said = " ".join(done.stdout.split()).replace("''", "'")
+    assert done.returncode == 2
+    assert "gpu-a: gpu-none: found no NVIDIA GPU" in said
+    assert "gw-a: variable-unknown: found variable sglang_gateway_retrys" in said
+    assert "did you mean sglang_gateway_retries?" in said
+    assert "cache-a: variable-type: found artefact_cache_file_days: 'many'; needed a whole number" in said
+
+
+NO_CHECK = {"status.yml", "unlock.yml", "rotate_place.yml", "site.yml"}
+"""One reads only, two are parts of runs that have begun with a check, one imports the other site.yml."""
+
+
+@pytest.mark.parametrize(
+    "path", [REPOSITORY / "site.yml", *sorted(REPOSITORY.glob("playbooks/*.yml"))], ids=lambda path: path.name
+)
+def test_a_playbook_checks_settings_before_it_does_anything(path: Path) -> None:
+    first = next(
+        step for play in yaml.safe_load(path.read_text()) for step in [play, *leaves(play)] if acts(step)
+    )
+    assert (path.name in NO_CHECK and path.parent != REPOSITORY) or re.search(
+        r"preflight\.yml|tasks/(?:settings|planned|plan)\.yml", json.dumps(first)
+    ), first
+
+
+def leaves(node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The tasks of a play or block, in their order."""
+    found: list[dict[str, Any]] = []
+    for part in ("pre_tasks", "tasks", "block"):
+        for task in node.get(part, ()):
+            found += leaves(task) if "block" in task else [task]
+    return found
+
+
+def acts(step: dict[str, Any]) -> bool:
+    return "hosts" not in step and step.get("block") is None
 
 
 @pytest.mark.parametrize("setting", [one for one in EVERY if one.bounds], ids=lambda one: one.name)

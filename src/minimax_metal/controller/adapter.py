@@ -18,7 +18,7 @@ from minimax_metal.plan.core import plan, refused_plan, setting_refusals
 from minimax_metal.plan.facts import parse_facts
 from minimax_metal.plan.gateway import Options, gateway_plan
 from minimax_metal.plan.model import ExtraPackage, Plan, Refusal
-from minimax_metal.plan.settings import Settings, find_unknown
+from minimax_metal.plan.settings import DECLARED, Settings, find_unknown
 from minimax_metal.plan.settings.role_values import role_problems
 from minimax_metal.plan.settings.roles import ROLE_VARIABLES
 
@@ -122,12 +122,21 @@ def role_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def setting_lines(
-    host: str, variables: Mapping[str, Any], names: Iterable[str], role_values: Mapping[str, Any]
+    host: str,
+    variables: Mapping[str, Any],
+    names: Iterable[str],
+    role_values: Mapping[str, Any],
+    *,
+    planned: bool,
 ) -> list[str]:
     """One line for each reason against a host's settings by themselves, without a model or facts.
 
-    The arguments are those of :func:`plan_from_variables`.
+    The arguments are those of :func:`plan_from_variables`. Values of the plan's settings count only where a
+    plan is made (``planned``): a wrong one must not keep a fleet from going back, or from removal.
     """
+    if not planned:
+        unread = DECLARED.keys() - {"metal_accept_refusals"}
+        variables = {name: value for name, value in variables.items() if name not in unread}
     values, problems = _hashed_values(variables)
     settings, wrong = Settings.read(host, values)
     settings = replace(settings, unknown_role_variables=find_unknown(names, ROLE_VARIABLES))

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from minimax_metal.plan.rollout.works import Work
+from minimax_metal.plan.settings.playbook import PlaybookSettings
 
-DEFAULT_BATCHES: Final[tuple[str, ...]] = ("1", "25%", "100%")
+DEFAULT_BATCHES: Final = PlaybookSettings.rollout_batches
 """A canary, a quarter, the rest; where the floor allows no batch of that size, smaller ones."""
-DEFAULT_MIN_READY: Final = "50%"
+DEFAULT_MIN_READY: Final = PlaybookSettings.rollout_min_ready
 
 
 @dataclass(frozen=True)
