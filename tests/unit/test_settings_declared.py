@@ -397,3 +397,22 @@ def test_bounds_are_kept_to_the_number(setting: Setting) -> None:
         assert "{" not in refusal.remedy
         if setting.owner not in {"plan", "playbook"} and value == value and abs(value) != float("inf"):
             assert role_problems({setting.name: value}) != []
+
+
+def test_a_default_stands_in_one_place() -> None:
+    """Roles and playbooks repeat none; the switch behind no_log can't be a lookup, which may fail."""
+    known = {setting.name: setting for setting in EVERY}
+    repeated = {}
+    for path in [
+        REPOSITORY / "site.yml",
+        *REPOSITORY.glob("playbooks/**/*.yml"),
+        *REPOSITORY.glob("roles/*/*/*.yml"),
+    ]:
+        for name, literal in re.findall(r"\b([a-z_]+) \| default\(([^()]*)\)", path.read_text()):
+            setting = known.get(name)
+            if setting is None or literal in {"none", "''"} or setting.default is None:
+                continue  # asks whether it is set
+            repeated[name] = literal
+            if setting.owner == "playbook":
+                assert yaml.safe_load(literal) == setting.default, path
+    assert repeated.keys() == {"metal_secure_logging", "metal_driver_run_file"}

@@ -15,9 +15,12 @@ from minimax_metal.plan.settings.declared import (
     texts,
     whole,
 )
+from minimax_metal.plan.settings.host import DECLARED
 
 MANY: Final = Bounds(0, 10_000)
 MINUTES: Final = Bounds(0, 31 * 1_440)
+
+RUN_FILE: Final = DECLARED["metal_driver_run_file"]
 
 
 @group
@@ -143,9 +146,9 @@ class NvidiaDriver:
         "installed; it stays at that.",
     )
     run_file: str = text(
-        "{{ metal_driver_run_file | default('refuse', true) }}",
+        f"{{{{ metal_driver_run_file | default('{RUN_FILE.default}', true) }}}}",
         "As `metal_driver_run_file`, which is the one to set: the plan reads it too.",
-        ("refuse", "keep", "replace"),
+        RUN_FILE.choices,
     )
     secure_boot: str = text(
         "check",
