@@ -274,7 +274,7 @@ def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
         row.wrong.append("a later host was touched")
     if row.scenario in FAULTS and row.results.get(HOSTS[0]) != "returned":
         row.wrong.append("the host did not return to its release before")
-    if lost and "was lost on the way" not in run.output:
+    if lost and "lost during its change" not in run.output:
         row.wrong.append("the run did not say that the host was lost")
 
 

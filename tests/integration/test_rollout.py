@@ -121,7 +121,7 @@ def test_check_mode_writes_nothing(lab: Lab) -> None:
 def test_a_bad_release_stops_at_the_first_host_and_undoes_itself(lab: Lab, fault: str) -> None:
     run = roll(lab, "bad", environment={"SIMULATED_FAULTS": fault})
     assert run.returncode == 2, run.output
-    assert "gpu01: is back on its release before, and serves" in run.output
+    assert "gpu01: rolled back to its previous release, serving" in run.output
     assert "not touched: gpu02, gpu03, gpu04" in run.output
     consistent(lab, {"one"})
     assert state(lab, "gpu01")["journal"]["result"] == "returned"

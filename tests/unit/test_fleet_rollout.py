@@ -57,10 +57,14 @@ def test_a_host_that_is_what_the_plan_says_needs_nothing() -> None:
         ({"differs": [f"/etc/systemd/system/{UNIT}"]}, "", "differs"),
         ({"differs": ["/etc/sglang/minimax-m2.5/engine.yaml"]}, "", "engine.yaml differs"),
         ({"newer": [f"/etc/systemd/system/{UNIT}"]}, "", "written after the engine's start"),
-        ({"units": {UNIT: unit(stale=True)}}, "", "changed under systemd"),
+        ({"units": {UNIT: unit(stale=True)}}, "", "changed since systemd loaded it"),
         ({"units": {UNIT: unit(active=False)}}, "", f"{UNIT} is inactive"),
-        ({"units": {}}, "", "is not there"),
-        ({"units": {UNIT: unit(), "sglang@old.service": unit()}}, "", "sglang@old.service goes"),
+        ({"units": {}}, "", "is missing"),
+        (
+            {"units": {UNIT: unit(), "sglang@old.service": unit()}},
+            "",
+            "sglang@old.service is not in the plan",
+        ),
         ({}, "driver 590 is installed", "driver 590"),
     ],
 )
@@ -174,7 +178,7 @@ def test_a_single_host_without_a_gateway_is_told_its_downtime() -> None:
     work = work_of("gpu01", "bbbbbbbbbbbb", PLAN, facts(differs=[f"/etc/systemd/system/{UNIT}"]))
     lines = decide([work]).lines
     assert any("about 212 s" in line and "up to 600 s" in line for line in lines)
-    assert not any("no gateway" in line for line in decide([work], gateway=True).lines)
+    assert not any("no gateway in front of it" in line for line in decide([work], gateway=True).lines)
     fresh = replace(work, start_seconds=None)
     assert any("up to 1800 s" in line for line in decide([fresh]).lines)
 

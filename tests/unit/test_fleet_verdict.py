@@ -31,9 +31,9 @@ def test_every_host_that_did_not_get_its_release_is_named() -> None:
     lines = verdict(BATCHES, ["a", "b", "c"], results, "b, c did not get its release")
     assert (
         lines[0]
-        == "b: is back on its release before, and serves: Require that every endpoint is ready: no token"
+        == "b: rolled back to its previous release, serving: Require that every endpoint is ready: no token"
     )
-    assert lines[1].startswith("c: was lost on the way")
+    assert lines[1].startswith("c: lost during its change")
     assert lines[2:] == ["not touched: d", "on the new release: a"]
 
 

@@ -155,7 +155,7 @@ RISKY = {
     "playbooks/accept.yml": r"^Carry out the checks",
     "playbooks/rollout.yml": r"^(Bring everything|Change the fleet)",
     "playbooks/rollback.yml": r"^(Choose the release|Change the fleet)",
-    "playbooks/rotate.yml": r"^(One place further|Another place further|The last place)$",
+    "playbooks/rotate.yml": r"^Go (one place further|another place further|to the last place)$",
 }
 """What may stop an engine, reboot or remove, by playbook: the words in front of it in the file."""
 

@@ -65,10 +65,10 @@ def test_a_bad_release_is_taken_back_with_the_plan_of_the_previous_one(stage: St
     assert played.of("gpu02") == failed + BACK
     assert played.of("gpu01") == [*FORWARD, "metal rollout-state begin", *BACK]
     assert (
-        "gpu02: is back on its release before, and serves: Fail where the test says so: post_check is bad"
+        "gpu02: rolled back to its previous release, serving: Fail where the test says so: post_check is bad"
         in played.output
     )
-    assert "gpu01: was taken back to its release before" in played.output
+    assert "gpu01: rolled back to its previous release (metal_rollout_on_failure: revert)" in played.output
     assert free(stage)
 
 

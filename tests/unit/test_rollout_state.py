@@ -73,7 +73,7 @@ def test_a_bad_batch_is_the_last_one() -> None:
     assert changed == ["a", "b"]
     assert state.stop == "b did not get its release"
     assert state.verdict == (
-        "b: is back on its release before, and serves: Check the endpoint: no token",
+        "b: rolled back to its previous release, serving: Check the endpoint: no token",
         "not touched: c, d",
         "on the new release: a",
     )
@@ -87,7 +87,7 @@ def test_the_hosts_of_one_batch_are_named_together() -> None:
     state, _ = play(fleet(), {"c": failed, "d": None})
     assert state.stop == "d, c did not get its release"
     assert state.verdict[0] == "c: is out of service: no GPU"
-    assert state.verdict[1].startswith("d: was lost on the way (no answer)")
+    assert state.verdict[1].startswith("d: lost during its change (no answer)")
     assert state.verdict[2:] == ("on the new release: a, b",)
     assert state.failing(("a", "b", "c")) == ("c",)
 
@@ -113,8 +113,8 @@ def test_hosts_go_back_in_reverse_and_only_those_that_have_the_release() -> None
     assert state.way_back == ()
     assert state.verdict == (
         "a: is out of service: no GPU",
-        "c: was taken back to its release before (metal_rollout_on_failure: revert)",
-        "d: is back on its release before, and serves: Check the endpoint: no token",
+        "c: rolled back to its previous release (metal_rollout_on_failure: revert)",
+        "d: rolled back to its previous release, serving: Check the endpoint: no token",
         "on the new release: b",
     )
     assert state.failing(HOSTS) == ("a", "c", "d")
@@ -124,7 +124,7 @@ def test_a_host_that_is_lost_on_the_way_back_is_named() -> None:
     state, _ = play(fleet(Wishes(batches=(1, 3), min_ready=0, revert=True)), {"d": NO_TOKEN})
     assert state.way_back == (("b", "c"), ("a",))
     state = after_return(state, ("b", "c"), {"c": Outcome("reverted")})
-    assert state.verdict[0].startswith("b: was lost on the way")
+    assert state.verdict[0].startswith("b: lost during its change")
 
 
 def test_a_stop_that_somebody_asks_for_takes_nobody_back() -> None:

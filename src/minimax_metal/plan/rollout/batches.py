@@ -1,4 +1,4 @@
-"""What a rollout does with which host, in which order, and whether the fleet can spare them: pure.
+"""In which batches a rollout changes hosts, and whether the fleet can spare them. Pure.
 
 A **pool** is what clients see as one model: hosts that serve one name, and hosts that change from one name to
 another in this run belong to the same pool. Capacity is counted in replicas (units that are ready), over
@@ -16,7 +16,7 @@ from minimax_metal.plan.rollout.works import Work
 from minimax_metal.plan.settings.playbook import PlaybookSettings
 
 DEFAULT_BATCHES: Final = PlaybookSettings.rollout_batches
-"""A canary, a quarter, the rest; where the floor allows no batch of that size, smaller ones."""
+"""A canary, a quarter, the rest; smaller if the floor does not allow that size."""
 DEFAULT_MIN_READY: Final = PlaybookSettings.rollout_min_ready
 
 
@@ -81,7 +81,7 @@ def floor_of(wish: Any, replicas: int) -> int:
 
 
 def pools_of(works: Iterable[Work]) -> dict[str, str]:
-    """Return for each host the pool it belongs to; names that one host connects are one pool."""
+    """Return the pool of each host; two names that one host connects are one pool."""
     leader: dict[str, str] = {}
 
     def find(name: str) -> str:
@@ -118,7 +118,7 @@ class Capacity:
         return cls(pools, ready, {pool: floor_of(min_ready, planned[pool]) for pool in planned})
 
     def short(self, batch: Iterable[Work]) -> list[tuple[str, int]]:
-        """Return the pools that a batch would take below their floor, and what would be left of them."""
+        """Return the pools that a batch would take below their floor, with the replicas left."""
         left = dict(self.ready)
         costs = False
         for work in batch:
@@ -131,7 +131,7 @@ class Capacity:
         ]
 
     def done(self, batch: Iterable[Work]) -> None:
-        """Reckon with a batch that is in service again, whole."""
+        """Count a batch as changed and back in service."""
         for work in batch:
             self.ready[self.pools[work.host]] += work.planned - work.serving
 
@@ -206,8 +206,8 @@ def _said(
                     else f"up to {work.start_limit} s"
                 )
                 lines.append(
-                    f"{host}: no gateway stands before it (group gateway_hosts): expect no answer from its "
-                    f"stop until it is ready, {took}; requests under way may finish first, "
+                    f"{host}: no gateway in front of it (group gateway_hosts): it does not answer from its "
+                    f"stop until it is ready, {took}; requests in flight may finish first, "
                     f"for up to {work.stop_limit} s"
                 )
     if unchanged:
@@ -216,7 +216,7 @@ def _said(
 
 
 def no_room(works: Sequence[Work], batch: Sequence[str], min_ready: Any) -> list[str]:
-    """Return why a batch can't be drained now, of what is in service at this moment; nothing when it can."""
+    """Return why a batch can't be drained with what is in service now; empty if it can."""
     capacity = Capacity.of(works, DEFAULT_MIN_READY if min_ready is None else min_ready)
     going = [replace(work, kind="switch") for work in works if work.host in batch and work.kind == "switch"]
     return [

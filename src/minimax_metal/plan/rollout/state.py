@@ -56,7 +56,7 @@ class Rollout:
         refusals: why it can't begin, one line each; none when it can.
         batch: hosts that may be changed now; none once the rollout has stopped.
         begun: hosts that were begun with.
-        results: what became of them; a host that was begun with and has none was lost on the way.
+        results: what became of them; a host that was begun with and has none was lost.
         counted: what the last batch with a replica of a kind counted, by ``Work.compared_by``.
         stop: why it stopped; empty while it goes on.
         asked: whether somebody asked it to stop.

@@ -1,4 +1,4 @@
-"""What a rollout says: why it can't begin, where earlier runs left hosts, what failed, what became of it."""
+"""What a rollout reports: why it can't begin, where earlier runs left hosts, what failed, its outcome."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Outcome:
 
 
 def standing(host: str, journal: Mapping[str, Any]) -> str:
-    """Return where an earlier run left a host; empty where it ended well. The journal is the host's word."""
+    """Return where an earlier run left a host; empty if it ended well. The journal comes from the host."""
     return one_line(_standing(host, journal)) if isinstance(journal, Mapping) and journal else ""
 
 
@@ -67,7 +67,7 @@ def verdict(
     Args:
         batches: what was decided.
         begun: hosts of the batches that were begun.
-        results: what became of each; a host that was begun with and has none was lost on the way.
+        results: what became of each; a host that was begun with and has none was lost.
         stop: why the run stopped before its end; empty when it did not.
     """
     lines = []
@@ -75,13 +75,13 @@ def verdict(
         one = results.get(host)
         if one is None:
             lines.append(
-                f"{host}: was lost on the way (no answer); its journal says where, "
-                "the next run goes on with it"
+                f"{host}: lost during its change (no answer); its journal has the stage, and the next run "
+                "begins with it"
             )
         elif one.result == "returned":
-            lines.append(f"{host}: is back on its release before, and serves: {one.message}")
+            lines.append(f"{host}: rolled back to its previous release, serving: {one.message}")
         elif one.result == "reverted":
-            lines.append(f"{host}: was taken back to its release before (metal_rollout_on_failure: revert)")
+            lines.append(f"{host}: rolled back to its previous release (metal_rollout_on_failure: revert)")
         elif one.result == "failed":
             lines.append(f"{host}: is out of service: {one.message}")
     untouched = [host for batch in batches for host in batch if host not in begun]
@@ -111,7 +111,7 @@ def tags_refusal(run: Iterable[str], skip: Iterable[str]) -> str:
         return ""
     return (
         f"found the tags {', '.join(halves)}, expected all stages of a host's change or none; "
-        "take --tags rollout, or stages that only prepare (host_tools, model_weights, sglang_runtime); "
+        "use --tags rollout, or stages that only prepare (host_tools, model_weights, sglang_runtime); "
         "soak may be skipped"
     )
 

@@ -1,4 +1,4 @@
-"""What one host needs in a rollout, of what is on it and what was decided: pure."""
+"""What a rollout does to one host: the plan against what the host runs and records. Pure."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ class Work:
 
     Attributes:
         host: its name in the inventory.
-        kind: ``none`` (it is what the plan says), ``verify`` (what runs need not stop: it is applied,
-            checked and recorded), ``switch`` (the engine stops and starts).
-        reasons: why, one short text each.
+        kind: ``none`` (the host is as planned), ``verify`` (the plan is applied, checked and recorded while
+            the engine runs), ``switch`` (the engine stops and starts).
+        reasons: why, in a few words each.
         serving: replicas that are ready now.
         planned: replicas the plan has.
         pools: names that it serves now and will serve.
-        interrupted: a run began with it and never ended.
-        standing: where an earlier run left it, in words; empty where none did.
-        start_seconds: how long its engine's last start took; None where that isn't known.
+        interrupted: an earlier run began with it and did not finish.
+        standing: where an earlier run left it, in words; empty if it ended well.
+        start_seconds: how long its engine's last start took; None if unknown.
         start_limit: how long a start may take, in seconds.
-        stop_limit: how long requests under way may take at a stop, in seconds.
-        workers: URLs by which gateways may know it while it is changed.
-        compared_by: what its replicas are compared by with those of other hosts: model and GPUs.
-        stages: those that it goes through, in their order.
+        stop_limit: how long requests in flight may take at a stop, in seconds.
+        workers: URLs that gateways may know it by while it changes.
+        compared_by: model and GPUs; replicas are compared with those of hosts that have the same.
+        stages: the stages of its change, in order.
     """
 
     host: str
@@ -66,9 +66,9 @@ class Work:
 
 
 def tidy(facts: Any) -> dict[str, Any]:
-    """Return what ``metal_fleet_facts`` collected with every part of the type that is decided by.
+    """Return the answer of ``metal_fleet_facts`` with every part in the type that decisions expect.
 
-    It is the host's own word: what is of another type is as if it was not there, and no other host suffers.
+    The host wrote it: a part of another type counts as missing, so that one host can't break the run.
     """
     facts = facts if isinstance(facts, Mapping) else {}
     found: dict[str, Any] = dict(facts)
@@ -149,16 +149,16 @@ def work_of(
     journal = facts.get("journal") or {}
     interrupted = bool(journal) and journal.get("ended") is None
     restart = [f"{driver}"] if driver else []
-    restart += [f"{name} goes" for name in sorted(set(units) - set(wanted))]
+    restart += [f"{name} is not in the plan" for name in sorted(set(units) - set(wanted))]
     restart += [f"{path} differs" for path in facts.get("differs") or [] if _bears_on_process(path)]
     restart += [
         f"{path} was written after the engine's start"
         for path in facts.get("newer") or []
         if _bears_on_process(path) and path not in (facts.get("differs") or [])
     ]
-    restart += [f"{name} was changed under systemd" for name in running if units[name]["stale"]]
+    restart += [f"{name} changed since systemd loaded it" for name in running if units[name]["stale"]]
     restart += [
-        f"{name} is {units[name]['state'] if name in units else 'not there'}"
+        f"{name} is {units[name]['state'] if name in units else 'missing'}"
         for name in wanted
         if name not in running
     ]
