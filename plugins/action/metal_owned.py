@@ -50,7 +50,7 @@ class ActionModule(ActionBase):
             owned = self._owned(variables)
             files = [one for one in owned.files if not part or one.part == part]
             later = {one.path for one in files if one.part != part}
-            answer = self._apply(owned, files, later, part, write, variables)
+            answer = self._apply(owned, files, later, write, variables)
         except (UserError, OSError) as error:
             raise AnsibleActionFail(f"{self._host}: {error}") from None
         finally:
@@ -81,26 +81,24 @@ class ActionModule(ActionBase):
         owned: Owned,
         files: Sequence[Entry],
         later: set[str],
-        part: str,
         write: bool,
         variables: dict[str, Any],
     ) -> dict[str, Any]:
         """Call the module; again with those files that it wants transferred."""
-        now = [entry for entry in files if entry.path not in later]
         given: dict[str, Any] = {
             "entries": [
                 {**entry.module, **({"later": True} if entry.path in later else {})} for entry in files
             ],
             "contents": {entry.path: encoded(entry.content) for entry in files if entry.content is not None},
             "write": write,
-            "units": owned.units_of(now),
+            # Also of files that are written later: a run may have been killed before the restart.
+            "units": owned.units_of(owned.files),
         }
-        if not part:
-            given |= {
-                "packages": list(owned.packages),
-                "users": list(owned.users),
-                "environments": list(owned.environments),
-            }
+        given |= {
+            "packages": list(owned.packages),
+            "users": list(owned.users),
+            "environments": list(owned.environments),
+        }
         answer: dict[str, Any] = self._call(given, variables)
         wanted = set(answer.get("wanted") or ())
         if answer.get("failed") or not wanted:

@@ -164,8 +164,13 @@ def units_work(
 # Packages and users ---------------------------------------------------------------------------------------
 
 
-def missing_packages(names: Sequence[str]) -> list[str]:
-    """Return the packages of the distribution that are not whole on the host."""
+def missing_packages(packages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the packages of the distribution that are not whole on the host.
+
+    Args:
+        packages: ``name`` of each, and ``unless``, paths any of which stands for it.
+    """
+    names = [str(one["name"]) for one in packages if not any(map(os.path.exists, one["unless"]))]
     if not names:
         return []
     lines = asked(["dpkg-query", "-W", "-f", "${Package}\t${db:Status-Abbrev}\n", *sorted(set(names))])

@@ -37,9 +37,10 @@ options:
     elements: dict
     default: []
   packages:
-    description: Packages of the distribution that must be installed.
+    description: >-
+      Packages of the distribution that must be installed (C(name)), unless a path of C(unless) exists.
     type: list
-    elements: str
+    elements: dict
     default: []
   users:
     description: System users with C(name), C(home) and C(shell), each with a group of the same name.
@@ -125,16 +126,21 @@ VALIDATE_SECONDS = 60
 UNIT_DIRECTORY = "/etc/systemd/system/"
 
 
+class RefusedError(OSError):
+    """The command that must accept a new file did not."""
+
+
 def validate(words: Sequence[str]) -> None:
     """Run a command that must accept a new file.
 
     Raises:
-        OSError: it did not.
+        RefusedError: it did not.
     """
     answer = run(words, seconds=VALIDATE_SECONDS)
     if not answer.ok:
         said = " ".join((answer.err or answer.out).split())[:400]
-        raise OSError(22, f"{words[0]} refuses the new file ({said or answer.status})")
+        name = words[0].rpartition("/")[2]
+        raise RefusedError(22, f"{name} refuses the new file ({said or answer.status})")
 
 
 def apply_all(
@@ -169,7 +175,7 @@ def main() -> None:
     lists = {
         name: {"type": "list", "elements": kind, "default": []}
         for name, kind in (
-            ("entries", "dict"), ("units", "dict"), ("packages", "str"), ("users", "dict"),
+            ("entries", "dict"), ("units", "dict"), ("packages", "dict"), ("users", "dict"),
             ("environments", "dict"),
         )
     }  # fmt: skip
@@ -194,6 +200,11 @@ def main() -> None:
     except OSError as error:
         if isinstance(error, HangError):
             module.fail_json(msg=str(error.strerror))
+        if isinstance(error, RefusedError):
+            module.fail_json(
+                msg=f"found that {error.strerror} for {error.filename}, expected it to accept it; the file "
+                "that is there was left as it is"
+            )
         module.fail_json(
             msg=f"found {error.strerror} at {error.filename}, expected to write there; look at what is there"
         )

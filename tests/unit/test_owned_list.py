@@ -85,7 +85,10 @@ def test_entries_become_one_for_each_item(tmp_path: Path) -> None:
         {"name": "a.service", "enabled": True, "running": True, "restarts": ["/etc/a"], "reloads": []},
         {"name": "b.service", "restarts": ["/etc/b"], "reloads": ["/etc/link"]},
     ]
-    assert found.packages == ("a", "b")
+    assert found.packages == ({"name": "a", "unless": []}, {"name": "b", "unless": []})
+    some = [{"name": "ntp", "unless": ["/chrony"]}, {"name": "never", "when": "{{ no }}"}, "nginx"]
+    wanted = [("ntp", ["/chrony"]), ("nginx", [])]
+    assert [(one["name"], one["unless"]) for one in owned({"packages": some}).packages] == wanted
     assert found.users == ({"name": "u", "home": "/nonexistent", "shell": "/usr/sbin/nologin"},)
     assert found.environments == ({"path": "/v", "projects": {"uv": "0.13.9", "x": "1.0"}},)
     # Neither keys nor any other content stands where Ansible writes down what a module was given.
@@ -130,6 +133,8 @@ def test_every_list_says_what_the_others_say_nowhere(role: Path) -> None:
     assert set(raw) <= {"files", "units", "packages", "users", "environments", "removal", "remains"}
     for kind, keys in KEYS.items():
         for entry in raw.get(kind) or []:
+            if isinstance(entry, str):
+                continue
             assert set(entry) <= keys | {"each", "when"}
     tasks = "".join(path.read_text() for path in (role / "tasks").glob("*.yml"))
     used = set()

@@ -136,15 +136,18 @@ def test_a_program_that_hangs_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     program(tmp_path, monkeypatch, "dpkg-query", "exec sleep 60")
     monkeypatch.setattr(SYSTEM, "SECONDS", 0.5)
     with pytest.raises(OSError, match=r"dpkg-query did not answer within 0\.5 s"):
-        SYSTEM.missing_packages(["nvidia-driver"])
+        SYSTEM.missing_packages([{"name": "nvidia-driver", "unless": []}])
 
 
 def test_a_package_that_is_not_whole_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = r"whole\tii \nheld\thi \nremoved\trc \nhalf\tiU \n"
     program(tmp_path, monkeypatch, "dpkg-query", f"printf '{lines}'")
     names = ["whole", "held", "removed", "half", "never"]
-    assert SYSTEM.missing_packages(names) == ["removed", "half", "never"]
+    assert SYSTEM.missing_packages([{"name": name, "unless": []} for name in names]) == names[2:]
     assert SYSTEM.missing_packages([]) == []
+    clocks = ["/nowhere/chrony.service", str(tmp_path)]
+    assert SYSTEM.missing_packages([{"name": "never", "unless": clocks}]) == []
+    assert SYSTEM.missing_packages([{"name": "never", "unless": clocks[:1]}]) == ["never"]
 
 
 def test_apt_knows_packages_that_have_a_candidate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

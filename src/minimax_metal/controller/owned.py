@@ -8,12 +8,13 @@
                    shown. ``restarts``, ``reloads``: units that read it at their start, or when reloaded.
                    ``validate``: a command that must accept the new file, ``%s``. ``part``: written later.
 ``units``          ``name``; ``enabled`` and ``running`` where the role decides them.
-``packages``       names of the distribution's packages.
+``packages``       ``name`` of the distribution's packages, or the name alone; ``unless``: paths, any of which
+                   stands for the package.
 ``users``          ``name`` and ``home`` of system users without a shell, each with a group of its name.
 ``environments``   ``path`` of a Python environment, its ``locks``, ``wheels`` and ``python`` version.
 =================  =======================================================================================
 
-Every entry but a package may have ``each``, a list: it stands for one entry per ``item``. With ``when`` false
+Every entry may have ``each``, a list: it stands for one entry per ``item``. With ``when`` false
 it is left out. The order of ``files`` is the order of writing: a directory stands before what is in it.
 """
 
@@ -27,11 +28,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
 from minimax_metal.common.errors import UserError
+from minimax_metal.plan.owned import Removable, removable
 
+_YAML: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 LIST: Final = Path("meta/owned.yml")
 """Of a role."""
 SHELL: Final = "/usr/sbin/nologin"
@@ -43,6 +47,7 @@ KEYS: Final = {
          "part", "removal", "removal_path"}
     ),
     "units": frozenset({"name", "enabled", "running", "removal", "removal_name"}),
+    "packages": frozenset({"name", "unless"}),
     "users": frozenset({"name", "home", "removal"}),
     "environments": frozenset({"path", "locks", "wheels", "python"}),
 }  # fmt: skip
@@ -88,7 +93,7 @@ class Owned:
 
     files: tuple[Entry, ...]
     units: tuple[dict[str, Any], ...]
-    packages: tuple[str, ...]
+    packages: tuple[dict[str, Any], ...]
     users: tuple[dict[str, Any], ...]
     environments: tuple[dict[str, Any], ...]
 
@@ -134,7 +139,7 @@ class Rendering:
         return Owned(
             files=tuple(self._file(one, more) for one, more in self._each(raw, "files")),
             units=tuple(self._unit(one, more) for one, more in self._each(raw, "units")),
-            packages=tuple(str(name) for name in self.value(raw.get("packages") or [], {})),
+            packages=tuple(self._package(one, more) for one, more in self._each(raw, "packages")),
             users=tuple(
                 {
                     "name": str(self.value(one["name"], more)),
@@ -148,7 +153,10 @@ class Rendering:
 
     def _each(self, raw: Mapping[str, Any], kind: str) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Yield every entry of a kind with its ``item``; without those whose ``when`` is false."""
-        for entry in raw.get(kind) or []:
+        listed = raw.get(kind) or []
+        # A list of packages may be a variable of the role's.
+        for one in self.value(listed, {}) if isinstance(listed, str) else listed:
+            entry = {"name": one} if isinstance(one, str) else one
             unknown = set(entry) - KEYS[kind] - {"each", "when"}
             if unknown:
                 raise UserError(
@@ -201,6 +209,10 @@ class Rendering:
             reloads=tuple(str(unit) for unit in value.get("reloads") or ()),
         )
 
+    def _package(self, entry: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+        unless = [str(path) for path in self.value(entry.get("unless") or [], more)]
+        return {"name": str(self.value(entry["name"], more)), "unless": unless}
+
     def _unit(self, entry: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         unit: dict[str, Any] = {"name": str(self.value(entry["name"], more))}
         unit |= {key: bool(self.value(entry[key], more)) for key in ("enabled", "running") if key in entry}
@@ -214,6 +226,24 @@ class Rendering:
         for wheel in self.value(entry.get("wheels") or [], more):
             projects |= project_of_wheel(str(wheel))
         return {"path": str(self.value(entry["path"], more)), "projects": projects}
+
+
+def removable_of(roles: Path) -> Removable:
+    """Return what the lists of all roles below a directory say of removal."""
+    lists = {}
+    for path in sorted(roles.glob(f"*/{LIST}")):
+        role = path.parents[1]
+        variables: dict[str, Any] = {}
+        for part in ("defaults", "vars"):
+            if (role / part / "main.yml").is_file():
+                variables |= _load(role / part / "main.yml") or {}
+        texts = {name: value for name, value in variables.items() if isinstance(value, str)}
+        lists[role.name] = (_load(path), texts)
+    return removable(lists)
+
+
+def _load(path: Path) -> Any:
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML)  # noqa: S506 - CSafeLoader is safe
 
 
 def _digest(path: Path) -> str:
