@@ -224,6 +224,15 @@ def test_every_package_that_a_role_installs_is_wanted() -> None:
         if not names.startswith('"{{'):
             found = yaml.safe_load(names)
             named |= set([found] if isinstance(found, str) else found)
+    for path in REPOSITORY.glob("roles/*/meta/owned.yml"):
+        listed = yaml.safe_load(path.read_text()).get("packages") or []
+        entries = (
+            []
+            if isinstance(listed, str)
+            else [one if isinstance(one, str) else one["name"] for one in listed]
+        )
+        named |= {name for name in entries if "{{" not in name}
+    assert "systemd-timesyncd" in named
     defaults = yaml.safe_load((REPOSITORY / "roles/host_tools/defaults/main.yml").read_text())
     assert named | set(defaults["host_tools_packages"]) <= set(ROLE_PACKAGES)
     extra = re.findall(r"'(nginx-\w+)' if metal_plan\.platform\.slug == '(\w+)'", text)
