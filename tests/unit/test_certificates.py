@@ -131,7 +131,7 @@ def test_a_hosts_word_of_its_certificates_spoils_its_own_row(value: Any) -> None
 
 
 def test_drift_sees_the_fleets_tls_come_and_go() -> None:
-    on, off = plan_of(metal_tls="fleet").as_dict(), plan_of().as_dict()
+    on, off = plan_of(metal_tls="fleet"), plan_of()
     assert "TLS of the fleet none -> /etc/sglang-tls" in differences(off, on)
     assert "TLS of the fleet /etc/sglang-tls -> none" in differences(on, off)
     assert differences(on, on) == []

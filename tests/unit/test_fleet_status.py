@@ -6,6 +6,7 @@ import hashlib
 import json
 import socket
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -24,6 +25,7 @@ from minimax_metal.host.releases.record import Records, digest_of
 from minimax_metal.host.status import commands as on_host
 from minimax_metal.host.status import look as here
 from minimax_metal.host.status.drift import local_drift
+from minimax_metal.plan.model import FirewallPlan, Plan
 from tests.unit.plan_helpers import raw_host
 
 SHOWN = """\
@@ -109,7 +111,7 @@ def test_a_plan_made_again_from_its_own_record_is_the_same_release(gpu: str, cou
     if not plan["fits"]:
         pytest.skip(f"{count} x {gpu} can't serve it: {plan['refusals'][0]['code']}")
     here_now = {"cpu_count": 96, "memory_total_bytes": 2 << 40, "driver": "580.105.08"}
-    again = planned("gpu01", VARIABLES, facts_of(plan, here_now)).as_dict()
+    again = planned("gpu01", VARIABLES, facts_of(Plan.of_record(plan), here_now)).as_dict()
     assert digest_of(again) == digest_of(plan)
 
 
@@ -310,10 +312,11 @@ def test_only_a_host_with_a_firewall_is_asked_for_its_rules(tmp_path: Path) -> N
 
 
 def test_other_networks_of_the_firewall_are_drift() -> None:
-    wall = {"ipv4": ["10.0.0.0/8"], "ipv6": [], "ports": [8000]}
-    assert drift.differences({"firewall": wall}, {"firewall": {**wall, "ipv4": ("10.0.0.0/8",)}}) == []
-    other = {"ipv4": ("10.9.0.0/16",), "ipv6": (), "ports": (8000, 8001)}
-    assert drift.differences({"firewall": wall}, {"firewall": other}) == [
+    wall = Plan.of_record({"firewall": {"ipv4": ["10.0.0.0/8"], "ipv6": [], "ports": [8000]}})
+    assert drift.differences(wall, replace(wall, firewall=FirewallPlan(("10.0.0.0/8",), (), (8000,)))) == []
+    assert drift.differences(wall, replace(wall, firewall=None)) == ["firewall on -> off"]
+    other = replace(wall, firewall=FirewallPlan(("10.9.0.0/16",), (), (8000, 8001)))
+    assert drift.differences(wall, other) == [
         "networks of the firewall: -[10.0.0.0/8] +[10.9.0.0/16]",
         "ports of the firewall: +[8001]",
     ]
@@ -336,3 +339,19 @@ def test_what_a_host_says_is_not_read_as_markup_of_the_terminal() -> None:
     lines = "\n".join(status.lines_of({"gpu[/01]": answer, "gpu02": answer}))
     for text in ("[/x]", "[/a]", "[bold]M[link=http://evil]x [/f]", "[/y]", "gpu[/01] [/z]", "gpu02"):
         assert text in lines
+
+
+def test_a_record_of_an_older_version_is_compared_as_far_as_it_says(tmp_path: Path) -> None:
+    """What it lacks is none or empty there, and nothing else differs."""
+    applied = applied_plan()
+    for part, key in (("parallelism", "replicas"), ("engine", "digest"), ("model", "max_output")):
+        del applied[part][key]
+    for service in applied["services"]:
+        del service["start_timeout_seconds"], service["limits"]
+    del applied["tls"]
+    found = drift_of("gpu01", VARIABLES, looked(tmp_path, applied))
+    assert [one.rpartition(" -> ")[0] for one in found] == [
+        "engine packages none",
+        "replicas none",
+        "start timeout of minimax-m2.5 0",
+    ]

@@ -12,27 +12,27 @@ from typing import Any, Final
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.controller.adapter import catalog_for, with_hashes
-from minimax_metal.host.status.drift import at, named
+from minimax_metal.host.status.drift import named
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.facts import HostFacts, SmiGpu
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings import Settings, SettingsError
 
-COMPARED: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
-    ("model", ("model", "served_name")),
-    ("format", ("model", "format")),
-    ("revision", ("model", "revision")),
-    ("weights", ("model", "path")),
-    ("engine", ("engine", "release")),
-    ("engine packages", ("engine", "digest")),
-    ("tensor parallel", ("parallelism", "tp")),
-    ("expert parallel", ("parallelism", "ep")),
-    ("replicas", ("parallelism", "replicas")),
-    ("driver branch", ("driver", "branch")),
-    ("CUDA", ("cuda", "version")),
-    ("TLS of the fleet", ("tls", "directory")),
+COMPARED: Final[tuple[tuple[str, str, str], ...]] = (
+    ("model", "model", "served_name"),
+    ("format", "model", "format"),
+    ("revision", "model", "revision"),
+    ("weights", "model", "path"),
+    ("engine", "engine", "release"),
+    ("engine packages", "engine", "digest"),
+    ("tensor parallel", "parallelism", "tp"),
+    ("expert parallel", "parallelism", "ep"),
+    ("replicas", "parallelism", "replicas"),
+    ("driver branch", "driver", "branch"),
+    ("CUDA", "cuda", "version"),
+    ("TLS of the fleet", "tls", "directory"),
 )
-"""What is compared before the units are: what people call it, and where it is in a plan."""
+"""What is compared before the units are: what people call it, and the part and field of a plan."""
 SERVICE: Final[tuple[tuple[str, str], ...]] = (
     ("port", "port"),
     ("launch command", "argv"),
@@ -43,35 +43,37 @@ SERVICE: Final[tuple[tuple[str, str], ...]] = (
 )
 
 
-def facts_of(applied: Mapping[str, Any], here: Mapping[str, Any]) -> HostFacts:
+def facts_of(applied: Plan, here: Mapping[str, Any]) -> HostFacts:
     """Return the facts a recorded plan was made from, as far as decisions depend on them.
 
     Args:
         applied: parts of the recorded plan (:data:`minimax_metal.host.status.look.APPLIED`).
         here: what the host said of itself today.
     """
-    platform, gpus = applied.get("platform") or {}, applied.get("gpus") or {}
-    driver = str(here.get("driver") or f"{(applied.get('driver') or {}).get('branch', '0')}.0")
+    platform, gpus = applied.platform, applied.gpus
+    driver = str(here.get("driver") or f"{applied.driver.branch if applied.driver else 0}.0")
     return HostFacts(
         reachable=True,
-        distribution=platform.get("distribution"),
-        version=platform.get("version"),
-        codename=platform.get("codename"),
-        architecture=platform.get("architecture"),
-        python=platform.get("python"),
+        distribution=(platform.distribution or None) if platform else None,
+        version=(platform.version or None) if platform else None,
+        codename=(platform.codename or None) if platform else None,
+        architecture=(platform.architecture or None) if platform else None,
+        python=(platform.python or None) if platform else None,
         smi_present=True,
         smi_gpus=tuple(
             SmiGpu(
                 index=index,
-                name=str(gpus.get("name")),
+                name=gpus.name,
                 uuid="",
-                memory_bytes=gpus.get("memory_bytes"),
+                memory_bytes=gpus.memory_bytes or None,
                 driver=driver,
-                compute_capability=gpus.get("compute_capability"),
+                compute_capability=gpus.compute_capability or None,
             )
-            for index in gpus.get("indices") or ()
-        ),
-        nvswitches=1 if gpus.get("nvswitch") else 0,
+            for index in gpus.indices
+        )
+        if gpus
+        else (),
+        nvswitches=1 if gpus and gpus.nvswitch else 0,
         loaded_driver=driver,
         # A driver of packages: one of an installer was refused, or accepted in the inventory.
         packages={"nvidia-driver": driver},
@@ -93,50 +95,46 @@ def planned(host: str, variables: Mapping[str, Any], facts: HostFacts) -> Plan:
 
 def drift_of(host: str, variables: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Return how a host's release differs from the inventory, one short text each; nothing: it does not."""
-    applied = here.get("applied") or {}
-    if not applied:
+    if not here.get("applied"):
         return []
+    applied = Plan.of_record(here["applied"])
     try:
-        wanted = planned(host, variables, facts_of(applied, here)).as_dict()
+        wanted = planned(host, variables, facts_of(applied, here))
     except SettingsError as error:
         return [refusal.line(host) for refusal in error.refusals]
     except UserError as error:
         return [str(error)]
-    if not wanted["fits"]:
-        reasons = [refusal["code"] for refusal in wanted["refusals"]]
+    if not wanted.fits:
+        reasons = [refusal.code for refusal in wanted.refusals]
         return [f"the inventory is refused now: {', '.join(reasons)}; metal plan says why"]
     return differences(applied, wanted)
 
 
-def differences(applied: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(applied: Plan, wanted: Plan) -> list[str]:
     """Return how two plans differ in what is applied: ``engine 0.5.22 -> 0.5.23``."""
     found = []
-    for name, keys in COMPARED:
-        old, new = at(applied, keys), at(wanted, keys)
+    for name, part, field in COMPARED:
+        # A record that does not say it has an empty value there.
+        old, new = (getattr(getattr(one, part), field, None) or None for one in (applied, wanted))
         if old != new:
             found.append(f"{name} {_short(old)} -> {_short(new)}")
-    old_services = {one["unit"]: one for one in applied.get("services") or []}
-    new_services = {one["unit"]: one for one in wanted.get("services") or []}
+    old_services, new_services = ({one.unit: one for one in made.services} for made in (applied, wanted))
     found += [f"instance {named(unit)} goes" for unit in sorted(set(old_services) - set(new_services))]
     found += [f"instance {named(unit)} comes" for unit in sorted(set(new_services) - set(old_services))]
     for unit in sorted(set(old_services) & set(new_services)):
-        for name, key in SERVICE:
-            old, new = old_services[unit].get(key), new_services[unit].get(key)
-            if _plain(old) != _plain(new):
+        for name, field in SERVICE:
+            old, new = getattr(old_services[unit], field), getattr(new_services[unit], field)
+            if old != new:
                 found.append(f"{name} of {named(unit)}{_words(old, new)}")
-    old_wall, new_wall = applied.get("firewall"), wanted.get("firewall")
-    if bool(old_wall) != bool(new_wall):
-        found.append(f"firewall {_short(bool(old_wall))} -> {_short(bool(new_wall))}")
-    elif isinstance(old_wall, Mapping) and isinstance(new_wall, Mapping):
-        for name, key in (("networks", "ipv4"), ("networks", "ipv6"), ("ports", "ports")):
-            old, new = _plain(old_wall.get(key)) or [], _plain(new_wall.get(key)) or []
+    old_wall, new_wall = applied.firewall, wanted.firewall
+    if (old_wall is None) != (new_wall is None):
+        found.append(f"firewall {_short(old_wall is not None)} -> {_short(new_wall is not None)}")
+    elif old_wall is not None and new_wall is not None:
+        for name, field in (("networks", "ipv4"), ("networks", "ipv6"), ("ports", "ports")):
+            old, new = getattr(old_wall, field), getattr(new_wall, field)
             if old != new:
                 found.append(f"{name} of the firewall{_words(old, new)}")
     return found
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, list | tuple) else value
 
 
 def _short(value: Any) -> str:
@@ -148,7 +146,7 @@ def _short(value: Any) -> str:
 
 def _words(old: Any, new: Any) -> str:
     """Return what differs between two values: of lists and mappings their parts only."""
-    if isinstance(old, list | tuple) and isinstance(new, list | tuple):
+    if isinstance(old, tuple) and isinstance(new, tuple):
         gone, come = _only(old, new), _only(new, old)
         return ": " + " ".join([f"-[{' '.join(gone)}]"] * bool(gone) + [f"+[{' '.join(come)}]"] * bool(come))
     if isinstance(old, Mapping) and isinstance(new, Mapping):

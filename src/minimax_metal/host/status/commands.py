@@ -17,6 +17,7 @@ from minimax_metal.common.text import one_line
 from minimax_metal.host.status.answers import checked
 from minimax_metal.host.status.drift import local_drift
 from minimax_metal.host.status.look import look
+from minimax_metal.plan.model import Plan
 
 SERVING: Final = ("ready",)
 
@@ -56,7 +57,7 @@ def with_drift(host: dict[str, Any], compare: Callable[[Mapping[str, Any]], list
         if compare is not None:
             host["drift"] += compare(host)
         # A plan is long, and of use to who compares only.
-        host["applied"] = _brief(host["applied"])
+        host["applied"] = _brief(Plan.of_record(host["applied"]))
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
         # The shape of each part was checked; what is in them is still the host's own word.
         why = f"a recorded plan that can't be compared ({type(error).__name__}: {one_line(str(error), 120)})"
@@ -65,18 +66,17 @@ def with_drift(host: dict[str, Any], compare: Callable[[Mapping[str, Any]], list
         host |= {"host": name, "state": "unreadable", "why": why}
 
 
-def _brief(applied: Mapping[str, Any]) -> dict[str, Any]:
-    model, engine, gpus = (applied.get(key) or {} for key in ("model", "engine", "gpus"))
-    # Names are the host's own word: one that is not a text can't be shown.
+def _brief(applied: Plan) -> dict[str, Any]:
+    model, engine, gpus = applied.model, applied.engine, applied.gpus
     named = {
-        "model": model.get("served_name"),
-        "format": model.get("format"),
-        "engine": engine.get("release"),
-        "engine_digest": engine.get("digest"),
-        "driver_branch": (applied.get("driver") or {}).get("branch"),
-        "gpus": f"{gpus.get('count')} x {gpus.get('model')}" if gpus else None,
+        "model": model.served_name if model else "",
+        "format": model.format if model else "",
+        "engine": engine.release if engine else "",
+        "engine_digest": engine.digest if engine else "",
+        "driver_branch": applied.driver.branch if applied.driver else "",
+        "gpus": f"{gpus.count} x {gpus.model}" if gpus else "",
     }
-    return {key: value if isinstance(value, str) else None for key, value in named.items()}
+    return {key: value or None for key, value in named.items()}
 
 
 def serves(host: Mapping[str, Any]) -> bool:

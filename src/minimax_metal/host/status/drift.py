@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from minimax_metal.common import certificates
 from minimax_metal.plan.model import Plan
-
-
-def at(plan: Mapping[str, Any], keys: Sequence[str]) -> Any:
-    """Return what a plan has at nested keys; None where it has nothing there."""
-    value: Any = plan
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
 
 
 def named(unit: str) -> str:
