@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minimax_metal.common.sizes import spell_bytes
-from minimax_metal.plan.model import Plan
+from minimax_metal.plan.model import ModelPlan
+from minimax_metal.plan.reading import lenient
 
 
 def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
@@ -17,8 +18,10 @@ def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
     """
     found = []
     for variables in hosts:
-        model = Plan.of_record(variables.get("metal_plan")).model
-        if model is None or not model.path:
+        plan = variables.get("metal_plan")
+        # Each host of a run asks for all of them: only this part is read.
+        model = lenient(ModelPlan, plan.get("model") if isinstance(plan, Mapping) else None)
+        if not model.path:
             continue
         name = variables["inventory_hostname"]
         address = variables.get("metal_address") or variables.get("ansible_host") or name
