@@ -65,8 +65,8 @@ So is a value of another type or out of bounds. All of them are reported at once
 setting that is null counts as not set.
 
 Texts have one line and at most 1,024 characters; an argument or an environment variable has at most 16,384.
-A list or mapping has at most 256 entries. A default of `-` means that the setting is not set: its description
-says what applies then.
+A list or mapping has at most 256 entries. A default of `-` means that the setting is not set; its description
+says what applies then. A computed one comes from the inventory, the plan or the controller.
 """
 PARTS: Final = (
     (
@@ -175,7 +175,9 @@ def _takes(setting: Setting) -> str:
 
 def _shown(setting: Setting) -> str:
     value = setting.default
-    if value is None or setting.computed or value in ("", (), {}):
+    if setting.computed:
+        return "computed"
+    if value is None or value in ("", (), {}):
         return "-"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"

@@ -69,8 +69,8 @@ class ModelWeights:
     )
     keep_unused: int = whole(
         -1,
-        "Directories of each model to keep, newest first, though no unit and no kept release uses them. The "
-        "others are deleted after the pull. -1 deletes nothing.",
+        "Unused directories of each model to keep, newest first: those that neither a unit nor a kept "
+        "release uses. The others are deleted after the pull. -1 deletes nothing.",
         Bounds(-1, 10_000),
     )
     accept_unproved: bool = switch(
@@ -112,9 +112,7 @@ class PostCheck:
     long_prompt_share: float = number(
         0.5, "Length of the long prompt, as a share of the longest sequence. 0 skips that check.", SHARE
     )
-    concurrency: int = whole(
-        8, "Requests sent at the same time by the check that none of them is lost.", SOME
-    )
+    concurrency: int = whole(8, "Requests sent at the same time by the check for lost requests.", SOME)
     figures: tuple[int, ...] = other(
         "numbers", (1, 4), "Numbers of parallel streams to measure with. Empty: nothing is measured."
     )
