@@ -43,6 +43,7 @@ def done(host: str, stage: str, at: float, kind: str = "ok", **more: Any) -> lis
         ("sglang_gateway", ["drain"], None, "drain"),
         ("sglang_service", ["rollback", "sglang_service"], None, "rollback"),
         (None, ["always"], "/p/playbooks/tasks/plan.yml:12", "preflight"),
+        (None, [], "/p/playbooks/tasks/settings.yml:4", "preflight"),
         (None, ["soak"], "/p/playbooks/rollout.yml:99", "soak"),
         (None, ["always"], "/p/playbooks/rollout.yml:9", None),
         ("somebody_elses", [], "/elsewhere/main.yml:1", None),

@@ -21,6 +21,7 @@ _ROLES: Final[dict[str, Stage]] = {
 _FILES: Final[dict[str, Stage]] = {
     "plan.yml": Stage.PREFLIGHT,
     "preflight.yml": Stage.PREFLIGHT,
+    "settings.yml": Stage.PREFLIGHT,
     "stop.yml": Stage.STOP,
     "gateway.yml": Stage.GATEWAY,
     "gateway_plan.yml": Stage.GATEWAY,
