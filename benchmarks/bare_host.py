@@ -1,19 +1,19 @@
-"""From a bare host to a ready engine, against the longest of what it is made of.
+"""From a bare host to a ready engine, compared with its longest part.
 
-    python benchmarks/bare_host.py [--pull-seconds 600]
+python benchmarks/bare_host.py [--pull-seconds 600]
 
-Two bare lab hosts of one kind, the real engine, one after another. gpu01 runs ``site.yml`` with its pull held
-to a rate at which it takes about ``--pull-seconds``: as long as everything else, or longer, which is what the
-overlap is for. gpu02 runs the same with the line open, and says how long everything else takes. The figure:
+Two bare lab hosts of one kind, the real engine, one after another. gpu01 runs ``site.yml`` with its pull
+limited to a rate at which it takes about ``--pull-seconds``: as long as everything else, or longer, which is
+what the overlap is for. gpu02 runs the same without a limit, and measures everything else. The ratio:
 
-    gpu01's time from the start of the playbook to the engine's readiness
+gpu01's time from the start of the playbook to the engine's readiness
     ÷ (the longer of gpu01's pull and gpu02's time until the engine's start, plus gpu01's start)
 
-1.00 is a pull that waits for nothing and is waited for by nothing. Floor 1.10, aim 1.02. What comes before
-the pull (facts, host tools) and between its end and the engine's start is the same half minute whatever is
-pulled, so the figure falls with the pull: ten minutes is about what the rest takes on a real host, with a
-driver to build and 9 GB of wheels; weights of 220 GB take longer. Needs root, and some quarter of an hour.
-Hosts of a lab share this machine's clock, so times of systemd and of this program compare.
+1.00 is a pull that neither waits nor is waited for. Floor 1.10, target 1.02. The steps before the pull
+(facts, host tools) and between its end and the engine's start take the same half minute whatever the size, so
+the ratio falls with the pull's length: ten minutes is about what the rest takes on a real host, with a driver
+to build and 9 GB of wheels; weights of 220 GB take longer. Needs root, and about a quarter of an hour. Lab
+hosts share this machine's clock, so times of systemd and of this program are comparable.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PULL = "metal-weights@minimax-m2.5.service"
 
 @dataclass(frozen=True)
 class Times:
-    """What one host took; seconds."""
+    """Times of one host in seconds."""
 
     until_start: float
     """From the start of the playbook to the start of the engine's unit."""
@@ -52,7 +52,7 @@ class Times:
 
 
 def lab(*words: str) -> None:
-    """Call the lab's command; it must succeed."""
+    """Run the lab's command, which must succeed."""
     subprocess.run([sys.executable, "-m", "lab", "--name", LAB, *words], cwd=ROOT, check=True)
 
 
@@ -72,14 +72,14 @@ def moments(host: str, unit: str) -> tuple[float, float, float]:
 
 
 def first_word(host: str, unit: str) -> float:
-    """Return when the journal first speaks of a unit, before any reboot, on the monotonic clock."""
+    """Return when the journal first mentions a unit, before any reboot, on the monotonic clock."""
     entries = on(host, "journalctl", "--unit", unit, "--output=json", "--no-pager")
     spoken = int(json.loads(entries.splitlines()[0])["__REALTIME_TIMESTAMP"]) / 1e6
     return spoken - time.time() + time.monotonic()
 
 
 def provision(host: str, rate: int) -> Times:
-    """Run site.yml on one bare host; return what it took."""
+    """Run site.yml on one bare host; return its times."""
     began = time.monotonic()
     done = subprocess.run(
         [
@@ -104,7 +104,7 @@ def provision(host: str, rate: int) -> Times:
     started, active, _ = moments(host, ENGINE)
     _, _, pulled = moments(host, PULL)
     pulling = first_word(host, PULL)
-    # The next host has the processor to itself.
+    # The next host gets the processor to itself.
     on(host, "systemctl", "stop", ENGINE)
     return Times(until_start=started - began, start=active - started, pull=pulled - pulling)
 

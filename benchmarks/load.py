@@ -45,7 +45,7 @@ PROMPT = "Count from one on, and do not stop. Request {identity}."
 
 @dataclass
 class Request:
-    """One request and what became of it."""
+    """One request and its outcome."""
 
     id: str
     kind: str
@@ -75,7 +75,7 @@ def plan(number: int, tokens: int, long_tokens: int, long_share: float, run: str
 
 
 async def ask(client: httpx.AsyncClient, request: Request, model: str, usage: bool) -> None:
-    """Send one request and write down its fate."""
+    """Send one request and log its outcome."""
     body: dict[str, Any] = {
         "model": model,
         "user": request.id,
@@ -98,17 +98,17 @@ async def ask(client: httpx.AsyncClient, request: Request, model: str, usage: bo
                 await answer.aread()
                 request.fate = "refused" if answer.status_code in {429, 503} else "failed"
                 request.error = answer.text[:200]
-    except (httpx.HTTPError, ValueError, LookupError) as error:  # no answer, or none that can be read
+    except (httpx.HTTPError, ValueError, LookupError) as error:  # no answer, or an unreadable one
         request.error = f"{type(error).__name__}: {error}"
     request.ended = time.time()
 
 
 async def streamed(answer: httpx.Response, request: Request) -> bool:
-    """Read a stream; return whether it came whole.
+    """Read a stream; return whether it was complete.
 
-    A gateway may join pieces (smg 1.13 does, up to twenty): what is counted is the words that came, which are
-    the tokens of the simulated engine. Another engine says fewer words than tokens, and at the end
-    how many those were, when it is asked.
+    A gateway may join chunks (smg 1.13 does, up to twenty): the received words are counted, which are the
+    simulated engine's tokens. A real engine sends fewer words than tokens, and their number at the end, if
+    requested.
     """
     done = finished = False
     counted: int | None = None
@@ -140,8 +140,9 @@ async def plain(answer: httpx.Response, request: Request) -> bool:
 
 
 async def drive(requests: Sequence[Request], arguments: argparse.Namespace) -> list[Request]:
-    """Send them at their moments until SIGTERM comes, and append each to the log as it ends; return those
-    that were sent."""
+    """Send them on schedule until SIGTERM, and append each to the log as it ends; return those that were
+    sent.
+    """
     key = arguments.key_file.read_text(encoding="ascii").strip() if arguments.key_file else None
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -171,7 +172,7 @@ async def drive(requests: Sequence[Request], arguments: argparse.Namespace) -> l
 
 
 def summary(requests: Iterable[Request]) -> dict[str, Any]:
-    """Count fates and measure what a client waits for."""
+    """Count outcomes and measure clients' waiting times."""
     requests = list(requests)
     whole = [request for request in requests if request.fate == "whole"]
     waits = sorted((request.first or request.ended) - request.sent for request in whole)
@@ -187,10 +188,10 @@ def summary(requests: Iterable[Request]) -> dict[str, Any]:
 
 
 def reconcile(client: Path, servers: Sequence[Path]) -> list[str]:
-    """Return a line for each request that client and servers do not agree on.
+    """Return a line for each request on which client and servers disagree.
 
-    What the client got whole must be whole on exactly one server; what a server answered whole must
-    be known to the client; a request must not run on two servers unless the first refused it.
+    A request that is whole for the client must be whole on exactly one server; one that a server answered
+    whole must be known to the client; a request must not run on two servers unless the first refused it.
     """
     wrong = []
     seen: dict[str, list[str]] = defaultdict(list)
@@ -217,7 +218,7 @@ def reconcile(client: Path, servers: Sequence[Path]) -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's grammar."""
+    """Return the command line's parser."""
     top = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     verbs = top.add_subparsers(dest="verb")
     run = verbs.add_parser("run", help="send the load")

@@ -12,19 +12,19 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def program(name: str) -> str:
-    """A program of this project's environment."""
+    """Return a program of this project's environment."""
     return str(Path(sys.executable).with_name(name))
 
 
 def environment() -> dict[str, str]:
-    """What Ansible is to find, wherever it is started."""
+    """Return what Ansible must find, whatever the working directory."""
     return os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
 
 
 def inventory_of(inventories: list[str], names: int, directory: Path) -> Path:
-    """Write an inventory of so many names, in turn for each host of other inventories; return its path.
+    """Write an inventory of so many names for the hosts of other inventories in turn; return its path.
 
-    A host answers under each of its names, at the same time, over connections of their own.
+    A host answers under each of its names, concurrently, over separate connections.
     """
     where = [word for one in inventories for word in ("-i", one)]
     done = subprocess.run(

@@ -1,13 +1,13 @@
-"""How often a run that changes nothing talks to a host, and what that costs beside the bare questions.
+"""How often a run without changes contacts a host, and its cost compared with bare commands.
 
-    python benchmarks/no_change.py INVENTORY [INVENTORY ...] [--hosts 1,8]
+python benchmarks/no_change.py INVENTORY [INVENTORY ...] [--hosts 1,8]
     python benchmarks/no_change.py INVENTORY [INVENTORY ...] --names 60
 
-Runs ``metal site`` on hosts that are as the inventory says, and counts from its records what was asked of
-each: **tasks** that ran on the host, and **questions**, which counts every item of a loop and the second
-question of ``copy`` and ``template`` (they look first, then act). Then as many bare
-``ansible.builtin.command: true``, on the same hosts, in the same minute. Prints ratios, and the seconds they
-are made of. Exit status 1 when a run was not without changes: its figures would be those of another thing.
+Runs ``metal site`` on hosts that match the inventory, and counts from its records: **tasks** that ran on the
+host, and **questions**, which counts every item of a loop and the second request of ``copy`` and ``template``
+(they look first, then act). Then the same number of bare ``ansible.builtin.command: true``, on the same
+hosts, in the same minute. Prints ratios, and the seconds behind them. Exit status 1 if a run changed
+something: its numbers would measure something else.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ LOCAL = {
     "include_role", "include_tasks", "include_vars", "meta", "pause", "set_fact", "set_stats",
     "validate_argument_spec",
 }  # fmt: skip
-"""Actions that ask no host anything."""
+"""Actions that contact no host."""
 TWICE = {"copy", "template"}
-"""Actions that ask a host twice where nothing differs: for the state of the file, then to set its mode."""
+"""Actions that contact a host twice if nothing differs: for the state of the file, then to set its mode."""
 
 
 def records(run: Path) -> list[dict[str, Any]]:
@@ -66,7 +66,7 @@ def asked(run: Path) -> dict[str, tuple[int, int, Counter[str]]]:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that came from it."""
+    """Return a process and all its descendants."""
     found = [pid]
     with contextlib.suppress(OSError):
         for path in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -76,7 +76,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory_of(pid: int) -> float:
-    """MiB that a process and its descendants hold, what they share counted once (PSS)."""
+    """Return MiB that a process and its descendants use, with shared memory counted once (PSS)."""
     total = 0
     for one in descendants(pid):
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ def memory_of(pid: int) -> float:
 
 
 def timed(command: list[str]) -> tuple[float, float, float]:
-    """Seconds a command took, seconds of processor of all its processes, and the most MiB they held."""
+    """Return a command's seconds, processor seconds of all its processes, and their maximum MiB."""
     before, began, most = os.times(), time.monotonic(), 0.0
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
@@ -110,7 +110,7 @@ def timed(command: list[str]) -> tuple[float, float, float]:
 
 
 def bare(questions: int, directory: Path) -> Path:
-    """A playbook that asks nothing but ``true``, so many times."""
+    """Return a playbook that runs ``true`` a number of times."""
     path = directory / "bare.yml"
     task = {"name": "Nothing is asked", "ansible.builtin.command": "true", "changed_when": False}
     play = {
@@ -125,7 +125,7 @@ def bare(questions: int, directory: Path) -> Path:
 
 
 def run_once(where: list[str], directory: Path, name: str, *more: str) -> tuple[Path, float, float, float]:
-    """Run ``metal site`` where nothing changes; its records, then what :func:`timed` says."""
+    """Run ``metal site`` without changes; return its records, then the result of :func:`timed`."""
     runs = directory / f"runs-{name}"
     seconds, used, most = timed([program("metal"), "site", "--runs", str(runs), *where, *more])
     (run,) = (path for path in runs.iterdir() if path.is_dir())

@@ -1,11 +1,11 @@
-"""What a what-if costs as a whole process, and the plan of 500 hosts from cached facts: processor time.
+"""The cost of a what-if as a whole process, and of planning 500 hosts from cached facts: processor time.
 
-    python benchmarks/plan_speed.py
+python benchmarks/plan_speed.py
 
-Prints the cheapest of several runs (user and system time, with that of programs they start), and the best
-wall clock: other work on the machine adds much to the clock and little to the processor time, so the limits
-are for the latter. A what-if is measured three times: with byte code and the validated catalogue kept, as
-installed; without byte code of the project; and as the very first one, with neither.
+Prints the lowest of several runs (user and system time, including child processes), and the best wall clock:
+other work on the machine adds much to the clock and little to the processor time, so the limits are for the
+latter. A what-if is measured three times: with cached byte code and catalogue, as installed; without byte
+code of the project; and as the very first run, with neither.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = 7
 HOSTS = 500
 LIMITS = {"what-if": 0.25, "table": 0.25, "fleet": 2.0}
-"""Seconds of processor time that each may take."""
+"""Limits in processor seconds."""
 
 
 def facts(number: int) -> dict[str, Any]:
-    """Raw facts of one host of a mixed fleet: 4 x H20 and 8 x H200 in turn."""
+    """Return raw facts of one host of a mixed fleet: 4 x H20 and 8 x H200 in turn."""
     device, name, mib, count = (
         ("0x2329", "NVIDIA H20", 97871, 4) if number % 2 else ("0x2335", "NVIDIA H200", 143771, 8)
     )
@@ -56,7 +56,7 @@ def facts(number: int) -> dict[str, Any]:
 
 
 def seconds(command: list[str], environment: dict[str, str]) -> list[tuple[float, float]]:
-    """Wall-clock and processor seconds of each run of a command that must succeed.
+    """Return wall-clock and processor seconds of each run of a command that must succeed.
 
     A first run, not counted, warms the caches.
     """
@@ -71,7 +71,7 @@ def seconds(command: list[str], environment: dict[str, str]) -> list[tuple[float
 
 
 def main() -> int:
-    """Measure all and say how they compare with their limits."""
+    """Measure all and compare with the limits."""
     from minimax_metal.controller.inventory import cache_directory
 
     # Byte code is what an installed command runs from.
@@ -88,7 +88,7 @@ def main() -> int:
         shutil.copytree(ROOT / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
         bare = {**environment, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
         measured["no byte code"] = seconds(what_if, {**bare, "XDG_CACHE_HOME": f"{directory}/kept"})
-        # Nothing can be kept there: each run is a first one.
+        # Nothing can be cached there: each run is a first one.
         measured["first"] = seconds(what_if, {**bare, "XDG_CACHE_HOME": "/proc/nowhere"})
         inventory = Path(directory, "hosts.yml")
         names = [f"gpu{number:03}" for number in range(HOSTS)]

@@ -94,7 +94,7 @@ ANSIBLE = {
 
 @dataclass
 class Row:
-    """What became of one scenario."""
+    """The result of one scenario."""
 
     scenario: str
     returncode: int
@@ -105,15 +105,15 @@ class Row:
     disagreements: list[str] = field(default_factory=list)
     results: dict[str, str] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
-    """Hosts that serve, or have recorded, another release than was recorded before."""
+    """Hosts that serve, or have recorded, another release than before."""
     restarted: set[str] = field(default_factory=set)
-    """Hosts whose engine was started anew."""
+    """Hosts whose engine was restarted."""
     lost: int = 0
     """Requests not whole that the first host had received: lost with its cable, or failed by its release."""
     wrong: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """The row as it is printed."""
+        """Return the printed row."""
         load = self.load
         parts = [
             f"{self.scenario:<20} exit {self.returncode}  {self.seconds:>5.0f} s  "
@@ -132,7 +132,7 @@ class Row:
 
 
 def serves(lab: Lab, host: str) -> tuple[str, str, str]:
-    """The release that a host has recorded, the one that its unit names, and when its engine was started."""
+    """Return a host's recorded release, its unit's release, and its engine's start time."""
     record = json.loads(
         upper(lab, host, "var/lib/minimax-metal/releases/current").read_text(encoding="utf-8")
     )
@@ -206,7 +206,7 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
     load = Load(lab, run_name, arguments, folder / f"{name}.jsonl")
     began = time.time()
     try:
-        time.sleep(10)  # what this host did before is what the soak compares with
+        time.sleep(10)  # the soak compares with what this host did before
         release = {"SIMULATED_RELEASE": run_name} | FAULTS.get(name, {})
         run = play(
             lab, "playbooks/rollout.yml", arguments, "--tags", "rollout",
@@ -227,7 +227,7 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
         row.wrong.append(f"the stage {stage} was never seen")
     servers = {host: folder / f"{name}-{host}.jsonl" for host in arguments.hosts if not arguments.real}
     row.servers = len(servers)
-    for _ in range(20):  # a host whose cable was cut ends what it had a little later
+    for _ in range(20):  # a host whose cable was cut finishes its requests a little later
         for host, copy in servers.items():
             shutil.copyfile(upper(lab, host, REQUESTS), copy)
         row.disagreements = reconcile(load.log, list(servers.values())) if servers else []
@@ -251,7 +251,7 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
 
 
 def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
-    """Write down what a scenario should not have done."""
+    """Record violations of a scenario."""
     bad = sum(row.load[fate] for fate in ("failed", "truncated", "refused"))
     if bad - (row.lost if row.scenario.startswith("cable-") else 0):
         row.wrong.append(f"{bad} requests were not whole")
@@ -279,9 +279,9 @@ def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
 
 
 def rollback(lab: Lab, arguments: argparse.Namespace) -> str:
-    """Take the first host back; return the line that says how long that took."""
+    """Roll the first host back; return the line with its duration."""
     slow: dict[str, Any] = {"SIMULATED_START_SECONDS": str(arguments.start_seconds)}
-    # The real engine takes its own time to start, and scenario good has left it a release to go back to.
+    # The real engine takes its own time to start, and scenario good has left it a release for a rollback.
     for mark in () if arguments.real else ("before", "after"):
         run = play(
             lab, "playbooks/rollout.yml", arguments, "--tags", "rollout", "--limit", HOSTS[0],
@@ -354,7 +354,7 @@ def main() -> int:
 
 
 def must(run: Run) -> None:
-    """End the benchmark when a playbook that prepares it failed."""
+    """End the benchmark if a preparing playbook failed."""
     if run.returncode:
         raise SystemExit(run.output[-4000:])
 

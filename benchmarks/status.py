@@ -1,11 +1,11 @@
-"""How long ``metal status`` takes for a fleet, beside one bare question to each of its hosts.
+"""How long ``metal status`` takes for a fleet, compared with one bare command on each of its hosts.
 
-    python benchmarks/status.py INVENTORY [INVENTORY ...] [--hosts 50]
+python benchmarks/status.py INVENTORY [INVENTORY ...] [--hosts 50]
 
-The hosts of the inventory are asked under as many names as make the fleet, so each of them answers several
-times, at the same time, over connections of their own. What they answer with costs their own processors: on
-lab hosts those are this machine's, which a real fleet's are not. Prints seconds of both sides, their ratio,
-and the processor that the controller's side took a host.
+The hosts of the inventory are contacted under as many names as make the fleet, so each answers several times,
+concurrently, over separate connections. Their answers cost their own processors: on lab hosts those are this
+machine's, unlike in a real fleet. Prints seconds of both sides, their ratio, and the controller's processor
+time per host.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.many_names import REPOSITORY, environment, inventory_of, program
 
 
 def timed(command: list[str]) -> tuple[float, float, str]:
-    """Seconds, seconds of processor of this side, and what was printed."""
+    """Return seconds, processor seconds of this side, and the output."""
     before, began = os.times(), time.monotonic()
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, check=False, timeout=600
@@ -49,7 +49,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         where = ["-i", str(inventory_of(arguments.inventory, arguments.hosts, Path(directory)))]
         asked = [program("ansible"), "gpu_hosts", *where, "-m", "ansible.builtin.raw", "--forks", "100"]
-        timed([*asked, "-a", "true"])  # connections are there for both sides
+        timed([*asked, "-a", "true"])  # both sides have connections
         bare, _, _ = timed([*asked, "-a", "true"])
         seconds, used, printed = timed([program("metal"), "status", *where, "--json"])
     hosts = json.loads(printed)

@@ -96,11 +96,10 @@ class Place:
 
 @contextlib.contextmanager
 def neighbours(count: int) -> Iterator[None]:
-    """Let the machine know so many neighbours at once.
+    """Let the machine keep so many neighbours.
 
-    Linux keeps one table of them (1,024 by default) for all network namespaces together: 64 hosts that know
-    one another need 4,096, and hosts that have no room for an address do not reach it. Hosts of their own
-    have a table each.
+    Linux has one table of them (1,024 by default) for all network namespaces together: 64 hosts that know one
+    another need 4,096, and a host without room for an address can't reach it. Real hosts have a table each.
     """
     table = Path("/proc/sys/net/ipv4/neigh/default")
     before = {name: (table / name).read_text() for name in ("gc_thresh3", "gc_thresh2")}
@@ -198,14 +197,14 @@ class Bench:
         return total
 
     def first_byte(self) -> float:
-        """When the hub was first asked for a part of the model since its start, as a time of the day."""
+        """Return when the hub was first asked for a part of the model since its start, as a time of day."""
         lines = [
             line for line in self.log.read_text().splitlines() if line.startswith("{") and "-cdn/" in line
         ]
         return min(datetime.fromisoformat(json.loads(line)["time"]).timestamp() for line in lines)
 
     def members(self, count: int, folder: Path) -> list[Member]:
-        """Return hosts with their requests, nothing of theirs running."""
+        """Return hosts with their requests, with nothing of theirs running."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         secret = folder / "secret"
@@ -232,12 +231,12 @@ class Bench:
         meanwhile: Callable[[Meanwhile], None] = lambda _: None,
         corrupt: int | None = None,
     ) -> tuple[float, float, list[Sample]]:
-        """Let hosts pull; return seconds, bytes from the origin ÷ size, and who had how much when.
+        """Let hosts pull; return seconds, bytes from the origin ÷ size, and progress over time.
 
         The seconds are from the first request for a part of the model to the last host's end: all hosts start
-        their programs on the cores of this one machine, which is none of what is to be measured.
+        their programs on the cores of this one machine, which must not be measured.
 
-        ``corrupt``: a host that hands out zeros in the place of everything.
+        ``corrupt``: a host that serves zeros instead of everything.
         """
         members = self.members(count, self.folder / "hosts")
         samples: list[Sample] = []
@@ -280,7 +279,7 @@ class Bench:
         return seconds, origin, samples
 
     def zeros(self, configuration: str) -> str:
-        """Return the configuration of a host that has files of zeros in the place of the model's."""
+        """Return the configuration of a host that has files of zeros instead of the model's."""
         folder = self.folder / "zeros"
         for path in (self.folder / "published").iterdir():
             folder.mkdir(exist_ok=True)
@@ -291,7 +290,7 @@ class Bench:
 
 @dataclass
 class Meanwhile:
-    """What a benchmark may look at and do while hosts pull."""
+    """What a benchmark may observe and do while hosts pull."""
 
     members: list[Member]
     size: int
@@ -299,7 +298,7 @@ class Meanwhile:
     down: set[str] = field(default_factory=set)
 
     def have(self, member: Member) -> int:
-        """Bytes that a host has, whole or partly, as blocks on its disk."""
+        """Return a host's bytes, complete or partial, as blocks on its disk."""
         total = 0
         request = member.file.parent / "srv"
         for folder, _, names in os.walk(request):
@@ -314,7 +313,7 @@ class Meanwhile:
 
 
 def killed(watch: Meanwhile) -> None:
-    """One host goes at 40 % and comes back at 60 %."""
+    """Stop one host at 40 % and start it again at 60 %."""
     member = watch.members[2]
     watch.wait_for_share(0.4)
     watch.down.add(member.name)
@@ -347,14 +346,14 @@ def wait_for(ready: Callable[[], bool], seconds: float) -> None:
 
 
 def shape_shared(places: Sequence[Place], uplink: int, lan: int) -> None:
-    """One uplink for all at the hub, a LAN of its own for each host."""
+    """One uplink for all at the hub, and a LAN for each host."""
     places[0].shape(uplink)
     for place in places[1:]:
         place.shape(lan)
 
 
 def shape_own(places: Sequence[Place], each: int, lan: int) -> None:
-    """A line of its own to the hub for each host, a LAN besides."""
+    """A separate line to the hub for each host, and a LAN."""
     for place in places[1:]:
         place.shape(lan)
     shaping.limit("eth0", None, ["-n", places[0].space])
@@ -364,7 +363,7 @@ def shape_own(places: Sequence[Place], each: int, lan: int) -> None:
 
 
 def lan(bench: Bench, mbit: int | None, rounds: int) -> tuple[float, float]:
-    """Return bytes a second that one host takes from another, and that curl does, medians in turn."""
+    """Return bytes per second that one host takes from another, and that curl does, medians in turn."""
     first, second = bench.places[1:3]
     for place in bench.places[:3]:
         shaping.limit(place.outer, None)
@@ -413,7 +412,7 @@ def lan(bench: Bench, mbit: int | None, rounds: int) -> tuple[float, float]:
 
 
 def slope(points: Sequence[tuple[float, int]], size: int) -> float:
-    """Return bytes a second between a tenth and nine tenths: without start and end of the program."""
+    """Return bytes per second between a tenth and nine tenths: without the program's start and end."""
     middle = [point for point in points if 0.1 * size <= point[1] <= 0.9 * size]
     if len(middle) < 2:
         raise SystemExit("too fast to measure; give --lan-mb a larger figure")
@@ -437,7 +436,7 @@ def workbench(count: int, shards: int, size: int, piece: int, poll: float) -> It
 
 
 def small_fleet(options: argparse.Namespace, wanted: set[str]) -> None:
-    """The figures of a fleet whose members share an uplink, or have lines of their own."""
+    """Measure a fleet whose members share an uplink, or have separate lines."""
     lan_mbit = options.lan_factor * options.uplink_mbit
     with workbench(options.hosts, options.shards, options.shard_mb * 1_000_000, 1_000_000, 0.1) as bench:
         print(

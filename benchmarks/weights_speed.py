@@ -1,12 +1,12 @@
-"""The pull and the verification of weights against the tools one would use otherwise, both in the same run.
+"""The pull and the verification of weights compared with the usual tools, both in the same run.
 
-    python benchmarks/weights_speed.py [--shards 12] [--shard-mb 64] [--line-mbit 200] [--rounds 3]
+python benchmarks/weights_speed.py [--shards 12] [--shard-mb 64] [--line-mbit 200] [--rounds 3]
 
 Everything is served by the lab's hub. Over loopback: our whole pull (start of Python, listing, hashing, flush
 to the disk) against `hf download` and `modelscope download` of the same model, which neither hash nor flush.
-Over a shaped line (a network namespace and tbf, made here; needs root): our rate against one curl of as many
-bytes. `metal weights verify` against `sha256sum` on the same files, as many at once as there are cores.
-Ratios above 1 are in our favour for rates, below 1 for times.
+Over a shaped line (a network namespace and tbf, made here; needs root): our rate against one curl of the same
+size. `metal weights verify` against `sha256sum` on the same files, in parallel on all cores. Ratios above 1
+are in our favour for rates, below 1 for times.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def hub(folder: Path, address: str) -> Iterator[str]:
 
 @contextmanager
 def shaped(mbit: int) -> Iterator[list[str]]:
-    """Make a namespace behind a line of ``mbit``; yield what a command in it begins with."""
+    """Make a namespace behind a line of ``mbit``; yield the prefix of commands that run in it."""
 
     def ip(*words: str) -> None:
         subprocess.run(["ip", *words], check=True)
@@ -125,7 +125,7 @@ def pull(folder: Path, url: str, kind: str, prefix: list[str]) -> float:
 
 
 def clean(**more: str) -> dict[str, str]:
-    """The environment without what would lead a client elsewhere."""
+    """Return the environment without variables that would redirect a client."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -154,7 +154,7 @@ def client(folder: Path, url: str, name: str) -> float:
 
 
 def compare(rounds: int, ours: Callable[[], float], theirs: Callable[[], float]) -> tuple[float, float]:
-    """Run both in turn; return the middle seconds of each: what else runs here hits both."""
+    """Run both in turn; return the median seconds of each: other load affects both."""
     pairs = [(ours(), theirs()) for _ in range(rounds)]
     return statistics.median(one for one, _ in pairs), statistics.median(two for _, two in pairs)
 
@@ -209,7 +209,8 @@ def main() -> int:
             return 0
         with shaped(options.line_mbit) as prefix, hub(folder, f"{NETWORK}.1") as url:
             whole = folder / "hub" / "objects" / "whole"
-            # As many bytes in one file, outside the published model: what the line gives to one connection.
+            # The same number of bytes in one file, outside the published model: the line's rate for one
+            # connection.
             from lab.hub import Store
 
             with whole.open("wb") as joined:

@@ -1,7 +1,7 @@
 """The lab's command line.
 
-Exit status: 0 done; 2 something the user must put right, in one line; 3 (``status``) not everything works;
-130 after Ctrl-C. ``ssh`` returns what the remote command returned.
+Exit status: 0 done; 2 something the user must fix, in one line; 3 (``status``) not everything works; 130
+after Ctrl-C. ``ssh`` returns what the remote command returned.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_INTERRUPTED: Final = 130
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's grammar."""
+    """Return the command line's parser."""
     top = argparse.ArgumentParser(prog="python -m lab", description="Virtual GPU hosts on this machine.")
     top.add_argument("--name", default="demo", help="the lab; several may be up at once (default: demo)")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)  # ends like Ctrl-C: what was begun in parallel is ended too
+    signal.signal(signal.SIGTERM, interrupt)  # ends like Ctrl-C: parallel work is ended too
     try:
         return run(arguments)
     except UserError as error:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out parsed arguments."""
+    """Run the command of parsed arguments."""
     lab = Lab.named(arguments.name)
     match arguments.verb:
         case "up":

@@ -1,13 +1,13 @@
-"""Compare the catalogue with what it was written from, and list what has no source.
+"""Compare the catalogue with its sources, and list numbers without one.
 
-    make catalog-audit                                        # the lab's engine, the index, the sources
-    python tools/catalog_audit.py --engine SITE-PACKAGES      # an unpacked wheel, or where one is installed
+make catalog-audit                                        # the lab's engine, the index, the sources
+    python tools/catalog_audit.py --engine SITE-PACKAGES      # an unpacked or installed wheel
     python tools/catalog_audit.py --model MiniMax-M2.5 --format fp8 --config DIRECTORY
     python tools/catalog_audit.py --hub URL                   # every checkpoint, or those of --model
     python tools/catalog_audit.py --drivers FILE --pci-ids FILE --index
 
-Files and addresses are given; nothing else is asked. --index asks the package index that this machine's pip
-is set to. Exit status: 0 nothing differs, 1 something differs, 2 wrong usage or input that can't be read.
+Files and addresses are arguments; nothing else is contacted. --index asks the package index in this machine's
+pip settings. Exit status: 0 nothing differs, 1 something differs, 2 wrong usage or unreadable input.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ def _checkpoints(catalog: Catalog, model: str | None, form: str | None) -> list[
 
 
 def audit(arguments: argparse.Namespace, catalog: Catalog) -> Iterator[Row]:
-    """Every comparison that the arguments name.
+    """Return every comparison that the arguments name.
 
     Raises:
-        UserError: an input can't be read, or is not what it should be.
+        UserError: an input can't be read, or has the wrong format.
     """
     yield from compare_locks(catalog)
     if arguments.lab_engine and not arguments.engine:

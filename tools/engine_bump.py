@@ -1,11 +1,11 @@
-"""Add an SGLang release to the catalogue: read its wheel, lock it with hashes, say what changed.
+"""Add an SGLang release to the catalogue: read its wheel, lock it with hashes, print what changed.
 
-    python tools/engine_bump.py 0.5.24            # adds it; existing hosts stay as they are
-    python tools/engine_bump.py 0.5.24 --default  # new plans take it; then `pytest -m engine` must pass
+python tools/engine_bump.py 0.5.24            # adds it; existing hosts stay unchanged
+    python tools/engine_bump.py 0.5.24 --default  # new plans use it; then `pytest -m engine` must pass
 
-What can be read off the wheel is read (Python, torch, parsers, architectures, start commands); CUDA comes
-from the lock, where torch brings its runtime. What can't be read (notes, which formats it runs better) is for
-whoever commits the change. Exit status: 0 done, 1 something failed, 2 wrong usage.
+Everything in the wheel is read from it (Python, torch, parsers, architectures, start commands); CUDA comes
+from the lock, where torch includes its runtime. The rest (notes, which formats it runs better) is up to the
+author of the change. Exit status: 0 done, 1 something failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ CATALOG = ROOT / "src" / "minimax_metal" / "catalog"
 PYTHONS = ("3.12", "3.11", "3.13", "3.10")
 """Python minor versions tried, best first."""
 LEAST_PYTHON = "3.11"
-"""Locks are made from here on: the newest releases run on nothing older, and uv brings a newer one anyway."""
+"""Locks start here: the newest releases run on nothing older, and uv installs a newer one anyway."""
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """What one release says of itself."""
+    """One release's own data."""
 
     release: str
     requires_python: str
@@ -61,7 +61,7 @@ def _named(text: str, table: str) -> tuple[str, ...]:
 
 
 def read_wheel(tree: Path) -> Wheel:
-    """Read an unpacked wheel (a directory that holds ``sglang`` and its ``dist-info``)."""
+    """Read an unpacked wheel (a directory with ``sglang`` and its ``dist-info``)."""
     found = sorted(tree.glob("sglang-*.dist-info"))
     if not found:
         raise UserError(f"found no sglang in {tree}, expected an unpacked wheel; give another release")
@@ -100,7 +100,7 @@ def read_wheel(tree: Path) -> Wheel:
 
 
 def cuda_of_lock(text: str) -> str:
-    """The CUDA that torch brings, from a lock: ``nvidia-cuda-runtime==13.0.96`` is 13.0."""
+    """Return torch's CUDA version, from a lock: ``nvidia-cuda-runtime==13.0.96`` is 13.0."""
     found = re.search(r"^nvidia-cuda-runtime(?:-cu\d+)?==(\d+\.\d+)", text, re.MULTILINE)
     if not found:
         raise UserError(
@@ -110,7 +110,7 @@ def cuda_of_lock(text: str) -> str:
 
 
 def allowed(pythons: Sequence[str], requires: str) -> list[str]:
-    """The Python versions that ``>=3.10``, ``>=3.10,<3.14`` and the like allow."""
+    """Return the Python versions that ``>=3.10``, ``>=3.10,<3.14`` and the like allow."""
 
     def number(version: str) -> tuple[int, ...]:
         return tuple(int(part) for part in version.split(".")[:2])
@@ -129,7 +129,7 @@ def allowed(pythons: Sequence[str], requires: str) -> list[str]:
 
 
 def entry(wheel: Wheel, pythons: Sequence[str], cuda: str, locks: Sequence[str]) -> str:
-    """The release's entry as it stands in engines.yml."""
+    """Return the release's entry for engines.yml."""
     lines = [
         f"  {wheel.release}:",
         "    python: [" + ", ".join(f'"{one}"' for one in pythons) + "]",
@@ -153,7 +153,7 @@ def _lock_lines(release: str, locks: Sequence[str]) -> list[str]:
 
 
 def add_entry(text: str, wheel: Wheel, pythons: Sequence[str], cuda: str, locks: Sequence[str]) -> str:
-    """engines.yml with the release in it; of one that is there already only the locks are set."""
+    """Return engines.yml with the release in it; for an existing one only the locks are set."""
     head = re.search(rf"^  {re.escape(wheel.release)}:\n(?:    .*\n)+", text, re.MULTILINE)
     if head is None:
         return text.replace("\nengines:\n", "\nengines:\n" + entry(wheel, pythons, cuda, locks), 1)
@@ -163,7 +163,7 @@ def add_entry(text: str, wheel: Wheel, pythons: Sequence[str], cuda: str, locks:
 
 
 def changes(old: EngineRelease, wheel: Wheel, cuda: str) -> list[str]:
-    """What differs from the release that plans take now, one line each."""
+    """Return the differences from the release that plans use now, one line each."""
     lines = []
     for name, before, after in (
         ("torch", old.torch, wheel.torch),
@@ -197,17 +197,19 @@ def _run(*command: str, stdin: str = "") -> str:
 
 
 def overrides(release: str, python: str, directory: Path = CATALOG / "locks") -> Path | None:
-    """What is left out of a lock for one Python: the release's own file, else the newest other release's."""
+    """Return the packages to leave out of a lock for one Python: the release's own file, else the newest
+    other release's.
+    """
     own = directory / f"sglang-{release}-py{python}.overrides"
     others = sorted(directory.glob(f"sglang-*-py{python}.overrides"), key=lambda p: version_key(p.name[7:]))
     return own if own.exists() else next(reversed(others), None)
 
 
 def lock(release: str, python: str) -> str:
-    """A lock with hashes for one Python, from wheels alone, in a form that names no registry.
+    """Return a lock with hashes for one Python, from wheels only, without the name of a registry.
 
     The options are those of ``locks/README.md``; the hashes of source archives, which uv writes too, are
-    taken out again.
+    removed.
     """
     options = ["--quiet", "--only-binary", ":all:", "--generate-hashes", "--no-header"]
     options += ["--python-version", python, "--python-platform", "x86_64-manylinux_2_34"]

@@ -88,7 +88,7 @@ class Message:
 
     @property
     def decision(self) -> str:
-        """What our rules make of the line that a log would hold."""
+        """Return our rules' code for the line in a log."""
         example = self.text.replace("{}", "8")
         line = f"{self.kind}: {example}" if self.kind[:1].isupper() else example
         line = f"CUDA error: {example}" if self.package == "cuda" else line
@@ -100,12 +100,12 @@ class Message:
 
     @property
     def row(self) -> str:
-        """As the listing holds it."""
+        """Return its row in the listing."""
         return "\t".join((self.package, self.file, self.kind, self.text, self.decision))
 
 
 def template(node: ast.expr) -> str | None:
-    """The text of a string expression with ``{}`` for values; none where it has no words of its own."""
+    """Return the text of a string expression with ``{}`` for values; None if it has no words."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else None
     if isinstance(node, ast.JoinedStr):
@@ -124,14 +124,14 @@ def template(node: ast.expr) -> str | None:
 
 
 def name_of(node: ast.expr) -> str:
-    """``ValueError`` of ``ValueError`` and of ``errors.ValueError``."""
+    """Return ``ValueError`` for ``ValueError`` and for ``errors.ValueError``."""
     if isinstance(node, ast.Attribute):
         return node.attr
     return node.id if isinstance(node, ast.Name) else ""
 
 
 def of_source(source: str) -> Iterator[tuple[str, str]]:
-    """Kind and text of the messages of a Python file."""
+    """Yield kind and text of the messages in a Python file."""
     for node in ast.walk(ast.parse(source)):
         kind, words = "", None
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
@@ -149,7 +149,7 @@ def of_source(source: str) -> Iterator[tuple[str, str]]:
 
 
 def of_library(path: Path, pattern: bytes) -> Iterator[str]:
-    """Words in a library that tell of a failure."""
+    """Words in a library that indicate a failure."""
     wanted = _CUDA_WORDS if b"[a-z]" in pattern[:5] else _NCCL_WORDS
     data = path.read_bytes() if path.stat().st_size < (8 << 20) else _text_of(path)
     for found in set(re.findall(pattern, data)):
@@ -161,7 +161,7 @@ def of_library(path: Path, pattern: bytes) -> Iterator[str]:
 
 
 def _text_of(path: Path) -> bytes:
-    """The read-only text of a library of hundreds of MB, most of which is code for GPUs."""
+    """Return the read-only text of a library of hundreds of MB, most of which is code for GPUs."""
     kept = []
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -171,7 +171,7 @@ def _text_of(path: Path) -> bytes:
 
 
 def collect(site: Path) -> list[Message]:
-    """The messages of an installed engine's start path."""
+    """Return the messages of an installed engine's start path."""
     found: set[Message] = set()
     for package, places in START_PATH.items():
         for place in places:
@@ -194,7 +194,7 @@ def collect(site: Path) -> list[Message]:
 
 
 def listed(path: Path) -> set[tuple[str, str, str]]:
-    """Package, kind and text of a listing's rows; files may move without a new decision."""
+    """Return package, kind and text of a listing's rows; files may move without a new decision."""
     rows = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if "\t" in line)
     return {(row[0], row[2], row[3]) for row in rows}
 

@@ -1,14 +1,14 @@
-"""Leave the hashes of wheels only in a lock, and seal it; or check that this is so.
+"""Keep only wheels' hashes in a lock, and seal it; or check this.
 
-    python tools/locks.py LOCK...          # strip and seal in place
+python tools/locks.py LOCK...          # strip and seal in place
     python tools/locks.py --check LOCK...  # ask the index again, change nothing
 
-``uv pip compile --generate-hashes`` writes the hashes of a release's source archives too, also with
-``--only-binary :all:``. With such a hash in a lock, an index that offers the source archive alone gets its
-build backend run, as root, on every host. So those hashes are taken out: what stays is what uv's own
-resolution with ``--only-binary :all:`` names (``pylock.toml``, PEP 751). The seal is a comment with a digest
-of the hashes: a lock that was made or changed in another way is found without asking anybody.
-Exit status: 0 done, 1 a lock is not as it should be, 2 wrong usage.
+``uv pip compile --generate-hashes`` also writes the hashes of a release's source archives, even with
+``--only-binary :all:``. With such a hash in a lock, an index that offers only the source archive gets its
+build backend run, as root, on every host. So those hashes are removed: the rest is what uv's own resolution
+with ``--only-binary :all:`` names (``pylock.toml``, PEP 751). The seal is a comment with a digest of the
+hashes: a lock that was made or changed in another way is detected offline. Exit status: 0 done, 1 a lock is
+wrong, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ def hashes(text: str) -> set[str]:
 
 
 def seal(text: str) -> str:
-    """A lock with the seal over its hashes as its first line."""
+    """Return a lock with the seal over its hashes as its first line."""
     digest = hashlib.sha256("\n".join(sorted(hashes(text))).encode()).hexdigest()
     bare = re.sub(rf"^{re.escape(SEAL)}.*\n", "", text, flags=re.MULTILINE)
     return f"{SEAL}{digest}\n{bare}"
 
 
 def is_sealed(text: str) -> bool:
-    """Whether a lock has its hashes from :func:`wheels_only`, and no other since."""
+    """Return whether a lock has exactly its hashes from :func:`wheels_only`."""
     return text.startswith(SEAL) and text == seal(text)
 
 
 def wheels_only(text: str, wheels: Iterable[str]) -> str:
-    """A lock with the hashes of wheels only, sealed.
+    """Return a lock with the hashes of wheels only, sealed.
 
     Args:
-        text: a lock as uv writes it, one hash a line.
+        text: a lock as uv writes it, one hash per line.
         wheels: SHA-256 of wheels.
 
     Raises:
@@ -62,7 +62,7 @@ def wheels_only(text: str, wheels: Iterable[str]) -> str:
     entries: list[str] = []
     for entry in re.split(r"^(?=[A-Za-z0-9])", text, flags=re.MULTILINE):
         name, pinned, _ = entry.partition("==")
-        if not pinned:  # what stands before the first package
+        if not pinned:  # the text before the first package
             entries.append(entry)
             continue
         kept = [one for one in _HASH.findall(entry) if one in known]
@@ -79,7 +79,7 @@ def wheels_only(text: str, wheels: Iterable[str]) -> str:
 
 
 def ask(lock: Path, python: str) -> set[str]:
-    """The hashes of all wheels, for any platform, of the packages in a lock, as the index states them.
+    """Return the hashes of all wheels, for any platform, of the packages in a lock, from the index.
 
     Raises:
         UserError: uv can't resolve the lock from wheels.

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Make the pictures of docs/fleet.md from a run that was kept: the live view at one moment, and the report.
+"""Make the pictures of docs/fleet.md from a stored run: the live view at one moment, and the report.
 
-    python tools/screens.py [RUN] [--runs DIRECTORY] [--at 0.6]
+python tools/screens.py [RUN] [--runs DIRECTORY] [--at 0.6]
 
-The live view is replayed from the run's records and exported by rich as SVG; the report is opened in Chromium
-without a window, as a reader's browser would.
+The live view is replayed from the run's records and exported by rich as SVG; the report is opened in headless
+Chromium, as a reader's browser would.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLUMNS, LINES = 132, 32
 
 
 def live(run: Kept, share: float, path: Path) -> None:
-    """Write the live view as it was when ``share`` of the run's time was over."""
+    """Write the live view at ``share`` of the run's time."""
     records = list(run.records())
     moment = records[0]["at"] + share * (records[-1]["at"] - records[0]["at"])
     with Path("/dev/null").open("w") as nowhere:
@@ -39,7 +39,7 @@ def live(run: Kept, share: float, path: Path) -> None:
             view.run.take(record)
         console.print(view.picture())
         picture = console.export_svg(title=f"metal {run.about.get('verb', 'site')}")
-    # Rich would fetch its font from elsewhere; a reader's own will do.
+    # Rich would download its font; a reader's own will do.
     path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL), encoding="utf-8")
 
 
@@ -63,8 +63,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", nargs="?", help="name or directory of a run (the newest)")
-    parser.add_argument("--runs", type=Path, help="where runs are kept")
+    parser.add_argument("run", nargs="?", help="name or directory of a run (default: the newest)")
+    parser.add_argument("--runs", type=Path, help="directory of runs")
     parser.add_argument("--at", type=float, default=0.6, help="moment of the live view, a share of the run")
     arguments = parser.parse_args()
     store = Store(runs_directory(arguments.runs))

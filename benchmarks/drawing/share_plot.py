@@ -1,4 +1,4 @@
-"""Who had how much of the model when, as an SVG drawn from a benchmark's samples."""
+"""How much of the model each host had over time, as an SVG drawn from a benchmark's samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOURS = ("#1b6ca8", "#d1495b", "#66a182", "#edae49", "#6a4c93", "#2e4057", "#8
 
 @dataclass(frozen=True)
 class Sample:
-    """Bytes that a host had on its disk so many seconds after the start."""
+    """Bytes on a host's disk at a number of seconds after the start."""
 
     host: str
     seconds: float

@@ -1,6 +1,6 @@
-"""This machine's apt configuration, as the lab's hosts get it: sources, and how they are fetched.
+"""This machine's apt configuration for the lab's hosts: sources, and how they are fetched.
 
-Only Debian's own sources are passed on; a machine's third-party sources say nothing about a bare GPU host.
+Only Debian's own sources are passed on; a machine's third-party sources are irrelevant for a bare GPU host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lab.hosts.processes import run
 
 POCKETS: Final = ("", "-updates", "-security", "-backports")
 SETTINGS: Final = (
-    # How packages are fetched, not what the machine likes to install.
+    # How packages are fetched, not which ones the machine prefers.
     "Acquire::Check-Valid-Until",
     "Acquire::Check-Date",
     "Acquire::Max-FutureTime",
@@ -141,7 +141,7 @@ def debian_sources(sources: Iterable[Source], machine: str, wanted: str) -> str:
 
 
 def settings(dump: str) -> list[str]:
-    """Return the lines of ``apt-config dump`` that say how to fetch; the hosts' apt gets them.
+    """Return the lines of ``apt-config dump`` about fetching, for the hosts' apt.
 
     Proxies on this machine's loopback, scripts and key files exist here only and are left out.
     """
@@ -167,7 +167,7 @@ def machine_release() -> str:
     """Return this machine's Debian code name.
 
     Raises:
-        LabError: it is no Debian.
+        LabError: it is not Debian.
     """
     release = os_release()
     if release.get("ID") != "debian":

@@ -1,9 +1,9 @@
 """A control group per host.
 
-systemd inside a host manages its units through the group nspawn gives it. Without one of its own, two hosts
-on a machine where no systemd keeps them apart would share theirs, and stopping a unit on one could end the
-processes of its namesake on the other. The group also finds every process of a host, whatever became of the
-records.
+systemd inside a host manages its units through the group that nspawn gives it. Without separate groups, two
+hosts on a machine whose systemd does not separate them would share one, and stopping a unit on one could end
+the processes of its namesake on the other. The group also finds every process of a host, even if records are
+lost.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def hierarchies() -> list[Path]:
 
 
 def groups(name: str) -> list[Path]:
-    """Return the group's directory in each hierarchy, there or not."""
+    """Return the group's directory in each hierarchy, whether or not it exists."""
     return [point / name for point in hierarchies()]
 
 
@@ -44,15 +44,15 @@ def existing(prefix: str) -> list[str]:
 
 
 def enter(name: str) -> None:
-    """Move this process into the group, made if need be; called between fork and exec."""
+    """Move this process into the group, creating it if needed; called between fork and exec."""
     for group in groups(name):
         group.mkdir(exist_ok=True)
         (group / "cgroup.procs").write_text(str(os.getpid()))
 
 
 def _directories(name: str) -> list[Path]:
-    """Return the group's directories, deepest first; some may vanish meanwhile, as a host tidies up too."""
-    # os.walk passes over what it cannot list; pathlib's rglob raises.
+    """Return the group's directories, deepest first; some may vanish meanwhile, as a host cleans up too."""
+    # os.walk skips unreadable directories; pathlib's rglob raises.
     return [Path(path) for group in groups(name) for path, _, _ in os.walk(group, topdown=False)]
 
 
@@ -66,7 +66,7 @@ def members(name: str) -> list[int]:
 
 
 def kill(name: str, seconds: float = 15.0) -> bool:
-    """End every process of the group, then remove it; True when nothing is left."""
+    """End every process of the group, then remove it; True if nothing is left."""
 
     def ended() -> bool:
         left = members(name)

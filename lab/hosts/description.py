@@ -1,4 +1,4 @@
-"""What a lab consists of: hosts, their systems and GPUs, and the models the hub publishes."""
+"""The parts of a lab: hosts, their systems and GPUs, and the models that the hub publishes."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ class Host(BaseModel):
     system: str
     gpus: Gpus | None = None
     network_admin: bool = False
-    """Whether it may change addresses and rules of its own network namespace, which is no other host's."""
+    """Whether it may change addresses and rules of its own network namespace, which no other host shares."""
 
 
 class Links(BaseModel):
-    """How fast the lab's links are, in Mbit/s each way; without a number as fast as this machine."""
+    """Speed of the lab's links, in Mbit/s each way; without a number as fast as this machine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     uplink_mbit: int | None = Field(default=None, ge=1)
-    """Of the services' cable, which all hosts share: hub, package cache, vendor repository."""
+    """Of the services' link, which all hosts share: hub, package cache, vendor repository."""
     host_mbit: int | None = Field(default=None, ge=1)
-    """Of each host's cable."""
+    """Of each host's link."""
 
 
 class Description(BaseModel):
-    """A whole lab, as ``lab/labs/*.yml`` writes it."""
+    """A whole lab, as written in ``lab/labs/*.yml``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -56,7 +56,7 @@ class Description(BaseModel):
     models: list[str] = []
     links: Links = Links()
     engine: Literal["real", "simulated"] = "real"
-    """What is installed as the engine: SGLang with the CPU plug-in, or the simulated one in its place."""
+    """The installed engine: SGLang with the CPU plug-in, or the simulated one instead."""
 
     @field_validator("hosts")
     @classmethod
@@ -80,7 +80,7 @@ def load(name: str, file: Path | None = None) -> Description:
     """Read ``lab/labs/NAME.yml``, or ``file``.
 
     Raises:
-        LabError: there is no such file, or it says something else than a lab.
+        LabError: the file does not exist, or does not describe a lab.
     """
     path = file or LABS / f"{name}.yml"
     try:

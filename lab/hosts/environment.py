@@ -1,4 +1,4 @@
-"""What else of this machine the hosts need to fetch packages: resolver, CAs, proxies, package indexes."""
+"""Settings of this machine that hosts need to fetch packages: resolver, CAs, proxies, package indexes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ HERE_ONLY: Final = re.compile(r"^(file:|/|\.|~)|//(localhost|127\.|\[::1\])")
 def resolver(files: tuple[Path, ...] = RESOLVERS) -> tuple[str, list[str]]:
     """Return a resolv.conf for the hosts and its name servers.
 
-    A stub resolver on this machine's loopback cannot be reached from a host, so the list behind it is taken.
+    Hosts can't reach a stub resolver on this machine's loopback, so the list behind it is used.
 
     Raises:
-        LabError: no name server that hosts can reach.
+        LabError: there is no name server that hosts can reach.
     """
     for path in files:
         if not path.exists():
@@ -57,7 +57,7 @@ def ca_certificates() -> dict[str, str]:
 
 
 def _reachable(value: str) -> str:
-    """Return the words of a setting that mean something on another host."""
+    """Return the words of a setting that are valid on another host."""
     return " ".join(word for word in value.split() if not HERE_ONLY.search(word))
 
 
@@ -80,7 +80,8 @@ def pip_settings(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 def uv_indexes(pip: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, list[str]]:
     """Return uv's package indexes: ``default`` (at most one) and ``extra``.
 
-    From uv's own files and ``UV_*``; where those name none, pip's: a machine with a mirror wants it for both.
+    From uv's own files and ``UV_*``; if those name none, from pip's: a machine with a mirror needs it for
+    both.
     """
     default: list[str] = []
     extra: list[str] = []
@@ -106,12 +107,12 @@ def uv_indexes(pip: Mapping[str, str], environment: Mapping[str, str] = os.envir
 def variables(
     reached_directly: Sequence[str], own_cas: bool, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """Return the environment of everything on a host: proxies that it can reach, and the CA bundle.
+    """Return the environment of everything on a host: reachable proxies, and the CA bundle.
 
     Args:
         reached_directly: The lab's addresses, which no proxy can reach; one by one, since few programs
             understand a network here.
-        own_cas: Whether this machine has CAs of its own: Python programs bring their own bundle and have to
+        own_cas: Whether this machine has CAs of its own: Python programs have their own bundle and must
             be told of the system's.
         environment: This machine's.
     """
@@ -132,7 +133,7 @@ def variables(
 
 
 def host_files(reached_directly: Sequence[str], resolv_conf: str) -> dict[str, str]:
-    """Return the files, by path on the host, that make it fetch packages as this machine does."""
+    """Return the files, by path on the host, that make it fetch packages like this machine."""
     own_cas = bool(ca_certificates())
     pip = pip_settings()
     indexes = uv_indexes(pip)
@@ -149,7 +150,7 @@ def host_files(reached_directly: Sequence[str], resolv_conf: str) -> dict[str, s
         files["etc/uv/uv.toml"] = "\n".join(uv_lines)
     if environment:
         assignments = [f"{name}={value}" for name, value in sorted(environment.items())]
-        # For what is started through PAM (ssh, sudo), and for what systemd starts.
+        # For programs started through PAM (ssh, sudo), and for those that systemd starts.
         files["etc/environment"] = "\n".join(assignments) + "\n"
         quoted = " ".join(f'"{assignment}"' for assignment in assignments)
         files["etc/systemd/system.conf.d/50-fetching.conf"] = f"[Manager]\nDefaultEnvironment={quoted}\n"

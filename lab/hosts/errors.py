@@ -1,7 +1,7 @@
-"""What goes wrong in the lab."""
+"""The lab's exception."""
 
 from minimax_metal.common.errors import UserError
 
 
 class LabError(UserError):
-    """The lab cannot do what was asked; ``str(error)`` is one line: found, expected, what to do."""
+    """The lab can't do what was requested; ``str(error)`` is one line: found, expected, what to do."""

@@ -1,4 +1,4 @@
-"""One host: its files, its boot, its end."""
+"""One host: its files, its boot, its shutdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from lab.hosts.paths import CHECKOUT, HostPaths, LabPaths, cache_root
 from lab.hosts.processes import Process, boot_id, run, spawn, start_time, wait_until, write_whole
 
 SHARED_CACHE: Final = "/var/cache/minimax-metal-lab"
-"""Where every host finds the lab's package caches."""
+"""Path of the lab's package caches on every host."""
 
 SHARED_MEMORY: Final = "8g"
 """Size of a host's /dev/shm; nspawn's own is a tenth of the memory."""
@@ -50,7 +50,7 @@ class Guest:
 
     @property
     def machine_name(self) -> str:
-        """Its name among all labs: of the nspawn machine and of the control group."""
+        """Its unique name among all labs: of the nspawn machine and of the control group."""
         return self.node.namespace
 
     # -- what runs ---------------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class Guest:
         return found[0] if found else None
 
     def boot_id(self) -> str | None:
-        """Return the id of the host's present boot; None while it is off or about to be."""
+        """Return the id of the host's current boot; None while it is off or about to be."""
         init = self.init()
         try:
             found = Path(f"/proc/{init}/root/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -90,7 +90,7 @@ class Guest:
             return None
         return None if found == boot_id() else found  # nspawn has not covered this machine's own yet
 
-    # -- making it ---------------------------------------------------------------------------------------
+    # -- creating it -------------------------------------------------------------------------------------
 
     def prepare_disk(self, root: Path, files: dict[str, str]) -> bool:
         """Mount the host's disk, laying it out first if it is new or half-made; True when it was laid out.
@@ -147,7 +147,7 @@ class Guest:
         path.chmod(mode)
 
     def prepare_pci(self, write_pci_tree: PciTree) -> None:
-        """Write what the host sees of the PCI bus; only while it is off, or it would see the old one."""
+        """Write the host's view of the PCI bus; only while it is off, or it would see the old one."""
         paths = self.paths
         gpus = self.host.gpus
         write_whole(paths.gpus, json.dumps(gpus.model_dump() if gpus else None) + "\n")
@@ -170,7 +170,7 @@ class Guest:
             f"--directory={paths.root}",
             f"--machine={self.machine_name}",
             f"--hostname={self.name}",
-            # No systemd on this machine is asked for anything, so it need not run one.
+            # No systemd on this machine is needed, so it need not run one.
             "--register=no",
             "--keep-unit",
             f"--network-namespace-path={NETNS / self.node.namespace}",
@@ -178,7 +178,7 @@ class Guest:
             "--timezone=off",
             "--link-journal=no",
             "--console=pipe",
-            # A lab's disks are thrown away: waiting for them would only cost time.
+            # A lab's disks are thrown away: waiting for them would only waste time.
             "--suppress-sync=yes",
             f"--tmpfs=/dev/shm:mode=1777,size={SHARED_MEMORY}",
             f"--bind={cache_root() / 'uv'}:{SHARED_CACHE}/uv",
@@ -193,7 +193,7 @@ class Guest:
         return {"argv": argv, "environment": environment, "cgroup": self.machine_name}
 
     def digest(self) -> str:
-        """Return what tells a host that must be started anew from one that runs as described."""
+        """Return a digest that tells whether a host must be restarted to match its description."""
         gpus = self.host.gpus.model_dump() if self.host.gpus else None
         text = json.dumps([self.boot_record(), gpus, self.host.system], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -211,12 +211,12 @@ class Guest:
         Process.of(keeper.pid, self.digest()).write(paths.keeper)
 
     def as_described(self) -> bool:
-        """Tell whether the running host was started as the lab now describes it."""
+        """Return whether the running host was started with its current description."""
         keeper = self.keeper()
         return keeper is not None and keeper.digest == self.digest()
 
     def wait_ready(self, seconds: float, cancelled: threading.Event | None = None) -> float:
-        """Wait until people may log in, or ``cancelled`` is set; return the seconds that took.
+        """Wait until users can log in, or ``cancelled`` is set; return the seconds it took.
 
         Raises:
             LabError: it ended, or took longer.
@@ -253,7 +253,7 @@ class Guest:
         return f"its console ends with {lines[-1].strip() if lines else 'nothing'!r} ({self.paths.console})"
 
     def reboot(self, seconds: float) -> float:
-        """Reboot in order, as Ctrl-Alt-Del would, and wait until people may log in again.
+        """Reboot cleanly, as Ctrl-Alt-Del would, and wait until users can log in again.
 
         Raises:
             LabError: the host is off, or does not come back.
@@ -271,10 +271,10 @@ class Guest:
         return time.monotonic() - start
 
     def destroy(self) -> None:
-        """Switch off at once, whatever the records say, and unmount; the disk stays.
+        """Switch off immediately, whatever the records say, and unmount; the disk stays.
 
         Raises:
-            LabError: a process or a mount cannot be removed.
+            LabError: a process or a mount can't be removed.
         """
         keeper, nspawn = self.keeper(), self.nspawn()
         for process in (keeper, nspawn):

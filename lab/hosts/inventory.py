@@ -1,4 +1,4 @@
-"""The lab as Ansible sees it: connection variables, and where the stand-ins are."""
+"""The lab as Ansible sees it: connection variables, and addresses of the stand-ins."""
 
 from __future__ import annotations
 

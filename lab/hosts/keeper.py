@@ -1,7 +1,7 @@
 """Keeps one host switched on: starts systemd-nspawn, and again when the host reboots itself.
 
-``python -m lab.hosts.keeper DIRECTORY``; the directory's ``boot.json`` says what to start. It ends when the
-host powers off or its nspawn is killed: a crashed host stays down, as a real one might, until the next
+``python -m lab.hosts.keeper DIRECTORY``; the directory's ``boot.json`` describes the command. It ends when
+the host powers off or its nspawn is killed: a crashed host stays down, as a real one might, until the next
 ``up``.
 """
 
@@ -26,7 +26,7 @@ MAX_QUICK_BOOTS: Final = 5
 
 
 def log(text: str) -> None:
-    """Say what happens, to the keeper's log."""
+    """Write to the keeper's log."""
     print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}", flush=True)
 
 
@@ -41,7 +41,7 @@ def keep(paths: HostPaths) -> int:
         nonlocal asked_to_stop
         asked_to_stop = True
         if child is not None:
-            child.terminate()  # nspawn has the host shut down in order
+            child.terminate()  # nspawn shuts the host down cleanly
 
     signal.signal(signal.SIGTERM, power_off)
     quick = 0

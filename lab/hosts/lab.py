@@ -1,4 +1,4 @@
-"""A lab as a whole: up, down, and what can be done to it in between."""
+"""A whole lab: up, down, and operations in between."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REBOOT_SECONDS: Final = 300.0
 
 
 class Progress:
-    """Says what each step did and how long it took."""
+    """Prints what each step did and how long it took."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
 
     @contextlib.contextmanager
     def step(self, what: str) -> Iterator[list[str]]:
-        """Time a step; what is put into the list is its outcome."""
+        """Time a step; its outcome is put into the list."""
         start, outcome = time.monotonic(), [""]
         yield outcome
         self.line(what, outcome[-1], time.monotonic() - start)
@@ -73,10 +73,10 @@ class Lab:
         """Return the lab of that name, up or not."""
         return cls(name, lab_paths(check_name(name)))
 
-    # -- what is known of it -----------------------------------------------------------------------------
+    # -- state -------------------------------------------------------------------------------------------
 
     def record(self) -> dict[str, Any] | None:
-        """Return what ``up`` wrote down: number and description; None when there is nothing readable."""
+        """Return what ``up`` recorded: number and description; None if there is nothing readable."""
         try:
             record = json.loads(self.paths.record.read_text())
             return {
@@ -115,10 +115,10 @@ class Lab:
     # -- up ----------------------------------------------------------------------------------------------
 
     def up(self, description: Description) -> None:
-        """Bring the lab up, or whatever of it is not.
+        """Bring the lab up, or its missing parts.
 
         Raises:
-            LabError: the machine lacks something, or a step failed; what was made stays for the next ``up``.
+            LabError: the machine lacks something, or a step failed; finished parts stay for the next ``up``.
         """
         machine.check()
         progress = Progress()
@@ -149,8 +149,8 @@ class Lab:
     def _up(
         self, description: Description, net: Network, progress: Progress, jobs: preparations.Preparations
     ) -> str:
-        """Do what ``up`` does; return what had to be started, empty when all of it ran."""
-        # What takes longest first; everything below runs beside it.
+        """Do the work of ``up``; return what had to be started, empty if all of it was running."""
+        # The longest first; everything below runs beside it.
         systems = sorted({host.system for host in description.hosts.values()})
         roots = {system: jobs.start(f"root {system}", "root", system) for system in systems}
         repository = jobs.start("vendor repository", "repository", self.name)
@@ -198,7 +198,7 @@ class Lab:
         progress.line(wheel.title, Path(plugin).name, seconds)
         cancelled = threading.Event()
         with ThreadPoolExecutor(max_workers=8) as pool, contextlib.ExitStack() as stack:
-            stack.callback(cancelled.set)  # after an error or Ctrl-C nobody waits for the hosts any more
+            stack.callback(cancelled.set)  # after an error or Ctrl-C nobody waits for the hosts any longer
             waits = {
                 guest.name: pool.submit(guest.wait_ready, BOOT_SECONDS, cancelled)
                 for guest in guests.values()
@@ -238,7 +238,7 @@ class Lab:
         return f"started {', '.join(started)}" if started else ""
 
     def _lab_files(self, net: Network, nodes: dict[str, network.Node]) -> dict[str, str]:
-        """Return what hosts get besides the machine's own configuration: names, and the package cache."""
+        """Return the hosts' additional configuration: names, and the package cache."""
         own = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
         names = "".join(f"{node.address} {name}\n" for name, node in nodes.items())
         address = net.services.address
@@ -257,11 +257,11 @@ class Lab:
     def _switch_on(
         self, guest: Guest, roots: dict[str, Path], files: dict[str, str], progress: Progress
     ) -> bool:
-        """Start a host unless it runs as described; True if it was started."""
+        """Start a host unless it already runs as described; True if it was started."""
         if guest.running() and guest.as_described() and is_mounted(guest.paths.root):
             return False
         with progress.step(f"host {guest.name}") as outcome:
-            # A lost keeper cannot be replaced under a running host: only its parent learns why nspawn ended.
+            # A lost keeper can't be replaced under a running host: only its parent learns why nspawn ended.
             guest.destroy()
             fresh = guest.prepare_disk(roots[guest.host.system], files)
             guest.prepare_pci(write_pci_tree)
@@ -272,10 +272,10 @@ class Lab:
     # -- down --------------------------------------------------------------------------------------------
 
     def down(self) -> None:
-        """Take everything away, whatever state it is in; the caches stay.
+        """Take everything down, whatever its state; the caches stay.
 
         Raises:
-            LabError: something does not go away; it is named.
+            LabError: something can't be removed; it is named.
         """
         machine.check_root()
         progress = Progress()
@@ -310,7 +310,7 @@ class Lab:
             hosts = self.paths.directory / "hosts"
             names = {path.name for path in hosts.glob("*")} if hosts.is_dir() else set()
             for name in sorted(names):
-                # Names and numbers are enough to take a host away; the description may be lost.
+                # Names and numbers are enough to remove a host; the description may be lost.
                 node = network.Node(net.number, name, network.FIRST_HOST)
                 Guest(name, node, Host(system="any"), self.paths).destroy()
             for group in cgroups.existing(prefix):
@@ -326,7 +326,7 @@ class Lab:
     # -- in between --------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """Return how the lab is, as JSON has it."""
+        """Return the lab's state for JSON."""
         record = self.record()
         if record is None:
             return {"name": self.name, "up": False, "hosts": {}, "services": {}}
@@ -334,7 +334,7 @@ class Lab:
         guests = self.guests()
         with ThreadPoolExecutor(max_workers=8) as pool:
             hosts = dict(zip(guests, pool.map(self._host_status, guests.values()), strict=True))
-        name_servers = ["127.0.0.1"]  # plays no part in health
+        name_servers = ["127.0.0.1"]  # does not affect health
         listed = services.declared(
             self.paths, net.services, name_servers, hub=bool(record["description"].models)
         )
@@ -386,7 +386,7 @@ class Lab:
         return self.guest(host).reboot(REBOOT_SECONDS)
 
     def set_link(self, host: str, up: bool) -> None:
-        """Plug a host's cable in, or pull it out.
+        """Connect a host's cable, or disconnect it.
 
         Raises:
             LabError: no such host.
@@ -395,7 +395,7 @@ class Lab:
         network.set_link(self.guest(host).node, up)
 
     def set_uplink(self, up: bool) -> None:
-        """Give the hosts the way out and the services, or leave them one another and this machine.
+        """Give the hosts the uplink and the services, or leave them one another and this machine.
 
         Raises:
             LabError: the lab is not up.

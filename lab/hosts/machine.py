@@ -1,8 +1,8 @@
-"""The machine the lab runs on: what it must have, what labs share of it, and how it was before.
+"""The machine that runs the lab: its requirements, what labs share of it, and its former settings.
 
 Two labs may run side by side, and each may crash. What they share (the numbers of their networks, the
-forwarding switch, the directory of named network namespaces) is kept in :data:`lab.hosts.paths.RUNTIME`,
-which a reboot empties like the settings themselves.
+forwarding switch, the directory of named network namespaces) is in :data:`lab.hosts.paths.RUNTIME`, which a
+reboot empties like the settings themselves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ FIXED_NUMBERS: Final = {"demo": 0, "molecule": 1}
 FIRST_FREE_NUMBER: Final = 2
 LAST_NUMBER: Final = 254
 INOTIFY_OF_A_HOST: Final = 7
-"""Instances of a booted Debian host: five of systemd, logind and D-Bus at rest (counted), two for a login."""
+"""inotify instances of a booted Debian host: five of systemd, logind and D-Bus at rest (counted), two for a
+login.
+"""
 INOTIFY_LIMIT: Final = Path("/proc/sys/fs/inotify/max_user_instances")
 IP_FORWARD: Final = Path("/proc/sys/net/ipv4/ip_forward")
 NETNS: Final = Path("/run/netns")
@@ -46,10 +48,10 @@ def check_root() -> None:
 
 
 def check() -> str:
-    """Return this machine's Debian code name, or say what it lacks.
+    """Return this machine's Debian code name, or report what it lacks.
 
     Raises:
-        LabError: not root, no Debian, or packages are missing.
+        LabError: not root, not Debian, or packages are missing.
     """
     check_root()
     release = machine_release()
@@ -74,10 +76,10 @@ def inotify_in_use(processes: str = "[0-9]*") -> int:
 
 
 def check_inotify(hosts: int, in_use: int, limit: int) -> None:
-    """Raise :class:`LabError` when so many more hosts can't boot: their systemd would be refused its watches.
+    """Raise :class:`LabError` if so many more hosts can't boot: their systemd would get no watches.
 
     Args:
-        hosts: hosts that are to be switched on.
+        hosts: hosts to be switched on.
         in_use: inotify instances that processes of root hold now.
         limit: how many a user may hold (``fs.inotify.max_user_instances``).
     """
@@ -92,7 +94,7 @@ def check_inotify(hosts: int, in_use: int, limit: int) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """Hold a lock of the whole machine; the kernel lets go of it when the holder dies."""
+    """Hold a machine-wide lock; the kernel releases it when the holder dies."""
     directory = RUNTIME / "locks"
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / name).open("w") as handle:
@@ -119,7 +121,7 @@ def _claims() -> dict[int, Path]:
 
 
 def _former() -> dict[str, object] | None:
-    """Return how the machine was before its first lab; None when no lab runs, or only before a reboot."""
+    """Return the machine's settings before its first lab; None if no lab runs, or only before a reboot."""
     try:
         record = json.loads((RUNTIME / "former.json").read_text())
     except (OSError, ValueError):
@@ -181,7 +183,7 @@ def claim_network(name: str, directory: Path, recorded: int | None) -> int:
 
 
 def release_network(number: int) -> list[str]:
-    """Give a number back; after the last one the machine gets its former settings. Return those."""
+    """Release a number; after the last one, restore the machine's former settings. Return those."""
     restored = []
     with locked("machine"):
         (RUNTIME / "networks" / str(number)).unlink(missing_ok=True)

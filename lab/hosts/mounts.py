@@ -1,4 +1,4 @@
-"""Overlay mounts, and what is mounted below a directory."""
+"""Overlay mounts, and mounts below a directory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def unmount_below(directory: Path) -> None:
     """
     for point in mounts_below(directory):
         if not succeeds(["umount", str(point)]):
-            # Busy: whoever still looks at it keeps it to itself, nobody else sees it any more.
+            # Busy: a process that still uses it keeps its private view, nobody else sees it any longer.
             run(["umount", "--lazy", str(point)], check=False)
     left = mounts_below(directory)
     if left:

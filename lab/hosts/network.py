@@ -1,4 +1,4 @@
-"""A lab's network: a bridge, a namespace and a link per node, and the way out through this machine."""
+"""A lab's network: a bridge, a namespace and a link per node, and the uplink through this machine."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ SERVICES: Final = "services"
 FIRST_HOST: Final = 11
 INTERFACE: Final = "eth0"
 LOG_QUEUE: Final = "net.unix.max_dgram_qlen=512"
-"""What systemd sets on a host with a kernel of its own (bump_unix_max_dgram_qlen, src/core/main.c), not in a
-container: with the kernel's 10 a burst of lines to /dev/log, such as nginx's, is lost."""
+"""The value that systemd sets on a host with its own kernel (bump_unix_max_dgram_qlen, src/core/main.c), but
+not in a container: with the kernel's 10 a burst of lines to /dev/log, such as nginx's, is lost.
+"""
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ class Network:
         return {name: Node(self.number, name, FIRST_HOST + index) for index, name in enumerate(names)}
 
     def up(self) -> None:
-        """Make the bridge, and the way out; what is there already stays."""
+        """Create the bridge, and the uplink; existing parts stay."""
         if not interface_exists(self.bridge):
             run(["ip", "link", "add", self.bridge, "type", "bridge"])
         run(["ip", "address", "replace", f"{self.gateway}/24", "dev", self.bridge])
         run(["ip", "link", "set", self.bridge, "up"])
         forward_packets()
         table = self.bridge
-        # Deleted and made in one transaction; the first line lets the second succeed on a bare machine.
+        # Deleted and created in one transaction; the first line lets the second succeed on a bare machine.
         # Nobody outside reaches a host or the hub through this machine: only answers get in.
         rules = f"""
             table ip {table} {{}}
@@ -104,7 +105,7 @@ class Network:
         run(["nft", "-f", "-"], stdin=rules)
 
     def attach(self, node: Node) -> bool:
-        """Give a node its namespace, cable and address; True if anything had to be made."""
+        """Give a node its namespace, cable and address; True if anything had to be created."""
         made = False
         if not namespace_works(node.namespace):
             if (NETNS / node.namespace).exists():
@@ -129,7 +130,7 @@ class Network:
         return made
 
     def remove(self) -> None:
-        """Take away everything with this network's number; what is not there is no fault."""
+        """Remove everything with this network's number; missing parts are no error."""
         for link in Path("/sys/class/net").glob(f"mm{self.number}n*"):
             run(["ip", "link", "delete", link.name], check=False)
         for namespace in namespaces(self.number):
@@ -152,7 +153,7 @@ def namespace_works(name: str) -> bool:
 
 
 def namespaces(number: int) -> list[str]:
-    """Return the lab's namespaces that are there."""
+    """Return the lab's existing namespaces."""
     return sorted(path.name for path in NETNS.glob(f"mmlab{number}-*")) if NETNS.is_dir() else []
 
 
@@ -162,7 +163,7 @@ def processes_in(namespace: str) -> list[int]:
 
 
 def set_link(node: Node, up: bool) -> None:
-    """Plug the node's cable in, or pull it out."""
+    """Connect the node's cable, or disconnect it."""
     run(["ip", "link", "set", node.link, "up" if up else "down"])
 
 

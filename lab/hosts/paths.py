@@ -1,4 +1,4 @@
-"""Where a lab keeps its things."""
+"""Paths of a lab's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHECKOUT: Final = Path(__file__).parents[2]
 """The repository: the working directory of everything the lab starts."""
 
 RUNTIME: Final = Path("/run/minimax-metal-lab")
-"""What holds for the whole machine until it reboots: networks in use, settings to put back."""
+"""Machine-wide state until the next reboot: networks in use, settings to restore."""
 
 
 def labs_root() -> Path:
@@ -42,7 +42,7 @@ class HostPaths:
 
     @property
     def upper(self) -> Path:
-        """What the host has written."""
+        """Files that the host has written."""
         return self.directory / "upper"
 
     @property
@@ -57,12 +57,12 @@ class HostPaths:
 
     @property
     def created(self) -> Path:
-        """Written last when the host's files are laid out: without it they are half-made."""
+        """Written last when the host's files are created: without it they are incomplete."""
         return self.directory / "created.json"
 
     @property
     def boot(self) -> Path:
-        """What the keeper starts."""
+        """The command that the keeper starts."""
         return self.directory / "boot.json"
 
     @property
@@ -77,7 +77,7 @@ class HostPaths:
 
     @property
     def console(self) -> Path:
-        """What the host printed on its console, all boots."""
+        """The host's console output, all boots."""
         return self.directory / "console.log"
 
     @property
@@ -87,7 +87,7 @@ class HostPaths:
 
     @property
     def pci_devices(self) -> Path:
-        """What the host sees as /sys/bus/pci/devices."""
+        """The host's /sys/bus/pci/devices."""
         return self.directory / "sysfs" / "pci-devices"
 
 

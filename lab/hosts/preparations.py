@@ -1,4 +1,4 @@
-"""Preparations that run side by side while the hosts' network is laid: roots, packages, models, plug-in."""
+"""Preparations that run in parallel while the hosts' network is created: roots, packages, models, plug-in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lab.hosts.processes import Process, spawn
 
 @dataclass
 class Preparation:
-    """One preparation under way."""
+    """One running preparation."""
 
     title: str
     result: Path
@@ -36,7 +36,7 @@ class Preparation:
         self.process.wait()
         seconds = time.monotonic() - self.started
         try:
-            # The result's own time: waiting for another preparation first is no part of it.
+            # The result's own time: waiting for another preparation first does not count.
             seconds = max(0.0, seconds - (time.time() - self.result.stat().st_mtime))
             outcome: dict[str, str] = json.loads(self.result.read_text())
         except (OSError, ValueError):
@@ -51,7 +51,7 @@ class Preparation:
 
 
 class Preparations:
-    """All of them; on leaving, those still under way are ended."""
+    """All of them; on leaving, running ones are ended."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -81,15 +81,15 @@ class Preparations:
 
 
 def end(process: Process) -> None:
-    """End a preparation and what it started."""
+    """End a preparation and everything it started."""
     process.stop(grace=10)
-    # It led a session of its own; its id cannot be given to another while its group lives.
+    # It leads its own session; its id can't be reused while its group lives.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def end_recorded(directory: Path) -> None:
-    """End the preparations that a killed ``up`` left under way."""
+    """End preparations that a killed ``up`` left running."""
     for record in directory.glob("*.process.json"):
         process = Process.read(record)
         if process is not None and process.alive():

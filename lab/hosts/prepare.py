@@ -1,7 +1,7 @@
-"""One preparation of a lab in a process of its own, so that several run at once and each can be ended.
+"""One preparation of a lab in a separate process, so that several run in parallel and each can be ended.
 
 ``python -m lab.hosts.prepare RESULT KIND ARGUMENT…``; the result is a JSON object in the file ``RESULT``,
-with ``error`` when it failed for a reason the user can mend.
+with ``error`` if it failed for a reason the user can fix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Result = dict[str, str]
 
 
 def root(system: str) -> Result:
-    """Make the root of a system, unless the cache has it."""
+    """Create the root of a system, unless the cache has it."""
     from lab.hosts import roots
 
     wanted = roots.recipe(system)
@@ -85,7 +85,7 @@ KINDS: Final[dict[str, Callable[..., Result]]] = {
 
 def main(argv: Sequence[str]) -> int:
     """Do one preparation and write its result."""
-    # The one who started this ends it by SIGTERM: let what it started be ended too.
+    # Its parent ends this by SIGTERM: end its own children too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     result, kind, *arguments = argv
     try:

@@ -1,7 +1,7 @@
-"""Programs the lab runs, and how it finds again those it left running.
+"""Programs that the lab runs, and how it finds running ones again.
 
-A process is known by its id *and* the time it started: after a crash the same id may belong to somebody
-else, and nothing is ever stopped by name.
+A process is identified by its id *and* its start time: after a crash the same id may belong to another
+process, and nothing is ever stopped by name.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from lab.hosts.errors import LabError
 
 
 def run(argv: Sequence[str], *, stdin: str | None = None, check: bool = True) -> str:
-    """Run a program to its end and return its standard output.
+    """Run a program until it ends and return its standard output.
 
     Raises:
-        LabError: it is not installed, or (with ``check``) it failed; the last line it wrote says why.
+        LabError: it is not installed, or (with ``check``) it failed; its last line gives the reason.
     """
     try:
         done = subprocess.run(
@@ -60,7 +60,7 @@ def start_time(pid: int) -> str | None:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The name may hold anything, parentheses and spaces too: fields are counted after the last one.
+    # The name may contain anything, including parentheses and spaces: fields are counted after the last one.
     fields = stat.rpartition(")")[2].split()
     return None if fields[0] in "ZX" else fields[19]
 
@@ -78,7 +78,7 @@ class Process:
     started: str
     boot: str
     digest: str = ""
-    """What it was started with; a service whose configuration changed is started anew."""
+    """Its command; a service whose configuration changed is restarted."""
 
     @classmethod
     def of(cls, pid: int, digest: str = "") -> Process:
@@ -87,14 +87,14 @@ class Process:
 
     @classmethod
     def read(cls, record: Path) -> Process | None:
-        """Read a record; None when there is none, or half of one."""
+        """Read a record; None if there is none, or an incomplete one."""
         try:
             return cls(**json.loads(record.read_text()))
         except (OSError, ValueError, TypeError):
             return None
 
     def write(self, record: Path) -> None:
-        """Keep the record, whole or not at all."""
+        """Store the record atomically."""
         write_whole(record, json.dumps(asdict(self)) + "\n")
 
     def alive(self) -> bool:
@@ -122,7 +122,7 @@ def spawn(
     cwd: Path,
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a program that outlives this one: a session of its own, no terminal, output to ``log``."""
+    """Start a program that outlives this one: its own session, no terminal, output to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(

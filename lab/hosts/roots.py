@@ -1,7 +1,8 @@
-"""Root file systems of the hosts: what a bare server image holds, and nothing that roles install.
+"""Root file systems of the hosts: the contents of a bare server image, and nothing that roles install.
 
 A root is a directory in the cache, named after a digest of its recipe, that hosts use as the lower layer of
-their overlay. It is built beside its place and renamed when it is whole, so a half-made one is never seen.
+their overlay. It is built beside its final path and renamed when complete, so an incomplete one is never
+used.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from lab.hosts.paths import cache_root
 
 SYSTEMS: Final = {"debian-12": "bookworm", "debian-13": "trixie"}
 PACKAGES: Final = (
-    # What Debian's own server images have in common, as far as a container needs it.
+    # Common contents of Debian's own server images, as far as a container needs them.
     "ca-certificates",
     "dbus",
     "iproute2",
@@ -42,7 +43,7 @@ HOOKS: Final = (
     # Host keys come from the lab, one set per host; the ones made here would be shared by all.
     'rm -f "$1"/etc/ssh/ssh_host_*',
     'chroot "$1" update-ca-certificates',
-    # Nothing changes the package lists of a host behind the back of whoever tests it.
+    # Nothing changes a host's package lists behind a tester's back.
     'chroot "$1" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer',
 )
 RECIPE_VERSION: Final = 1
@@ -50,7 +51,7 @@ RECIPE_VERSION: Final = 1
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a root depends on."""
+    """Everything that a root depends on."""
 
     system: str
     suite: str
@@ -91,9 +92,9 @@ def recipe(system: str) -> Recipe:
 
 
 def build(wanted: Recipe) -> bool:
-    """Make the root unless it is there; True when it was made now.
+    """Create the root unless it exists; True if it was created now.
 
-    Two labs that want the same root take turns, and the second finds it done.
+    Two labs that need the same root take turns, and the second finds it done.
 
     Raises:
         LabError: mmdebstrap failed; its log is named.
@@ -106,7 +107,7 @@ def build(wanted: Recipe) -> bool:
         if wanted.directory.is_dir():
             return False
         draft = roots / f".making-{wanted.key}"
-        if draft.exists():  # what an earlier, interrupted one left
+        if draft.exists():  # left by an earlier, interrupted run
             mounts.unmount_below(draft)
             shutil.rmtree(draft)
         with tempfile.TemporaryDirectory(prefix="minimax-metal-root-") as scratch:
@@ -133,7 +134,7 @@ def _mmdebstrap(wanted: Recipe, draft: Path, scratch: Path, log: Path) -> None:
     argv.append(f"--customize-hook=sync-in {certificates} /usr/local/share/ca-certificates")
     argv += [f"--customize-hook={hook}" for hook in HOOKS]
     argv += [wanted.suite, str(draft), str(sources)]
-    # Namespaces of its own: whatever ends it, no mount and no process of it is left.
+    # In its own namespaces: however it ends, no mount and no process is left.
     contained = ["unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "--", *argv]
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The servers beside the hosts, in a network namespace of their own: packages, package cache, model hub."""
+"""The servers beside the hosts, in their own network namespace: packages, package cache, model hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGES_PORT: Final = 3142  # where Debian's own caching proxy listens
 
 @dataclass(frozen=True)
 class Service:
-    """One server: how it is started, and what it answers when it works."""
+    """One server: its command, and its answer when it works."""
 
     name: str
     argv: tuple[str, ...]
@@ -37,16 +37,16 @@ class Service:
     configuration: str = ""
 
     def digest(self) -> str:
-        """Return what a running one was started with."""
+        """Return the command and configuration of a running one."""
         text = json.dumps([self.argv, self.port, self.configuration])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def nginx_configuration(paths: LabPaths, address: str, name_servers: list[str]) -> str:
-    """Return nginx's configuration: the vendor's files, and a forward proxy that keeps packages.
+    """Return nginx's configuration: the vendor's files, and a forward proxy that caches packages.
 
-    Package files and by-hash indexes never change under their name, so they are kept for all labs, and two
-    hosts that want one at the same time cause one download; everything else is asked for anew.
+    Package files and by-hash indexes never change under their name, so they are cached for all labs, and two
+    hosts that need one at the same time cause one download; everything else is requested again.
     """
     own = paths.services / "web"
     servers = " ".join(f"[{server}]" if ":" in server else server for server in name_servers)
@@ -129,7 +129,7 @@ def declared(paths: LabPaths, node: Node, name_servers: list[str], hub: bool) ->
                     node.address,
                     "--port",
                     str(HUB_PORT),
-                    # Written by who wants the hub to fail: lab/hub/faults.py.
+                    # Written by tests that make the hub fail: lab/hub/faults.py.
                     "--faults",
                     str(paths.services / "hub-faults.json"),
                 ),
@@ -152,7 +152,7 @@ def state(paths: LabPaths, name: str) -> Process | None:
 
 
 def healthy(address: str, service: Service) -> bool:
-    """Tell whether the service answers HTTP with anything but a fault of its own."""
+    """Return whether the service answers HTTP without an error of its own."""
     with contextlib.suppress(OSError, http.client.HTTPException):
         connection = http.client.HTTPConnection(address, service.port, timeout=2)
         try:
@@ -197,9 +197,9 @@ def _last_line(log: Path) -> str:
 
 
 def end_strays(paths: LabPaths, node: Node) -> None:
-    """End what a killed service left in the services' namespace, e.g. a worker that holds its port.
+    """End leftovers of a killed service in the services' namespace, e.g. a worker that holds its port.
 
-    Each service leads a session of its own, so what belongs to none of those that run is a stray.
+    Each service leads its own session, so a process that belongs to none of them is a leftover.
     """
     sessions = {process.pid for name in ("web", "hub") if (process := state(paths, name))}
     for pid in network.processes_in(node.namespace):
@@ -209,7 +209,7 @@ def end_strays(paths: LabPaths, node: Node) -> None:
 
 
 def stop_all(paths: LabPaths, node: Node) -> None:
-    """Stop every service, also those whose record is lost."""
+    """Stop every service, including those whose record is lost."""
     for path in sorted(paths.services.glob("*.json")):
         process = Process.read(path)
         if process is not None:

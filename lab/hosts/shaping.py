@@ -1,7 +1,7 @@
 """Links of a given speed, by the kernel's token buckets (``tc``): also used by benchmarks.
 
-A token bucket (tbf) shapes what leaves an interface, so a cable is shaped at both its ends. It cannot show
-what a real line does besides: delay, loss, jitter (this needs ``netem``, which not every kernel has).
+A token bucket (tbf) shapes outgoing traffic, so a cable is shaped at both ends. It cannot show a real line's
+delay, loss and jitter (this needs ``netem``, which not every kernel has).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def burst(mbit: int) -> int:
 
 
 def limit(interface: str, mbit: int | None, inside: Sequence[str] = ()) -> None:
-    """Shape what leaves an interface; None takes a limit away.
+    """Shape an interface's outgoing traffic; None removes a limit.
 
     Args:
         interface: its name.
         mbit: Mbit/s.
-        inside: options of ``tc`` that say where it is, for instance ``-n NAMESPACE``.
+        inside: options of ``tc`` that give its location, for instance ``-n NAMESPACE``.
     """
     if mbit is None:
         run(["tc", *inside, "qdisc", "del", "dev", interface, "root"], check=False)
@@ -37,7 +37,7 @@ def limit(interface: str, mbit: int | None, inside: Sequence[str] = ()) -> None:
 
 
 def limit_each(interface: str, mbit: int, addresses: Sequence[str], inside: Sequence[str] = ()) -> None:
-    """Shape what leaves an interface for each destination on its own (htb); the rest is not shaped."""
+    """Shape an interface's outgoing traffic per destination (htb); the rest is not shaped."""
     tc = ["tc", *inside]
     run([*tc, "qdisc", "replace", "dev", interface, "root", "handle", "1:", "htb", "default", "0"])
     for number, address in enumerate(addresses, start=16):

@@ -1,7 +1,7 @@
-"""Keys: one that opens every host of a lab, and one for each host that proves who it is.
+"""Keys: one that opens every host of a lab, and a host key for each host.
 
-The lab makes the host keys itself and writes known_hosts from them, so host-key checking never has to trust
-what a port scan returned.
+The lab creates the host keys itself and writes known_hosts from them, so host-key checking never has to trust
+a port scan.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def host_key(paths: LabPaths, name: str) -> Path:
 
 
 def make_key(path: Path, comment: str) -> None:
-    """Make a key pair unless it is there, whole."""
+    """Create a key pair unless it completely exists."""
     public = path.with_name(f"{path.name}.pub")
     if path.is_file() and public.is_file():
         return
@@ -53,7 +53,7 @@ def prepare(paths: LabPaths, lab: str, nodes: dict[str, Node]) -> None:
 
 
 def options(paths: LabPaths) -> dict[str, str]:
-    """Return the client options with which a lab host is reached, and no other taken for it."""
+    """Return the client options that reach exactly this lab host."""
     return {
         "IdentityFile": str(paths.ssh_key),
         "IdentitiesOnly": "yes",

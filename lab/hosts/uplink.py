@@ -1,6 +1,6 @@
-"""The way out of a lab, and the stand-ins of what is outside: taken away, and given back.
+"""The lab's uplink, and the stand-ins for outside services: removed, and restored.
 
-What a host still reaches is the other hosts and this machine, as in a room without an uplink.
+Without them a host still reaches the other hosts and this machine, as at a site without an uplink.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def table(net: Network) -> str:
 
 
 def cut(net: Network) -> None:
-    """Take the way out away: nothing is forwarded, and the services' cable is pulled."""
+    """Remove the uplink: nothing is forwarded, and the services' cable is disconnected."""
     name = table(net)
     rules = f"""
         table ip {name} {{}}
@@ -32,7 +32,7 @@ def cut(net: Network) -> None:
 
 
 def restore(net: Network) -> None:
-    """Give it back; without one that was taken away nothing happens."""
+    """Restore it; nothing happens if it was not removed."""
     if succeeds(["nft", "list", "table", "ip", table(net)]):
         run(["nft", "delete", "table", "ip", table(net)])
         set_link(net.services, up=True)

@@ -1,7 +1,7 @@
 """A model hub for the lab: Hugging Face's protocol and ModelScope's, from published files.
 
 ``python -m lab.hub --root DIR --host A --port P`` serves; :class:`lab.hub.store.Store` publishes. README.md
-says what it stands for and what it cannot show.
+describes what it stands for and what it cannot show.
 """
 
 from lab.hub.store import Store

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         access_log=False,
         log_level="warning",
         server_header=False,
-        # A client that has gone quiet must not keep the lab from going down.
+        # A silent client must not keep the lab from going down.
         timeout_graceful_shutdown=2,
     )
     uvicorn.Server(configuration).run(sockets=[listener])

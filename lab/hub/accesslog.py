@@ -1,7 +1,6 @@
-"""One line of JSON per request, with the bytes that left: what a test counts traffic by.
+"""One line of JSON per request, with the sent bytes: tests count traffic with it.
 
-Written as plain ASGI around the application, which is also the place for whatever shall spoil answers on the
-way.
+Implemented as plain ASGI around the application, which is also the place for injected faults.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class AccessLog:
-    """Writes a line to ``log`` when a request is over, however it ended.
+    """Writes a line to ``log`` when a request has ended, in any way.
 
-    Keys: ``time`` (UTC, when it began), ``client`` (address), ``method``, ``path``, ``query``, ``range`` (as
-    asked or null), ``status`` (null: no answer), ``part`` (the answer's Content-Range or null), ``bytes`` (of
-    the body, handed to the socket), ``seconds``, ``agent``, ``token`` (whether it brought one), ``fault``
-    (what was done to it on purpose, or null).
+    Keys: ``time`` (UTC, its start), ``client`` (address), ``method``, ``path``, ``query``, ``range`` (as
+    requested or null), ``status`` (null: no answer), ``part`` (the answer's Content-Range or null), ``bytes``
+    (of the body, passed to the socket), ``seconds``, ``agent``, ``token`` (whether it had one), ``fault``
+    (the injected fault, or null).
     """
 
     def __init__(self, app: ASGIApp, log: TextIO) -> None:

@@ -27,9 +27,9 @@ def create(
 ) -> ASGIApp:
     """Return the hub over the repositories published under ``root``; requests are logged to ``log``.
 
-    What is published while it runs is served from the next request on. ``GET /healthz`` answers "ok".
-    ``dialect``: one of :data:`lab.hub.dialects.DIALECTS`. ``faults``: the file that :mod:`lab.hub.faults`
-    reads, whether it exists yet or not.
+    New publications are served from the next request on. ``GET /healthz`` answers "ok". ``dialect``: one of
+    :data:`lab.hub.dialects.DIALECTS`. ``faults``: the file that :mod:`lab.hub.faults` reads, whether it
+    exists yet or not.
     """
     store = Store(root)
 

@@ -1,10 +1,10 @@
-"""Hugging Face's protocol as repository managers and mirrors speak it, around the hub's own.
+"""Hugging Face's protocol in the variants of repository managers and mirrors, around the hub's own.
 
-``artifactory``  answers 404 to every parameter that it does not know, states no ``siblings`` and no
+``artifactory``  answers 404 to every unknown parameter, sends no ``siblings`` and no
                  ``X-Repo-Commit`` (huggingface/huggingface_hub issues 2974 and 1796, pull request 3241)
-``nexus``        states file names only, knows no tree, hands on HEAD of each file
+``nexus``        sends file names only, has no tree, forwards HEAD of each file
                  (sonatype/nexus-public issue 828)
-``hf-mirror``    hands on what the hub says, but some files without a Content-Length to HEAD
+``hf-mirror``    forwards the hub's answers, but some files without a Content-Length to HEAD
                  (huggingface/huggingface_hub issue 2362)
 """
 
@@ -59,7 +59,7 @@ class Dialect:
         return passed_on
 
     async def _described(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take from a description what the manager does not state."""
+        """Remove from a description what the manager does not send."""
         start: Message = {}
         content = b""
 

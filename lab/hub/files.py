@@ -1,4 +1,4 @@
-"""Answers that carry a file: whole, or the ranges that were asked for (RFC 9110, section 14)."""
+"""Answers with a file: whole, or the requested ranges (RFC 9110, section 14)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 
 class _Blocks(FileResponse):
-    """Starlette's file response, read in blocks of 1 MiB: weights are large, and each block costs a thread's
-    turn.
+    """Starlette's file response, read in blocks of 1 MiB: weights are large, and each block costs a thread
+    switch.
     """
 
     chunk_size = 1 << 20

@@ -1,4 +1,4 @@
-"""Branches as git's smart HTTP protocol tells them (gitprotocol-http(5)); there is nothing to clone."""
+"""Branches in git's smart HTTP protocol (gitprotocol-http(5)); there is nothing to clone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lab.hub.store import DEFAULT_BRANCH, NotFoundError, Store
 
 
 def routes(store: Store) -> list[Route]:
-    """Return the route of the reference advertisement; who is on both sites has the branches of both."""
+    """Return the route of the reference advertisement; a repository on both sites has both branch sets."""
 
     async def refs(request: Request) -> Response:
         repository = request.path_params["repository"]

@@ -1,7 +1,7 @@
 """The part of Hugging Face's protocol that ``huggingface_hub`` 1.33 and 2.4 use to download a model.
 
-Read in the client's source (``hf_api.py``, ``file_download.py``, ``utils/_http.py``) and, for what the
-client does not look at, in the hub's public API description (https://huggingface.co/docs/hub/api).
+Read in the client's source (``hf_api.py``, ``file_download.py``, ``utils/_http.py``) and, for parts that the
+client ignores, in the hub's public API description (https://huggingface.co/docs/hub/api).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from lab.hub.files import file_response
 from lab.hub.store import Entry, GatedError, NotFoundError, Snapshot, Store
 
 PAGE = 1000
-"""Entries on one page of a tree listing; the hub's own figure."""
+"""Entries on one page of a tree listing; the hub's own number."""
 
 TITLE, DATE = "Publish", "2026-01-01T00:00:00.000Z"
-"""Every commit's: what a client may show but never decides by."""
+"""Of every commit: a client may show it but never decides by it."""
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -99,10 +99,10 @@ def routes(store: Store, page: int = PAGE) -> list[Route]:
             return file_response(
                 store.object(entry.sha256), entry.path, {**headers, "ETag": f'"{entry.etag}"'}
             )
-        # Large files live on another server; the client keeps what the first answer says of them.
+        # Large files are on another server; the client keeps the headers of the first answer.
         headers |= {"X-Linked-Etag": f'"{entry.etag}"', "X-Linked-Size": str(entry.size)}
         name = quote(entry.path.rpartition("/")[2])
-        # The client follows a redirect on the same host before it reads the commit: that goes along.
+        # The client follows a redirect on the same host before it reads the commit: the redirect has it too.
         target = request.url.replace(
             path=f"/huggingface-cdn/{entry.sha256}/{name}", query=f"commit={found.commit}"
         )
@@ -116,7 +116,7 @@ def routes(store: Store, page: int = PAGE) -> list[Route]:
     api = "/api/models/{repository:path}"
     both = ["GET", "HEAD"]
     return [
-        # The longer ones first: a repository's id has a slash in it, as any "path" may.
+        # The longer ones first: a repository's id contains a slash, as any "path" may.
         Route(api + "/revision/{revision}", _answer(model), methods=both),
         Route(api + "/tree/{revision}", _answer(tree), methods=both),
         Route(api + "/tree/{revision}/{path:path}", _answer(tree), methods=both),
@@ -128,7 +128,7 @@ def routes(store: Store, page: int = PAGE) -> list[Route]:
 
 
 def _answer(handler: Handler) -> Handler:
-    """Turn what is not found into the hub's 404, whose headers tell the client what was missing."""
+    """Turn a missing object into the hub's 404, whose headers tell the client what was missing."""
 
     async def answer(request: Request) -> Response:
         try:
@@ -151,7 +151,7 @@ def _answer(handler: Handler) -> Handler:
 
 
 def _blob(entry: Entry) -> dict[str, Any]:
-    """Return what the hub says of a file's bytes in a model's description."""
+    """Return the hub's data on a file's bytes for a model's description."""
     lfs = {"sha256": entry.sha256, "size": entry.size, "pointerSize": 134}
     return {"size": entry.size, "blobId": entry.oid} | ({"lfs": lfs} if entry.large else {})
 

@@ -44,7 +44,7 @@ def routes(store: Store) -> list[Route]:
     async def files(request: Request) -> Response:
         found = snapshot(request)
         recursive = request.query_params.get("Recursive", "").lower() == "true"
-        # The hub itself leaves the commit's id empty here, and says its first digits.
+        # The hub itself leaves the commit's id empty here, and sends its first digits.
         latest = {"Id": "", "ShortId": found.commit[:8]}
         below = _below(found, request.query_params.get("Root", ""), recursive)
         return _success({"Files": below, "LatestCommitter": latest})
@@ -53,13 +53,13 @@ def routes(store: Store) -> list[Route]:
         found = snapshot(request)
         entry = found.file(request.query_params.get("FilePath", ""))
         headers = {"ETag": f'"{entry.sha256}"', "X-Linked-ETag": f'"{entry.sha256}"'}
-        # The hub answers a range with 200 and a right Content-Range (modelscope/modelscope_hub issue 50).
+        # The hub answers a range with 200 and a correct Content-Range (modelscope/modelscope_hub issue 50).
         return file_response(store.object(entry.sha256), entry.path, headers, slices_as_ok=True)
 
     api = "/api/v1/models/{repository:path}"
     both = ["GET", "HEAD"]
     return [
-        # The longer ones first: a repository's id has a slash in it.
+        # The longer ones first: a repository's id contains a slash.
         Route(api + "/repo/files", _answer(files), methods=both),
         Route(api + "/repo", _answer(file), methods=both),
         Route(api + "/revisions", _answer(revisions), methods=both),
@@ -74,7 +74,7 @@ def _success(data: dict[str, Any]) -> Response:
 
 
 def _answer(handler: Handler) -> Handler:
-    """Turn what is not found into ModelScope's 404."""
+    """Turn a missing object into ModelScope's 404."""
 
     async def answer(request: Request) -> Response:
         try:

@@ -28,7 +28,7 @@ DEFAULT_BRANCH: Mapping[Site, str] = {"huggingface": "main", "modelscope": "mast
 """The branch each site's client asks for when no revision is named."""
 
 LARGE_SUFFIXES = (".safetensors", "tokenizer.json")
-"""Files kept in LFS, as in the models' own repositories: their ETag is a sha256, other files' a git object
+"""Files stored in LFS, as in the models' own repositories: their ETag is a sha256, other files' a git object
 id.
 """
 
@@ -37,7 +37,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class NotFoundError(LookupError):
-    """Nothing is published under that name; ``what`` is the noun, ``commit`` the revision that was found."""
+    """Nothing is published under that name; ``what`` is the noun, ``commit`` the found revision."""
 
     def __init__(
         self, what: Literal["Repo", "Revision", "Entry"], name: str, commit: str | None = None
@@ -58,12 +58,12 @@ class Entry:
 
     @property
     def large(self) -> bool:
-        """Whether the file is kept in LFS."""
+        """Whether the file is stored in LFS."""
         return self.path.endswith(LARGE_SUFFIXES)
 
     @property
     def etag(self) -> str:
-        """What Hugging Face states as the file's ETag, without quotes."""
+        """Hugging Face's ETag of the file, without quotes."""
         return self.sha256 if self.large else self.oid
 
 
@@ -84,7 +84,7 @@ class Snapshot:
 
 
 class GatedError(LookupError):
-    """The repository needs a token that the request did not bring."""
+    """The repository needs a token that the request did not have."""
 
 
 class Store:
@@ -97,7 +97,7 @@ class Store:
         """Publish the files below ``folder`` as the newest commit of ``repository`` (``Organisation/Name``).
 
         The commit's id follows from paths and contents, so publishing the same files again changes nothing.
-        Readers see the repository before or after, never half of it.
+        Readers see the repository before or after, never a part of the change.
         """
         home = self._home(site, repository)
         files = {}
@@ -134,7 +134,7 @@ class Store:
         return {path.name: path.read_text() for path in refs.iterdir() if not path.name.startswith(".")}
 
     def gate(self, site: Site, repository: str, token: str) -> None:
-        """From now on the repository is served to those only who bring ``token``."""
+        """From now on serve the repository only to requests with ``token``."""
         _write(self._home(site, repository) / "gate", hashlib.sha256(token.encode()).hexdigest())
 
     def admits(self, site: Site, repository: str, authorization: str | None) -> bool:
@@ -147,7 +147,7 @@ class Store:
         return hashlib.sha256(token.encode()).hexdigest() == wanted
 
     def object(self, sha256: str) -> Path:
-        """Return where the bytes with this sha256 lie; raises :class:`NotFoundError`."""
+        """Return the path of the bytes with this sha256; raises :class:`NotFoundError`."""
         path = self.root / "objects" / sha256
         if not (re.fullmatch(r"[0-9a-f]{64}", sha256) and path.is_file()):
             raise NotFoundError("Entry", sha256)
@@ -179,7 +179,7 @@ def _describe(path: Path, name: str) -> Entry:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write ``text`` so that a reader sees the old file or the new one; an equal file stays as it is."""
+    """Write ``text`` atomically; an equal file stays unchanged."""
     if path.is_file() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

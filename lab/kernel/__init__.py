@@ -1,1 +1,1 @@
-"""Hosts with a kernel of their own, under QEMU: for modules, DKMS, sysctl, all that a container lacks."""
+"""Hosts with their own kernel, under QEMU: for modules, DKMS, sysctl, and all that a container lacks."""

@@ -1,9 +1,9 @@
-"""A Debian 12 host with a kernel of its own, under QEMU without hardware virtualisation.
+"""A Debian 12 host with its own kernel, under QEMU without hardware virtualisation.
 
-Slow (a boot takes half a minute to a minute, Python starts five times slower than on an nspawn host), so
-one host serves one scenario. Packages that a test would otherwise wait for are in the image: kernel, headers,
+Slow (a boot takes half a minute to a minute, Python starts five times slower than on an nspawn host), so one
+host serves one scenario. Packages that a test would otherwise wait for are in the image: kernel, headers,
 DKMS and its compiler. The GPUs of the PCI bus are a directory mounted over /sys/bus/pci/devices, as on nspawn
-hosts; the driver's module is real and stands in for NVIDIA's (lab/vendor/files/dkms).
+hosts; the driver's module is a real module that stands in for NVIDIA's (lab/vendor/files/dkms).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lab.vendor import repository
 
 MEMORY_MIB = 2048
 GATEWAY = "10.0.2.2"
-"""Where a guest finds this machine's loopback: QEMU's user networking."""
+"""The guest's address for this machine's loopback: QEMU's user networking."""
 FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.ms.fd")
 VARIABLES = Path("/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
 """OVMF and its variables with Microsoft's keys enrolled and secure boot on (Debian package ovmf)."""
@@ -40,8 +40,8 @@ _SHIM = "605dab50-e046-4300-abb6-3dd810dd8b23"
 class KernelHost:
     """One host: its disk and its console's log in ``directory``, ssh on a loopback port.
 
-    With ``secure_boot`` it starts as a server does: firmware (OVMF) that knows Microsoft's keys, Debian's
-    signed shim and boot loader, Debian's signed kernel, which then takes signed modules only. Otherwise QEMU
+    With ``secure_boot`` it starts like a server: firmware (OVMF) that knows Microsoft's keys, Debian's signed
+    shim and boot loader, Debian's signed kernel, which then accepts signed modules only. Otherwise QEMU
     starts the kernel itself.
     """
 
@@ -55,12 +55,12 @@ class KernelHost:
         self.port = _free_port()
         self.server: ThreadingHTTPServer | None = None
 
-    # -- making it ---------------------------------------------------------------------------------------
+    # -- creating it -------------------------------------------------------------------------------------
 
     def prepare(self, fresh: bool = True) -> None:
-        """Lay out the disk from the cached image, with a key of its own; serve the vendor's repository.
+        """Create the disk from the cached image, with its own key; serve the vendor's repository.
 
-        ``fresh`` false goes on with the disk and the firmware's variables of the last time.
+        ``fresh`` false continues with the previous disk and firmware variables.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if fresh or not (self.directory / "disk.raw").exists():
@@ -68,7 +68,7 @@ class KernelHost:
         vendor = self.directory / "vendor"
         built = repository.build(vendor, self.directory / "keys", modules=True)
         handler = partial(_Quiet, directory=str(vendor))
-        # A disk that is gone on with holds the repository's address.
+        # A reused disk contains the repository's address.
         kept = self.directory / "vendor-port"
         port = int(kept.read_text()) if kept.exists() else 0
         self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -100,10 +100,10 @@ class KernelHost:
         """Start it and wait until it answers ssh.
 
         Each reboot of the guest is a process of its own, started by a thread: OVMF was seen to hang in the
-        reset that QEMU without hardware virtualisation makes in place.
+        reset that QEMU without hardware virtualisation does in place.
 
         Raises:
-            LabError: it does not within half an hour; the end of its console is in the message.
+            LabError: it does not answer within half an hour; the end of its console is in the message.
         """
         self.stopping.clear()
         console = self.directory / "console.log"
@@ -125,7 +125,7 @@ class KernelHost:
         self.wait()
 
     def _keep(self, process: subprocess.Popen[bytes], arguments: list[str]) -> None:
-        """Start it again whenever it ends, as a machine that resets does; a QEMU that fails is not."""
+        """Restart it whenever it ends, like a machine that resets; a failing QEMU is not restarted."""
         while process.wait() == 0 and not self.stopping.is_set():
             process = self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL)
 
@@ -135,8 +135,8 @@ class KernelHost:
                 "-initrd", str(self.directory / "initrd.img"), "-append", KERNEL_ARGUMENTS]  # fmt: skip
 
     def _firmware(self) -> list[str]:
-        """The firmware starts shim from a FAT file system that QEMU makes of a directory."""
-        # OVMF of Debian 12 does not get on with five levels of page tables, which `max` has.
+        """The firmware starts shim from a FAT file system that QEMU makes from a directory."""
+        # OVMF of Debian 12 does not support five levels of page tables, which `max` has.
         return [
             "-machine", "q35,smm=on", "-cpu", "max,la57=off",
             "-global", "driver=cfi.pflash01,property=secure,value=on",
@@ -147,9 +147,9 @@ class KernelHost:
         ]  # fmt: skip
 
     def enroll(self, certificate: Path) -> None:
-        """Let the firmware of a host that is off know a key (MOK), in DER or PEM.
+        """Add a key (MOK), in DER or PEM, to the firmware of a host that is off.
 
-        Stands in for a person at the console, who confirms `mokutil --import` to shim's MokManager; it can't
+        Stands in for a person at the console who confirms `mokutil --import` in shim's MokManager; it can't
         show that dialogue.
         """
         subprocess.run(
@@ -171,11 +171,11 @@ class KernelHost:
         raise LabError(f"kernel host {self.directory} does not answer ssh; its console ends with: {end}")
 
     def boot_id(self) -> str:
-        """The identity of the boot that runs, empty when the host does not answer."""
+        """Return the current boot id, empty if the host does not answer."""
         return self.ssh("cat /proc/sys/kernel/random/boot_id", check=False, timeout=20).stdout.strip()
 
     def reboot(self, seconds: float = 1800) -> None:
-        """Boot it anew and wait for that boot: what goes down still answers for a while.
+        """Reboot it and wait for the new boot: a host that shuts down still answers for a while.
 
         Raises:
             LabError: it does not come back in time.
@@ -185,13 +185,14 @@ class KernelHost:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.boot_id() not in ("", before):
-                self.ssh("systemctl is-system-running --wait", check=False)  # sshd answers before all is up
+                # sshd answers before everything is up
+                self.ssh("systemctl is-system-running --wait", check=False)
                 return
             time.sleep(2)
         raise LabError(f"kernel host {self.directory} did not come back within {seconds:.0f} s of a reboot")
 
     def power_off(self) -> None:
-        """Shut it down as its power button would; `boot` starts it again with the same disk."""
+        """Shut it down like its power button; `boot` starts it again with the same disk."""
         self.stopping.set()
         self.ssh("systemctl poweroff", check=False)
         if self.keeper is not None:
@@ -212,7 +213,7 @@ class KernelHost:
 
     @property
     def ssh_options(self) -> list[str]:
-        """Options for ssh. The key of a host that is thrown away is not checked: it has a loopback port."""
+        """Return options for ssh. The key of a disposable host is not checked: it has a loopback port."""
         known = self.directory / "known_hosts"
         options = {
             "IdentityFile": self.directory / "key",
@@ -241,7 +242,7 @@ class KernelHost:
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(self.directory / "key"),
             "ansible_ssh_common_args": " ".join(self.ssh_options[2:]),
-            "metal_plan_date": "2026-11-29",  # the day of that repository: its branches end
+            "metal_plan_date": "2026-11-29",  # the date of that repository: its branches end
             "nvidia_driver_repository_url": f"{self.vendor_url}/debian12/x86_64",
             "nvidia_driver_repository_key": f"{self.fingerprint[-8:].lower()}.pub",
             "nvidia_driver_repository_key_fingerprint": self.fingerprint,

@@ -1,4 +1,4 @@
-"""The image of hosts with a kernel of their own: Debian 12 with what a test would otherwise wait for."""
+"""The image of hosts with their own kernel: Debian 12 with packages that a test would otherwise wait for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ WantedBy=sysinit.target
 
 
 def image() -> Path:
-    """Return the directory of the image: disk.raw, vmlinuz, initrd.img; made when it is not in the cache."""
+    """Return the directory of the image: disk.raw, vmlinuz, initrd.img; created if it is not in the cache."""
     sources = apt.debian_sources(apt.read_sources(), apt.machine_release(), "bookworm")
     settings = apt.machine_settings()
     certificates = environment.ca_certificates()
@@ -75,7 +75,7 @@ def image() -> Path:
             f"sync-in {draft / 'certificates'} /usr/local/share/ca-certificates",
             'chroot "$1" update-ca-certificates',
             'chroot "$1" systemctl --quiet disable apt-daily.timer apt-daily-upgrade.timer',
-            # An initial file system of a few modules: with all of them making it anew takes minutes here.
+            # An initial file system with few modules: with all of them, rebuilding takes minutes here.
             'echo MODULES=list > "$1/etc/initramfs-tools/conf.d/lab"',
             'printf "virtio_pci\nvirtio_blk\next4\ncrc32c_generic\n" >> "$1/etc/initramfs-tools/modules"',
             'chroot "$1" update-initramfs -u',
@@ -105,7 +105,7 @@ def image() -> Path:
 
 
 def _fill(root: Path, sources: str) -> None:
-    """Write what makes a root this host: name, network, sources, GPUs."""
+    """Write the files that make a root this host: name, network, sources, GPUs."""
     pci = root / "usr/share/lab-pci"
     write_pci_tree(pci, MODEL, COUNT)
     gpus = sorted(
@@ -134,7 +134,7 @@ def _fill(root: Path, sources: str) -> None:
 
 
 def _lay_out_esp(directory: Path, loader: Path) -> None:
-    """Make the directory of the EFI system partition: shim, GRUB as Debian signs it, kernel and initrd."""
+    """Create the directory of the EFI system partition: shim, GRUB as Debian signs it, kernel and initrd."""
     programs = {
         "BOOTX64.EFI": "shim/shimx64.efi.signed",
         "mmx64.efi": "shim/mmx64.efi.signed",
@@ -146,7 +146,7 @@ def _lay_out_esp(directory: Path, loader: Path) -> None:
         shutil.copy(loader / source, place / name)
     for name in ("vmlinuz", "initrd.img"):
         shutil.copy(directory / name, directory / "esp" / name)
-    settings = directory / "esp/EFI/debian"  # where Debian's signed GRUB looks
+    settings = directory / "esp/EFI/debian"  # the path in which Debian's signed GRUB looks
     settings.mkdir()
     (settings / "grub.cfg").write_text(
         f"set timeout=0\nlinux /vmlinuz {KERNEL_ARGUMENTS}\ninitrd /initrd.img\nboot\n"

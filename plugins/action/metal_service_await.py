@@ -1,7 +1,7 @@
-"""Waits on a host for starts of the engine and shows how far each is; changes nothing.
+"""Waits on a host for starts of the engine and shows their progress; changes nothing.
 
-Joins the starts that are under way for a while at a time (``systemctl start`` of a unit that starts waits for
-that start, and its end stops no unit), so a lost connection costs nothing: the next look joins again.
+Joins running starts for a while at a time (``systemctl start`` of a starting unit waits for that start, and
+ending it stops no unit), so a lost connection costs nothing: the next call joins again.
 """
 
 # Copyright: the minimax-metal authors
@@ -19,17 +19,19 @@ from minimax_metal.controller.patient import PatientConnection
 from minimax_metal.host.engine.starts import PROPERTIES, Start, lines_of, parse_starts
 
 TIME_IS_OVER = 124
-"""Exit status of timeout(1) when the command had not ended."""
+"""Exit status of timeout(1) if the command had not ended."""
 
 
 class ActionModule(ActionBase):
-    """Arguments: units; interval and patience (seconds). How long a start may take, its unit says."""
+    """Arguments: units; interval and patience (seconds). The unit defines how long a start may take."""
 
     TRANSFERS_FILES = False
     _VALID_ARGS = frozenset({"units", "interval", "patience"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return when no start is under way: ``ready``, and what each unit that is not says (``states``)."""
+        """Return when no start is in progress: ``ready``, and the messages of units that are not
+        (``states``).
+        """
         result: dict[str, Any] = super().run(tmp, task_vars)
         if self._task.check_mode:
             return {**result, "changed": False, "skipped": True}

@@ -1,7 +1,7 @@
-"""Waits on a host for its pull of weights and shows one line per host while it goes on; writes nothing.
+"""Waits on a host for its pull of weights and shows one line per host meanwhile; writes nothing.
 
-Runs ``metal weights await`` for a while at a time, so a lost connection costs nothing: the pull is a unit of
-its own, and the next look is a new one.
+Runs ``metal weights await`` for a while at a time, so a lost connection costs nothing: the pull is a separate
+unit, and the next call is independent.
 """
 
 # Copyright: the minimax-metal authors
@@ -23,15 +23,15 @@ from minimax_metal.controller.patient import PatientConnection
 
 METAL = "/usr/local/bin/metal"
 MOST = 1 << 60
-"""No pull brings so many bytes, or lasts so many seconds."""
+"""Upper bound of a pull's bytes and seconds."""
 NOT_YET = 6
-"""Exit status of ``metal weights await`` when the time was over and the pull goes on."""
+"""Exit status of ``metal weights await`` if the time was over and the pull continues."""
 
 
 class ActionModule(ActionBase):
     """Arguments: request (file on the host), timeout, interval and patience (seconds).
 
-    ``pulled``: false where everything was there before.
+    ``pulled``: false if everything was already there.
     """
 
     TRANSFERS_FILES = False
@@ -40,8 +40,8 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return when the weights are verified.
 
-        ``line`` is what the pull said last, ``came`` how many bytes it fetched (``fetched``) and how many of
-        them other hosts sent (``peers``); nothing where everything was there, as that was another run's pull.
+        ``line`` is the pull's last message, ``came`` how many bytes it fetched (``fetched``) and how many of
+        them other hosts sent (``peers``); empty if everything was there, as that was another run's pull.
         """
         result: dict[str, Any] = super().run(tmp, task_vars)
         if self._task.check_mode:
@@ -60,8 +60,8 @@ class ActionModule(ActionBase):
             answer = host.ask(command, interval)
             if answer is None:
                 continue
-            # A terminal mixes standard error in; what the pull says begins with its name.
-            # One host's words must not act on the terminal, or end the play for the others.
+            # A terminal mixes standard error in; the pull's messages begin with its name. One host's text
+            # must not control the terminal, or end the play for the others.
             said = [
                 one_line(text)
                 for text in answer.get("stdout", "").splitlines()
@@ -81,7 +81,7 @@ class ActionModule(ActionBase):
                 raise AnsibleActionFail(reason)
             if time.monotonic() - begun >= timeout:
                 raise AnsibleActionFail(
-                    f"not verified within {timeout:.0f} s, the pull goes on; last: {line}"
+                    f"not verified within {timeout:.0f} s, the pull continues; last: {line}"
                 )
 
 

@@ -1,6 +1,6 @@
-"""Says what the files of a model have to be, for all hosts of a run; asks and keeps it on the controller.
+"""Determines the expected files of a model for all hosts of a run, and stores the result on the controller.
 
-Where the controller can't reach the publisher's hub, one host asks it (``metal weights resolve --proof``).
+If the controller can't reach the publisher's hub, one host asks it (``metal weights resolve --proof``).
 """
 
 # Copyright: the minimax-metal authors
@@ -33,7 +33,7 @@ class ActionModule(ActionBase):
     )
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return ``proof`` (none where nobody can say), ``sources`` at commits, and ``line`` for people."""
+        """Return ``proof`` (None if no source has one), ``sources`` at commits, and ``line`` for people."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         given = dict(self._task.args)
         given |= {name: boolean(given.get(name, False)) for name in ("accept_unhashed", "again")}
@@ -60,12 +60,12 @@ class ActionModule(ActionBase):
             "changed": False,
             "proof": None if found.proof is None else found.proof.as_dict(),
             "sources": plain,
-            "line": "not proved by anybody outside the fleet" if found.proof is None else str(found.proof),
+            "line": "not proved by a source outside the fleet" if found.proof is None else str(found.proof),
             "warnings": found.warnings,
         }
 
     def _ask_host(self, given: dict[str, Any], name: str, task_vars: dict[str, Any] | None) -> Proof | None:
-        """Have this host ask the publisher's hub; its word is recorded as its own."""
+        """Let this host ask the publisher's hub; its answer is recorded as its own."""
         request = {
             "path": "/nonexistent/model",
             "name": given["repository"],
@@ -86,5 +86,5 @@ class ActionModule(ActionBase):
             raw = json.loads(str(answer.get("stdout", "")).splitlines()[-1])
             proof = Proof.parse({**raw, "resolver": name})
         except (IndexError, TypeError, ValueError, RecursionError, UserError):
-            return None  # a host's words that are none say nothing; the next source is asked
+            return None  # an invalid answer of a host is ignored; the next source is asked
         return proof if proof.by == HUB else None

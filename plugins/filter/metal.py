@@ -1,4 +1,4 @@
-"""Filters that let plays call the package on the controller; they hold no logic of their own."""
+"""Filters through which plays call the package on the controller; they have no logic of their own."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -39,18 +39,18 @@ def metal_plan(
 
 
 def metal_plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """Return what was decided for a host, for people."""
+    """Return the decisions for a host, for people to read."""
     return plan_lines(Plan.from_dict(plan))
 
 
 def metal_role_prefixes(_nothing: object = None) -> list[str]:
-    """Return how the names of roles' variables begin."""
+    """Return the prefixes of roles' variable names."""
     return [f"{role}_" for role in ROLE_VARIABLES]
 
 
 def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return one line for each reason for which a host is refused; an empty plan is a host not read."""
-    unread = "could not be read: the error above says why; put it right, or leave the host out with --limit"
+    """Return one line for each refusal of a host; an empty plan is a host that could not be read."""
+    unread = "could not be read: the error above gives the reason; fix it, or leave the host out with --limit"
     lines: list[str] = []
     for host, plan in plans.items():
         lines += refusal_lines(plan) if plan else [f"{host}: {unread}"]
@@ -58,7 +58,7 @@ def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the driver of a host is, against what its plan needs."""
+    """Return the state of a host's driver, compared with its plan."""
     return driver_state(raw_facts, Plan.of_record(plan)).as_dict()
 
 

@@ -1,4 +1,4 @@
-"""The filter that every play's ``hosts`` goes through: a run with nothing to do is refused, not a success."""
+"""The filter for every play's ``hosts``: a run with nothing to do is refused, not a success."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -26,12 +26,12 @@ ONLY_READ = ("syntax", "listhosts", "listtasks", "listtags")
 def metal_acting(
     wanted: str | Sequence[str], groups: Mapping[str, Sequence[str]], pattern: Sequence[str] | None = None
 ) -> Any:
-    """Return the hosts of a play: ``pattern`` where one is given, else the groups.
+    """Return the hosts of a play: ``pattern`` if given, else the groups.
 
     Args:
         wanted: a group, or several of which one must have a host within ``--limit``.
         groups: Ansible's own variable.
-        pattern: groups of the play where they are others than those.
+        pattern: groups of the play if they differ from those.
 
     Raises:
         AnsibleFilterError: no host is left, or ``--tags`` names a tag that no task has; one line.
@@ -57,7 +57,7 @@ def metal_acting(
 
 
 def _within(groups: Mapping[str, Sequence[str]], limit: str | None) -> list[str] | None:
-    """Return the hosts that ``--limit`` leaves, by Ansible's own rules for patterns; None without one."""
+    """Return the hosts that ``--limit`` leaves, by Ansible's own pattern rules; None without a limit."""
     if not limit:
         return None
     manager = InventoryManager(loader=DataLoader(), parse=False)
@@ -69,11 +69,11 @@ def _within(groups: Mapping[str, Sequence[str]], limit: str | None) -> list[str]
         manager.subset(limit)
         return [host.name for host in manager.get_hosts("all")]
     except AnsibleError:
-        return None  # Ansible says itself what is wrong with it
+        return None  # Ansible itself reports its error
 
 
 def _tags() -> str:
-    # Of a playbook that only imports ours by the collection's name, the tags can't be read here.
+    # The tags of a playbook that only imports ours by the collection's name can't be read here.
     playbooks = [Path(one).resolve() for one in context.CLIARGS.get("args") or ()]
     if not playbooks or not all(one.is_relative_to(ROLES.parent) for one in playbooks):
         return ""

@@ -1,4 +1,4 @@
-"""Filters of the role nvidia_driver; they call the package and hold no logic of their own."""
+"""Filters of the role nvidia_driver; they call the package and have no logic of their own."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -26,7 +26,7 @@ from minimax_metal.plan.model import Plan
 def metal_driver_now(
     collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the driver of a host is, against what its plan needs."""
+    """Return the state of a host's driver, compared with its plan."""
     return driver_state(raw_facts, Plan.of_record(plan), collected).as_dict()
 
 
@@ -36,7 +36,7 @@ def metal_driver_work(
     plan: Mapping[str, Any],
     wishes: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return what is to be done about the driver of a host."""
+    """Return the work on a host's driver."""
     return driver_work(collected, raw_facts, Plan.of_record(plan), wishes).as_dict()
 
 

@@ -22,12 +22,12 @@ def metal_firewall(
     hosts: Mapping[str, Mapping[str, Any]],
     plan: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return the rules of one host, or what stands against them."""
+    """Return the rules of one host, or the reason against them."""
     return decide(me, groups, hosts, Plan.of_record(plan) if plan else None, addresses_of)
 
 
 def metal_firewall_addresses(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return of a host's variables those by which others know it."""
+    """Return the part of a host's variables that identifies it to others."""
     names = ("metal_address", "ansible_host", "ansible_port", "metal_cache_url")
     return {name: variables[name] for name in names if name in variables}
 

@@ -32,7 +32,7 @@ def metal_gateway_plan(
 
 
 def metal_gateway_configuration(plan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the commands on the gateway's host read."""
+    """Return the configuration for commands on the gateway's host."""
     return configuration(lenient(GatewayPlan, plan), Options.read(options))
 
 

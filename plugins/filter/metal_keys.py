@@ -1,4 +1,4 @@
-"""Filters of a change of keys; they call the package on the controller and hold no logic."""
+"""Filters of a key rotation; they call the package on the controller and have no logic."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -18,12 +18,12 @@ from minimax_metal.plan.reading import lenient
 
 
 def metal_keys_given(variables: Mapping[str, Any]) -> list[str]:
-    """Return the names of the variables by which a host is given a key of the user's."""
+    """Return the names of the variables by which a host has a user's key."""
     return given(variables)
 
 
 def metal_keys_refusals(plan: Mapping[str, Any], host: str, asked: Mapping[str, Any]) -> list[str]:
-    """Return what stands against a change of keys on a host.
+    """Return reasons against a key rotation on a host.
 
     ``asked`` has the run's ``limit``, the variables that are ``given`` in the fleet, what to ``do`` and the
     ``names`` of the keys.
@@ -33,7 +33,7 @@ def metal_keys_refusals(plan: Mapping[str, Any], host: str, asked: Mapping[str, 
 
 
 class FilterModule:
-    """The filters of a change of keys."""
+    """The filters of a key rotation."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return the filters by name."""

@@ -17,7 +17,7 @@ from minimax_metal.plan.model import Plan
 
 
 def metal_archives(slurped: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what becomes of a host's sources of packages, from what the module slurp read of them."""
+    """Return the changes to a host's package sources, from the module slurp's answers."""
     files = [
         {"path": str(one["source"]), "content": base64.b64decode(one["content"]).decode(errors="replace")}
         for one in slurped
@@ -29,12 +29,12 @@ def metal_archives(slurped: Sequence[Mapping[str, Any]], plan: Mapping[str, Any]
 def metal_cache(
     members: Mapping[str, Mapping[str, Any]], allowed: Sequence[str], known: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the table of the fleet's cache, or what stands against it."""
+    """Return the table of the fleet's cache, or the reason against it."""
     return cache.decide(members, allowed, known, names.addresses_of)
 
 
 def metal_default_index(_ignored: object = None) -> str:
-    """Return the package index of the controller's own uv; empty where there is none."""
+    """Return the package index of the controller's own uv; empty if there is none."""
     return names.default_index() or ""
 
 

@@ -1,4 +1,4 @@
-"""The filter that shows the state of a fleet; what it shows is decided in the package."""
+"""The filter that shows the state of a fleet; the package decides the contents."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -14,7 +14,7 @@ from minimax_metal.controller.status.commands import lines_of
 
 
 def metal_status_lines(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return the lines of the table, from what each host answered to ``metal status --here --json``."""
+    """Return the lines of the table, from each host's answer to ``metal status --here --json``."""
     return lines_of(answers)
 
 

@@ -1,4 +1,4 @@
-"""The keys that count on hosts for a key of the controller; several while it is changed."""
+"""The keys that hosts accept for a key of the controller; several during a rotation."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -18,10 +18,10 @@ from minimax_metal.controller.keys.rotation import accepted
 
 DOCUMENTATION = r"""
 name: accepted_keys
-short_description: The keys that count for a key of the controller
+short_description: The keys that are valid for a key of the controller
 description:
   - Returns a list for each path, the key in use first.
-  - Made as by lookup kept_key where there is none. More than one while C(metal keys rotate) is under way.
+  - Missing keys are created as by lookup kept_key. There are several during C(metal keys rotate).
 options:
   _terms:
     description: Paths of files.
@@ -31,7 +31,7 @@ options:
     type: bool
     default: false
   keep:
-    description: Whether a key that is made is written.
+    description: Whether a new key is written.
     type: bool
     default: true
 author:
@@ -54,7 +54,7 @@ class LookupModule(LookupBase):
         """Return the keys, a list for each path.
 
         Raises:
-            AnsibleLookupError: a file is not a key, or the state of a change is broken.
+            AnsibleLookupError: a file is not a key, or the state of a rotation is broken.
         """
         try:
             return [

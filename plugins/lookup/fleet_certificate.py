@@ -1,4 +1,4 @@
-"""A host's certificate by the fleet's authority on the controller; the package holds the logic."""
+"""A host's certificate from the fleet's CA on the controller; the package has the logic."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -19,16 +19,16 @@ from minimax_metal.controller.keys.authority import issued
 
 DOCUMENTATION = r"""
 name: fleet_certificate
-short_description: A host's certificate by the fleet's authority
+short_description: A host's certificate from the fleet's CA
 description:
-  - Returns C(certificate), C(key), C(ca) (PEM) and C(until) for a host; makes what is not there.
+  - Returns C(certificate), C(key), C(ca) (PEM) and C(until) for a host; creates what is missing.
   - Renews a certificate with less than a third of its life left.
 options:
   _terms:
     description: The host's name in the inventory.
     required: true
   directory:
-    description: Directory on the controller of the authority and of what it issued.
+    description: Directory of the CA and its certificates on the controller.
     type: path
     required: true
   names:
@@ -37,7 +37,7 @@ options:
     elements: str
     default: []
   keep:
-    description: Whether what is made is written.
+    description: Whether new files are written.
     type: bool
     default: true
 author:
@@ -61,7 +61,7 @@ class LookupModule(LookupBase):
         """Return the certificates, one for each host.
 
         Raises:
-            AnsibleLookupError: the authority is broken, or a name is not one.
+            AnsibleLookupError: the CA is broken, or a name is invalid.
         """
         try:
             place = Path(str(directory)).expanduser()

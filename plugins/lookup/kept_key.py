@@ -1,4 +1,4 @@
-"""The key in a file of the controller, made where there is none; the package holds the logic."""
+"""The key in a file of the controller, created if missing; the package has the logic."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -18,20 +18,20 @@ from minimax_metal.controller.keys.kept import LENGTH, kept
 
 DOCUMENTATION = r"""
 name: kept_key
-short_description: A key that is made once and kept in a file of the controller
+short_description: A key that is created once and stored in a file of the controller
 description:
-  - Returns the key in a file; makes it where there is none, whole or not at all.
+  - Returns the key in a file; creates a missing one, completely or not at all.
   - A key that is cut off, weak or readable by others is refused.
 options:
   _terms:
     description: Paths of files.
     required: true
   length:
-    description: Characters of a key that is made.
+    description: Characters of a new key.
     type: int
     default: 48
   keep:
-    description: Whether a key that is made is written.
+    description: Whether a new key is written.
     type: bool
     default: true
 author:

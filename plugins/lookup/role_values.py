@@ -1,4 +1,4 @@
-"""Values of the variables that begin with given prefixes, as far as they can be known before a role runs."""
+"""Values of the variables with given prefixes, as far as they are known before a role runs."""
 
 # Copyright: the minimax-metal authors
 # SPDX-License-Identifier: Apache-2.0
@@ -16,7 +16,7 @@ name: role_values
 short_description: Values of the variables of roles
 description:
   - Returns one dictionary of the variables whose names begin with one of the prefixes, templates filled in.
-  - A variable whose template needs what a role only makes later is left out.
+  - A variable whose template needs values that a role sets later is left out.
 options:
   _terms:
     description: Prefixes, such as C(nvidia_driver_).

@@ -1,10 +1,10 @@
 # Copied from src/minimax_metal/common/apart.py by tools/module_utils.py. Change that file, not this one.
-"""Run a function in a process of its own, with a time limit, and get back what it returned.
+"""Run a function in a separate process with a time limit, and return its result.
 
-For work that can hang inside the kernel, where neither a signal nor a thread helps: every look at a directory
-of a dead NFS server is such work. The process that hangs is left behind, and the caller is told.
+For work that can hang inside the kernel, where neither a signal nor a thread helps, such as any access to a
+directory of a dead NFS server. A process that hangs is left behind, and the caller is told.
 
-Standard library alone, of Python 3.10 and newer: Ansible modules take this file to the host.
+Standard library of Python 3.10 and newer only: Ansible modules take this file to the host.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 BYTES = 128 << 20
-"""Most that an answer may hold, as JSON."""
+"""Maximum size of an answer in bytes of JSON."""
 
 
 def within(
     seconds: float, function: Callable[..., Any], *arguments: Any, user: tuple[int, int] | None = None
 ) -> tuple[Any, str | None]:
-    """Return ``(what the function returned, None)``, or ``(None, why not)`` where it failed or took too long.
+    """Return ``(result, None)``, or ``(None, reason)`` if the function failed or took too long.
 
-    ``user``: uid and gid that the process becomes for good before the function begins; root only.
+    ``user``: uid and gid that the process permanently switches to before the function starts; root only.
 
-    What it returns has to be plain data (JSON). The process holds none of this one's standard files: whoever
-    waits for those to be closed, as Ansible does, does not wait for a process that was left behind.
+    The result must be plain data (JSON). The process holds none of this process's standard files: a caller
+    that waits until they are closed, as Ansible does, does not wait for a process that was left behind.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -54,7 +54,7 @@ def within(
 def _answer(
     writer: int, function: Callable[..., Any], arguments: tuple[Any, ...], user: tuple[int, int] | None
 ) -> NoReturn:
-    """Run the function, write what it returned, and end this process without anything of its parent's."""
+    """Run the function, write its result, and exit without any of the parent's clean-up."""
     try:
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
@@ -65,7 +65,7 @@ def _answer(
             os.setresuid(user[0], user[0], user[0])
         try:
             answer = [function(*arguments), None]
-        except Exception as error:  # the parent tells it, whatever it is
+        except Exception as error:  # the parent reports it, whatever it is
             answer = [None, f"{type(error).__name__}: {error}"]
         with os.fdopen(writer, "w", encoding="utf-8") as pipe:
             json.dump(answer, pipe)

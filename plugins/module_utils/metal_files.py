@@ -1,10 +1,10 @@
 # Copied from src/minimax_metal/common/files.py by tools/module_utils.py. Change that file, not this one.
-"""Files that are whole or not there, and names below a directory that somebody else may write to.
+"""Atomic file writes, and access to names below a directory that another user may write to.
 
-A program that runs as root must not follow a name inside a directory of a less trusted user: whoever owns the
-directory can make any component of the name a link to a file of root's. Either do the work as that user
-(:mod:`minimax_metal.common.privileges`), or open what lies there with :func:`open_beneath`, which refuses
-links in every component, and go on with the descriptor.
+A program that runs as root must not follow a name inside a directory of a less trusted user, who can make any
+component of the name a link to a file of root's. Either do the work as that user
+(:mod:`minimax_metal.common.privileges`), or open the file with :func:`open_beneath`, which refuses links in
+every component, and continue with the descriptor.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RENAME_EXCHANGE: Final = 2
 
 
 class TooLargeError(OSError):
-    """A file is larger than what may be read of it."""
+    """A file is larger than the limit for reading it."""
 
 
 def write_atomic(
@@ -37,8 +37,8 @@ def write_atomic(
 ) -> None:
     """Write a file so that a reader finds the old content or the new one, also after a crash.
 
-    The directory must belong to whoever writes: names in it are trusted. A link at ``path`` is replaced, not
-    followed.
+    The directory must belong to the writing user: names in it are trusted. A link at ``path`` is replaced,
+    not followed.
 
     Args:
         path: the file; its directory exists.
@@ -70,7 +70,7 @@ def write_atomic(
 def link_atomic(path: Path, target: str) -> None:
     """Make ``path`` a link to ``target``; a reader finds the old link or the new one, also after a crash.
 
-    The directory must belong to whoever writes, as for :func:`write_atomic`.
+    The directory must belong to the writing user, as for :func:`write_atomic`.
     """
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}")
     part.symlink_to(target)
@@ -84,7 +84,7 @@ def link_atomic(path: Path, target: str) -> None:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Let two names on one file system change places at once; return False where that can't be done here.
+    """Atomically swap two names on one file system; return False if that is not supported here.
 
     NFS and some others refuse ``RENAME_EXCHANGE`` (rename(2)), and a unit's sandbox may refuse the library.
 
@@ -106,17 +106,17 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory last over a loss of power."""
+    """Flush the names in a directory, so that they survive a loss of power."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):  # some file systems (NFS, FUSE) can't
+        with suppress(OSError):  # some file systems (NFS, FUSE) can't do this
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return a regular file's bytes; a pipe or a device is refused without waiting for it.
+    """Return a regular file's bytes; a pipe or a device is refused without blocking.
 
     Raises:
         TooLargeError: it has more than ``limit`` bytes.
@@ -127,7 +127,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def read_head(path: Path, limit: int) -> bytes:
-    """Return a regular file's first bytes, ``limit`` at most; a pipe or a device is refused without waiting.
+    """Return at most the first ``limit`` bytes of a regular file; a pipe or a device is refused without
+    blocking.
 
     Raises:
         OSError: it is not a regular file, or can't be read.
@@ -165,10 +166,10 @@ def directory_beneath(
     Args:
         root: a directory (its own last component may not be a link either), or an open descriptor of one.
         relative: components below it; none for the root itself.
-        create: mode for directories that are missing; by default they are an error.
+        create: mode for missing directories; by default they are an error.
 
     Raises:
-        OSError: ``ELOOP`` or ``ENOTDIR`` where a component is a link or not a directory.
+        OSError: ``ELOOP`` or ``ENOTDIR`` if a component is a link or not a directory.
     """
     parts = _components(relative) if str(relative) not in {"", "."} else ()
     current = os.dup(root) if isinstance(root, int) else os.open(root, _DIRECTORY)
@@ -257,10 +258,10 @@ def open_beneath(
 ) -> int:
     """Open a file below ``root`` without following a link in any component; return its descriptor.
 
-    A pipe does not block the open (``O_NONBLOCK``); the caller looks at the kind of file with ``os.fstat``.
+    A pipe does not block the open (``O_NONBLOCK``); the caller checks the type with ``os.fstat``.
 
     Raises:
-        OSError: ``ELOOP`` where a component is a link.
+        OSError: ``ELOOP`` if a component is a link.
     """
     path = PurePosixPath(*_components(relative))
     with directory_beneath(root, path.parent) as directory:
@@ -273,7 +274,7 @@ def open_beneath(
 
 
 def read_beneath(root: Path | int, relative: str | PurePosixPath, limit: int) -> bytes:
-    """Return the bytes of a regular file below ``root``, no component of whose name is a link.
+    """Return the bytes of a regular file below ``root`` without following a link in any component.
 
     Raises:
         TooLargeError: it has more than ``limit`` bytes.
@@ -284,16 +285,16 @@ def read_beneath(root: Path | int, relative: str | PurePosixPath, limit: int) ->
 
 @contextmanager
 def new_file(directory: int, name: str, mode: int = 0o644, suffix: str = ".part") -> Iterator[int]:
-    """Yield the descriptor of a new file that gets ``name`` at the end, unless that name is taken by then.
+    """Yield the descriptor of a new file that is finally named ``name``, unless that name exists by then.
 
     Args:
         directory: an open descriptor; no link is followed in it.
         name: of the file, without a slash.
         mode: permissions, whatever the umask is.
-        suffix: how the name ends that it has meanwhile, and keeps when this process is killed.
+        suffix: of the temporary name, which stays if this process is killed.
 
     Raises:
-        FileExistsError: the name is taken; what has it stays as it is.
+        FileExistsError: the name exists; its file stays as it is.
     """
     _components(name)
     part = f".{name[:200]}.{secrets.token_hex(8)}{suffix}"
@@ -303,7 +304,7 @@ def new_file(directory: int, name: str, mode: int = 0o644, suffix: str = ".part"
         yield descriptor
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
-        # A link, and no rename: it fails where there is something already.
+        # A link and not a rename: it fails if the name exists.
         os.link(part, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
     finally:
         os.close(descriptor)
@@ -312,14 +313,14 @@ def new_file(directory: int, name: str, mode: int = 0o644, suffix: str = ".part"
 
 
 def give_tree(root: Path | int, before: frozenset[int], owner: tuple[int, int]) -> int:
-    """Give a directory, and what is below it, to another owner; return how much was given.
+    """Change the owner of a directory and everything below it; return the number of changed files.
 
-    Only what belongs to ``before`` is: a name that was made to mean somebody else's file changes nothing. No
-    link is followed, none is given, and nothing is given by its name.
+    Only files that belong to ``before`` are changed, so a name that points to another user's file changes
+    nothing. No link is followed or changed, and nothing is changed by name.
 
     Args:
         root: a directory, or an open descriptor of one.
-        before: uids whose files are given.
+        before: uids whose files are changed.
         owner: uid and gid of the new owner.
 
     Raises:
@@ -348,7 +349,7 @@ def _give_tree(directory: int, before: frozenset[int], owner: tuple[int, int]) -
                 given += _give(entry, before, owner)
         finally:
             os.close(entry)
-    # Itself last: until then nobody else can write to it.
+    # The directory itself last: until then nobody else can write to it.
     return given + _give(directory, before, owner)
 
 
@@ -356,6 +357,7 @@ def _give(descriptor: int, before: frozenset[int], owner: tuple[int, int]) -> in
     status = os.fstat(descriptor)
     if status.st_uid not in before or (status.st_uid, status.st_gid) == owner:
         return 0
-    # fchown(2) takes no O_PATH descriptor; this name means the file that is open, whatever has its name now.
+    # fchown(2) refuses an O_PATH descriptor. This name always means the open file, whatever happens to its
+    # path.
     os.chown(f"/proc/self/fd/{descriptor}", *owner)
     return 1

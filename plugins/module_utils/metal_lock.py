@@ -1,17 +1,14 @@
 # Copied from src/minimax_metal/host/lock.py by tools/module_utils.py. Change that file, not this one.
-"""The lock of a fleet: one operator at a time. A file on each host, so that it holds whichever controller
-asks.
+"""The fleet lock: one operator at a time. A file on each host, so that it works for any controller.
 
-``/var/lib/minimax-metal/lock.json`` says who holds it since when. It is broken only explicitly: whether a
-run on another controller still lives cannot be known from here. Of its own runs a controller knows it, and
-takes the lock of one that has ended (action plugin ``metal_lock``). A file that can't be read counts as held.
+``/var/lib/minimax-metal/lock.json`` has its holder and start time. It is broken only explicitly: a run on
+another controller may still be alive, which can't be known from here. A controller knows its own runs, and
+takes over the lock of one that has ended (action plugin ``metal_lock``). An unreadable file counts as held.
 
-``metal lock show|release|break`` is for whoever is on the host; plays use module ``metal_lock``, which
-ships this file to hosts that have nothing yet. So it needs the standard library alone, of Python 3.9 and
-newer.
+``metal lock show|release|break`` is for users on the host; plays use module ``metal_lock``, which ships this
+file to hosts that have nothing yet. So it needs only the standard library of Python 3.9 and newer.
 
-Exit status of ``metal lock``: 0 free, or done; 1 held by somebody else; 2 usage, or the file can't be
-written.
+Exit status of ``metal lock``: 0 free, or done; 1 held by another run; 2 usage, or the file can't be written.
 """
 
 from __future__ import annotations
@@ -30,8 +27,8 @@ from typing import Any, Optional
 
 PATH = Path("/var/lib/minimax-metal/lock.json")
 FIELDS = ("run", "user", "controller", "pid", "command", "time", "process")
-"""What a lock says: the run's name, who, on which machine, the process there, the playbook, since when (ISO,
-UTC), and what tells that process from any other one (``controller/run/holder.py``)."""
+"""Contents of a lock: the run's name, the user, the controller, the process there, the playbook, the start
+time (ISO, UTC), and an identifier of exactly that process (``controller/run/holder.py``)."""
 
 _TRIES = 5
 
@@ -39,14 +36,14 @@ Holder = dict[str, Any]
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601 to the second."""
+    """Return the time in UTC, as ISO 8601 to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
 
 
 def read(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - also read by a host's own Python
-    """Return who holds the lock; None when nobody does.
+    """Return the holder of the lock, or None.
 
-    A file that is no lock of ours is held by somebody unknown.
+    An invalid file counts as held by somebody unknown.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -64,19 +61,19 @@ def read(path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - also read by a
 
 
 def described(holder: Mapping[str, Any]) -> str:
-    """Return a holder in a few words."""
+    """Return a short description of a holder."""
     who = f"{holder.get('user', '?')}@{holder.get('controller', '?')}"
     words = (
         f"{who} since {holder.get('time', '?')} ({holder.get('command', '?')}, "
         f"run {holder.get('run', '?')}, process {holder.get('pid', '?')})"
     )
-    # The file is a host's: what a terminal would act on is left out.
+    # The file is a host's: terminal controls are removed.
     return "".join(one for one in words[:2000] if one.isprintable())
 
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Let nobody else on this host look or write meanwhile."""
+    """Prevent others from reading or writing meanwhile."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -87,9 +84,9 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def take(holder: Mapping[str, Any], path: Path = PATH) -> Optional[Holder]:  # noqa: UP045 - as above
-    """Take the lock; return None when it is ours now, or who holds it.
+    """Take the lock; return None if it is ours now, else its holder.
 
-    A run that holds it already keeps it.
+    A run that already holds it keeps it.
 
     Raises:
         OSError: the file can't be written.
@@ -115,7 +112,7 @@ def _take(holder: Mapping[str, Any], path: Path) -> Optional[Holder]:  # noqa: U
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
-            # A name that exists is an error here, whoever made it.
+            # An existing name is an error here, whoever created it.
             os.link(name, path)
         except FileExistsError:
             return read(path)
@@ -125,7 +122,7 @@ def _take(holder: Mapping[str, Any], path: Path) -> Optional[Holder]:  # noqa: U
 
 
 def release(run: str, path: Path = PATH) -> bool:
-    """Give the lock back; return whether this run held it. Another run's lock stays.
+    """Release the lock; return whether this run held it. Another run's lock stays.
 
     A directory that is empty then is removed: it was made for the lock, or the product was removed.
 
@@ -145,7 +142,7 @@ def release(run: str, path: Path = PATH) -> bool:
 
 
 def break_lock(path: Path = PATH, run: Optional[str] = None) -> Optional[Holder]:  # noqa: UP045 - as above
-    """Take the lock away from whoever holds it, or from one run alone; return from whom it was taken.
+    """Break the lock, or only one that a given run holds; return its former holder.
 
     Raises:
         OSError: the file can't be removed.
@@ -162,18 +159,20 @@ def break_lock(path: Path = PATH, run: Optional[str] = None) -> Optional[Holder]
 
 def main(argv: list[str]) -> int:
     """Run ``metal lock``; return its exit status."""
-    parser = argparse.ArgumentParser(prog="metal lock", description="The lock of the fleet, on this host.")
+    parser = argparse.ArgumentParser(
+        prog="metal lock", description="Show, take or release the fleet lock on this host."
+    )
     parser.add_argument("--file", type=Path, default=PATH, help="default: %(default)s")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    show = verbs.add_parser("show", help="say who holds it")
+    show = verbs.add_parser("show", help="print the holder")
     show.add_argument("--json", action="store_true", help="as JSON; null when it is free")
     taking = verbs.add_parser("take", help="take it")
     for name in FIELDS:
         if name != "time":
             taking.add_argument(f"--{name}", required=name != "process", default="?")
-    releasing = verbs.add_parser("release", help="give it back")
+    releasing = verbs.add_parser("release", help="release the lock")
     releasing.add_argument("--run", required=True, help="name of the run that holds it")
-    verbs.add_parser("break", help="take it away from whoever holds it")
+    verbs.add_parser("break", help="release it, whoever holds it")
     arguments = parser.parse_args(argv)
     path: Path = arguments.file
     try:
@@ -198,6 +197,6 @@ def main(argv: list[str]) -> int:
         holder = break_lock(path)
         print(f"broken: it was held by {described(holder)}" if holder else "free")
     except OSError as error:
-        print(f"metal lock: cannot change {path}: {error.strerror}; run it as root", file=sys.stderr)
+        print(f"metal lock: can't change {path}: {error.strerror}; run it as root", file=sys.stderr)
         return 2
     return 0

@@ -1,9 +1,9 @@
 # Copied from src/minimax_metal/common/program.py by tools/module_utils.py. Change that file, not this one.
-"""Run an external program with a limit of time and of output.
+"""Run an external program with limits for time and output.
 
-``subprocess.run(timeout=…)`` waits without a limit for a program that it has killed. A program that hangs
+``subprocess.run(timeout=…)`` waits without limit for a program that it has killed. A program that hangs
 inside the kernel (``nvidia-smi`` on a lost GPU, anything on a dead NFS server) does not die from a signal:
-such a child is left behind here, and the caller is told.
+this function leaves such a child behind and tells the caller.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Final
 
 SECONDS: Final = 30.0
-"""Default time limit; NVIDIA's own tools answer within 10 s on hosts with 8 sound GPUs."""
+"""Default time limit; NVIDIA's tools answer within 10 s on hosts with 8 healthy GPUs."""
 BYTES: Final = 4 << 20
-"""Default limit for each of the two outputs; ``nvidia-smi -q`` of 8 GPUs prints about 130 KB."""
+"""Default limit of bytes for each of the two outputs; ``nvidia-smi -q`` of 8 GPUs prints about 130 KB."""
 LEFT_BEHIND_SECONDS: Final = 2.0
-"""How long a killed program may take to end before it is left behind."""
+"""Seconds that a killed program may take to end before it is left behind."""
 QUIET_SECONDS: Final = 1.0
-"""How long to read on after the program has ended while a child of its own holds the pipes open."""
+"""Seconds to keep reading after the program has ended while one of its children holds the pipes open."""
 
 NO_PROGRAM: Final = 127
 CANNOT_RUN: Final = 126
@@ -35,17 +35,17 @@ TIMED_OUT: Final = 124
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program answered; the status numbers are those of a shell and of ``timeout``."""
+    """A program's result; the status numbers are those of a shell and of ``timeout``."""
 
     status: int
-    """Its exit status, negative for a signal; 124: ran too long, 126: can't be run, 127: not found."""
+    """Exit status, negative for a signal; 124: ran too long, 126: can't be run, 127: not found."""
     out: str
     err: str
     timed_out: bool = False
     left_behind: bool = False
-    """Whether it did not even end when killed: it hangs inside the kernel."""
+    """Whether it did not end even when killed: it hangs inside the kernel."""
     cut: bool = False
-    """Whether an output was longer than the limit; its beginning is kept."""
+    """Whether an output exceeded the limit; its beginning is kept."""
 
     @property
     def ok(self) -> bool:
@@ -62,15 +62,15 @@ def run(
     directory: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Answer:
-    """Run a program, never through a shell, without standard input; return its answer, also where it failed.
+    """Run a program without a shell and without standard input; return its result, even if it failed.
 
     Args:
         words: the program and its arguments.
-        seconds: after this long the program's whole process group is killed.
+        seconds: time limit, after which the program's whole process group is killed.
         limit: bytes kept of each output; the rest is read and dropped.
-        environment: instead of this process's own.
+        environment: replaces this process's own.
         directory: working directory.
-        stop: asked ten times a second; true ends the program as if its time were over.
+        stop: called ten times a second; true ends the program as if its time were over.
     """
     name = Path(words[0]).name
     try:
@@ -101,7 +101,7 @@ def run(
 def _read(
     child: subprocess.Popen[bytes], deadline: float, limit: int, stop: Callable[[], bool]
 ) -> tuple[bytearray, bytearray, bool]:
-    """Read both outputs until the program has ended; last, whether it did so before the deadline."""
+    """Read both outputs until the program has ended; the last value tells whether it met the deadline."""
     pipes = [pipe for pipe in (child.stdout, child.stderr) if pipe is not None]
     kept = {pipe.fileno(): bytearray() for pipe in pipes}
     ended_at: float | None = None
@@ -131,7 +131,7 @@ def _read(
 
 
 def _end(child: subprocess.Popen[bytes]) -> bool:
-    """Kill a program and all it started; return whether it is gone."""
+    """Kill a program and everything it started; return whether it has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     try:

@@ -9,14 +9,14 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: metal_absent
-short_description: Deletes files and directories without following anybody's links
+short_description: Delete files and directories without following links
 description:
-  - As M(ansible.builtin.file) with C(state=absent), for several paths in one call.
-  - Below a directory that is not root's it works with the rights of that directory's owner. A link there
-    leads no further than that user could go.
+  - Like M(ansible.builtin.file) with C(state=absent), for several paths in one call.
+  - Below a directory that root does not own it works with the rights of that directory's owner. A link there
+    can harm only that user's files.
 options:
   paths:
-    description: Absolute paths; those that do not exist are passed over.
+    description: Absolute paths; missing ones are skipped.
     type: list
     elements: path
     required: true
@@ -25,14 +25,14 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The engine's directories are gone
+- name: Delete the engine's directories
   minimax.metal.metal_absent:
     paths: [/var/lib/sglang, /var/cache/sglang]
 """
 
 RETURN = r"""
 removed:
-  description: The paths that were there.
+  description: The paths that existed.
   returned: always
   type: list
   elements: str

@@ -9,14 +9,14 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: metal_driver_facts
-short_description: Collects what is known on a host about its NVIDIA driver
+short_description: Collect facts about a host's NVIDIA driver
 description:
   - Reads packages, apt's versions, DKMS, kernels, the fabric's state, secure boot's keys, and units.
-  - It only collects. Deciding happens on the controller, in the filter C(metal_driver_work).
+  - It only collects. The filter C(metal_driver_work) on the controller decides.
   - It writes nothing and is the same in check mode.
 options:
   packages:
-    description: Packages whose versions in apt's lists are read, beside those of installed NVIDIA packages.
+    description: Packages whose versions in apt's lists are read, in addition to installed NVIDIA packages.
     type: list
     elements: str
     default: []
@@ -25,7 +25,7 @@ options:
     type: str
     default: sglang@*.service
   repository:
-    description: URL of the package repository. Files of apt's sources that name it are listed, without ours.
+    description: URL of the package repository. Other files of apt's sources that name it are listed.
     type: str
     default: ""
 author:
@@ -33,7 +33,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The driver of the host is read
+- name: Read the host's driver
   minimax.metal.metal_driver_facts:
     packages: [nvidia-driver-cuda]
   register: driver_collected
@@ -41,7 +41,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 facts:
-  description: The collected facts, raw as the host states them.
+  description: The collected facts, unprocessed.
   returned: always
   type: dict
 """

@@ -9,36 +9,36 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: metal_facts
-short_description: Collects what the plan needs to know of a GPU host
+short_description: Collect facts about a GPU host for its plan
 description:
   - Reads the platform, the PCI devices, the NVIDIA driver if there is one, memory, disks and packages, and
-    who holds ports and GPU memory.
-  - It only collects. Parsing and deciding happen on the controller, in the filter C(metal_plan).
+    which programs hold ports and GPU memory.
+  - It only collects. The filter C(metal_plan) on the controller parses and decides.
   - It writes nothing and is the same in check mode.
   - Programs and file systems that don't answer in time are named in C(unanswered). The module itself ends.
 options:
   paths:
-    description: Directories whose file systems are measured. A directory that is not there yet is measured
+    description: Directories whose file systems are measured. A missing directory is measured
       at its nearest existing parent.
     type: list
     elements: str
     default: [/srv/models, /opt, /var/cache]
   weights_directory:
-    description: Directory that holds weights as ORGANISATION/NAME/REVISION; what is stored there is measured.
+    description: Directory of weights as ORGANISATION/NAME/REVISION; stored weights in it are measured.
     type: path
     default: /srv/models
   adopt_directories:
-    description: Directories that may hold the weights already; it is measured how much of each a link can put
+    description: Directories that may already have the weights; measures how much of each can be linked
       below I(weights_directory).
     type: list
     elements: str
     default: []
   engine_directory:
-    description: Directory that holds engine environments, which are listed.
+    description: Directory of engine environments, which are listed.
     type: path
     default: /opt/sglang
   seconds:
-    description: Time limit for each program; each kind of directory that is read has twice as long.
+    description: Time limit for each program; each kind of directory has twice as long.
     type: int
     default: 30
 author:
@@ -46,7 +46,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Facts of the host are collected
+- name: Collect facts about the host
   minimax.metal.metal_facts:
     paths: [/srv/models]
   register: collected
@@ -54,7 +54,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 facts:
-  description: The collected facts, raw as the host states them; sizes in bytes.
+  description: The collected facts, unprocessed; sizes in bytes.
   returned: always
   type: dict
 """

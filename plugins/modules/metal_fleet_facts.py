@@ -9,14 +9,14 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: metal_fleet_facts
-short_description: Collects what a rollout needs to know of a GPU host
+short_description: Collect facts about a GPU host for a rollout
 description:
-  - Reads the lock, the rollout's journal, the kept release records and the units of the engine, and
-    compares files with what they should hold.
-  - It works on a host that has nothing of this project yet, writes nothing, and is the same in check mode.
+  - Reads the lock, the rollout's journal, the kept release records and the engine's units, and
+    compares files with their expected contents.
+  - It works on a host without anything of this project, writes nothing, and is the same in check mode.
 options:
   files:
-    description: SHA-256 of what files should hold, by path. Neither their contents nor these are shown.
+    description: Expected SHA-256 of files, by path. Neither their contents nor these are shown.
     type: dict
     default: {}
   directory:
@@ -28,16 +28,16 @@ author:
 """
 
 EXAMPLES = r"""
-- name: What the host serves is read
+- name: Read what the host serves
   minimax.metal.metal_fleet_facts:
   register: __fleet
 """
 
 RETURN = r"""
 facts:
-  description: C(journal), C(current) (name of the record in force), C(record) (its digest, model, engine,
-    units and C(workers), the URLs that gateways know them by), C(releases) (names), C(units) (by name),
-    C(differs) (files that hold something else), C(newer) (files that were written after an engine's process
+  description: C(journal), C(current) (name of the active record), C(record) (its digest, model, engine,
+    units and C(workers), their URLs for gateways), C(releases) (names), C(units) (by name),
+    C(differs) (files with other contents), C(newer) (files written after an engine's process
     began).
   returned: always
   type: dict

@@ -9,15 +9,15 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: metal_page
-short_description: Reads one page over HTTP, with a limit of bytes and of time
+short_description: Read one page over HTTP, with limits of size and time
 description:
-  - As C(ansible.builtin.uri) with C(return_content), which reads whatever a server sends into memory.
-  - What C(~/.netrc) has for the server goes to that server alone; Ansible's own modules send it on after a
+  - Like C(ansible.builtin.uri) with C(return_content), which reads all that a server sends into memory.
+  - The server's entry in C(~/.netrc) is sent to that server only; Ansible's own modules send it on after a
     redirect. A redirect from https to http is not followed.
-  - A page that can't be had is not a failure.
+  - An unavailable page is not a failure.
 options:
   url:
-    description: What is asked.
+    description: URL of the page.
     type: str
     required: true
   accept:
@@ -25,15 +25,15 @@ options:
     type: str
     default: "*/*"
   limit_bytes:
-    description: A page with more is not returned.
+    description: A larger page is not returned.
     type: int
     default: 16777216
   timeout_seconds:
-    description: How long the whole page may take.
+    description: Time limit for the whole page.
     type: int
     default: 20
   dest:
-    description: A file that gets the bytes of the page, whole or not at all. In check mode it is not written.
+    description: A file that gets the page's bytes, completely or not at all. In check mode it is not written.
     type: path
 extends_documentation_fragment: [ansible.builtin.files]
 author:
@@ -41,7 +41,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: The index is asked
+- name: Read the index
   minimax.metal.metal_page:
     url: https://index.example.net/simple/packaging/
   register: page
@@ -49,19 +49,19 @@ EXAMPLES = r"""
 
 RETURN = r"""
 status:
-  description: The status of the answer; -1 where there is none.
+  description: The answer's status; -1 if there is none.
   returned: always
   type: int
 content:
-  description: The page; empty where it can't be had.
+  description: The page; empty if it is unavailable.
   returned: always
   type: str
 url:
-  description: What was asked.
+  description: The requested URL.
   returned: always
   type: str
 msg:
-  description: Why it can't be had.
+  description: Why it is unavailable.
   returned: always
   type: str
 """

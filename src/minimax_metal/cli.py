@@ -1,10 +1,9 @@
 """The ``metal`` command: a table of verbs, each imported only when it is called.
 
-Lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the standard
-library alone; ``metal plan`` needs none of the clients that ``metal check`` brings.
+Imports are lazy on purpose: ``metal supervise`` stands between systemd and the engine and starts with the
+standard library alone; ``metal plan`` doesn't need the HTTP clients that ``metal check`` imports.
 
-Exit status: what the verb documents; 2 for a usage error or anything the user must fix; 130 after
-Ctrl-C.
+Exit status: as the verb documents; 2 for a usage error or anything the user must fix; 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,85 +23,97 @@ EXIT_PIPE: Final = 141
 CONTROLLER: Final = "minimax_metal.controller"
 
 VERBS: Final[dict[str, tuple[str, str]]] = {
-    # verb: ("module:function", one line for the help); every function takes the arguments after the verb
-    # and returns the exit status.
-    "accept": ("minimax_metal.controller.verbs.accept:main", "accept the first GPU host of a kind"),
+    # verb: ("module:function", one line for the help). Each function takes the arguments after the verb and
+    # returns the exit status.
+    "accept": (
+        "minimax_metal.controller.verbs.accept:main",
+        "run the acceptance test for the first GPU host of a new kind",
+    ),
     "bundle": (
         "minimax_metal.controller.verbs.bundle:main",
-        "all that a fleet fetches in one directory: export, verify, import, serve",
+        "download everything a fleet needs into one directory: export, verify, import, serve",
     ),
     "check": (
         "minimax_metal.host.check.commands:main",
-        "prove an endpoint: the guides' calls with the official clients",
+        "test an endpoint: the vendor guides' calls, made with the official clients",
     ),
-    "explain": ("minimax_metal.host.engine.explain:main", "why an engine ended, from any journal or log"),
+    "explain": (
+        "minimax_metal.host.engine.explain:main",
+        "explain why an engine ended, from a journal or log file",
+    ),
     "gateway": (
         "minimax_metal.host.gateway.commands:main",
-        "this host's gateway: list, sync, drain and undrain its workers",
+        "list, sync, drain and undrain the workers of this host's gateway",
     ),
     "kernel-lines": (
         "minimax_metal.host.engine.kernel_lines:main",
-        "keep the kernel's lines about GPUs where the engine's supervisor reads them",
+        "copy the kernel's GPU messages to where the engine's supervisor reads them",
     ),
-    "kernels": ("minimax_metal.host.engine.kernels:main", "share compiled kernels between equal hosts"),
+    "kernels": ("minimax_metal.host.engine.kernels:main", "share compiled kernels between identical hosts"),
     "keys": (
         "minimax_metal.controller.verbs.keys:main",
-        "change the fleet's keys while it serves (playbooks/rotate.yml)",
+        "rotate the fleet's keys while it serves (playbooks/rotate.yml)",
     ),
-    "lock": ("minimax_metal.host.lock:main", "who changes the fleet, seen from this host"),
+    "lock": ("minimax_metal.host.lock:main", "show or release the fleet lock, as seen from this host"),
     "plan": (
         "minimax_metal.controller.verbs.plan:main",
-        "say whether hosts can serve a model, how, and why not",
+        "show whether and how hosts can serve a model, or why not",
     ),
     "record": (
         "minimax_metal.host.releases.record:main",
-        "keep the plan that was applied and verified as a release",
+        "save the plan that was applied and verified as a release",
     ),
     "report": (
         "minimax_metal.controller.report.make:main",
-        "make the report of a run of site, rollout or rollback again",
+        "rebuild the report of a site, rollout or rollback run",
     ),
     "rollback": (
         "minimax_metal.controller.verbs.run:rollback",
-        "take hosts back to a release they still have (playbooks/rollback.yml)",
+        "return hosts to a release they still have (playbooks/rollback.yml)",
     ),
     "rollout": (
         "minimax_metal.controller.verbs.run:rollout",
         "change the fleet host by host, with a live view (playbooks/rollout.yml)",
     ),
     "site": ("minimax_metal.controller.verbs.run:site", "run site.yml with a live view and a report"),
-    "releases": ("minimax_metal.host.releases.commands:main", "the releases a host keeps to go back to"),
-    "rollout-state": ("minimax_metal.host.releases.journal:main", "what a rollout is doing with this host"),
-    "soak": ("minimax_metal.host.soak:main", "whether a replica does its work as well as before"),
+    "releases": (
+        "minimax_metal.host.releases.commands:main",
+        "list the releases that this host can roll back to",
+    ),
+    "rollout-state": ("minimax_metal.host.releases.journal:main", "note a rollout's progress on this host"),
+    "soak": ("minimax_metal.host.soak:main", "check that a replica works as well as before"),
     "status": (
         "minimax_metal.controller.status.commands:main",
-        "what every host serves, how it is, and where it drifted from the inventory",
+        "show what every host serves, its health, and its drift from the inventory",
     ),
     "supervise": (
         "minimax_metal.host.engine.supervise:main",
-        "start the engine for systemd and tell it the truth",
+        "run the engine under systemd and report its real state",
     ),
-    "warm": ("minimax_metal.host.weights.warm:main", "read weights into the page cache, ahead of the engine"),
-    "weights": ("minimax_metal.host.weights.commands:main", "a model's weights: pull, verify, list, remove"),
+    "warm": (
+        "minimax_metal.host.weights.warm:main",
+        "read weights into the page cache before the engine does",
+    ),
+    "weights": ("minimax_metal.host.weights.commands:main", "pull, verify, list or remove a model's weights"),
 }
 
 
 ELSEWHERE: Final[dict[tuple[str, str], str]] = {
-    # A verb with this word is another room's: what runs on a host needs nothing of the controller.
+    # Not a verb on hosts: their wheel leaves the controller's modules out.
     ("accept", "--list"): "minimax_metal.host.accept.commands:main",
     ("accept", "--local"): "minimax_metal.host.accept.commands:main",
     ("keys", "accepted"): "minimax_metal.host.engine.accepted_keys:main",
     ("status", "--here"): "minimax_metal.host.status.commands:main",
 }
 ON_HOSTS: Final[dict[str, str]] = {"status": "minimax_metal.host.status.commands:main"}
-"""What a verb of the controller does on a host, where the controller's room is not installed."""
+"""Stand in for the controller's verbs on hosts, where the controller's modules aren't installed."""
 
 
 def usage() -> str:
     """Return the help text."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, line) in sorted(VERBS.items()))
-    return f"usage: metal VERB [ARGUMENT ...]\n\n{verbs}\n\n'metal VERB --help' says more."
+    return f"usage: metal VERB [ARGUMENT ...]\n\n{verbs}\n\nRun 'metal VERB --help' for details."
 
 
 def load(target: str) -> Callable[[list[str]], int]:
@@ -113,10 +124,10 @@ def load(target: str) -> Callable[[list[str]], int]:
 
 
 def function_of(verb: str, words: Sequence[str]) -> Callable[[list[str]], int]:
-    """Return what carries out a verb with these arguments on this machine.
+    """Return the function that runs a verb with these arguments on this machine.
 
     Raises:
-        UserError: it is a verb of the controller, and this is a host.
+        UserError: it is a controller verb, and this is a host.
     """
     target = next((ELSEWHERE[verb, word] for word in words if (verb, word) in ELSEWHERE), VERBS[verb][0])
     try:
@@ -127,8 +138,8 @@ def function_of(verb: str, words: Sequence[str]) -> Callable[[list[str]], int]:
     if verb in ON_HOSTS:
         return load(ON_HOSTS[verb])
     raise UserError(
-        "found a host, which has the host's part of minimax-metal only, expected the machine where Ansible "
-        "runs; run it in the checkout there"
+        "found a host, where only the host part of minimax-metal is installed, expected the "
+        "controller; run this verb in the checkout there"
     )
 
 
@@ -138,13 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            # Python flushes at its end, where a reader that has gone away would be a message and status 120.
-            if sys.stdout is not None:  # closed by whoever started this
+            # Python flushes at exit; if the reader has gone, that would print a message and end with status
+            # 120.
+            if sys.stdout is not None:  # standard output was closed by the caller
                 sys.stdout.flush()
     except BrokenPipeError:
         return _unread()
     except SystemExit as error:
-        # rich ends the program with status 1 then.
+        # In that case rich ends the program with status 1.
         if isinstance(error.__context__, BrokenPipeError):
             return _unread()
         raise
@@ -173,7 +185,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _unread() -> int:
-    """Whoever read our output has seen enough (``metal plan | head -1``): end as other programs do then."""
+    """End as other programs do when their reader has gone (``metal plan | head -1``)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_PIPE
 

@@ -160,7 +160,9 @@ def test_a_worker_that_comes_back_is_taken_back(tmp_path: Path) -> None:
 def test_a_drain_of_what_is_not_there_says_so(gateway: RealGateway) -> None:
     done = gateway.metal("drain", "--worker", "http://gpu77:8000")
     assert done.returncode == 2
-    assert done.stderr.startswith("metal gateway: http://gpu77:8000 is no worker of this gateway; known are ")
+    assert done.stderr.startswith(
+        "metal gateway: http://gpu77:8000 is not a worker of this gateway; known are "
+    )
     assert json.loads((gateway.directory / "workers.json").read_text())["version"] == 1
 
 

@@ -94,7 +94,7 @@ def test_an_answer_cut_in_its_reasoning_is_said_to_be_so(
     assert answer.cut_in_reasoning
     with pytest.raises(FailedError) as caught:
         judge_calls(answer, "auto", "minimax-m3") if tools else says_something(answer)
-    assert "cut inside its reasoning after 48 tokens" in caught.value.got
+    assert "cut off inside its reasoning after 48 tokens" in caught.value.got
     assert "empty" not in caught.value.got
 
 

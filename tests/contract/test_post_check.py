@@ -108,7 +108,7 @@ def test_m31_with_what_the_plan_tells_the_check(serve: Serve) -> None:
     assert (status, names(report, "failed")) == (1, ["chat", "reasoning"])
     for check_name in ("chat", "reasoning"):
         (row,) = [one for one in report["checks"] if one["name"] == check_name]
-        assert "cut inside its reasoning after 48 tokens" in json.dumps(row)
+        assert "cut off inside its reasoning after 48 tokens" in json.dumps(row)
         assert "empty" not in json.dumps(row)
 
 

@@ -173,7 +173,7 @@ def test_from_start_to_a_stop_after_a_stall(served: Served) -> None:
     served.wait_for("READY=1")
     # The status line said what the engine was at: "loading" before its first word, then its own phases.
     said = "\n".join(served.messages)
-    phases = set(re.findall(r"^STATUS=starting: ([^;,]+)[^;]*; engine alive", said, re.MULTILINE))
+    phases = set(re.findall(r"^STATUS=starting: ([^;,]+)[^;]*; engine running for", said, re.MULTILINE))
     own = {text.partition(",")[0] for _, text in PHASES}
     assert phases & own, said
     assert phases <= own | {"loading"}, phases
@@ -226,7 +226,7 @@ def test_from_start_to_a_stop_after_a_stall(served: Served) -> None:
     assert served.ask("GET", "/ready", key=None)[0] == 503  # the engine counts itself unhealthy now
 
     served.process.send_signal(signal.SIGTERM)
-    served.wait_for("requests in flight have another")
+    served.wait_for("requests in flight,")
     assert served.ask("POST", "/v1/completions", {"model": "m", "prompt": "x", "max_tokens": 1})[0] == 503
     stream.join(PATIENCE)
     assert stream.done

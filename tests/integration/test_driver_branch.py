@@ -154,7 +154,7 @@ def test_the_way_back_to_a_branch_that_left_the_index_is_one_line(later: Lab) ->
     assert run.returncode != 0
     line = said(run)
     assert "found nvidia-kernel-open-dkms 595.91.07, 620.70.06 in apt's lists, expected branch 580" in line
-    assert "holds no driver of branch 580 (any more): set metal_driver_branch to 595 or 620" in line
+    assert "no longer has a driver of branch 580: set metal_driver_branch to 595 or 620" in line
     assert "Traceback" not in run.output
     assert versions(later) == dict.fromkeys(HOSTS, NEW)
     assert {host: seconds(later, host, "ExecMainStartTimestamp", UNIT) for host in HOSTS} == started

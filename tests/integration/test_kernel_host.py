@@ -94,7 +94,7 @@ def test_nouveau_is_named_and_off_after_the_boot(host: KernelHost) -> None:
     host.ssh("modprobe nouveau && test -d /sys/module/nouveau")
     line = said(play(host, nvidia_driver_reboot="never"))
     assert "1 hosts wait for a reboot: kernel01" in line
-    assert "kernel01: found nouveau is loaded and holds the GPUs" in line
+    assert "kernel01: found nouveau is loaded and has claimed the GPUs" in line
     assert "reboot the host, then run the playbook again" in line
     assert "blacklist nouveau" in host.ssh("modprobe --showconfig | grep nouveau").stdout
     assert "minimax-metal-nouveau.conf" in host.ssh("lsinitramfs /boot/initrd.img-$(uname -r)").stdout
@@ -166,4 +166,4 @@ def test_kernel_that_moved_without_headers_is_named(host: KernelHost) -> None:
     assert "size=307200k" in host.ssh(SHM).stdout
     host.ssh("apt-get -qq -y --no-install-recommends install linux-image-cloud-amd64 >&2")
     line = said(play(host, metal_driver_branch="595"))
-    assert re.search(r"for kernel \S+-cloud-amd64 \(it boots next; \S+ runs now\)", line), line
+    assert re.search(r"for kernel \S+-cloud-amd64 \(which boots next; \S+ is running now\)", line), line

@@ -217,7 +217,7 @@ def test_a_fleet_under_load_changes_its_keys_and_loses_no_request(fleet: Fleet) 
         assert kept.strip() == "", host
     done = rotate(fleet.whole, "finish")
     assert done.returncode == 2
-    assert "found no change of keys" in done.output
+    assert "found no key rotation" in done.output
 
 
 @contextmanager
@@ -315,7 +315,7 @@ def test_a_host_that_is_away_stops_the_change_and_loses_nothing(fleet: Fleet) ->
         [sys.executable, "-m", "minimax_metal.cli", "keys", "status", "--secrets", str(fleet.secrets)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "between 'old' and 'both': the run did not end; run it again" in told.stdout
+    assert "between 'old' and 'both': the run did not finish; run it again" in told.stdout
     run = rotate(fleet.whole, "start", "-e", '{"metal_keys_names": ["api_key"]}')
     assert run.returncode == 0, run.output
     back = rotate(fleet.whole, "take-back")

@@ -146,7 +146,7 @@ def test_hosts_that_do_not_see_each_other_read_the_origin(hub: Hub, tmp_path: Pa
     with fleet(tmp_path, 2, lambda _: [hub.source()], serve=False, piece_bytes=PIECE) as found:
         found.start(*KNOBS)
         all_there(found, hub)
-        assert "going on without gpu01, who do not answer" in found[0].output
+        assert "continuing without gpu01: no answer" in found[0].output
     assert sent(hub, skip) == 2 * size(hub)
 
 
@@ -272,7 +272,7 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         assert b'"schema"' in line.get("/manifest").content, "a clock that is wrong is allowed for"
         with pytest.raises(AbsentError):
             line.get("/log")
-        with pytest.raises(DeniedError, match="gpu00 does not take this host for one of its fleet"):
+        with pytest.raises(DeniedError, match="gpu00 does not accept this host as part of its fleet"):
             Line(Peer("gpu00", ADDRESS, port), ["e" * 64]).get("/manifest")
 
         # A host with another secret is alone, and says why.
@@ -281,7 +281,7 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
         found[1].file.write_text(found[1].file.read_text().replace(str(tmp_path / "secret"), str(other)))
         found[1].start(*KNOBS)
         all_there(found, hub)
-        assert "gpu00 does not take this host for one of its fleet" in found[1].output
+        assert "gpu00 does not accept this host as part of its fleet" in found[1].output
         logs = [path.read_text() for path in tmp_path.glob("gpu*/*.log")]
         lines = [Path(f"/proc/{found[0].nginx.pid}/cmdline").read_text()] if found[0].nginx else []
         assert lines

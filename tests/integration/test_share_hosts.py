@@ -79,7 +79,7 @@ def test_the_origin_is_read_once_and_nothing_is_served_afterwards(lab: Lab) -> N
         assert lab.ssh(host, f"systemctl is-enabled {UNIT}", check=False).strip() == "disabled"
         assert lab.ssh(host, "systemctl is-active nginx.service", check=False).strip() == "inactive"
         assert lab.ssh(host, "ss -Hltn 'sport = :80 or sport = :18320'").strip() == ""
-        assert "all as in the manifest" in lab.ssh(host, f"metal weights verify {MODEL}/*")
+        assert "all match the manifest" in lab.ssh(host, f"metal weights verify {MODEL}/*")
         assert lab.ssh(host, f"stat -c '%a %U' {folder} {folder}/secret").split() == [
             "700",
             "root",

@@ -152,7 +152,7 @@ def test_what_is_there_is_adopted(lab: Lab, tmp_path: Path) -> None:
     assert run.returncode == 0, run.output
     assert sent(lab, skip) == 0, lab.ssh(HOST, f"journalctl --no-pager -u {UNIT} | tail -n 40")
     assert lab.ssh(HOST, "find /root/mine -type f -printf '%p %m %u %T@ %s\\n' | sort") == before
-    assert "all as in the manifest" in lab.ssh(HOST, f"metal weights verify {MODEL}/main")
+    assert "all match the manifest" in lab.ssh(HOST, f"metal weights verify {MODEL}/main")
     assert f"adopted {spelled(lab)}" in lab.ssh(HOST, f"journalctl --no-pager -u {UNIT}")
     assert lab.ssh(
         HOST, f"sudo -u sglang cat {MODEL}/main/config.json || runuser -u sglang cat {MODEL}/main/config.json"
@@ -183,7 +183,7 @@ def test_a_draft_of_its_own_repository_is_pulled_beside_the_model(lab: Lab, tmp_
     print(run.output)
     assert run.returncode == 0
     place = f"/srv/models/{draft}/{commit}"
-    assert "all as in the manifest" in lab.ssh(HOST, f"metal weights verify {place}")
+    assert "all match the manifest" in lab.ssh(HOST, f"metal weights verify {place}")
     assert lab.ssh(HOST, f"stat -c %s {place}/model.safetensors").strip() == "1024000"
     assert lab.ssh(HOST, "systemctl is-enabled metal-weights@minimax-m2.5-draft.service").strip() == "enabled"
     assert lab.ssh(HOST, f"ls {MODEL}/main/config.json")

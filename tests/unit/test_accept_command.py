@@ -42,9 +42,7 @@ def report(*outcomes: Outcome) -> Report:
 
 def test_accepted_is_not_complete() -> None:
     assert (report(*ALL).accepted, report(*ALL).complete) == (True, False)
-    assert (
-        report(*ALL).summary == "gpu01: accepted as far as it was looked at: 1 passed, 1 limited, 1 skipped"
-    )
+    assert report(*ALL).summary == "gpu01: accepted, with checks skipped: 1 passed, 1 limited, 1 skipped"
     assert (report(*ALL, BAD).accepted, report(ALL[0]).complete) == (False, True)
     assert not report().accepted
     assert not report(ALL[2]).accepted
@@ -142,9 +140,9 @@ def test_a_key_that_a_program_says_is_in_no_report(machine: FakeMachine, tmp_pat
         (["accept", "gpu01"], "metal accept HOST --inventory INVENTORY"),
         (
             ["accept", "--local", "--only", "nodes"],
-            "no check is called 'nodes'; expected some of gpus, device_nodes",
+            "no check is named 'nodes'; expected some of gpus, device_nodes",
         ),
-        (["accept", "--local", "--plan", "/nonexistent"], "cannot read the plan"),
+        (["accept", "--local", "--plan", "/nonexistent"], "can't read the plan"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -162,7 +160,7 @@ def test_two_at_once_are_refused(
     with (tmp_path / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert local(tmp_path, "--only", "device_nodes") == 2
-    assert "found another metal accept on this host" in capsys.readouterr().err
+    assert "found another metal accept running on this host" in capsys.readouterr().err
     assert local(tmp_path, "--only", "device_nodes") == 0
 
 

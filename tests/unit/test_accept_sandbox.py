@@ -168,7 +168,7 @@ def test_another_sandbox_is_no_pass(tmp_path: Path, text: str) -> None:
     machine.run = loosened.__get__(machine)  # type: ignore[method-assign]  # one test's systemd
     ran = box.run("cuda_cards", 60.0, count=4)
     assert not ran.ok
-    assert ran.words == "another sandbox than the engine's: ProtectSystem"
+    assert ran.words == "a sandbox that differs from the engine's: ProtectSystem"
 
 
 def test_a_program_that_says_nothing_is_told_by_its_end() -> None:

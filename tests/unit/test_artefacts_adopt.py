@@ -126,7 +126,7 @@ def test_a_plain_directory_is_linked(hub: Hub, tmp_path: Path) -> None:
     assert tree(request.path) == hub.files
     assert state(mine) == before
     assert set(hub.bodies(skip)) == {other}, "what is not the file is fetched, and only that"
-    assert "1 files are not what they should be" in said
+    assert "1 files don't match" in said
     linked = "model-00002-of-00003.safetensors"
     if (request.path / linked).stat().st_nlink > 1:  # no reflinks on this file system
         assert (request.path / linked).stat().st_ino == (mine / linked).stat().st_ino
@@ -182,10 +182,10 @@ def test_a_manifest_stands_in_for_a_hub_that_is_out_of_reach(hub: Hub, tmp_path:
     said: list[str] = []
     request = Request.parse(raw)
     assert not adopt.adopt(request, said.append, [mine], 0).ways
-    assert "no source says what the files have to be" in said[0]
+    assert "no source lists the expected files and hashes" in said[0]
     found = adopt.adopt(Request.parse({**raw, "manifest": str(manifest)}), said.append, [mine], 0)
     assert found.ways.total() == len([content for content in hub.files.values() if content])
-    with pytest.raises(UserError, match="cannot read the manifest"):
+    with pytest.raises(UserError, match="can't read the manifest"):
         adopt.adopt(Request.parse({**raw, "manifest": "/nonexistent"}), said.append, [mine], 0)
 
 
@@ -298,10 +298,10 @@ def test_an_owner_who_cant_reach_the_directory_ends_no_adoption(hub: Hub, tmp_pa
         ("gone", "it does not exist"),
         ("empty", "it is empty"),
         ("file", "it is not a directory"),
-        ("other", "none of the model's .* files is there, but notes.txt; .: holds no .safetensors file"),
-        ("pointers", "of another size, e.g. model-0.*a git-LFS pointer"),
+        ("other", "none of the model's .* files is in it, but notes.txt; .: contains no .safetensors file"),
+        ("pointers", "with another size, e.g. model-0.*a git-LFS pointer"),
         ("aria2", "an unfinished download of aria2"),
-        ("parent", "none of the model's .* files is there, but A, B; .: holds 2 models"),
+        ("parent", "none of the model's .* files is in it, but A, B; .: contains 2 models"),
     ],
 )
 def test_an_adoption_that_finds_nothing_says_what_it_saw(

@@ -60,16 +60,16 @@ def test_an_answer_without_a_range_is_the_whole_file() -> None:
 @pytest.mark.parametrize(
     ("headers", "words"),
     [
-        ({}, "without saying which"),
-        ({"Content_Range": "bytes */5000"}, "which names none"),
-        ({"Content_Range": "bytes 100-"}, "which names none"),
-        ({"Content_Range": "items 100-199/5000"}, "which names none"),
-        ({"Content_Range": "bytes \u0661\u0660\u0660-199/5000"}, "which names none"),
-        ({"Content_Range": "bytes 199-100/5000"}, "which can't be"),
-        ({"Content_Range": "bytes 100-5000/5000"}, "which can't be"),
+        ({}, "without a Content-Range"),
+        ({"Content_Range": "bytes */5000"}, "which names no range"),
+        ({"Content_Range": "bytes 100-"}, "which names no range"),
+        ({"Content_Range": "items 100-199/5000"}, "which names no range"),
+        ({"Content_Range": "bytes \u0661\u0660\u0660-199/5000"}, "which names no range"),
+        ({"Content_Range": "bytes 199-100/5000"}, "which is impossible"),
+        ({"Content_Range": "bytes 100-5000/5000"}, "which is impossible"),
         ({"Content_Range": "bytes 100-199/5000", "Content_Length": "5000"}, "sends 5000 bytes of a file as"),
-        ({"Content_Range": "bytes 0-99/5000"}, "100 on was asked for"),
-        ({"Content_Range": "bytes 101-199/5000"}, "100 on was asked for"),
+        ({"Content_Range": "bytes 0-99/5000"}, "bytes from 100 on were requested"),
+        ({"Content_Range": "bytes 101-199/5000"}, "bytes from 100 on were requested"),
         ({"Content_Type": "multipart/byteranges; boundary=x"}, "several parts"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_part_that_is_not_the_one_asked_for(headers: dict[str, Any], words: st
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "x\x1b[31m"])
 def test_an_encoded_body_is_refused(encoding: str) -> None:
-    with pytest.raises(SourceError, match="was not asked for") as caught:
+    with pytest.raises(SourceError, match="was not requested") as caught:
         span(200, Content_Encoding=encoding)
     assert "\x1b" not in str(caught.value)
 
@@ -150,9 +150,9 @@ def refusal(status: int, body: bytes = b"", elsewhere: bool = False, **headers: 
         (403, ZSCALER, {"Content_Type": "text/html"}, 'page "Internet Security by Zscaler"', False),
         (403, b"  <html><title>Attention Required! | Cloudflare</title>", {}, "in between", False),
         (401, b"<html><h1>401 Authorization Required</h1>", {"Content_Type": "text/html"}, "login", False),
-        (404, b"<html><title>404 Not Found</title></html>", {}, "no model hub is there", False),
+        (404, b"<html><title>404 Not Found</title></html>", {}, "it is not a model hub", False),
         (403, b"", {}, "may refuse", False),
-        (403, b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", {}, "not in a hub's form", False),
+        (403, b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>", {}, "not in a hub's format", False),
         (407, b"", {}, "HTTPS_PROXY", False),
         (511, b"<html>", {}, "captive portal", False),
         (503, ZSCALER, {"Retry_After": "7"}, "answered 503 with an HTML page", False),
@@ -262,7 +262,7 @@ def test_a_chunked_body_ends_where_it_ends() -> None:
 def test_more_bytes_than_stated_are_refused() -> None:
     body = b"%x\r\n%s\r\n0\r\n\r\n" % (SIZE, CONTENT)
     headers = {"Transfer-Encoding": "chunked", "Content-Range": f"bytes 0-99/{SIZE}"}
-    more = pytest.raises(SourceError, match="more bytes than it says")
+    more = pytest.raises(SourceError, match="more bytes than announced")
     with answering(lambda _: Answer(206, headers, body)) as server, more:
         read(f"{server.url}/f", 0, 100)
 
@@ -343,7 +343,7 @@ def test_an_endless_description_costs_neither_memory_nor_time(endless: tuple[str
     url, pieces = endless
     pieces[:2] = [b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n[", b"[]," * 20_000]
     tracemalloc.start()
-    with pytest.raises(SourceError, match="more than 8 MiB where a description"):
+    with pytest.raises(SourceError, match="more than 8 MiB to a request for a description"):
         Web("hub", stall=5).json(url)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -354,7 +354,7 @@ def test_headers_that_do_not_end_are_not_waited_for(endless: tuple[str, list[byt
     url, pieces = endless
     pieces[:] = [b"HTTP/1.1 200 OK\r\nX: ", b"y", b"0.2"]
     begun = time.monotonic()
-    with pytest.raises(SourceError, match=r"timed out|not one byte"):
+    with pytest.raises(SourceError, match=r"timed out|no data"):
         Web("hub", stall=1).json(url)
     assert time.monotonic() - begun < 20
 
@@ -536,5 +536,5 @@ def test_a_policy_of_a_repository_manager_is_not_a_licence() -> None:
         b'the following policies violated"}]}'
     )
     said = str(Refusal("m", 403, {"Content-Type": "application/json"}, body, "hub.example.net").error())
-    assert "policy of its own" in said
+    assert "its own policy" in said
     assert "licence" not in said

@@ -92,13 +92,13 @@ def test_ranges_that_are_answered_wrongly_cost_bytes_not_the_pull(
 @pytest.mark.parametrize(
     ("rule", "words", "final"),
     [
-        ({"fault": "page", "status": 403}, "something in between .proxy, WAF", False),
+        ({"fault": "page", "status": 403}, "a proxy or WAF in between", False),
         ({"fault": "page", "status": 200}, "a captive portal or a proxy", False),
         ({"fault": "login"}, "a login page", False),
         ({"fault": "page", "match": "resolve|cdn", "status": 403}, "in between", False),
         ({"fault": "login", "match": "resolve|cdn|login"}, "a login page", False),
         ({"fault": "pointer", "match": "resolve|cdn"}, "serves a git-LFS pointer", True),
-        ({"fault": "empty", "match": "cdn"}, "has 0 bytes there, expected", False),
+        ({"fault": "empty", "match": "cdn"}, "has 0 bytes at the source, expected", False),
     ],
 )
 def test_what_stands_in_between(
@@ -132,7 +132,7 @@ def test_a_directory_is_taken_as_it_is_only_where_that_is_accepted_and_recorded(
     manifest = Manifest.read(request.path)
     assert manifest is not None
     assert manifest.proof["accepted"] == ["weights-unproved"]
-    assert manifest.proof["problems"] == ["tokenizer.json: missing, and no other tokenizer is there"]
+    assert manifest.proof["problems"] == ["tokenizer.json: missing, and there is no other tokenizer"]
     (folder / "tokenizer.json").write_bytes(b"{}")
     other = request_for(tmp_path / "other", source, architectures=["MiniMaxM3ForCausalLM"], bytes=10**9)
     with pytest.raises(RefusedError, match=r"config.json: is of MiniMaxM2ForCausalLM, expected"):

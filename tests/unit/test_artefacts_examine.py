@@ -140,20 +140,20 @@ FIELD: list[tuple[str, Spoil, str, str]] = [
         "hf --local-dir at work",
         lambda f: write(f / ".cache/huggingface/download", {f"{SHARD}.lock": b""}),
         f".cache/huggingface/download/{SHARD}.lock",
-        "has not ended",
+        "an unfinished download",
     ),
     (
         "modelscope at work",
         lambda f: write(f / "._____temp", {SHARD: b"x"}),
         f"._____temp/{SHARD}",
-        "has not ended",
+        "an unfinished download",
     ),
     (
         # SceneWorks/SceneWorks#1333, jundot/omlx#3679: opened as weights, with a header of 2.2 TB.
         "copied from a Mac",
         replace(f"._{SHARD}", APPLE),
         f"._{SHARD}",
-        "a file that macOS keeps beside another one (AppleDouble), no part of the model; remove them: find ",
+        "a file that macOS keeps beside another one (AppleDouble), not part of the model; remove them: find ",
     ),
     (
         "of a file that is not there any more",
@@ -209,13 +209,13 @@ def test_the_parent_of_two_models_is_not_a_model(tmp_path: Path) -> None:
     for name in ("MiniMax-M2.5", "MiniMax-M3"):
         write(tmp_path / name, model())
     assert problems(tmp_path) == {
-        ".": "holds 2 models in folders, MiniMax-M2.5, MiniMax-M3, and is not one itself: name one of them"
+        ".": "contains 2 models in folders, MiniMax-M2.5, MiniMax-M3, and is not one itself: name one of them"
     }
 
 
 def test_a_readme_and_a_config_are_not_a_model(tmp_path: Path) -> None:
     write(tmp_path, {"README.md": b"# M", "config.json": b"{}"})
-    assert problems(tmp_path) == {".": "holds no .safetensors file, only README.md, config.json"}
+    assert problems(tmp_path) == {".": "contains no .safetensors file, only README.md, config.json"}
 
 
 def test_an_empty_directory_and_none(tmp_path: Path) -> None:
@@ -306,17 +306,17 @@ def look(tmp_path: Path, content: bytes) -> str | None:
         (header(b'{"__metadata__": {"format": "pt"}}'), None),
         (header(tensor("F4", [8]), b"1234"), None),
         (header(tensor(shape=[0, 5], offsets=[0, 0])), None),
-        (header(tensor(), b"123"), "is cut off: its tensors have 4 bytes, 3 bytes are there"),
+        (header(tensor(), b"123"), "is cut off: its tensors have 4 bytes, 3 bytes are present"),
         (header(tensor(), b"12345"), "is longer than its header says"),
         (header(tensor("F33")), "unknown type 'F33'"),
-        (header(tensor("F4", [3], [0, 2]), b"12"), "while its type and shape make"),
-        (header(tensor(shape=[5]), b"1234"), "of 4 bytes, while its type and shape make 5"),
+        (header(tensor("F4", [3], [0, 2]), b"12"), "while its type and shape give"),
+        (header(tensor(shape=[5]), b"1234"), "of 4 bytes, while its type and shape give 5"),
         (header(tensor(offsets=[1, 5]), b"12345"), "leaves a hole before it"),
-        (header(tensor(shape=[-4]), b"1234"), "not understood"),
-        (header(tensor(shape=[1 << 80]), b"1234"), "not understood"),
-        (header(tensor(offsets=[0]), b"1234"), "not understood"),
-        (header(tensor(shape=[True]), b"1"), "not understood"),
-        (header(b'{"w": 3}'), "not understood"),
+        (header(tensor(shape=[-4]), b"1234"), "in an unknown way"),
+        (header(tensor(shape=[1 << 80]), b"1234"), "in an unknown way"),
+        (header(tensor(offsets=[0]), b"1234"), "in an unknown way"),
+        (header(tensor(shape=[True]), b"1"), "in an unknown way"),
+        (header(b'{"w": 3}'), "in an unknown way"),
         (header(b'{"w": {}, "w": {}}'), "names a tensor twice"),
         (header(b"[1, 2]"), "its header is not JSON"),
         (header(b"{" + b'"a":{' * 50_000), "its header is not JSON"),

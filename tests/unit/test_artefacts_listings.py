@@ -67,8 +67,8 @@ def test_names_that_are_taken(path: str) -> None:
     ("paths", "words"),
     [
         (["a", "b", "a"], "lists 'a' twice"),
-        (["README.md", "readme.md"], "one name to some"),
-        (["caf\u00e9", "cafe\u0301"], "one name to some"),
+        (["README.md", "readme.md"], "which some file systems treat as one name"),
+        (["caf\u00e9", "cafe\u0301"], "which some file systems treat as one name"),
         (["a", "a/b"], "as a file and as a folder"),
         (["a/b/c", "A/B"], "as a file and as a folder"),
     ],

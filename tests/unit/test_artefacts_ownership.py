@@ -46,7 +46,7 @@ def test_a_host_of_the_previous_version_migrates_in_one_run(
     assert (root.stat().st_uid, leaf.parent.stat().st_uid) == (0, 0)
     assert owners(leaf) == {PULL.pw_uid}
     assert commands.main(words) == 0
-    assert capsys.readouterr().out == "nothing to give\n"
+    assert capsys.readouterr().out == "owners unchanged\n"
 
 
 def test_a_new_host_gets_directories_of_roots_down_to_the_models(tmp_path: Path) -> None:

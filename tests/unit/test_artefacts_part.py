@@ -193,8 +193,8 @@ def test_throttle() -> None:
 @pytest.mark.parametrize(
     ("error", "words", "permanent"),
     [
-        (requests.exceptions.ReadTimeout("x"), "not one byte in 60 s", False),
-        (urllib3.exceptions.ReadTimeoutError(None, "u", "Read timed out."), "not one byte in 60 s", False),  # type: ignore[arg-type]  # no pool
+        (requests.exceptions.ReadTimeout("x"), "no data for 60 s", False),
+        (urllib3.exceptions.ReadTimeoutError(None, "u", "Read timed out."), "no data for 60 s", False),  # type: ignore[arg-type]  # no pool
         (
             requests.exceptions.SSLError(
                 ssl.SSLCertVerificationError(
@@ -207,10 +207,10 @@ def test_throttle() -> None:
         ),
         (
             requests.exceptions.SSLError("certificate verify failed: self-signed certificate (_ssl.c:992)"),
-            r"refused \(self-signed certificate\); check the proxy",
+            r"rejected \(self-signed certificate\); check the proxy",
             True,
         ),
-        (requests.exceptions.ProxyError("x"), "the proxy does not connect", False),
+        (requests.exceptions.ProxyError("x"), "the proxy can't connect", False),
         (OSError(errno.ENOSPC, "full"), "the disk is full", True),
         (
             requests.exceptions.ConnectionError(OSError(errno.ECONNRESET, "r")),

@@ -50,7 +50,7 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> stock.System:
 def test_verify_reads_every_byte(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = make(root, "Org/Model", "r1")
     assert commands.main(["verify", str(directory)]) == 0
-    assert "3 files, 3.0 MB, all as in the manifest" in capsys.readouterr().out
+    assert "3 files, 3.0 MB, all match the manifest" in capsys.readouterr().out
     shard = directory / "model-1.safetensors"
     before = shard.stat()
     shard.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
@@ -82,7 +82,7 @@ def test_verify_without_a_manifest_names_each_file(
     """On any directory, and by the files alone: statuses 0, 1 and 2."""
     whole = models.write(tmp_path / "whole", models.model())
     assert commands.main(["verify", str(whole)]) == 0
-    assert "held to no hash" in capsys.readouterr().out
+    assert "no hash was checked" in capsys.readouterr().out
     assert commands.main(["verify", "--model", "minimax-m2.5", str(whole)]) == 1
     assert "the catalogue's size of MiniMax-M2.5" in capsys.readouterr().out
     (whole / "tokenizer.json").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
@@ -122,7 +122,7 @@ def test_users(root: Path, system: stock.System) -> None:
     assert set(users) == {served, overridden, released, running}
     assert "unit sglang@m.service" in users[served][0]
     assert "unit sglang@n.service" in users[overridden][0]
-    assert "release 0003-abc (a rollback needs it" in users[released][0]
+    assert "release 0003-abc (needed for a rollback" in users[released][0]
     assert users[running] == ["process 42 (stop it)"]
 
 
@@ -178,7 +178,7 @@ def test_remove_refuses_what_is_being_pulled(root: Path, system: stock.System) -
     (partial / FOLDER).mkdir(parents=True)
     with (partial.parent / ".r1.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="a pull at work"):
+        with pytest.raises(UserError, match="a running pull"):
             stock.remove(partial, system, root)
     assert stock.remove(partial, system, root) == 0
     assert not partial.exists()
@@ -192,7 +192,7 @@ def test_remove(root: Path, system: stock.System, capsys: pytest.CaptureFixture[
     assert "3.0 MB" in capsys.readouterr().out
     assert not directory.parent.exists(), "empty folders go, too"
     assert other.exists()
-    with pytest.raises(UserError, match="no model directory of metal"):
+    with pytest.raises(UserError, match="not one of metal's model directories"):
         stock.remove(root / "Org", system, root)
     assert root.exists()
 

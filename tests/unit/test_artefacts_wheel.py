@@ -94,7 +94,7 @@ def test_the_hosts_wheel_has_what_hosts_run_and_nothing_of_the_controller(tmp_pa
         done = metal(verb, "--help")
         if target.startswith(cli.CONTROLLER) and verb not in cli.ON_HOSTS:
             assert done.returncode == cli.EXIT_USAGE, verb
-            assert "expected the machine where Ansible runs" in done.stderr
+            assert "expected the controller" in done.stderr
             assert len(done.stderr.splitlines()) == 1
         else:
             assert (done.returncode, done.stderr) == (0, ""), verb

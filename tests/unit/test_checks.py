@@ -46,7 +46,7 @@ def test_m25_with_the_guides_parsers_passes_and_its_parsers_limits_are_told() ->
     assert "minimax-append-think" in required.detail
     assert "--reasoning-parser minimax" in str(required.setting)
     assert "minimax-append-think" in result(report, "markup").detail
-    assert "at the head" not in result(report, "reasoning").detail
+    assert "at the start" not in result(report, "reasoning").detail
     assert "in <think>" in result(report, "reasoning").detail
     assert "refused with 400" in result(report, "image").detail
     assert result(report, "tool_call").detail == "get_weather(location=Beijing, unit=celsius)"
@@ -125,7 +125,7 @@ ANSWERS = (
     *("messages_tool_stream", "messages_tool_any", "messages_image", "long_prompt", "over_limit"),
     *("concurrent", "abort", "figures"),
 )
-HANGS = "2 checks had no answer in time"
+HANGS = "2 checks got no answer in time"
 PLANTED = {
     "abort_ignored": Case("abort", options={"abort_seconds": 1.0}),
     "broken_arguments": Case("tool_call", CALLS),
@@ -147,7 +147,7 @@ PLANTED = {
     "ignore_eos_refused": Case("figures", ("abort", "abort_queued")),
     "image_error": Case("image", ("messages_image", "image_marker"), family="m3"),
     "image_ignored": Case("image", ("messages_image",)),
-    "image_kills": Case("image", rest="the endpoint is gone since image"),
+    "image_kills": Case("image", rest="the endpoint stopped answering during image"),
     "key_ignored": Case("wrong_key", setup=KEYED),
     "keyless_open": Case("wrong_key", setup=KEYED),
     "loads_stand_still": Case("abort", options={"abort_seconds": 1.0}),
@@ -203,7 +203,7 @@ PLANTED = {
     "one_call_only": Case("tool_several", ("tool_parallel",)),
     "one_chunk": Case("stream"),
     "over_limit_500": Case("over_limit"),
-    "over_limit_kills": Case("over_limit", rest="the endpoint is gone since over_limit"),
+    "over_limit_kills": Case("over_limit", rest="the endpoint stopped answering during over_limit"),
     "parallel_same_id": Case("tool_parallel"),
     "parts_ignored": Case("chat_parts"),
     "prompt_uncounted": Case("long_prompt", ("over_limit", "system_long")),
@@ -307,7 +307,7 @@ def test_a_key_that_is_refused_is_said_once() -> None:
         endpoint.close()
     assert names(report) == ["models"]
     assert "METAL_API_KEY" in str(result(report, "models").look)
-    assert all("key was refused" in found.detail for found in report.results[1:])
+    assert all("key was rejected" in found.detail for found in report.results[1:])
 
 
 def test_an_answer_too_short_to_judge_a_freed_slot(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,7 +330,7 @@ def test_the_long_prompt_is_as_long_as_asked(share: float, tokens: int) -> None:
     report = check(Engine("m2"), only=("long_prompt",), long_prompt_share=share)
     # The simulated engine counts words: nine to a sentence.
     assert abs(int(result(report, "long_prompt").detail.split()[0]) - tokens) <= 12, report.as_json()
-    assert "left out" in result(check(Engine("m2"), long_prompt_share=0), "long_prompt").detail
+    assert "skipped by" in result(check(Engine("m2"), long_prompt_share=0), "long_prompt").detail
 
 
 def test_other_providers_accounts_stay_away(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,7 +74,7 @@ def test_table_report_json_and_junit(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "\x1b" not in table
     framed = [line for line in table.splitlines() if line.startswith(("┌", "│", "├", "└"))]
     assert {cell_len(line) for line in framed} == {PLAIN_WIDTH}
-    assert "has it:   a router in front" in table
+    assert "avoid by: a router in front" in table
 
     (cases,) = ElementTree.parse(junit).getroot().iter("testsuite")  # noqa: S314  our own output
     assert (cases.get("tests"), cases.get("failures"), cases.get("skipped")) == ("42", "0", "3")
@@ -276,13 +276,13 @@ def test_nonsense_fails_and_never_ends_in_a_traceback(
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["gpu01:8000", "--model", "m"], "no URL"),
-        (["http://", "--model", "m"], "no URL"),
-        (["http://h:99999", "--model", "m"], "no URL"),
-        (["http://[::1", "--model", "m"], "no URL"),
+        (["gpu01:8000", "--model", "m"], "is not the URL"),
+        (["http://", "--model", "m"], "is not the URL"),
+        (["http://h:99999", "--model", "m"], "is not the URL"),
+        (["http://[::1", "--model", "m"], "is not the URL"),
         (["http://h?key=x", "--model", "m"], "more than host"),
         (["http://h", "--model", "m", "--api-key-file", "/none"], "key file"),
-        (["http://h", "--model", "m", "--only", "nothing"], "no check is called 'nothing'"),
+        (["http://h", "--model", "m", "--only", "nothing"], "no check is named 'nothing'"),
         (["http://h", "--model", "m", "--bench"], "--bench-python"),
         (["https://h", "--model", "m", "--ca-file", "/none"], "certificates"),
     ],
@@ -309,7 +309,7 @@ def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:
     junit = str(tmp_path / "file" / "below.xml")
     with serve(Engine("m2")) as url:
         arguments = [url, "--model", NAMES["m2"], "--only", "models", "--junit", junit]
-        with pytest.raises(UserError, match="cannot write the report"):
+        with pytest.raises(UserError, match="can't write the report"):
             commands.main(arguments)
 
 

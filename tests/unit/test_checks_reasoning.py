@@ -35,7 +35,7 @@ JUDGES: dict[str, Callable[[Answer], Any]] = {
 def test_an_answer_cut_in_its_reasoning_is_called_so(judge: str, cut: Answer) -> None:
     with pytest.raises(FailedError) as caught:
         JUDGES[judge](cut)
-    assert "cut inside its reasoning after 48 tokens" in caught.value.got
+    assert "cut off inside its reasoning after 48 tokens" in caught.value.got
     assert "empty" not in caught.value.got
     assert "--max-tokens" in caught.value.look
 

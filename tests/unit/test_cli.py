@@ -37,7 +37,7 @@ def test_usage_version_and_unknown_verb(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_user_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["record", "--plan", "/nonexistent.json"]) == cli.EXIT_USAGE
     said = capsys.readouterr().err
-    assert said.startswith("metal record: cannot read the plan")
+    assert said.startswith("metal record: can't read the plan")
     assert len(said.splitlines()) == 1
 
 

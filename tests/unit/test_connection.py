@@ -42,16 +42,16 @@ ops@gpu01: Permission denied (publickey)."""
 # (what was said, code, words of the finding, words of the remedy); the report or source is named.
 CASES = [
     # ansible/ansible#13077 and plugins/connection/ssh.py: sudo asked, and no password was given
-    ("Missing sudo password", "sudo-password", "wants a password", "--ask-become-pass"),
+    ("Missing sudo password", "sudo-password", "needs a password", "--ask-become-pass"),
     # plugins/become/sudo.py `missing`
-    ("sudo: a password is required\n", "sudo-password", "wants a password", "NOPASSWD"),
+    ("sudo: a password is required\n", "sudo-password", "needs a password", "NOPASSWD"),
     # sudo 1.9 src/tgetpass.c
     ("sudo: a terminal is required to read the password; either use the -S option to read from standard input "
-     "or configure an askpass helper\nsudo: a password is required", "sudo-password", "wants a password", "-K"),
+     "or configure an askpass helper\nsudo: a password is required", "sudo-password", "needs a password", "-K"),
     # sudo 1.8 (Debian 10): src/tgetpass.c
-    ("sudo: no tty present and no askpass program specified", "sudo-password", "wants a password", "-K"),
+    ("sudo: no tty present and no askpass program specified", "sudo-password", "needs a password", "-K"),
     # sudo-rs 0.2 (Ubuntu 25.10)
-    ("sudo: interactive authentication is required", "sudo-password", "wants a password", "-K"),
+    ("sudo: interactive authentication is required", "sudo-password", "needs a password", "-K"),
     # plugins/connection/ssh.py
     ("Incorrect sudo password", "sudo-password", "wrong password", "again"),
     ("Sorry, try again.\nsudo: no password was provided\nsudo: 1 incorrect password attempt", "sudo-password",
@@ -92,7 +92,7 @@ CASES = [
      "ssh-host-key", "ssh-rsa,ssh-dss", "HostKeyAlgorithms"),
     ("ops@gpu01: Permission denied (publickey,password).", "ssh-login", "as ops", "ssh-copy-id ops@gpu01"),
     ("Failed to connect to the host via ssh: root@10.1.2.3: Permission denied (publickey).", "ssh-login",
-     "takes publickey", "ssh-copy-id root@10.1.2.3"),
+     "accepts publickey", "ssh-copy-id root@10.1.2.3"),
     ("Invalid/incorrect password: Permission denied, please try again.", "ssh-login", "wrong", "--ask-pass"),
     ("Received disconnect from 10.0.0.9 port 22:2: Too many authentication failures\n"
      "Disconnected from 10.0.0.9 port 22", "ssh-login", "more keys", "IdentitiesOnly=yes"),
@@ -158,13 +158,13 @@ CASES = [
     ("ssh: Could not resolve hostname gpu99: Temporary failure in name resolution", "unreachable", "name server",
      "resolv.conf"),
     ("Connection timed out during banner exchange\nConnection to 10.0.0.5 port 22 timed out", "unreachable",
-     "says nothing", "console"),
+     "sends nothing", "console"),
     ("kex_exchange_identification: read: Connection reset by peer\nConnection reset by 10.0.0.5 port 22",
-     "unreachable", "before the login", "MaxStartups"),
+     "unreachable", "before login", "MaxStartups"),
     ("\"System is booting up. Unprivileged users are not permitted to log in yet. Please come back later.\"",
      "unreachable", "booting", "wait"),
     ("kex_exchange_identification: banner line contains invalid characters\nbanner exchange: Connection to 10.0.0.5 "
-     "port 8000: invalid format", "unreachable", "something else than SSH", "ansible_port"),
+     "port 8000: invalid format", "unreachable", "something other than SSH", "ansible_port"),
     # OpenSSH: jump hosts
     ("channel 0: open failed: connect failed: No route to host\nstdio forwarding failed\nkex_exchange_identification: "
      "Connection closed by remote host\nConnection closed by UNKNOWN port 65535", "ssh-proxy", "No route to host",
@@ -187,7 +187,7 @@ CASES = [
     ("The vault password file /etc/fleet/pw was not found", "vault-password", "/etc/fleet/pw", "fix the path"),
     ("couldn't resolve module/action 'metal_facts'. This often indicates a misspelling", "controller-module", "modules",
      "ANSIBLE_CONFIG"),
-    ("[sudo] password for ops: ", "sudo-password", "wants a password", "-K"),
+    ("[sudo] password for ops: ", "sudo-password", "needs a password", "-K"),
     (">>> /etc/sudoers.d/x: syntax error near line 1 <<<", "sudo-broken", "broken", "visudo -c"),
     # LemmyNet/lemmy-ansible#15: sudo speaks the host's language
     ("sudo: es requereix una contrasenya\r\n", "sudo-failed", "es requereix una contrasenya", "-K"),

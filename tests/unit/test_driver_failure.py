@@ -87,7 +87,7 @@ LOGS = [
     (  # the kind of NVIDIA/open-gpu-kernel-modules' build reports: an interface of the kernel changed
         ("nvidia-drm/nvidia-drm-drv.c:1024:9: error: implicit declaration of function 'drm_fbdev_generic_setup'",
          "make[1]: *** [Makefile:1936: /var/lib/dkms/nvidia/580.126.20/build] Error 2"),
-        ("do not fit this kernel", "metal_driver_branch"),
+        ("do not compile against this kernel", "metal_driver_branch"),
     ),
     (  # scripts/mod/modpost.c of Linux
         ("ERROR: modpost: GPL-incompatible module nvidia.ko uses GPL-only symbol 'rcu_read_unlock_strict'",),

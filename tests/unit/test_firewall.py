@@ -237,7 +237,7 @@ def test_rules_that_somebody_changed_are_seen(network: None, tmp_path: Path) -> 
     inside(HOST, "nft", "--file", rules(tmp_path, ["192.0.2.0/25"], [], [8000]))
     assert state()
     assert nftables.state(noted, "0" * 64, listed()) == ["the table in force is not that of the rules' file"]
-    assert nftables.state("", checksum, listed()) == ["nothing notes that the table was loaded"]
+    assert nftables.state("", checksum, listed()) == ["no record that the table was loaded"]
     inside(HOST, "nft", "delete", "table", *table)
 
 

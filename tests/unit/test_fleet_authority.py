@@ -110,7 +110,7 @@ def test_other_names_a_foreign_key_and_a_lost_authority_make_it_anew(tmp_path: P
 def test_half_an_authority_is_refused_in_one_line(tmp_path: Path, lost: str) -> None:
     issued(tmp_path / "tls", "gpu01", NAMES)
     (tmp_path / "tls" / lost).unlink()
-    with pytest.raises(UserError, match=f"found no .*{lost}, expected .*whole; bring both"):
+    with pytest.raises(UserError, match=f"found no .*{lost}, expected .*complete.*; restore both"):
         issued(tmp_path / "tls", "gpu01", NAMES)
 
 
@@ -125,7 +125,7 @@ def test_an_authority_that_others_read_is_at_its_end_or_is_another_is_refused(tm
     issued(tmp_path / "other", "gpu01", NAMES)
     (place / "ca.key").chmod(0o600)
     (place / "ca.key").write_bytes((tmp_path / "other" / "ca.key").read_bytes())
-    with pytest.raises(UserError, match="don't belong together"):
+    with pytest.raises(UserError, match="that don't match"):
         issued(place, "gpu01", NAMES)
 
 

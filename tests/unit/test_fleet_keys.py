@@ -57,16 +57,16 @@ def test_keepalived_takes_eight_characters(tmp_path: Path) -> None:
     [
         ("", "nothing"),
         ("\n", "nothing"),
-        (b"\0" * 49, "other characters"),
-        ("Ab3dEf9h" * 3, "as a crash leaves half of one"),
+        (b"\0" * 49, "characters other than"),
+        ("Ab3dEf9h" * 3, "which a crash can leave incomplete"),
         ("short\n", "weak"),
         ("a" * 48 + "\n", "weak"),
         ("abababababababababab\n", "weak"),
-        ("two keys-of-one-file\n", "other characters"),
-        ("first-key-of-the-file\nsecond-key-of-the-file\n", "other characters"),
-        ('key-with-"quotes"-in-it\n', "other characters"),
-        ("schlüssel-mit-umlauten\n", "other characters"),
-        ("$ANSIBLE_VAULT;1.1;AES256\n6162\n", "other characters"),
+        ("two keys-of-one-file\n", "characters other than"),
+        ("first-key-of-the-file\nsecond-key-of-the-file\n", "characters other than"),
+        ('key-with-"quotes"-in-it\n', "characters other than"),
+        ("schlüssel-mit-umlauten\n", "characters other than"),
+        ("$ANSIBLE_VAULT;1.1;AES256\n6162\n", "characters other than"),
     ],
 )
 def test_a_file_of_less_is_never_a_key(tmp_path: Path, content: str | bytes, found: str) -> None:

@@ -199,7 +199,7 @@ def test_tokens_of_known_makes_are_masked_where_nothing_names_them(token: str) -
         "chunked_prefill_size=8192, mem_fraction_static=0.85",
         "the key of the repository is /usr/share/keyrings/x.gpg",
         "https://huggingface.co/MiniMaxAI/MiniMax-M2.5", "ssh://git@github.com/a/b", "basic checks passed",
-        "sudo-password: found a sudo that wants a password; needed the password", "NOPASSWD: ALL' into x",
+        "sudo-password: found a sudo that needs a password; needed the password", "NOPASSWD: ALL' into x",
         "token: refused by the hub", "api_key_file: /etc/sglang/api_key", "--api-key-file /etc/x",
         "token: null, password: None",
         "git@github.com: Permission denied (publickey,password).", "user ops: 3 failed",

@@ -105,7 +105,7 @@ def test_checks_are_kept_with_the_run_and_compared_with_the_run_before(tmp_path:
     fetched.unlink()
     (one,) = report.data_of(run, store)["checks"]
     assert (one["name"], one["passed"]) == ("gpu01.minimax-m2.5", False)
-    row = next(row for row in one["figures"] if row["name"].startswith("tokens a second,"))
+    row = next(row for row in one["figures"] if row["name"].startswith("tokens/s,"))
     assert (row["before"], row["after"], row["change_percent"]) == (100.0, 90.0, -10.0)
     page = report.write(run, store).read_text()
     assert "-10.0 %" in page
@@ -139,7 +139,7 @@ def test_a_run_that_was_killed_has_a_report_too(tmp_path: Path) -> None:
             json.dumps({"kind": "begin", "host": "a", "stage": "stop", "task": "T", "at": 1.0}) + '\n{"kin'
         )
     page = report.write(run).read_text()
-    assert "not over, or killed" in page
+    assert "still running, or killed" in page
 
 
 def test_runs_are_found_by_name_and_the_oldest_go(tmp_path: Path) -> None:

@@ -59,10 +59,10 @@ def test_what_was_counted_before_is_taken_off_unless_the_engine_began_anew() -> 
         (Figures(answers=100, failures=2), "found 2 of 100 answers failed, expected at most 1.0%"),
         (
             Figures(answers=100, first_sum=150, first_count=100),
-            "the first token after 1.500 s, 0.500 s before",
+            "the first token at 1.500 s, 0.500 s before",
         ),
         (Figures(answers=10, first_sum=15, first_count=10), None),
-        (Figures(answers=100, between_sum=100, between_count=1000), "a token after another after 0.100 s"),
+        (Figures(answers=100, between_sum=100, between_count=1000), "the inter-token latency at 0.100 s"),
         # Twice as long, yet by less than a mean over few requests can tell.
         (Figures(answers=100, between_sum=30, between_count=1000), None),
     ],
@@ -186,11 +186,11 @@ def test_a_replica_is_compared_with_the_batch_before_too(
     quick = asdict(Figures(answers=50, first_sum=5, first_count=50))
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"before": slow, "batch": quick})))
     assert soak.main(["watch", "http://127.0.0.1:1", "--seconds", "60"]) == 1
-    assert "after 2.000 s, 0.100 s in the batch before" in capsys.readouterr().out
+    assert "at 2.000 s, 0.100 s in the previous batch" in capsys.readouterr().out
 
 
 def test_another_input_is_refused() -> None:
-    with pytest.raises(UserError, match="found no earlier figures in the input"):
+    with pytest.raises(UserError, match="found no earlier metrics in the input"):
         soak.read_earlier("[1]")
     assert soak.read_earlier("") == (None, None)
 

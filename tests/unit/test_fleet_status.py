@@ -33,7 +33,7 @@ Id=sglang@minimax-m2.5.service
 LoadState=loaded
 ActiveState=active
 SubState=running
-StatusText=ready: engine alive 3 min, 2 requests running, 1 waiting
+StatusText=ready: engine running for 3 min, 2 requests running, 1 waiting
 UnitFileState=enabled
 NRestarts=2
 ActiveEnterTimestampMonotonic=100000000
@@ -77,7 +77,7 @@ def test_a_host_says_what_it_serves_and_under_what_load(tmp_path: Path) -> None:
     assert ready["enabled"]
     assert (old["health"], old["recorded"]) == ("failed", False)
     assert found["release"]["number"] == 1
-    assert local_drift(found) == ["old is in no release"]
+    assert local_drift(found) == ["old is not part of the release"]
 
 
 def test_a_ready_engine_that_does_not_answer_is_silent(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_ready_engine_that_does_not_answer_is_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("active", "text", "health"),
     [
-        ("active", "ready: engine alive 1 s", "ready"),
+        ("active", "ready: engine running for 1 s", "ready"),
         ("active", "troubled: no token", "troubled"),
         ("active", "", "ready"),
         ("activating", "starting: loading weights, 41 %", "starting"),
@@ -126,7 +126,7 @@ def test_no_drift_where_nothing_changed(tmp_path: Path) -> None:
         ({"metal_engine_release": "0.5.16"}, "engine 0.5.23 -> 0.5.16"),
         ({"metal_port": 9000}, "port of minimax-m2.5 8000 -> 9000"),
         ({"metal_engine_extra_args": ["--log-level", "debug"]}, "+[--log-level debug]"),
-        ({"metal_model": "MiniMax-M2.1"}, "instance minimax-m2.1 comes"),
+        ({"metal_model": "MiniMax-M2.1"}, "instance minimax-m2.1 will be added"),
         ({"metal_allowed_cidrs": ["10.0.0.0/8"]}, "firewall off -> on"),
         ({"metal_prot": 1}, "did you mean metal_port?"),
         ({"metal_model": "MiniMax-M3"}, "refused now"),
@@ -149,7 +149,7 @@ def test_what_ansible_answers_is_told_apart(tmp_path: Path) -> None:
     whole = json.dumps(looked(tmp_path, applied_plan()))
     assert status.answer_of("a", {"rc": 0, "stdout": f"Last login: today\n{whole}\n"})["state"] == "known"
     away = status.answer_of("a", {"unreachable": True, "msg": NO_ROUTE})
-    assert (away["state"], away["why"]) == ("unreachable", "no way to h (No route to host)")
+    assert (away["state"], away["why"]) == ("unreachable", "no route to h (No route to host)")
     assert "ip route get h" in away["remedy"]
     missing = {"rc": 127, "stdout": "", "stderr": "bash: /usr/local/bin/metal: No such file or directory"}
     assert status.answer_of("a", missing)["state"] == "bare"
@@ -282,7 +282,7 @@ def test_a_table_of_rules_that_was_flushed_is_drift(tmp_path: Path) -> None:
         def state() -> list[str]:
             return here.firewall_of(rules, loaded, str(path))
 
-        assert state() == ["nothing notes that the table was loaded"]
+        assert state() == ["no record that the table was loaded"]
         loaded.write_text(f"{hashlib.sha256(b'rules').hexdigest()}  x\n{listing}\n")
         assert state() == []
         said = '{"nftables": []}'

@@ -76,7 +76,7 @@ def test_a_broken_list_of_drained_workers_brings_none_back(tmp_path: Path) -> No
     "text", ["gpu01:8000", "http://gpu01", "ftp://gpu01:1", "http://a:1/v1", "http://a:x"]
 )
 def test_what_is_no_url_of_a_worker_is_said(text: str) -> None:
-    with pytest.raises(UserError, match="is no URL of a worker"):
+    with pytest.raises(UserError, match="is not the URL of a worker"):
         worker_url(text)
     assert worker_url("http://gpu01:8000/") == "http://gpu01:8000"
     assert worker_url("https://[2001:db8::1]:8000") == "https://[2001:db8::1]:8000"
@@ -107,7 +107,7 @@ def test_without_a_gateway_a_drain_is_remembered_and_an_undrain_is_not_done(
 
 def test_a_process_that_is_gone_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert metal(configure(tmp_path), "ready", "--pid", "4194305", "--timeout", "60") == 2
-    assert "process 4194305 is gone" in capsys.readouterr().err
+    assert "process 4194305 no longer exists" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_the_served_name_the_engines_word_for_it_and_none_are_answered() -> None
         == 200
     )
     refused = ask(application, "POST", "/api/show", {"name": "llama3"}, [bearer(USER)])
-    assert refused.json == {"error": f"The model 'llama3' does not exist; served is '{SERVED}'"}
+    assert refused.json == {"error": f"The model 'llama3' does not exist; this server serves '{SERVED}'"}
     adapters = Settings(served_name=SERVED, adapters=True)
     application, _ = guard(adapters)
     assert ask(application, "POST", "/v1/completions", {"model": f"{SERVED}:mine"}).status == 200

@@ -62,7 +62,7 @@ def goes(verb: str, directory: Path) -> str:
 def test_a_whole_change_goes_by_two_valid_keys(tmp_path: Path) -> None:
     rotation.accepted(tmp_path / "api_key")
     before = secrets_in(tmp_path)["api_key"]
-    with pytest.raises(UserError, match="found no change of keys"):
+    with pytest.raises(UserError, match="found no key rotation"):
         rotation.step(tmp_path, TAKE_BACK)
     assert rotation.step(tmp_path, TAKE_BACK, further=True)["place"] == ""
     assert [goes(START, tmp_path), goes(START, tmp_path), goes(START, tmp_path)] == ["both", "new", ""]
@@ -76,7 +76,7 @@ def test_a_whole_change_goes_by_two_valid_keys(tmp_path: Path) -> None:
     assert rotation.accepted(tmp_path / "api_key") == [keys[0]]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(NAMES)
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in tmp_path.iterdir())
-    with pytest.raises(UserError, match="found no change of keys"):
+    with pytest.raises(UserError, match="found no key rotation"):
         rotation.step(tmp_path, FINISH)
 
 
@@ -91,7 +91,7 @@ def test_from_each_step_it_can_be_taken_back(steps: int, cut: bool, tmp_path: Pa
             pytest.skip("nothing is under way after the end")
         rotation.step(tmp_path, FINISH if steps == 2 else START)  # the run ends before the hosts are there
     if not cut and steps in {0, 3}:
-        with pytest.raises(UserError, match="found no change"):
+        with pytest.raises(UserError, match="found no key rotation"):
             rotation.step(tmp_path, TAKE_BACK)
         return
     places = list(itertools.takewhile(bool, (back(tmp_path) for _ in range(4))))
@@ -183,13 +183,13 @@ def state_text(at: int, to: int, name: str, old: str, new: str) -> str:
     ("content", "mode", "said"),
     [
         ("", 0o600, "not JSON"),
-        ("[]", 0o600, "something else"),
-        ("{}", 0o600, "something else"),
+        ("[]", 0o600, "unexpected content"),
+        ("{}", 0o600, "unexpected content"),
         ("[" * 60000, 0o600, "not JSON"),
-        (state_text(0, 3, "api_key", "a", "b"), 0o600, "something else"),
-        (state_text(1, 1, "../x", "a", "b"), 0o600, "something else"),
-        (state_text(1, 1, "api_key", "a", "a"), 0o600, "something else"),
-        (state_text(1, 4, "api_key", "a", "b"), 0o600, "something else"),
+        (state_text(0, 3, "api_key", "a", "b"), 0o600, "unexpected content"),
+        (state_text(1, 1, "../x", "a", "b"), 0o600, "unexpected content"),
+        (state_text(1, 1, "api_key", "a", "a"), 0o600, "unexpected content"),
+        (state_text(1, 4, "api_key", "a", "b"), 0o600, "unexpected content"),
         ("{}", 0o644, "mode 0644"),
     ],
 )
@@ -349,11 +349,11 @@ def test_a_broken_file_changes_nothing(name: str, tmp_path: Path, capsys: pytest
     files.write_atomic(tmp_path / FILE, BROKEN[name], mode=0o640)
     assert [status(guard, OLD), status(guard, NEW)] == [200, 401]
     said = capsys.readouterr().err
-    assert said.count("goes on with the keys it has") == 1
+    assert said.count("keeping the current keys") == 1
     assert NEW not in said
     write_keys(tmp_path, [NEW])
     assert [status(guard, OLD), status(guard, NEW)] == [401, 200]
-    with pytest.raises(ValueError, match=r"expected|not JSON|manager|more than"):
+    with pytest.raises(ValueError, match=r"expected|not JSON|both lists|more than"):
         parse(BROKEN[name])
 
 

@@ -150,7 +150,7 @@ def test_networks_are_sorted_by_kind_and_cover_every_replica() -> None:
 
 @pytest.mark.parametrize(
     ("network", "remedy"),
-    [("10.0.0.1/8", "write 10.0.0.0/8"), ("10.0.0/8", "put the network right"), ("gpu01", "put the")],
+    [("10.0.0.1/8", "write 10.0.0.0/8"), ("10.0.0/8", "fix the network"), ("gpu01", "fix the")],
 )
 def test_what_is_no_network_is_refused_with_what_was_meant(network: str, remedy: str) -> None:
     (refusal,) = host(allowed_cidrs=[network]).refusals

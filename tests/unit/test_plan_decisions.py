@@ -406,7 +406,7 @@ def test_weights_to_adopt_by_a_link_need_no_room() -> None:
     for unread in (None, {"/mnt/a": 0}):
         refused, (warning,) = judge(unread, "/mnt/a", "/mnt/b")
         assert refused == set()
-        assert "was not read" in warning
+        assert "could not be searched" in warning
     # Too little, or nothing that a link can reach: refused as without.
     assert judge({"/mnt/a": size // 2}, "/mnt/a") == ({"disk"}, [])
     assert judge({"/mnt/a": 0}, "/mnt/a") == ({"disk"}, [])

@@ -39,8 +39,8 @@ def test_weights_on_the_same_disk_leave_less_for_the_engine(
 
 def test_the_warning_names_both() -> None:
     (text,) = warned((240, 1), (240, 1))
-    assert text.startswith("240.0 GB free at /opt/sglang, of which the weights on the same disk want 23")
-    assert text.endswith("; a new engine environment wants 12 GB")
+    assert text.startswith("240.0 GB free at /opt/sglang, of which the weights on the same disk need 23")
+    assert text.endswith("; a new engine environment needs 12 GB")
 
 
 def test_weights_that_are_linked_take_nothing() -> None:

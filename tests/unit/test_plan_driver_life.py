@@ -113,7 +113,7 @@ def test_a_branch_that_is_over_is_refused_with_both_ways_out() -> None:
     assert "driver branch 590 (new feature), no longer listed by NVIDIA" in line
     assert "595 (production, until 2027-03-31)" in line
     assert 'set metal_driver_branch: "595" and run playbooks/rollout.yml' in line
-    assert 'metal_driver_branch: "590" keeps it' in line
+    assert 'set metal_driver_branch: "590" to keep it' in line
     assert "which ended on 2026-08-31" in refused(host("610.57.04"))
     lifted = host("610.57.04", accept_refusals=["driver-branch-over"])
     assert lifted.fits
@@ -145,7 +145,7 @@ def test_a_branch_that_the_catalogue_does_not_know_is_kept_and_said() -> None:
     assert result.fits
     assert result.driver is not None
     assert result.driver.branch == "640"
-    assert "its end of life is not known" in said(result, "driver-branch")
+    assert "its end of life is unknown" in said(result, "driver-branch")
 
 
 def test_a_branch_that_nobody_saw_in_a_repository_is_said() -> None:
@@ -180,8 +180,8 @@ def test_proprietary_modules_of_a_branch_without_them_are_refused() -> None:
     assert on("2026-11-29", open_modules=False).driver.branch == "580"  # type: ignore[union-attr]
     assert host("620.70.06", open_modules=False).driver.branch == "580"  # type: ignore[union-attr]
     last = refused(on("2028-08-01", open_modules=False))
-    assert "with proprietary kernel modules that lives on 2028-08-01" in last
-    assert "leave metal_open_modules out" in last
+    assert "with proprietary kernel modules that is supported on 2028-08-01" in last
+    assert "remove metal_open_modules" in last
 
 
 @pytest.mark.parametrize(

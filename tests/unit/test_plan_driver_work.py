@@ -270,7 +270,7 @@ def test_run_file_without_its_uninstaller_is_not_touched() -> None:
         (
             {MODULES: ["620.70.06-1", "595.91.07-1"], TOOLS: ["620.70.06-1", "595.91.07-1"]},
             "",
-            "holds no driver of branch 580 (any more): set metal_driver_branch to 595 or 620",
+            "no longer has a driver of branch 580: set metal_driver_branch to 595 or 620",
         ),
         ({MODULES: list(OFFERED), TOOLS: list(OFFERED)}, "580.1.2", "expected version 580.1.2"),
         (
@@ -386,7 +386,7 @@ def test_failed_build_comes_with_the_end_of_its_log() -> None:
 def test_kernel_that_boots_next_needs_the_module_too() -> None:
     kernels = {"running": KERNEL, "bootable": [KERNEL, "6.1.0-41-amd64"], "headers": [], "modules": []}
     line = kernel_problem(host(kernels=kernels, dkms=[DKMS_3]), "driver 580.126.20")
-    assert "6.1.0-41-amd64 (it boots next; " + KERNEL + " runs now)" in str(line)
+    assert "6.1.0-41-amd64 (which boots next; " + KERNEL + " is running now)" in str(line)
     assert next_kernel(["6.1.0-9-amd64", "6.1.0-40-amd64", "6.1.0-40-cloud-amd64"]) == "6.1.0-40-cloud-amd64"
     assert kernel_problem(host(container=True, dkms=[]), "driver") is None
 
@@ -398,7 +398,7 @@ def test_driver_that_is_right_is_pending_while_the_next_kernel_has_no_module() -
     collected["kernels"]["bootable"].append("6.1.0-41-amd64")
     moved = work(collected, facts("580.126.20"), plan())
     assert (moved.action, moved.pending) == ("none", True)
-    assert "no module of driver 580.126.20 for kernel 6.1.0-41-amd64 (it boots next" in str(moved.unbuilt)
+    assert "no module of driver 580.126.20 for kernel 6.1.0-41-amd64 (which boots next" in str(moved.unbuilt)
     # Modules that came ready built are not asked for.
     collected["dkms"] = []
     assert not work(collected, facts("580.126.20"), plan()).pending
@@ -410,7 +410,7 @@ def test_driver_that_is_right_is_pending_while_the_next_kernel_has_no_module() -
         (
             "Failed to update apt cache: W:GPG error: http://m/ InRelease: The following signatures "
             "couldn't be verified because the public key is not available: NO_PUBKEY A4B469963BF863CC",
-            "a signature of the package repository that does not fit",
+            "a signature of the package repository that does not match",
         ),
         (
             "E: Failed to fetch http://m/x.deb  Could not connect to m:80 (10.0.0.1), connection timed out",
@@ -423,12 +423,12 @@ def test_driver_that_is_right_is_pending_while_the_next_kernel_has_no_module() -
         ),
         (
             "No package matching 'nvidia-driver-cuda' is available",
-            "a package that the repository does not hold",
+            "a package that the repository does not have",
         ),
-        ("E: Failed to fetch http://m/x.deb  Hash Sum mismatch", "do not fit its index"),
+        ("E: Failed to fetch http://m/x.deb  Hash Sum mismatch", "do not match its index"),
         ("dpkg: error: No space left on device", "a full disk"),
         ("E: Could not get lock /var/lib/dpkg/lock-frontend", "apt locked"),
-        ("The following packages have unmet dependencies:\n libcuda1", "stand in the way"),
+        ("The following packages have unmet dependencies:\n libcuda1", "conflicting packages"),
         ("something\nelse", "something else"),
     ],
 )
@@ -473,7 +473,7 @@ def test_fabric_is_ready_when_every_gpu_is_registered(answer: Any, ready: bool, 
         (
             facts("580.126.20", error=MISMATCH),
             {"dkms": [DKMS_3]},
-            "an upgrade changed the driver's libraries",
+            "an upgrade replaced the driver's libraries",
         ),
     ],
 )

@@ -62,11 +62,11 @@ def test_workers_are_those_of_the_plans_with_their_share() -> None:
 def test_keys_in_clear_are_said_for_each_side_of_the_gateway() -> None:
     def said(url: str, **settings: bool) -> list[str]:
         plans = {"gpu01": worker_plan(url)}
-        return [one for one in decide(plans, settings=settings).warnings if " in clear " in one]
+        return [one for one in decide(plans, settings=settings).warnings if " unencrypted " in one]
 
-    assert [one.split(" cross ")[0].split(" in clear")[0] for one in said("http://gpu01:8000")] == [
+    assert [one.split(" cross ")[0].split(" unencrypted")[0] for one in said("http://gpu01:8000")] == [
         "clients' keys and prompts",
-        "keys and prompts go from the gateway",
+        "the gateway sends keys and prompts",
     ]
     assert len(said("https://gpu01:8000")) == 1
     assert said("http://gpu01:8000", metal_api_keys=False) == []
@@ -77,8 +77,8 @@ def test_a_host_that_was_not_read_keeps_the_workers_it_had() -> None:
     plan = decide({"gpu01": {}, "gpu02": worker_plan("http://gpu02:9000")}, before)
     assert [one.url for one in plan.workers] == ["http://gpu01:8000", "http://gpu02:9000"]
     # Behind it: that keys go in clear on both sides of a gateway without TLS.
-    assert plan.warnings[0] == "gpu01 was not read: keeps 1 workers"
-    assert [" in clear " in one for one in plan.warnings] == [False, True, True]
+    assert plan.warnings[0] == "gpu01 could not be read: keeps 1 workers"
+    assert [" unencrypted " in one for one in plan.warnings] == [False, True, True]
     # A host that left the inventory leaves the pool.
     assert [one.url for one in decide({"gpu02": {}}, before).workers] == ["http://gpu02:8000"]
 
@@ -108,8 +108,8 @@ def test_workers_that_another_version_wrote_down_are_kept_as_far_as_they_are_und
 def test_one_url_for_two_hosts_is_refused() -> None:
     plan = decide({"a": worker_plan("http://x:8000"), "b": worker_plan("http://x:8000")})
     assert [one.line("gw01") for one in plan.refusals] == [
-        "gw01: worker-twice: found http://x:8000 for a and b; needed a URL for each worker; "
-        "set metal_address of each"
+        "gw01: worker-twice: found http://x:8000 for a and b; needed a distinct URL for each worker; "
+        "set metal_address for each"
     ]
 
 

@@ -269,7 +269,7 @@ def test_a_board_that_the_catalogue_does_not_know_is_described(row: str, not_nam
     assert "not in the catalogue" in text
     assert "metal_catalog_overlay" in text
     assert "did you mean" not in text
-    hint = text.partition("of its memory and capability are ")[2].rstrip(").").split(", ")
+    hint = text.partition("boards with the same memory and compute capability: ")[2].rstrip(").").split(", ")
     assert not_named.isdisjoint(hint)
 
 

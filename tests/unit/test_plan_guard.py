@@ -90,7 +90,7 @@ def test_a_release_without_plug_ins_says_what_is_missing_and_opens_no_media() ->
     found = plan(engine_release="0.5.10.post1")
     assert found["fits"], found["refusals"]
     (line,) = [one["message"] for one in found["warnings"] if one["code"] == "guard-missing"]
-    for word in ("size of requests", "model name", "x-api-key", "route", "queue", "drains"):
+    for word in ("request size", "model name", "x-api-key", "route", "queue", "drains"):
         assert word in line
     assert codes(plan(engine_release="0.5.10.post1", allowed_media_domains=["a.example"])) == [
         "media-unguarded"

@@ -92,7 +92,7 @@ def test_a_short_cache_says_what_holds_more() -> None:
     assert "metal_kv_cache_dtype: fp8_e4m3 holds 273152" in said
     assert "metal_mem_fraction_static: 0.85 holds 469248" in said
     assert "GPUs with more memory hold more" in said
-    assert "each further host holds as many again" in said
+    assert "each additional host holds the same again" in said
     assert "metal_model_format" not in said  # no other format of M3 runs on Hopper
     narrow = decide("H200", 8, model="M3", kv_cache_dtype="fp8_e4m3", mem_fraction_static=0.8)
     said = next((one.message for one in narrow.warnings if one.code == "short-sequence"), "")

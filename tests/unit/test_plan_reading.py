@@ -107,7 +107,7 @@ def test_what_this_version_did_not_write_is_refused_in_one_line_that_names_the_k
         Plan.from_dict(data)
     said = str(caught.value)
     assert said.startswith(f"plan: {words}")
-    assert said.endswith("; pass a plan that this version made")
+    assert said.endswith("; pass a plan made by this version")
     assert not has_controls(said)
     assert len(said) < 300
 

@@ -185,11 +185,11 @@ def test_who_holds_gpu_memory_before_a_start(smi: Path) -> None:
     answer(smi, "0, GPU-a, 411\\n1, GPU-b, 71234\\n2, GPU-c, 70000\\n", "GPU-b, 1, /usr/bin/vllm, 71000\\n")
     memory = gpus.read_memory([0, 1])
     assert memory is not None
-    assert memory.taken == ["GPU 1: 71000 MiB held by /usr/bin/vllm (pid 1)"]
+    assert memory.taken == ["GPU 1: 71000 MiB used by /usr/bin/vllm (pid 1)"]
     answer(smi, "0, GPU-a, 70000\\n", "GPU-a, 4194304, python, 70000\\n")
     ghost = gpus.read_memory([0])
     assert ghost is not None
-    assert "held by a process that is gone" in ghost.taken[0]
+    assert "used by a process that no longer exists" in ghost.taken[0]
     answer(smi, "0, GPU-a, 70000\\n")
     unlisted = gpus.read_memory([0])
     assert unlisted is not None
@@ -202,7 +202,7 @@ def test_one_threshold_for_listed_and_unlisted_memory(smi: Path) -> None:
     assert gpus.read_memory([0]).taken == []  # type: ignore[union-attr]
     answer(smi, "0, GPU-a, 70000, Disabled\\n", "GPU-a, 1, nvidia-cuda-mps-server, [N/A]\\n")
     told = gpus.read_memory([0]).taken  # type: ignore[union-attr]
-    assert told == ["GPU 0: memory of unknown size held by NVIDIA's MPS server (pid 1)"]
+    assert told == ["GPU 0: an unknown amount of memory used by NVIDIA's MPS server (pid 1)"]
     answer(smi, "0, GPU-a, [N/A], [N/A]\\n", "GPU-a, 1, python3, [N/A]\\n")
     assert gpus.read_memory([0]).taken != []  # type: ignore[union-attr]
     answer(smi, "0, GPU-a, [N/A], [N/A]\\n", "GPU-a, 1, nv-hostengine, [N/A]\\n")
@@ -213,7 +213,7 @@ def test_one_threshold_for_listed_and_unlisted_memory(smi: Path) -> None:
 def test_a_cell_that_is_an_error_names_a_sick_gpu(smi: Path, cell: str) -> None:
     """gpud PR#1133, nvidia_gpu_exporter#393; "[GPU is lost]" for an index ended the supervisor."""
     answer(smi, f"0, GPU-a, 411, Disabled\\n3, GPU-d, {cell}, Disabled\\n")
-    with pytest.raises(gpus.GpuError, match=r"^GPU 3: nvidia-smi says") as raised:
+    with pytest.raises(gpus.GpuError, match=r"^GPU 3: nvidia-smi reports") as raised:
         gpus.read_memory([0, 3])
     assert raised.value.operator
     assert gpus.read_memory([0]) is not None, "another replica's GPU is no matter of this one"
@@ -233,7 +233,7 @@ def test_a_corrupted_inforom_is_named_where_it_is_this_replica_s(smi: Path, stat
     )
     smi.chmod(0o755)
     with pytest.raises(
-        gpus.GpuError, match=r"warns of the GPU at 0000:BA:00.0: infoROM is corrupted"
+        gpus.GpuError, match=r"warns: the GPU at 0000:BA:00.0: infoROM is corrupted"
     ) as raised:
         gpus.read_memory([0, 3])
     assert raised.value.operator
@@ -351,7 +351,7 @@ def test_a_watch_that_fails_says_so_and_looks_again(monkeypatch: pytest.MonkeyPa
         time.sleep(0.01)
     watch.halted.set()
     assert len(asked) >= 3
-    assert "looking again" in watch.note
+    assert "retrying" in watch.note
 
 
 def test_a_stuck_journal_holds_nobody_up() -> None:

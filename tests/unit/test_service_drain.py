@@ -88,7 +88,7 @@ def test_a_stop_loses_nothing_and_takes_nothing_new(starter: Starter, mode: str)
     stream.start()
     assert stream.begun.wait(PATIENCE)
     run.process.send_signal(signal.SIGTERM)
-    run.wait_for("requests in flight have another")
+    run.wait_for("requests in flight,")
     status, body, headers = post(run, "/generate?1")
     assert status == 503
     assert json.loads(body)["type"] == "ServiceUnavailableError"
@@ -192,7 +192,7 @@ def test_a_server_that_no_longer_answers_is_ended(
     assert "no answer" in watch.note
     # Deaf to a stop as well: a second request does not wait for it.
     run.process.send_signal(signal.SIGTERM)
-    run.wait_for("has another")
+    run.wait_for("left to exit")
     run.process.send_signal(signal.SIGTERM)
     assert run.process.wait(timeout=PATIENCE) == EXIT_STOPPED
 

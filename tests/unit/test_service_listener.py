@@ -91,7 +91,7 @@ def test_a_port_that_another_program_took_is_foreign_and_named(program: Program)
     found = holders(engine.pid, port)
     assert (found.proven, len(found.foreign)) == (False, 1)
     text = foreign_text(found)
-    assert f"port {port} at 127.0.0.1 is held by a program of user root" in text or os.geteuid() != 0
+    assert f"port {port} at 127.0.0.1 is used by a program of user root" in text or os.geteuid() != 0
     assert "\n" not in text
 
 
@@ -189,12 +189,12 @@ def test_an_engine_whose_port_was_taken_while_it_loads_is_never_ready(starter: S
     run.wait_for("STATUS=starting")
     with http.server.ThreadingHTTPServer(("127.0.0.1", run.port), Impostor) as taken:
         threading.Thread(target=taken.serve_forever, args=(0.02,), daemon=True).start()
-        said = run.wait_for(f"STATUS=waiting: port {run.port} at 127.0.0.1 is held by a program of user ")
+        said = run.wait_for(f"STATUS=waiting: port {run.port} at 127.0.0.1 is used by a program of user ")
         assert "ss -ltnp" in said
         assert run.process.wait(timeout=PATIENCE) == EXIT_NEVER
         taken.shutdown()
     assert not [message for message in run.read() if "READY=1" in message]
-    assert f"engine was stopped: port {run.port} at 127.0.0.1 is held by" in run.said()
+    assert f"engine was stopped: port {run.port} at 127.0.0.1 is used by" in run.said()
     (report,) = starter.reports()
     assert (report["kind"], report["exit_status"]) == ("start", EXIT_NEVER)
 

@@ -114,7 +114,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "no JSON"), ("[]", "holds no plan"), (None, "cannot read")]
+    ("text", "words"), [("{", "is not JSON"), ("[]", "contains no plan"), (None, "can't read")]
 )
 def test_what_is_no_plan_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
     plan = tmp_path / "plan.json"
@@ -128,7 +128,7 @@ def test_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
-    with pytest.raises(UserError, match="cannot write a record"):
+    with pytest.raises(UserError, match="can't write a record"):
         record.main(["--plan", str(plan), "--directory", str(tmp_path / "file" / "releases")])
 
 

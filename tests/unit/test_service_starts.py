@@ -14,7 +14,7 @@ from tests.support.plugins import load_plugin
 LOADING = """\
 Id=sglang@minimax-m2.5.service
 NRestarts=0
-StatusText=starting: loading weights, 43 %; engine alive 31 s of at most 20 min, no port yet
+StatusText=starting: loading weights, 43 %; engine running for 31 s of at most 20 min, no port yet
 ActiveState=activating
 SubState=start
 """
@@ -112,8 +112,8 @@ def test_a_unit_that_systemd_refuses_is_no_start(said: list[str]) -> None:
 def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]) -> None:
     lost = AnsibleConnectionFailure("gone")
     assert awaited(lost, (0, READY), patience=60)["ready"] is True
-    assert "connection lost, the engine goes on" in said[0]
-    with pytest.raises(AnsibleActionFail, match="the engine goes on there, run the play again"):
+    assert "connection lost, the engine continues" in said[0]
+    with pytest.raises(AnsibleActionFail, match="the engine continues on the host: run the play again"):
         awaited(lost)
 
 
@@ -133,7 +133,7 @@ def test_a_start_that_systemd_refuses_is_not_told_as_the_failure_of_an_older_one
     (told,) = found["states"]
     assert told.startswith("sglang@minimax-m2.5.service failed too often, so systemd refuses to start it")
     assert "systemctl reset-failed sglang@minimax-m2.5.service" in told
-    assert told.endswith("the failure before: cannot start /opt/sglang/x/bin/sglang: no such file; run the "
+    assert told.endswith("the earlier failure: cannot start /opt/sglang/x/bin/sglang: no such file; run the "
                          "playbook again")  # fmt: skip
 
 

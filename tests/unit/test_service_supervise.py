@@ -190,7 +190,7 @@ def gone(pid: int | None) -> bool:
 
 def test_ready_then_stop_drains_and_leaves_nobody(starter: Starter) -> None:
     run = starter("good")
-    assert "engine alive" in run.wait_for("STATUS=starting")
+    assert "engine running for" in run.wait_for("STATUS=starting")
     assert "STATUS=ready" in run.wait_for("READY=1")
     rank = run.rank()
     run.process.send_signal(signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_health_is_not_asked_again_once_ready(starter: Starter) -> None:
     run = starter("good")
     run.wait_for("READY=1")
     asked = run.said().count("asked /health")
-    run.wait_for("STATUS=ready: engine alive")
+    run.wait_for("STATUS=ready: engine running for")
     time.sleep(1.5)
     assert run.said().count("asked") == asked
 

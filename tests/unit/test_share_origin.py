@@ -24,7 +24,7 @@ def attempt(said: list[str], posted: list[Any]) -> Any:
 
 def close(reader: OriginReader, permanent: bool = False) -> None:
     reader.attempt.board.origin = True
-    reader.close(SourceError("modelscope: not one byte in 60 s", permanent=permanent))
+    reader.close(SourceError("modelscope: no data for 60 s", permanent=permanent))
 
 
 def test_an_origin_without_a_piece_is_left_after_some_tries() -> None:
@@ -37,7 +37,7 @@ def test_an_origin_without_a_piece_is_left_after_some_tries() -> None:
         assert reader.again < math.inf
     close(reader)
     assert reader.again == math.inf
-    assert "not one byte in 60 s (3 times without a piece, it is left now)" in said[-1]
+    assert "no data for 60 s (3 times without a piece, giving up on it)" in said[-1]
     assert posted == [["origin", False]] * VAIN
 
 

@@ -243,11 +243,11 @@ def test_the_secret_is_in_no_representation(tmp_path: Path) -> None:
     [
         ([], None),
         ({"me": "a", "peers": []}, None),
-        ({"peers": [{"name": "b", "address": "x"}]}, "which host this is"),
+        ({"peers": [{"name": "b", "address": "x"}]}, "does not name this host"),
         ({"me": "a", "peers": [{"name": "b"}]}, "name and address"),
         ({"me": "a", "peers": [{"name": "a", "address": "x"}]}, "names a host twice"),
         ({"me": "a", "peers": [{"name": "b", "address": "x"}], "port": 0}, "port is 0"),
-        ({"me": "a", "peers": [{"name": "b", "address": "x"}], "allow": ["all"]}, "no network"),
+        ({"me": "a", "peers": [{"name": "b", "address": "x"}], "allow": ["all"]}, "is not a network"),
     ],
 )
 def test_a_request_that_shares_is_read(raw: object, words: str | None) -> None:
@@ -265,10 +265,10 @@ def test_a_missing_or_wrong_secret_is_one_line(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UserError, match="start the pull by its unit"):
         share.secrets()
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", os.fspath(tmp_path))
-    with pytest.raises(UserError, match="cannot read the fleet's secret"):
+    with pytest.raises(UserError, match="can't read the fleet's secret"):
         share.secrets()
     (tmp_path / "share").write_text("short\n")
-    with pytest.raises(UserError, match="holds no secret"):
+    with pytest.raises(UserError, match="holds no fleet secret"):
         share.secrets()
     (tmp_path / "share").write_text(SECRET + "\n")
     assert share.secrets() == (SECRET,)
@@ -316,5 +316,5 @@ def test_who_shares_is_read_from_the_file_that_the_request_names(tmp_path: Path)
     assert share is not None
     assert share.names == ("gpu01", "gpu02")
     who.write_text('{"me": "gpu01", "pe')
-    with pytest.raises(UserError, match=r"cannot read .*model\.share .*run playbooks/weights\.yml again"):
+    with pytest.raises(UserError, match=r"can't read .*model\.share .*run playbooks/weights\.yml again"):
         Request.parse(raw)

@@ -653,7 +653,7 @@ def test_root_is_nobody_to_serve_as(
     # A drop that does not work is not served on.
     monkeypatch.setattr(serve, "drop_to", lambda user: None)
     assert main(words) == 2
-    assert "still root's" in capsys.readouterr().err
+    assert "still running as root" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's files can be kept from nobody")

@@ -45,8 +45,8 @@ def test_what_was_there_before_is_not_counted_again() -> None:
 def test_a_lost_connection_costs_nothing_and_an_endless_one_ends(said: list[str]) -> None:
     lost = AnsibleConnectionFailure("gone")
     assert awaited(lost, (0, THERE), patience=60)["line"] == "weights MiniMax-M2.5: verified"
-    assert said[0] == "  gpu01: connection lost, the pull goes on; trying again"
-    with pytest.raises(AnsibleActionFail, match="the pull goes on there, run the play again"):
+    assert said[0] == "  gpu01: connection lost, the pull continues; reconnecting"
+    with pytest.raises(AnsibleActionFail, match="the pull continues on the host: run the play again"):
         awaited(lost)
 
 
@@ -56,7 +56,7 @@ def test_a_pull_that_failed_says_why() -> None:
 
 
 def test_time_ends_the_wait_and_not_the_pull() -> None:
-    with pytest.raises(AnsibleActionFail, match="not verified within 0 s, the pull goes on; last: weights"):
+    with pytest.raises(AnsibleActionFail, match="not verified within 0 s, the pull continues; last: weights"):
         awaited((6, GOES_ON), timeout=0)
 
 

@@ -111,7 +111,7 @@ def test_without_a_proof_the_manifest_says_that_the_mirror_speaks_for_itself(
     manifest = Manifest.read(request.path)
     assert manifest is not None
     assert manifest.proof["by"] == "mirror"
-    assert f"mirror's own statement ({hub.url})" in manifest.proof["text"]
+    assert f"mirror's own list ({hub.url})" in manifest.proof["text"]
 
 
 @pytest.mark.parametrize("kind", ["huggingface", "modelscope"])
@@ -335,7 +335,7 @@ def test_whoever_answers_at_a_hosts_address_defines_no_model(
     assert not request.path.exists()
     assert "Connection refused" in str(caught.value)
     if not proved and not accepted:
-        assert "what they say of the model's files is not proved" in str(caught.value)
+        assert "their list of the model's files is not proved" in str(caught.value)
 
 
 def test_a_source_that_sends_a_byte_now_and_then_is_left_for_the_next(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_host_asks_the_hub_and_is_named(tmp_path: Path) -> None:
 def test_a_hosts_word_that_is_no_hubs_counts_for_nothing(answer: dict[str, Any]) -> None:
     found = run(Resolving(answer))
     assert found["proof"] is None
-    assert "nobody outside the fleet could say" in found["warnings"][0]
+    assert "no source outside the fleet could list" in found["warnings"][0]
 
 
 def test_check_mode_asks_no_host_and_keeps_nothing(tmp_path: Path) -> None:

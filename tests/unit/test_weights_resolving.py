@@ -94,9 +94,9 @@ def test_a_mirror_speaks_for_itself_and_is_recorded_so(tmp_path: Path) -> None:
     ask = Asked(mirror=1)
     found = resolve(wish(MIRROR), tmp_path, ask=ask)
     assert found.proof is not None
-    assert str(found.proof).startswith("mirror's own statement (https://hf-mirror.com)")
+    assert str(found.proof).startswith("mirror's own list (https://hf-mirror.com)")
     assert len(found.warnings) == 1
-    assert "only the mirror itself says" in found.warnings[0]
+    assert "only the mirror itself lists" in found.warnings[0]
     assert resolve(wish(MIRROR), tmp_path, ask=ask).warnings == found.warnings, "said in every run"
     assert ask.asked == [HUGGING, "https://hf-mirror.com"]
     # A mirror that the user does not name any more has no say.
@@ -126,7 +126,7 @@ def test_what_modelscope_says_of_its_master_is_not_called_the_commit(tmp_path: P
 def test_without_anybody_outside_it_is_said_and_not_kept(tmp_path: Path) -> None:
     found = resolve(wish(MIRROR), tmp_path, ask=Asked())
     assert found.proof is None
-    assert "nobody outside the fleet could say" in found.warnings[0]
+    assert "no source outside the fleet could list" in found.warnings[0]
     assert "Connection refused" in found.warnings[0]
     assert "model_weights_manifest" in found.warnings[0]
     assert list(tmp_path.glob("*.json")) == []
@@ -173,7 +173,7 @@ def test_a_statement_without_hashes_is_none_unless_it_is_accepted(tmp_path: Path
     bare = (Entry("config.json", 3),)
     found = resolve(wish(MIRROR), tmp_path, ask=Asked(mirror=bare))
     assert found.proof is None
-    assert "states no hash of 1 files, e.g. config.json" in found.warnings[0]
+    assert "publishes no hash of 1 files, e.g. config.json" in found.warnings[0]
     taken = resolve(wish(MIRROR, accept_unhashed=True), tmp_path, ask=Asked(mirror=bare))
     assert taken.proof is not None
     assert taken.proof.unhashed == ("config.json",)
@@ -184,7 +184,7 @@ def test_a_statement_without_hashes_is_none_unless_it_is_accepted(tmp_path: Path
 def test_a_commit_does_not_change(tmp_path: Path) -> None:
     resolve(wish(MIRROR), tmp_path, ask=Asked(huggingface=1))
     other = (FILES[0], replace(FILES[1], sha256="3" * 64))
-    with pytest.raises(UserError, match=r"states other files of A/B.*m\.safetensors: sha256 333333333333"):
+    with pytest.raises(UserError, match=r"lists different files of A/B.*m\.safetensors: sha256 333333333333"):
         resolve(wish(MIRROR, again=True), tmp_path, ask=Asked(huggingface=other))
     kept = resolve(wish(MIRROR), tmp_path, ask=Asked()).proof
     assert kept is not None
@@ -199,7 +199,7 @@ def test_a_branch_is_one_commit_for_all_hosts_and_later_runs(tmp_path: Path) -> 
     for ask in (Asked(huggingface=1), Asked()):
         found = resolve(branch, tmp_path, ask=ask)
         assert found.sources == (replace(source, revision=COMMIT, branch="main"), DISK)
-        assert "main is a branch, taken as commit" in found.warnings[0]
+        assert "main is a branch; commit" in found.warnings[0]
 
 
 def test_check_mode_keeps_nothing(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_a_host_asks_for_the_fleet_only_the_publishers_hub(monkeypatch: pytest.M
     ask = Asked(mirror=1, artifactory=1)
     monkeypatch.setattr("minimax_metal.host.weights.asking.ask", lambda source, _resolver: ask(source))
     raw = {"path": "/srv/m/r", "revision": COMMIT, "sources": [OWN.as_dict()]}
-    with pytest.raises(UserError, match="a mirror is not asked"):
+    with pytest.raises(UserError, match="mirrors are not asked"):
         for_fleet(Request.parse(raw), "A/B")
     assert ask.asked == []
     with pytest.raises(UserError, match="Connection refused"):

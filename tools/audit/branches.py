@@ -1,4 +1,4 @@
-"""NVIDIA's list of driver branches, in whatever form somebody saved it, against the catalogue's."""
+"""Compare NVIDIA's list of driver branches, in any saved format, with the catalogue's."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DATE = re.compile(
 
 @dataclass(frozen=True)
 class Listed:
-    """What a list says of a branch; none where it does not.
+    """A list's data on a branch; None if it has none.
 
     Attributes:
         kind: lts, production or new-feature.
@@ -45,7 +45,7 @@ class Listed:
 
 
 def read_branches(text: str, name: str) -> dict[str, Listed]:
-    """The branches in a list by number.
+    """Return the branches in a list by number.
 
     NVIDIA's releases.json (keyed by branch, with a type), its page as saved HTML or as copied text, whose
     table has a column for each branch, or a table with a row for each.
@@ -69,7 +69,7 @@ def _from_json(found: dict[str, Any]) -> dict[str, Listed]:
         if not re.fullmatch(r"R?\d{3}", branch):
             continue
         fields = entry if isinstance(entry, dict) else {"eol": entry}
-        # Releases have days too, which are no ends.
+        # Releases have dates too, which are not end dates.
         ends = [
             str(value) for key, value in fields.items() if re.search(r"eol|end|life", str(key), re.IGNORECASE)
         ]
@@ -100,7 +100,7 @@ def _from_tables(text: str) -> dict[str, Listed]:
 
 
 def _by_column(text: str) -> dict[str, Listed]:
-    """A table that was copied as text: the branches, then as many kinds, then as many ends."""
+    """Parse a table that was copied as text: the branches, then as many kinds, then as many ends."""
     first = _KIND.search(text)
     head = text[: first.start()] if first else text
     branches = list(dict.fromkeys(_BRANCH.findall(head)))
@@ -135,7 +135,7 @@ def _end(text: str) -> str | None:
 
 
 def compare_drivers(catalog: Catalog, path: Path, today: date) -> Iterator[Row]:
-    """Kind and end of every branch, branches that are missing here, and what hosts get by default.
+    """Compare kind and end of every branch, missing branches, and the hosts' default.
 
     Raises:
         UserError: the file can't be read, or names no branch.
@@ -165,7 +165,7 @@ def compare_drivers(catalog: Catalog, path: Path, today: date) -> Iterator[Row]:
 def _branch(branch: DriverBranch, found: Listed | None, against: str, today: date) -> Iterator[Row]:
     where = f"driver {branch.branch}"
     if found is None:
-        # A list names what is supported; what is over has left it, or will.
+        # A list names supported branches; ended ones have left it, or will.
         gone = is_over(branch, today)
         ours = f"until {branch.end}" if branch.end else "listed" if branch.listed else "not listed"
         yield compared(where, "listed", ours, "not listed", against, same=gone)
@@ -184,7 +184,7 @@ def _branch(branch: DriverBranch, found: Listed | None, against: str, today: dat
 
 
 def _same_end(ours: date | None, theirs: str) -> bool:
-    """Whether a day is the listed one, or the last of the listed month."""
+    """Return whether a day is the listed one, or the last of the listed month."""
     if ours is None or len(theirs) > len("2028-06"):
         return ours is not None and ours.isoformat() == theirs
     last = date(ours.year + ours.month // 12, ours.month % 12 + 1, 1)

@@ -1,4 +1,4 @@
-"""A checkpoint of the catalogue against its own ``config.json``, in a directory or on a hub."""
+"""Compare a checkpoint of the catalogue with its own ``config.json``, in a directory or on a hub."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIELDS = {
     "max_sequence": ("max_position_embeddings",),
     "index_dim": ("index_head_dim", "sparse_index_dim"),
 }
-"""Figure to the names that configurations have for it; the first that is there counts."""
+"""Number to its names in configurations; the first one found counts."""
 METHODS = {
     "fp8": ("fp8",),
     "mxfp8": ("mxfp8", "fp8"),
@@ -35,7 +35,7 @@ METHODS = {
 }
 BFLOAT16 = 2
 SIZE_TOLERANCE = 0.01
-"""Sizes in the catalogue are rounded; more than this is another checkpoint."""
+"""Sizes in the catalogue are rounded; a larger difference is another checkpoint."""
 
 
 def _number(value: Any) -> int | None:
@@ -43,7 +43,7 @@ def _number(value: Any) -> int | None:
 
 
 def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> Iterator[Row]:
-    """Architecture, shape, quantisation and KV arithmetic."""
+    """Compare architecture, dimensions, quantisation and KV arithmetic."""
     where = f"{one.name} {one.format}"
     inner = config.get("text_config")
     text: Mapping[str, Any] = {**config, **inner} if isinstance(inner, Mapping) else config
@@ -87,10 +87,10 @@ def compare_config(one: Checkpoint, config: Mapping[str, Any], against: str) -> 
 def _sparse(
     one: Checkpoint, where: str, sparse: Mapping[str, Any], keys_and_values: int, against: str
 ) -> Iterator[Row]:
-    """Sparse attention: its layers, and the cache of one token by the engine's formula.
+    """Compare sparse attention: its layers, and the cache per token by the engine's formula.
 
-    After ``pool_configurator.py`` of 0.5.23: keys and values of every layer, and for each sparse layer one
-    index key, with an index value unless the configuration leaves it out.
+    Based on ``pool_configurator.py`` of 0.5.23: keys and values of every layer, and for each sparse layer one
+    index key, with an index value unless the configuration omits it.
     """
     layers, width = sparse.get("sparse_attention_freq"), sparse.get("sparse_index_dim")
     if not isinstance(layers, list) or not isinstance(width, int):
@@ -126,7 +126,7 @@ def _quantisation(one: Checkpoint, where: str, found: Any, against: str) -> Iter
 
 
 def compare_files(one: Checkpoint, sizes: Mapping[str, int], against: str) -> Iterator[Row]:
-    """Number and size of files."""
+    """Compare number and size of files."""
     where = f"{one.name} {one.format}"
     total = sum(sizes.values())
     weights = sum(size for name, size in sizes.items() if name.endswith(".safetensors"))
@@ -143,7 +143,7 @@ def compare_files(one: Checkpoint, sizes: Mapping[str, int], against: str) -> It
 def compare_licence(
     one: Checkpoint, said: str | None, against: str, licences: Mapping[str, Licence] | None = None
 ) -> Row:
-    """The licence that the repository names, by a name that its cards are known to have for it."""
+    """Compare the repository's licence, by a name that its cards are known to use."""
     where = f"{one.name} {one.format}"
     if not said:
         return skipped(where, "licence", "the repository names none", against)
@@ -159,7 +159,7 @@ def _plain(text: str) -> str:
 def from_directory(
     one: Checkpoint, root: Path, licences: Mapping[str, Licence] | None = None
 ) -> Iterator[Row]:
-    """Against a directory that holds the checkpoint, or only its small files."""
+    """Compare with a directory that has the checkpoint, or only its small files."""
     config = read_object(root / "config.json", "a checkpoint's config.json")
     yield from compare_config(one, config, f"{root.name}/config.json")
     sizes = {
@@ -192,7 +192,7 @@ def _ask(url: str, what: str) -> dict[str, Any]:
 
 
 def from_hub(one: Checkpoint, hub: str, licences: Mapping[str, Licence] | None = None) -> Iterator[Row]:
-    """Against a hub's configuration, listing and licence, at the catalogue's revision."""
+    """Compare with a hub's configuration, listing and licence, at the catalogue's revision."""
     repository, revision = one.repositories["huggingface"], one.revision or "main"
     base = hub.rstrip("/")
     config = _ask(f"{base}/{repository}/resolve/{revision}/config.json", "the checkpoint's config.json")
@@ -210,7 +210,7 @@ def from_hub(one: Checkpoint, hub: str, licences: Mapping[str, Licence] | None =
 
 
 def on_modelscope(one: Checkpoint, hub: str) -> Row:
-    """Whether the ModelScope id of the catalogue is a repository there (``/api/v1/models/ORG/NAME``)."""
+    """Check that the catalogue's ModelScope id is a repository there (``/api/v1/models/ORG/NAME``)."""
     where, repository = f"{one.name} {one.format}", one.repositories.get("modelscope")
     if repository is None:
         return skipped(where, "repositories.modelscope", "the catalogue has none", "ModelScope")

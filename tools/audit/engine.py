@@ -1,4 +1,4 @@
-"""The catalogue's engines against an unpacked wheel and against their own locks."""
+"""Compare the catalogue's engines with an unpacked wheel and with their own locks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tools.audit.rows import Row, compared, read_text, skipped
 from tools.engine_bump import allowed, cuda_of_lock, read_wheel
 
 QUANTISATIONS = {"fp8": ("fp8.py", "Fp8Config"), "nvfp4": ("modelopt_quant.py", "ModelOptFp4Config")}
-"""Format to where the engine states the least compute capability for it."""
+"""Format to the place where the engine states its minimum compute capability."""
 
 
 def compare_locks(catalog: Catalog) -> Iterator[Row]:
-    """Torch and CUDA of every release against the locks that install it."""
+    """Compare torch and CUDA of every release with the locks that install it."""
     for release, engine in catalog.engines.items():
         for python, name in engine.locks.items():
             path = Path(name) if name.startswith("/") else HERE / "locks" / name
@@ -31,7 +31,7 @@ def compare_locks(catalog: Catalog) -> Iterator[Row]:
 
 
 def installed() -> Path | None:
-    """Where the lab's engine environment is, if it was made."""
+    """Return the lab's engine environment, if it was created."""
     from lab.engine.environment import cache_root, lock_digest
 
     home = cache_root() / "engine" / lock_digest()
@@ -39,7 +39,7 @@ def installed() -> Path | None:
 
 
 def _least_capability(text: str, name: str, form: str) -> int | None:
-    """The number that the class returns; of ``100 if self.use_mxfp8 else 80`` the one of this format."""
+    """Return the class's number; of ``100 if self.use_mxfp8 else 80`` the one of this format."""
     body = re.search(rf"^class {name}\b.*?(?=^class |\Z)", text, re.MULTILINE | re.DOTALL)
     found = body and re.search(
         r"def get_min_capability\(.*?return (\d+)(?: if self\.use_(\w+) else (\d+))?",
@@ -52,10 +52,10 @@ def _least_capability(text: str, name: str, form: str) -> int | None:
 
 
 def compare_engine(catalog: Catalog, tree: Path) -> Iterator[Row]:
-    """What one wheel says of itself, of its formats and of the flags of recipes.
+    """Compare one wheel's metadata, formats and recipe flags.
 
     Raises:
-        UserError: ``tree`` holds no sglang, or one that the catalogue does not know.
+        UserError: ``tree`` contains no sglang, or a release that is not in the catalogue.
     """
     try:
         wheel = read_wheel(tree)
@@ -140,7 +140,7 @@ def _recipes(catalog: Catalog, tree: Path, release: str, against: str) -> Iterat
                 flag in arguments or re.search(rf"\b{flag[2:].replace('-', '_')}\b", arguments) is not None
             )
             ours = known_in(part.since, part.before, release)
-            # A flag that is still there as deprecated may be left out; one that is planned must be there.
+            # A flag that is still accepted as deprecated may be omitted; a planned one must exist.
             yield compared(f"recipe {name}", flag, ours, there, against, same=there or not ours)
         for variable in recipe.environment:
             if everything is None:

@@ -1,4 +1,4 @@
-"""The catalogue against lists that others publish: PCI ids, the package index."""
+"""Compare the catalogue with published lists: PCI ids, the package index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tools.audit.rows import Row, compared, read_text, skipped
 
 
 def compare_pci(catalog: Catalog, path: Path) -> Iterator[Row]:
-    """PCI ids by the names that the PCI ID Repository has for them."""
+    """Compare PCI ids by their names in the PCI ID Repository."""
     vendor = re.search(
         r"^10de\b.*?$(.*?)(?=^[0-9a-f]{4}\s|\Z)", read_text(path, "pci.ids"), re.MULTILINE | re.DOTALL
     )
@@ -32,7 +32,7 @@ def compare_pci(catalog: Catalog, path: Path) -> Iterator[Row]:
 
 
 def compare_index(catalog: Catalog) -> Iterator[Row]:
-    """Whether the package index has a newer engine or gateway."""
+    """Check the package index for a newer engine or gateway."""
     for package, ours in (("sglang", catalog.engines), ("smg", catalog.gateways)):
         newest = max(ours, key=version_key)
         command = [sys.executable, "-m", "pip", "index", "versions", package, "--disable-pip-version-check"]

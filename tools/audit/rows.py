@@ -1,4 +1,4 @@
-"""What the audit says of one figure, and how its inputs are read."""
+"""The audit's rows for one number, and readers of its inputs."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Row:
 def compared(
     where: str, field: str, ours: Any, theirs: Any, against: str, *, same: bool | None = None
 ) -> Row:
-    """A row that agrees or differs; ``same`` where equality is not the question."""
+    """Return a row that agrees or differs; ``same`` if equality is not the question."""
     good = ours == theirs if same is None else same
     return Row("agrees" if good else "differs", where, field, _text(ours), _text(theirs), against)
 
 
 def skipped(where: str, field: str, why: str, against: str) -> Row:
-    """A figure that the input says nothing of."""
+    """Return a row for a number that the input lacks."""
     return Row("not compared", where, field, "", why, against)
 
 
@@ -57,7 +57,7 @@ def _text(value: Any) -> str:
 
 
 def read_text(path: Path, what: str) -> str:
-    """A text file of at most 64 MiB; raises ``UserError`` with one line."""
+    """Read a text file of at most 64 MiB; raises ``UserError`` with one line."""
     try:
         return read_bounded(path, MOST_BYTES).decode("utf-8", "replace")
     except (OSError, ValueError) as error:
@@ -66,12 +66,12 @@ def read_text(path: Path, what: str) -> str:
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object; raises ``UserError`` with one line."""
+    """Read a JSON object; raises ``UserError`` with one line."""
     return as_object(read_text(path, what), str(path), what)
 
 
 def as_object(text: str, name: str, what: str) -> dict[str, Any]:
-    """As :func:`read_object`, from a text."""
+    """Like :func:`read_object`, from a text."""
     try:
         found = read_json(text)
     except (ValueError, json.JSONDecodeError) as error:

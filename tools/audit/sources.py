@@ -1,4 +1,4 @@
-"""Where every figure comes from, how old that is, and which have no source."""
+"""The source and age of every number, and numbers without one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IDENTITY = frozenset(
 
 @dataclass(frozen=True)
 class Source:
-    """One figure's source; ``age_days`` is none where no date is known."""
+    """One number's source; ``age_days`` is None if no date is known."""
 
     where: str
     field: str
@@ -52,7 +52,9 @@ def _age(text: str, read: Any, today: date) -> int | None:
 
 
 def sources_of(catalog: Catalog, today: date) -> list[Source]:
-    """Every figure of the catalogue: models, GPUs, engines and so on, recipes, faults, licences, drafts."""
+    """Return every number of the catalogue: models, GPUs, engines and so on, recipes, faults, licences,
+    drafts.
+    """
     entries: list[tuple[str, Entry]] = [
         (f"{one.name} {one.format}", one) for formats in catalog.models.values() for one in formats.values()
     ]
@@ -87,12 +89,12 @@ def _entry(where: str, one: Entry, today: date) -> Iterator[Source]:
 
 
 def _beside(one: Entry, name: str) -> str:
-    """Another field's source: ``revision_source`` of ``revision``, or what ``sources`` has for it."""
+    """Return another field's source: ``revision_source`` of ``revision``, or its entry in ``sources``."""
     if text := getattr(one, "sources", {}).get(name):
         return str(text)
     if name == "repositories" and (text := getattr(one, "revision_source", None)):
         return str(text)
-    # A name that nvidia-smi prints stands in the listing that the memory was read from.
+    # A name that nvidia-smi prints is in the listing from which the memory was read.
     figure = getattr(one, "memory_bytes", None)
     if name == "smi_pattern" and figure and "nvidia-smi" in figure.source:
         return str(figure.source)

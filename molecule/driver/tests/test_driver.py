@@ -236,8 +236,8 @@ def test_fabric_manager_of_another_version_is_named_and_repaired_without_a_reboo
     named = play(lab, "--limit", "gpu02", metal_driver_branch="590", nvidia_driver_manage=False)
     assert named.returncode != 0
     assert (
-        "gpu02: found nvidia-fabricmanager 590.44.01-1 with driver 590.48.01 loaded, expected one version"
-        in " ".join(named.output.split())
+        "gpu02: found nvidia-fabricmanager 590.44.01-1 with driver 590.48.01 loaded, "
+        "expected the same version" in " ".join(named.output.split())
     )
     repair = play(lab, "--limit", "gpu02", metal_driver_branch="590")
     assert repair.returncode == 0, repair.output

@@ -1,13 +1,13 @@
-"""The validated catalogue, kept as JSON, so that a plan neither parses YAML nor imports pydantic.
+"""The validated catalogue, cached as JSON, so that planning neither parses YAML nor imports pydantic.
 
-It is kept beside the package's byte code, or else in the user's own cache directory, with the digest of all
-that it was made from: another digest, and it is made again. Whoever could change it could change plans, so
-it counts only where nobody else can write: the file and its directory belong to this user, to root or (beside
-the package) to the package's owner, and neither group nor others may write to them.
+The cache is beside the package's byte code, or else in the user's cache directory. It carries the digest of
+everything it was made from and is made again when that changes. Anybody who could change it could change
+plans, so it is used only if nobody else can write to it: the file and its directory must belong to this user,
+to root or (beside the package) to the package's owner, and must not be writable by group or others.
 
-JSON knows neither tuples, dates, keys that are numbers, nor entries. They are lists here that begin with what
-they are: ``["tuple", ...]``, ``["date", "2026-01-31"]``, ``["pairs", [key, value], ...]`` and
-``["Figure", {"value": 1, ...}]``, an entry with the fields that were written.
+JSON has no tuples, dates, numeric keys or catalogue entries. They are stored as lists that begin with their
+type: ``["tuple", ...]``, ``["date", "2026-01-31"]``, ``["pairs", [key, value], ...]`` and ``["Figure",
+{"value": 1, ...}]``, an entry with the fields that were written.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from minimax_metal.common.files import directory_beneath, read_bounded, write_at
 
 NAME: Final = "catalog.json"
 LARGEST: Final = 16 * 2**20
-"""Bytes that are read of it."""
+"""Maximum size of the cache file in bytes."""
 _TYPES: Final = {
     name: kind for name, kind in vars(schema).items() if isinstance(kind, type) and issubclass(kind, Entry)
 }
 
 
 def plain(value: Any) -> Any:
-    """The value as JSON can hold it."""
+    """Return the value in a form that JSON can hold."""
     if isinstance(value, Entry):
         fields = {name: plain(getattr(value, name)) for name in sorted(value.written)}
         return [type(value).__name__, fields]
@@ -52,10 +52,10 @@ def plain(value: Any) -> Any:
 
 
 def entry_of(value: Any) -> Any:
-    """What :func:`plain` was given.
+    """Return the value that was given to :func:`plain`.
 
     Raises:
-        LookupError, TypeError, ValueError, AttributeError: it is not of :func:`plain`.
+        LookupError, TypeError, ValueError, AttributeError: the input did not come from :func:`plain`.
     """
     if isinstance(value, dict):
         return {key: entry_of(one) for key, one in value.items()}
@@ -72,10 +72,10 @@ def entry_of(value: Any) -> Any:
 
 
 def load(digest: str, package: Path) -> Catalog | None:
-    """The kept catalogue with this digest; none where there is none, or none that can be trusted.
+    """Return the cached catalogue with this digest, or None if there is none that can be trusted.
 
     Args:
-        digest: of what it was made from.
+        digest: of everything the catalogue is made from.
         package: the directory of the catalogue's files.
     """
     for directory, owners in _places(package):
@@ -87,10 +87,10 @@ def load(digest: str, package: Path) -> Catalog | None:
 
 
 def save(digest: str, catalog: Catalog, package: Path) -> None:
-    """Keep the catalogue in the first place that only this user can write to; not at all where none is.
+    """Cache the catalogue in the first place that only this user can write to, if there is one.
 
-    All is done by descriptors below a directory that belongs to this user: root whose ``XDG_CACHE_HOME`` is
-    still another user's keeps nothing there.
+    All work is done by descriptors below a directory that belongs to this user: root with another user's
+    ``XDG_CACHE_HOME`` caches nothing there.
     """
     content = json.dumps({"digest": digest, "catalog": plain(catalog)}, separators=(",", ":"))
     ours = frozenset({os.geteuid()})
@@ -98,24 +98,25 @@ def save(digest: str, catalog: Catalog, package: Path) -> None:
         beside = directory.parent == package
         if beside and sys.dont_write_bytecode:
             continue
-        # Beside the package only the last directory may be made, in the user's home its cache too.
+        # Beside the package only the last directory may be created; in the user's home, its cache directory
+        # too.
         start = package if beside else directory.parent.parent
         with suppress(OSError), directory_beneath(start) as owned:
             _check(owned, ours)
             below = directory.relative_to(start)
             with directory_beneath(owned, str(below), create=0o755 if beside else 0o700) as opened:
                 _check(opened, ours)
-                # By the descriptor: nobody can put another directory under its name meanwhile.
+                # By descriptor: nobody can replace the directory in the meantime.
                 write_atomic(Path(f"/proc/self/fd/{opened}/{NAME}"), content, 0o644 if beside else 0o600)
             return
 
 
 def _places(package: Path) -> list[tuple[Path, frozenset[int]]]:
-    """Directories where it may be kept, each with the uids that are trusted there."""
+    """Return directories that may hold the cache, each with the uids that are trusted there."""
     us = frozenset({0, os.geteuid()})
     places = []
     with suppress(OSError):
-        # Who owns the package owns what runs here anyway.
+        # The package's owner controls the code that runs here anyway.
         places.append((package / "__pycache__", us | {package.stat().st_uid}))
     with suppress(RuntimeError):  # no home
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -1,6 +1,6 @@
-"""Reads the catalogue's files and the users' overlays, and has them validated.
+"""Reads the catalogue's files and the users' overlays, and validates them.
 
-The catalogue as packaged is validated once and then kept (:mod:`minimax_metal.catalog.kept`); with an overlay
+The packaged catalogue is validated once and then cached (:mod:`minimax_metal.catalog.kept`). With an overlay
 it is validated each time. YAML and pydantic are imported only then.
 """
 
@@ -35,10 +35,10 @@ FILES = (
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``over`` laid on top: mappings merge by key, anything else replaces.
+    """Return ``base`` with ``over`` merged into it: mappings merge by key, anything else replaces.
 
-    A key set to null is taken out. A figure (a mapping with ``value``) is replaced whole, so that a new
-    number never keeps the old number's source.
+    A key set to null is removed. A number with its source (a mapping with ``value``) is replaced as a whole,
+    so that a new number never keeps the old number's source.
     """
     merged = dict(base)
     for key, value in over.items():
@@ -46,7 +46,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if value is None:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and "value" not in value:
-            # What is not there yet is merged too: a key to take out may be gone already.
+            # Merge missing parts too: a key to remove may not exist.
             merged[key] = merge(old if isinstance(old, Mapping) else {}, value)
         else:
             merged[key] = value
@@ -54,14 +54,14 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 MOST_OPENED = 10_000
-"""Brackets in a file at most: a parser's time grows with the square of their nesting."""
+"""Maximum number of brackets in a file: parsing time grows with the square of their nesting."""
 
 
 def _read(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        # Only plain data: both loaders build nothing but mappings, lists and scalars.
+        # Plain data only: both loaders build nothing but mappings, lists and scalars.
         content = path.read_bytes()
         if max(content.count(b"{"), content.count(b"[")) > MOST_OPENED:
             raise UserError(
@@ -73,26 +73,27 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"catalogue overlay {path}: {error.strerror or error}; give a readable YAML file"
         ) from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a day that no month has, a number without end
+    # ValueError: a day that no month has, or a number that is too long
+    except (yaml.YAMLError, ValueError) as error:
         problem = " ".join(str(error).split())[:300]
-        raise UserError(f"catalogue overlay {path}: not YAML ({problem}); put the file right") from error
+        raise UserError(f"catalogue overlay {path}: not YAML ({problem}); fix the file") from error
     if document is None:
         return {}
     if not isinstance(document, dict):
         raise UserError(
             f"catalogue overlay {path}: found a {type(document).__name__}, expected a mapping with "
-            "models, gpus, engines, platforms; write it as the catalogue's own files are written"
+            "models, gpus, engines, platforms; write it like the catalogue's own files"
         )
     return document
 
 
 def read_overlay(path: Path) -> dict[str, Any]:
-    """The contents of one overlay file; raises ``UserError`` when it can't be read or is no mapping."""
+    """Return the contents of an overlay file; raises ``UserError`` if it is unreadable or not a mapping."""
     return _read(path)
 
 
 def _resolve_models(document: dict[str, Any]) -> None:
-    """Turn families, models and formats into one full checkpoint entry per model and format."""
+    """Turn families, models and formats into one complete checkpoint entry per model and format."""
     families = document.pop("families", {})
     resolved: dict[str, dict[str, Any]] = {}
     for section, entries in (("families", families), ("models", document.get("models", {}))):
@@ -110,8 +111,8 @@ def _resolve_models(document: dict[str, Any]) -> None:
         if wrong or not isinstance(families[family], Mapping):
             where = f"format {wrong[0]} of model {name}" if wrong else f"family {family}"
             raise UserError(
-                f"catalogue: {where} is not a mapping; write its entries below it, indented, as the "
-                "catalogue's own files have them"
+                f"catalogue: {where} is not a mapping; write its entries below it, indented, as in "
+                "the catalogue's own files"
             )
         rest = {key: value for key, value in model.items() if key != "formats"}
         common = merge(families[family], rest)
@@ -125,10 +126,10 @@ def _resolve_models(document: dict[str, Any]) -> None:
 
 
 def _published_name(name: str, formats: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The one name that clients use for a model in whatever format: that of its own repository.
+    """Return the name that clients use for a model in any format: that of its own repository.
 
-    Quantised repositories have names of their own (MiniMax-M3-MXFP8). Replicas of one model would be pools of
-    their own behind a gateway if each were served by its repository's name.
+    Quantised repositories have other names (MiniMax-M3-MXFP8). If each replica were served under its
+    repository's name, a gateway would put replicas of one model into separate pools.
     """
     repositories = [
         str(one["repositories"]["huggingface"])
@@ -142,8 +143,8 @@ def _published_name(name: str, formats: Mapping[str, Mapping[str, Any]]) -> str 
 def _check_mapping(section: str, entries: Any) -> None:
     if not isinstance(entries, Mapping):
         raise UserError(
-            f"catalogue: {section} is not a mapping; write its entries below it, indented, as the "
-            "catalogue's own files have them"
+            f"catalogue: {section} is not a mapping; write its entries below it, indented, as in the "
+            "catalogue's own files"
         )
 
 
@@ -156,7 +157,7 @@ def _named(document: dict[str, Any], section: str, key: str) -> None:
 
 
 def _branches_as_text(overlay: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The overlay with the numbers of driver branches as texts: YAML reads a bare 580 as a number."""
+    """Return the overlay with driver branch numbers as texts: YAML reads a bare 580 as a number."""
     drivers = overlay.get("drivers")
     if not isinstance(drivers, Mapping):
         return overlay
@@ -164,7 +165,7 @@ def _branches_as_text(overlay: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
-    """The sha256 of every lock that an overlay names by an absolute path: an engine of the user's own."""
+    """Return the sha256 of every lock that an overlay names by an absolute path (a user's own engine)."""
     found = {}
     for release, entry in engines.items():
         locks = entry.get("locks") if isinstance(entry, Mapping) else None
@@ -181,9 +182,9 @@ def _own_locks(engines: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
-    """The packaged catalogue with ``overlays`` laid on top, in order.
+    """Return the packaged catalogue with ``overlays`` merged into it, in order.
 
-    Raises ``UserError`` (one line, with the place) when the result does not validate.
+    Raises ``UserError`` (one line, with the place) if the result does not validate.
     """
     document: dict[str, Any] = {}
     for name in FILES:
@@ -210,7 +211,7 @@ def load_catalog(overlays: Sequence[Mapping[str, Any]] = ()) -> Catalog:
 
 
 def _locks() -> dict[str, str]:
-    """The sha256 of every packaged lock."""
+    """Return the sha256 of every packaged lock."""
     return {path.name: _sha256(path) for path in sorted((HERE / "locks").glob("*.txt"))}
 
 
@@ -219,23 +220,25 @@ def _sha256(path: Path) -> str:
 
 
 def _digest() -> str:
-    """Of all that the packaged catalogue is made from: its files, its locks, and the code that reads them."""
+    """Return the digest of everything the packaged catalogue is made from: its files, its locks, and its
+    code.
+    """
     made_from = {path.name: _sha256(path) for path in [*(HERE / name for name in FILES), *HERE.glob("*.py")]}
     return hashlib.sha256(json.dumps([made_from, _locks()], sort_keys=True).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
 def packaged_catalog() -> Catalog:
-    """The catalogue as packaged, loaded once per process."""
+    """Return the packaged catalogue, loaded once per process."""
     if (found := kept.load(_digest(), HERE)) is not None:
         return found
     return keep_packaged()
 
 
 def keep_packaged() -> Catalog:
-    """Validate the catalogue as packaged, and keep it for those that come after; ``make setup`` calls it."""
+    """Validate the packaged catalogue and cache it for later runs; ``make setup`` calls this."""
     digest = _digest()
     catalog = load_catalog()
-    if _digest() == digest:  # nobody edited a file meanwhile
+    if _digest() == digest:  # no file was edited in the meantime
         kept.save(digest, catalog, HERE)
     return catalog

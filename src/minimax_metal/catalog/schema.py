@@ -1,7 +1,7 @@
-"""Shapes of the catalogue's files: plain frozen dataclasses, so that a plan does without pydantic.
+"""Schema of the catalogue's files: plain frozen dataclasses, so that planning does not need pydantic.
 
-:mod:`minimax_metal.catalog.validate` has pydantic check files and overlays against these annotations, the
-limits in them too. Nothing here imports it: that takes longer than a whole plan.
+:mod:`minimax_metal.catalog.validate` lets pydantic check files and overlays against these annotations,
+including their limits. Nothing here imports it: that takes longer than a whole plan.
 
 Units: bytes are bytes, times are seconds, capabilities are strings such as ``"9.0"``.
 """
@@ -20,13 +20,13 @@ Confidence = Literal["V", "M", "R", "C", "U"]
 
 
 class Limits:
-    """Limits of a value, in pydantic's words: ``gt``, ``lt``, ``min_length``. Validation looks at them."""
+    """Limits of a value, named as in pydantic: ``gt``, ``lt``, ``min_length``. Validation applies them."""
 
     def __init__(self, **limits: float) -> None:
         self.limits = limits
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
-        """The schema of the value, with the limits."""
+        """Return the value's schema with the limits."""
         return {**handler(source), **self.limits}
 
 
@@ -35,11 +35,11 @@ Positive = Annotated[int, Limits(gt=0)]
 
 
 class Entry:
-    """What all entries have in common: read only, equal by their values, keys that nobody knows refused."""
+    """Base of all entries: read-only, compared by value, unknown keys are refused."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
     written: frozenset[str] = frozenset()
-    """Fields that the files or an overlay set, be it to their defaults. Not a field, and not compared."""
+    """Fields that the files or an overlay set, even to their defaults. Not a field, and not compared."""
 
     def __init__(self, **values: Any) -> None:
         for one in fields(self):  # type: ignore[arg-type]
@@ -79,23 +79,23 @@ class Entry:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=True, field_specifiers=(field,))
 def entry(cls: type[T]) -> type[T]:
-    """Make a class a dataclass. Its methods are :class:`Entry`'s: compiling them for each takes 20 ms."""
+    """Make a class a dataclass with :class:`Entry`'s methods: compiling them for each class takes 20 ms."""
     return dataclass(init=False, repr=False, eq=False, match_args=False, kw_only=True)(cls)
 
 
 @entry
 class Figure(Entry):
-    """One number with where it comes from.
+    """A number with its source.
 
     In a file it is ``{value: 253952, confidence: C, source: "2 * 62 * ..."}``; a bare number, which only
-    overlays use, is the user's own figure.
+    overlays use, is the user's own.
     """
 
     value: int
     confidence: Confidence
     source: Annotated[str, NOT_EMPTY]
     read: date | None = None
-    """The day on which the source was read, where it was written down."""
+    """Date on which the source was read, if recorded."""
 
 
 @entry
@@ -130,36 +130,37 @@ class Generations(Entry):
 
     proven: tuple[str, ...]
     unproven: dict[str, str] = field(default_factory=dict)
-    """Capability to the reason why it is only a maybe."""
+    """Capability to the reason why it is unproven."""
     needs: dict[str, str] = field(default_factory=dict)
-    """Capability to what the engine needs there and the plan can't install: refused as ``engine-kernels``."""
+    """Capability to a requirement of the engine that the plan can't install: refused as ``engine-kernels``.
+    """
 
 
 @entry
 class Reasoning(Entry):
-    """How a model thinks before it answers."""
+    """How a model reasons before it answers."""
 
     always: bool
-    """Whether a request can't turn it off."""
+    """Whether requests can't turn it off."""
     efforts: tuple[str, ...] = ()
-    """Values of ``reasoning_effort`` it knows, least first."""
+    """Values of ``reasoning_effort`` that it supports, lowest first."""
     default_effort: str | None = None
     source: str
 
 
 @entry
 class Draft(Entry):
-    """A draft for speculative decoding that comes with the checkpoint's own files."""
+    """A draft for speculative decoding that is part of the checkpoint's own files."""
 
     directory: str
-    """Its place in the repository; the engine finds it there."""
+    """Its directory in the repository, where the engine looks for it."""
     bytes: Figure
-    """Part of the checkpoint's bytes."""
+    """Its share of the checkpoint's bytes."""
     generations: tuple[str, ...]
-    """Compute capabilities on which the engine takes it."""
+    """Compute capabilities on which the engine supports it."""
     arguments: tuple[str, ...]
     algorithms: tuple[str, ...]
-    """Values of ``--speculative-algorithm`` that the engine takes here, under the same terms."""
+    """Values of ``--speculative-algorithm`` that the engine accepts here, under the same conditions."""
     environment: dict[str, str] = field(default_factory=dict)
     constraints: str
     source: str
@@ -167,21 +168,21 @@ class Draft(Entry):
 
 @entry
 class SeparateDraft(Entry):
-    """A draft for speculative decoding that is a repository of its own."""
+    """A draft for speculative decoding in a repository of its own."""
 
     name: str
     repositories: dict[Literal["huggingface", "modelscope"], str]
     revision: str | None = None
-    """None where no source proves one: the user names it."""
+    """None if no source gives one: the user sets it."""
     revision_source: str | None = None
     licence: str
     bytes: Figure
-    """Of its files, and about what its weights take in memory."""
+    """Size of its files, and approximately of its weights in memory."""
     kv_bytes_per_token: Figure | None = None
-    """Its own KV cache of one token at bfloat16, each head once."""
+    """KV cache per token at bfloat16, each head once."""
     models: Annotated[tuple[str, ...], NOT_EMPTY]
     generations: tuple[str, ...]
-    """Compute capabilities on which the engine takes it."""
+    """Compute capabilities on which the engine supports it."""
     minimum_engine: str
     arguments: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
@@ -223,23 +224,23 @@ class Checkpoint(Entry):
     moe_block: Figure | None = None
     """Block size of quantised expert weights: ``moe_intermediate / (tp / ep)`` must be a multiple of it."""
     kv_bytes_per_token: Figure | None = None
-    """KV cache of one token over all layers at bfloat16, each head once; for models without ``head_dim``."""
+    """KV cache per token over all layers at bfloat16, each head once; for models without ``head_dim``."""
     kv_dtypes: dict[str, float] = field(default_factory=lambda: {"auto": 1.0, "bfloat16": 1.0})
     """Engine's ``--kv-cache-dtype`` to its size relative to bfloat16."""
     head_dim: Figure | None = None
     sparse_layers: Figure | None = None
-    """Layers with sparse attention: each keeps index keys beside K and V."""
+    """Layers with sparse attention: each stores index keys in addition to K and V."""
     index_dim: Figure | None = None
-    """Width of one index key; there is one head of them, kept whole on every GPU."""
+    """Width of one index key; there is one head of them, replicated on every GPU."""
     packed_kv_generations: tuple[str, ...] = ()
     """Compute capabilities on which the engine keeps the cache in a packed NVFP4 pool."""
     kv_page_size: Positive = 1
-    """Tokens of one page of the cache; the engine's own choice for the model."""
+    """Tokens per page of the cache; the engine's own choice for the model."""
     max_sequence: Figure
     max_output: Figure | None = None
     reasoning: Reasoning | None = None
     draft: Draft | None = None
-    # Running it
+    # How to run it
     minimum_engine: str
     minimum_engine_source: str | None = None
     parsers: Parsers
@@ -247,23 +248,23 @@ class Checkpoint(Entry):
     parallelism: dict[int, Parallelism]
     """GPU count to the spread of the guides."""
     guide_flags: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    """GPU count to the flags of the guide's command, in its order."""
+    """GPU count to the flags of the guide's command, in the guide's order."""
     generations: Generations
     mem_fraction_static: float = 0.85
     mem_fractions: dict[str, float] = field(default_factory=dict)
-    """GPU model to the fraction reported to work there, where it is not ``mem_fraction_static``."""
+    """GPU model to the fraction reported to work there, if it is not ``mem_fraction_static``."""
     engine_args: tuple[str, ...] = ()
-    """Flags this format needs beyond the guide's."""
+    """Flags this format needs in addition to the guide's."""
     sampling: Sampling | None = None
     start_timeout_seconds: Positive = 3600
     warnings: dict[str, str] = field(default_factory=dict)
-    """Code to a sentence that every plan for this checkpoint carries."""
+    """Code to a sentence that is part of every plan for this checkpoint."""
     sources: dict[str, str] = field(default_factory=dict)
-    """Key of this entry to its source, for keys that have no other place for it."""
+    """Key of this entry to its source, for keys without a source of their own."""
 
     @property
     def published_name(self) -> str:
-        """The name clients use, one for all formats: ``served_name``, which the loader fills in."""
+        """The name clients use, the same for all formats: ``served_name``, which the loader fills in."""
         return self.served_name or self.repositories["huggingface"]
 
 
@@ -274,27 +275,27 @@ class Gpu(Entry):
     name: str
     aliases: tuple[str, ...] = ()
     smi_pattern: str
-    """Regular expression for the whole name that nvidia-smi prints."""
+    """Regular expression that matches the whole name that nvidia-smi prints."""
     pci_ids: dict[str, str] = field(default_factory=dict)
-    """PCI device id ("0x2329") to the source of it; two GPUs that differ in memory may share one."""
+    """PCI device id ("0x2329") to its source; two GPUs that differ in memory may share an id."""
     memory_bytes: Figure | None = None
-    """None where no source states it: a running driver has to."""
+    """None if no source states it: then a running driver must."""
     compute_capability: str
     capability_source: str
     nvlink: Literal["none", "bridge", "nvswitch", "nvlink5-switch", "nvl72", "unknown"]
     nvswitch_counts: tuple[int, ...] = ()
     """GPU counts per board on which NVSwitches sit."""
     nvlinks: Figure | None = None
-    """NVLinks of one GPU; none without any, and where cards are bridged in pairs."""
+    """NVLinks per GPU; None if it has none, or if cards are bridged in pairs."""
     nvlink_bandwidth: Figure | None = None
-    """All NVLinks of one GPU together, one way, in bytes a second."""
+    """All NVLinks of one GPU together, one direction, in bytes per second."""
     all_reduce_bandwidth: dict[int, Figure] = field(default_factory=dict)
-    """GPU count to the bus bandwidth of NCCL's all-reduce as published (bytes/s, nccl-tests' busbw)."""
+    """GPU count to the published bus bandwidth of NCCL's all-reduce (bytes/s, nccl-tests' busbw)."""
     open_modules: Literal["required", "supported", "unsupported"]
     architecture: Literal["x86_64", "aarch64"] = "x86_64"
     notes: tuple[str, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
-    """Key of this entry to its source, for keys that have no other place for it."""
+    """Key of this entry to its source, for keys without a source of their own."""
 
 
 @entry
@@ -311,20 +312,20 @@ class EngineRelease(Entry):
     reasoning_parsers: tuple[str, ...]
     architectures: tuple[str, ...]
     locks: dict[str, str] = field(default_factory=dict)
-    """Python minor version to the lock file's name in ``locks/``; an overlay's own: an absolute path."""
+    """Python minor version to the lock file's name in ``locks/``; in an overlay, an absolute path."""
     plugins: bool = False
-    """Whether it loads plug-ins (``sglang.srt.plugins``), by which keys are kept out of what it says."""
+    """Whether it loads plug-ins (``sglang.srt.plugins``), with which the guard hides keys."""
     deep_gemm_precompile: bool = False
     """Whether it has ``sglang.compile_deep_gemm``."""
     flashinfer_cubins: bool = False
-    """Whether its locks bring ``flashinfer-cubin``: kernels that FlashInfer fetches otherwise."""
+    """Whether its locks include ``flashinfer-cubin``: kernels that FlashInfer otherwise downloads."""
     source: str
     notes: tuple[str, ...] = ()
 
 
 @entry
 class Cuda(Entry):
-    """One CUDA version: what it needs of the driver, where it lives, what to install."""
+    """One CUDA version: the driver it needs, its path, and its packages."""
 
     version: str
     minimum_driver: str
@@ -340,12 +341,12 @@ class DriverPackages(Entry):
     """Package names of the driver on one platform."""
 
     pinning: str | None
-    """With ``{branch}``; installed before everything else."""
+    """With ``{branch}``; installed before all others."""
     open: tuple[str, ...]
     proprietary: tuple[str, ...]
     fabric_manager: tuple[str, ...]
     nvlink5: tuple[str, ...] = ()
-    """Beside the fabric manager on boards with NVLink-5 switches."""
+    """In addition to the fabric manager on boards with NVLink-5 switches."""
     imex: tuple[str, ...] = ()
     """On compute trays of an NVL72 rack."""
     services: tuple[str, ...]
@@ -356,7 +357,7 @@ class DriverPackages(Entry):
 
 @entry
 class DriverPlace(Entry):
-    """How it is known that one platform's repository carries a branch; C: concluded, nobody looked."""
+    """Evidence that a platform's repository carries a branch; C: inferred, not checked."""
 
     confidence: Confidence
     source: Annotated[str, NOT_EMPTY]
@@ -364,30 +365,30 @@ class DriverPlace(Entry):
 
 @entry
 class DriverBranch(Entry):
-    """One branch of NVIDIA's driver, and its life."""
+    """One branch of NVIDIA's driver, and its support dates."""
 
     branch: str
     kind: Literal["production", "lts", "new-feature"]
     end: date | None = None
-    """The last day of support; none where nobody says."""
+    """The last day of support; None if NVIDIA states none."""
     listed: bool = True
-    """Whether NVIDIA's table lists it; a branch that is not listed and has no end is over."""
+    """Whether NVIDIA's table lists it; a branch that is not listed and has no end date has ended."""
     modules: Annotated[tuple[Literal["open", "proprietary"], ...], NOT_EMPTY]
-    """Flavours of the kernel modules that it has."""
+    """Flavours of kernel modules that it has."""
     platforms: dict[str, DriverPlace] = field(default_factory=dict)
     """Platforms whose repository carries it."""
     confidence: Confidence
     source: Annotated[str, NOT_EMPTY]
     read: date
-    """The day on which the source was read."""
+    """Date on which the source was read."""
 
 
 @entry
 class RepositoryKey(Entry):
-    """The key that signs a package repository."""
+    """Key that signs a package repository."""
 
     file: str
-    """Its name in the repository."""
+    """Its file name in the repository."""
     fingerprint: str
     source: str
 
@@ -405,12 +406,13 @@ class Platform(Entry):
     repository_key: RepositoryKey
     build_packages: tuple[str, ...]
     kernel_headers: tuple[str, ...]
-    """What DKMS builds the driver's modules with; follows the kernel, so it is never held."""
+    """Packages from which DKMS builds the driver's modules; they follow the kernel, so they are never held.
+    """
     driver: DriverPackages
     driver_before: dict[str, DriverPackages] = field(default_factory=dict)
-    """A branch to the names that hold for branches before it."""
+    """A branch to the names used for earlier branches."""
     toolkits: tuple[str, ...]
-    """CUDA toolkits of the repository, oldest first."""
+    """CUDA toolkits in the repository, oldest first."""
     source: str
 
 
@@ -421,22 +423,22 @@ class Source(Entry):
     endpoint: str
     protocol: Literal["huggingface", "modelscope"]
     revision: str | None = None
-    """What to ask for where the catalogue pins nothing."""
+    """Revision to request if the catalogue pins none."""
 
 
 @entry
 class Mirrors(Entry):
-    """Where big and remote things come from: a preset of ``metal_mirrors``. None: as the hosts have it."""
+    """Mirrors for large downloads: a preset of ``metal_mirrors``. None: unchanged from the hosts' own."""
 
     package_index: str | None = None
     python: str | None = None
-    """As ``UV_PYTHON_INSTALL_MIRROR`` of uv."""
+    """Like uv's ``UV_PYTHON_INSTALL_MIRROR``."""
     vendor: str | None = None
-    """Directory of NVIDIA's package repositories, one for each distribution."""
+    """Directory of NVIDIA's package repositories, one per distribution."""
     distribution: str | None = None
-    """Directory that holds ``debian``, ``debian-security`` and ``ubuntu``."""
+    """Directory with ``debian``, ``debian-security`` and ``ubuntu``."""
     weights: tuple[str, ...] = ()
-    """What ``metal_weights_source`` is by default."""
+    """Default of ``metal_weights_source``."""
     source: str = "an overlay"
 
 
@@ -448,7 +450,7 @@ class GatewayRelease(Entry):
     python: tuple[str, ...]
     """Python minor versions it runs on, best first."""
     locks: dict[str, str]
-    """As an engine's."""
+    """Like an engine's."""
     source: str
 
 
@@ -459,15 +461,15 @@ class RecipeWords(Entry):
     words: Annotated[tuple[str, ...], NOT_EMPTY]
     since: str | None = None
     before: str | None = None
-    """First release that has it no more."""
+    """First release without it."""
     instead: str | None = None
-    """The flag that stands for it in releases that do not have it."""
+    """The flag that replaces it in releases that don't have it."""
     source: Annotated[str, NOT_EMPTY]
 
 
 @entry
 class RecipeVariable(Entry):
-    """One environment variable of a recipe, as :class:`RecipeWords`."""
+    """One environment variable of a recipe, like :class:`RecipeWords`."""
 
     name: str
     text: str
@@ -478,13 +480,13 @@ class RecipeVariable(Entry):
 
 @entry
 class Recipe(Entry):
-    """A published recipe: what ``metal_profile: fast`` adds where everything that it names applies."""
+    """A published recipe: what ``metal_profile: fast`` adds if all its conditions hold."""
 
     models: tuple[str, ...]
     formats: tuple[str, ...]
     gpus: tuple[str, ...]
     tp: tuple[Positive, ...]
-    """GPUs of one replica."""
+    """GPUs per replica."""
     aims: tuple[Literal["latency", "throughput", "long-context"], ...]
     ep: Positive | None = None
     mem_fraction_static: Annotated[float, Limits(gt=0, lt=1)] | None = None
@@ -493,40 +495,40 @@ class Recipe(Entry):
     environment: tuple[RecipeVariable, ...] = ()
     source: Annotated[str, NOT_EMPTY]
     read: date
-    """The day on which the source was read."""
+    """Date on which the source was read."""
 
 
 @entry
 class Vendor(Entry):
-    """A maker of accelerators that this project does not install for."""
+    """A vendor of accelerators that this project does not support."""
 
     name: str
     pci_vendor: str
     pci_classes: Annotated[tuple[str, ...], NOT_EMPTY]
     """As sysfs prints them, by their first digits."""
     names: str
-    """Regular expression for what people write for ``--gpu``, in small letters."""
+    """Regular expression for values of ``--gpu``, in lower case."""
     offers: Annotated[str, NOT_EMPTY]
-    """What SGLang itself has there."""
+    """What SGLang offers for it."""
     source: Annotated[str, NOT_EMPTY]
 
 
 @entry
 class Licence(Entry):
-    """A licence of weights: what it restricts, in a few words; its own text decides."""
+    """A licence of weights and a short summary of what it restricts; the licence text is binding."""
 
     name: str
     title: Annotated[str, NOT_EMPTY]
     restricts: str | None = None
-    """None where it restricts nothing that a plan has to say."""
+    """None if there are no restrictions to report."""
     cards: tuple[str, ...] = ()
-    """Names that model cards on a hub have for it, beside ``name``."""
+    """Names that model cards on a hub use for it, in addition to ``name``."""
     source: Annotated[str, NOT_EMPTY]
 
 
 @entry
 class FaultPlace(Entry):
-    """Where a fault shows; every condition that is given must hold."""
+    """Where a fault occurs; all given conditions must hold."""
 
     families: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
@@ -538,16 +540,16 @@ class FaultPlace(Entry):
     tp: tuple[int, ...] = ()
     ep: tuple[int, ...] = ()
     arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Flag of the launch line to the values meant; ``default``: not set, ``any``: set to whatever."""
+    """Flag of the launch command to the affected values; ``default``: not set, ``any``: set to any value."""
 
 
 @entry
 class Fault(Entry):
-    """Something that was reported in public to break."""
+    """A publicly reported bug."""
 
     name: str
     code: str | None = None
-    """Code it is shown by; ``fault-<name>`` where there is none."""
+    """Code to show; ``fault-<name>`` if there is none."""
     what: Annotated[str, NOT_EMPTY]
     where: FaultPlace
     severity: Literal["warning", "refusal"]
@@ -570,15 +572,15 @@ class Catalog(Entry):
     cuda: dict[str, Cuda]
     platforms: dict[str, Platform]
     drivers: dict[str, DriverBranch]
-    """Number of a branch to what is known of it."""
+    """Branch number to its entry."""
     sources: dict[str, Source]
     mirrors: dict[str, Mirrors]
     recipes: dict[str, Recipe] = field(default_factory=dict)
-    """Name to what ``metal_profile: fast`` takes."""
+    """Recipe name to what ``metal_profile: fast`` adds."""
     vendors: dict[str, Vendor] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
     drafts: dict[str, SeparateDraft] = field(default_factory=dict)
     licences: dict[str, Licence] = field(default_factory=dict)
-    """Name as checkpoints have it to the licence."""
+    """Licence name as in checkpoints to its entry."""
     lock_sha256: dict[str, str]
-    """Lock file name to the sha256 of its bytes."""
+    """Lock file name to the sha256 of its contents."""

@@ -1,4 +1,4 @@
-"""Has pydantic check a catalogue. Imported only where there is something to check: it takes 0.3 s."""
+"""Validates a catalogue with pydantic. Imported only when there is something to validate: it takes 0.3 s."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _adapter() -> TypeAdapter[Catalog]:
 
 
 def validated(document: Mapping[str, Any]) -> Catalog:
-    """The catalogue that a document of the files' shape says.
+    """Return the catalogue from a document in the files' format.
 
     Raises:
-        UserError: it does not have that shape; one line, with the place.
+        UserError: the document does not have that format; one line, with the place.
     """
     document = _with_figures(document, Catalog)
     try:
@@ -39,9 +39,9 @@ _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _with_figures(value: Any, kind: Any) -> Any:
-    """The value with its bare numbers as figures of the user's where ``kind`` has a :class:`Figure`.
+    """Return the value with its bare numbers as the user's :class:`Figure` where ``kind`` expects one.
 
-    What does not have the shape of ``kind`` stays as it is: pydantic says what is wrong with it.
+    Anything that does not match ``kind`` stays unchanged: pydantic reports the error.
     """
     arguments = [one for one in get_args(kind) if one is not NoneType]
     if kind is Figure:
@@ -61,13 +61,13 @@ def _with_figures(value: Any, kind: Any) -> Any:
 
 
 def _note_written(found: Any, document: Any) -> None:
-    """Note in every entry which fields the document has."""
+    """Note in every entry which fields the document sets."""
     if isinstance(found, Entry):
         found.__dict__["written"] = frozenset(document)
         for name in document:
             _note_written(getattr(found, name), document[name])
     elif isinstance(found, Mapping):
-        # Keys may have been turned into numbers: the order is the document's. 8 and "8" became one.
+        # Keys may have become numbers; the order is the document's. 8 and "8" became one.
         for one, written in zip(found.values(), document.values(), strict=False):
             _note_written(one, written)
     elif isinstance(found, tuple):
@@ -78,7 +78,7 @@ def _note_written(found: Any, document: Any) -> None:
 def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    # Pydantic speaks of arguments where an entry has a key that nobody knows.
+    # Pydantic speaks of arguments when an entry has an unknown key.
     message = "unknown key" if first["type"] == "unexpected_keyword_argument" else first["msg"]
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {message}{more}"

@@ -1,7 +1,7 @@
-"""When a certificate ends: read by the standard library alone, which is all that a host's status has.
+"""When a certificate ends, read with the standard library only, because a host's status has nothing else.
 
-X.509 (RFC 5280, 4.1) in DER: ``Certificate`` holds ``TBSCertificate``, which holds optionally a version, then
-a serial number, the signature's algorithm, the issuer, and ``Validity`` with two times. Nothing is verified.
+X.509 (RFC 5280, 4.1) in DER: ``Certificate`` contains ``TBSCertificate``, which contains an optional version,
+a serial number, the signature algorithm, the issuer, and ``Validity`` with two times. Nothing is verified.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _SEQUENCE, _VERSION, _UTC_TIME, _GENERAL_TIME = 0x30, 0xA0, 0x17, 0x18
 
 
 def end_of_file(path: Path) -> datetime | None:
-    """Return when the first certificate of a file ends; None where the file is not one.
+    """Return when the first certificate of a file ends, or None if the file contains none.
 
     Raises:
-        OSError: the file is not there, or can't be read.
+        OSError: the file does not exist, or can't be read.
     """
     return end_of(read_bounded(path, BYTES))
 
 
 def end_of(pem: bytes) -> datetime | None:
-    """Return when the first certificate in a text (PEM) ends, in UTC; None where there is none."""
+    """Return when the first certificate in a text (PEM) ends, in UTC, or None if there is none."""
     found = _PEM.search(pem)
     if found is None:
         return None
@@ -48,10 +48,10 @@ def end_of(pem: bytes) -> datetime | None:
 
 
 def _parts(data: bytes) -> tuple[int, int, int]:
-    """Return tag of the first value, where its content begins, and where it ends.
+    """Return the tag of the first value, and where its content begins and ends.
 
     Raises:
-        ValueError, IndexError: it is cut off, or of no form that DER has.
+        ValueError, IndexError: it is cut off, or not valid DER.
     """
     size, begin = data[1], 2
     if size & 0x80:
@@ -65,7 +65,7 @@ def _parts(data: bytes) -> tuple[int, int, int]:
 
 
 def _open(data: bytes, tag: int) -> tuple[bytes, bytes]:
-    """Return what is in the first value, which has to be of that tag, and what follows it."""
+    """Return the content of the first value, which must have that tag, and the rest after it."""
     found, begin, end = _parts(data)
     if found != tag:
         raise ValueError("another value")
@@ -80,7 +80,7 @@ def _time(data: bytes) -> datetime:
     tag, begin, end = _parts(data)
     text = data[begin:end].decode("ascii")
     if tag == _UTC_TIME:
-        # Two digits of a year: 1950 to 2049 (RFC 5280, 4.1.2.5.1).
+        # Two-digit years mean 1950 to 2049 (RFC 5280, 4.1.2.5.1).
         text = ("19" if text[:2] >= "50" else "20") + text
     elif tag != _GENERAL_TIME:
         raise ValueError("not a time")
@@ -90,19 +90,21 @@ def _time(data: bytes) -> datetime:
 
 
 OWN_DAYS: Final = 30
-"""Days before its end from which a certificate of the user's is worth a warning: what a renewal may take."""
+"""Days before the end from which a user's certificate causes a warning: the time a renewal may take."""
 FLEET_DAYS: Final = 90
-"""Of the fleet's own, which a run renews with a third of its year left: none has run for a month then."""
+"""The same for the fleet's own certificates. A run renews them with a third of a year left, so at this point
+there has been no run for a month.
+"""
 
 
 def warning(name: str, end: datetime | None, now: datetime, *, fleet: bool) -> str | None:
-    """Return what to say of a certificate that ends soon, has ended, or is not one; None of a good one.
+    """Return a warning for a certificate that ends soon, has ended, or is not one; None for a good one.
 
     Args:
-        name: what to call it.
-        end: its end; None where it can't be read.
+        name: its name in the message.
+        end: its end; None if it can't be read.
         now: the time.
-        fleet: whether the fleet's authority issued it, so that a run renews it.
+        fleet: whether the fleet's CA issued it, so that a run renews it.
     """
     do = "run site.yml, which renews it" if fleet else "renew it, then restart what serves by it"
     if end is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def spell(seconds: float) -> str:
-    """Return a duration for people: ``34 s``, ``5 min 02 s``, ``3 h 07 min``."""
+    """Return a readable duration: ``34 s``, ``5 min 02 s``, ``3 h 07 min``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

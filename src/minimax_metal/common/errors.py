@@ -2,8 +2,8 @@
 
 
 class UserError(Exception):
-    """Something the user must put right.
+    """An error that the user must fix.
 
-    ``str(error)`` is one line: what was found, what was expected, what to do. Commands and Ansible
-    adapters print that line and never a traceback.
+    ``str(error)`` is one line: what was found, what was expected, what to do. Commands and Ansible adapters
+    print that line and never a traceback.
     """

@@ -1,4 +1,4 @@
-"""The one reader of Prometheus' text format, as engines and gateways write it: pure."""
+"""Reader of Prometheus' text format, as engines and gateways write it: pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 LONGEST: Final = 20_000
-"""Characters of one line; the engine's longest ones have some hundreds."""
+"""Maximum characters per line; the engine's longest ones have some hundreds."""
 MOST: Final = 1e15
-"""Largest value: no count, no bytes and no seconds of an engine reach it."""
+"""Largest value: no count, size or time of an engine reaches it."""
 
 
 class Sample(NamedTuple):
-    """One line: ``labels`` is the text between the braces, empty without them."""
+    """One line: ``labels`` is the text between the braces, or empty."""
 
     name: str
     labels: str
@@ -23,8 +23,8 @@ class Sample(NamedTuple):
 def samples(text: str, prefix: str = "") -> Iterator[Sample]:
     """Yield the samples whose name begins with ``prefix``.
 
-    What is not a finite number from 0 to :data:`MOST` (``NaN``, ``1e999``, HTML) is passed over: whatever a
-    server answers, nothing is raised.
+    Anything that is not a finite number from 0 to :data:`MOST` (``NaN``, ``1e999``, HTML) is skipped:
+    whatever a server answers, nothing is raised.
     """
     for line in text.splitlines():
         if not line.startswith(prefix) or line.startswith("#") or len(line) > LONGEST:

@@ -1,7 +1,7 @@
-"""Tables as ``nft --json list table`` prints them, compared without what changes by itself.
+"""Compare tables as ``nft --json list table`` prints them, ignoring what changes by itself.
 
-Handles and counters differ after every load; the order of a set's elements is nft's own. What is left says
-what a table does. Two listings of one host are compared: every release of nft has words of its own.
+Handles and counters differ after every load, and the order of a set's elements is nft's own; the rest defines
+the table. The two listings come from one host, since the output differs between nft releases.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from minimax_metal.common.documents import read_json
 from minimax_metal.common.text import one_line
 
 BYTES: Final = 4 << 20
-"""Most that is read of a listing: 1,000 networks have about 100 KB."""
+"""Maximum size of a listing in bytes: 1,000 networks take about 100 KB."""
 _OWN: Final = frozenset({"handle", "packets", "bytes"})
 
 
 def canonical(listing: str) -> dict[str, list[str]]:
-    """What a listing says, by object: ``chain input``, ``set endpoint_ipv4``, ``rules of input`` in order.
+    """Return a listing's contents by object: ``chain input``, ``set endpoint_ipv4``, ``rules of input`` in
+    order.
 
     Raises:
         ValueError: it is not such a listing.
@@ -50,7 +51,7 @@ def _plain(value: Any) -> Any:
 
 
 def differences(loaded: str, now: str) -> list[str]:
-    """How a table is not as it was loaded, one short text each; [] where it is.
+    """Return the differences between a table and what was loaded, one short text each.
 
     Raises:
         ValueError: one of them is not a listing.
@@ -72,16 +73,16 @@ def differences(loaded: str, now: str) -> list[str]:
 
 
 def state(loaded: str, checksum: str, now: str) -> list[str]:
-    """How the table in force is not the one of the rules' file; [] where it is.
+    """Return the differences between the active table and the rules' file.
 
     Args:
-        loaded: what the unit noted when it loaded: the file's SHA-256 in the first line, then nft's listing.
-        checksum: SHA-256 of the file as it is.
-        now: nft's listing of this moment, or what it said instead.
+        loaded: the unit's note from loading: the file's SHA-256 in the first line, then nft's listing.
+        checksum: SHA-256 of the current file.
+        now: nft's current listing, or its error message.
     """
     digest, _, listing = loaded.partition("\n")
     if not listing.strip():
-        return ["nothing notes that the table was loaded"]
+        return ["no record that the table was loaded"]
     if digest.split()[:1] != [checksum]:
         return ["the table in force is not that of the rules' file"]
     if not now.lstrip().startswith("{"):

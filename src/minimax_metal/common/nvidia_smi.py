@@ -1,9 +1,9 @@
-"""What a cell, a row or a refusal of ``nvidia-smi`` means: pure.
+"""The meaning of cells, rows and errors of ``nvidia-smi``: pure.
 
-A cell that holds no value is one of two things. Either this board, driver or permission has no such value
-(``[N/A]``), or NVML could not get an answer out of the GPU: then nvidia-smi prints NVML's words for the error
-in brackets (``[Unknown Error]``), or ``ERR!``, in every cell that it asked the GPU for. Such a GPU is sick,
-although nvidia-smi itself ends with 0.
+A cell without a value means one of two things. Either this board, driver or permission has no such value
+(``[N/A]``), or NVML got no answer from the GPU: then nvidia-smi prints NVML's error in brackets (``[Unknown
+Error]``), or ``ERR!``, in every cell that needed the GPU. Such a GPU is sick, even if nvidia-smi itself exits
+with 0.
 
 Sources: ``nvmlErrorString`` in nvml.h and pynvml.py (nvidia-ml-py 13); dcgm-exporter#604 (a lost GPU),
 nvidia_gpu_exporter#393 (``ERR!``), gpud PR#1133 (``[Unknown Error]``, ``[GPU requires reset]``).
@@ -18,7 +18,8 @@ from typing import Final
 MIB: Final = 1 << 20
 FREE_MIB: Final = 2048
 """A GPU with less than this in use is free, whether or not a process is listed: driver, display and NVIDIA's
-daemons take some hundred MiB, an engine tens of thousands (choice of this project)."""
+daemons use some hundred MiB, an engine tens of thousands (choice of this project).
+"""
 
 _NO_VALUE: Final = frozenset(
     {"", "-", "n/a", "none", "not supported", "not available", "no data", "not found", "function not found"}
@@ -44,9 +45,9 @@ _SICK: Final[tuple[tuple[str, str], ...]] = (
     ("insufficient memory", "the driver ran out of memory"),
     ("in use by another client", "another client holds it"),
 )
-"""NVML's words for an error, lower case, with what they mean for the GPU."""
+"""NVML's error texts in lower case, and what they mean for the GPU."""
 _BARE: Final = frozenset({"err!", "unknown error", "gpu is lost", "gpu requires reset", "reset required"})
-"""Cells that say so without brackets."""
+"""Cells that report an error without brackets."""
 
 
 def _plain(cell: str) -> str:
@@ -54,14 +55,14 @@ def _plain(cell: str) -> str:
 
 
 def no_value(cell: str) -> bool:
-    """Return whether this board has no such value (``[N/A]``); it says nothing about the GPU's health."""
+    """Return whether this board has no such value (``[N/A]``); this does not indicate a sick GPU."""
     return _plain(cell) in _NO_VALUE
 
 
 def sickness(cell: str) -> str | None:
-    """Return what a cell tells of a GPU that does not answer; none for a value and for ``[N/A]``."""
+    """Return a cell's error for a GPU that does not answer; None for a value and for ``[N/A]``."""
     words = _plain(cell)
-    if "deprecated" in words:  # R610's prose in the place of a value that moved
+    if "deprecated" in words:  # R610 prints prose instead of a value that moved
         return None
     bracketed = cell.strip().startswith("[") and words not in _NO_VALUE
     if not bracketed and words not in _BARE:
@@ -70,7 +71,7 @@ def sickness(cell: str) -> str | None:
 
 
 def row_sickness(cells: list[str] | tuple[str, ...]) -> str | None:
-    """Return ``[Unknown Error]: it does not answer the driver`` for a row with such a cell, else none."""
+    """Return ``[Unknown Error]: it does not answer the driver`` for a row with such a cell, or None."""
     for cell in cells:
         if meaning := sickness(cell):
             return f"{cell.strip()}: {meaning}"
@@ -78,7 +79,7 @@ def row_sickness(cells: list[str] | tuple[str, ...]) -> str | None:
 
 
 def mib(cell: str) -> int | None:
-    """Return a number of MiB (``411``, ``411 MiB``); none where the cell holds no number (it is not 0)."""
+    """Return a number of MiB (``411``, ``411 MiB``), or None (not 0) if the cell contains no number."""
     found = re.fullmatch(r"(\d{1,9})(?: MiB)?", cell.strip())
     return int(found[1]) if found else None
 
@@ -90,22 +91,24 @@ def rows(text: str) -> list[list[str]]:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why nvidia-smi gave no table."""
+    """The reason why nvidia-smi printed no table."""
 
     code: str
     """``gpu-lost``, ``gpu-reset``, ``gpu-silent``, ``mismatch``, ``no-driver``, ``no-gpu``, ``access``,
-    ``field`` (this nvidia-smi does not know the asked field) or ``unknown``."""
+    ``field`` (this nvidia-smi does not know the requested field) or ``unknown``.
+    """
     meaning: str
     remedy: str
     gpu: str | None = None
-    """Which GPU, as nvidia-smi names it: ``GPU5 (0000:BA:00.0)``."""
+    """The GPU, as nvidia-smi names it: ``GPU5 (0000:BA:00.0)``."""
     operator: bool = True
-    """Whether the host has to be drained; else an upgrade, a package or a setting is at fault."""
+    """Whether the host must be drained; otherwise an upgrade, a package or a setting is the cause."""
 
 
 _HANDLE: Final = re.compile(
     r"Unable to (?:determine|detect) the device handle for (?:gpu|GPU) ?"
-    # GPU5: 0000:BA:00.0, GPU5, GPU 0000:BA:00.0 and GPU0000:BA:00.0: the number of the last one is no index.
+    # GPU5: 0000:BA:00.0, GPU5, GPU 0000:BA:00.0 and GPU0000:BA:00.0: the number of the last one is not an
+    # index.
     r"(?:(\d{1,3})(?![0-9a-fA-F]*:[0-9a-fA-F]{2}[:.])(?:: ?)?)?"
     r"([0-9a-fA-F]{3,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F])?:? ?([^\n]{0,200})"
 )
@@ -115,7 +118,7 @@ _RESET: Final = (
 
 
 def handle(line: str) -> tuple[int | None, str | None, str] | None:
-    """Return index, PCI address and reason of a GPU that a line calls lost; none for other lines."""
+    """Return index, PCI address and reason of a GPU that a line reports as lost; None for other lines."""
     found = _HANDLE.search(line)
     if found is None:
         return None
@@ -128,17 +131,17 @@ _WARNING: Final = re.compile(r"WARNING: {0,4}(.{1,80}?) at gpu ([0-9a-fA-F:.]{7,
 
 
 def warnings(text: str) -> list[tuple[str, str]]:
-    """Return the PCI address and the words of each GPU that nvidia-smi warns of: ``infoROM is corrupted``.
+    """Return PCI address and text of each of nvidia-smi's warnings about a GPU: ``infoROM is corrupted``.
 
-    It ends with 14 then (nvidia-smi(1), "RETURN VALUE"), after a complete answer.
+    It exits with 14 then (nvidia-smi(1), "RETURN VALUE"), after a complete answer.
     """
     return [(found[2], found[1]) for line in text.splitlines() if (found := _WARNING.search(line[:2000]))]
 
 
 def refusal(text: str) -> Refusal | None:
-    """Return what nvidia-smi's words mean where it gave no table; none where they are not known.
+    """Return the meaning of nvidia-smi's message if it printed no table, or None if the message is unknown.
 
-    Known words also appear with exit status 0, above a table of the other GPUs.
+    Known messages also appear with exit status 0, above a table of the other GPUs.
     """
     if lost := _HANDLE.search(text):
         name = f"GPU{lost[1]}" if lost[1] else "GPU"
@@ -241,15 +244,15 @@ DAEMONS: Final[dict[str, str]] = {
     "Xwayland": "the X server",
     "gnome-shell": "the desktop",
 }
-"""Programs that keep a little memory of a GPU for a reason of their own, with what people call them."""
+"""Programs that legitimately keep a little GPU memory, with their common names."""
 
 
 def daemon(program: str) -> str | None:
-    """Return what a known daemon is called; none for any other program."""
+    """Return the common name of a known daemon; None for any other program."""
     name = program.strip().split(" ")[0].rstrip("/").rpartition("/")[2]
     return next((called for known, called in DAEMONS.items() if name.startswith(known)), None)
 
 
 def mig_enabled(cell: str) -> bool:
-    """Return whether a cell of ``mig.mode.current`` says that MIG is on."""
+    """Return whether a cell of ``mig.mode.current`` means that MIG is on."""
     return _plain(cell) == "enabled"

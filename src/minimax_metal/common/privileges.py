@@ -1,4 +1,4 @@
-"""Do the work in somebody's directory as that somebody, not as root."""
+"""Work in another user's directory with that user's rights, not as root."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ctypes import CDLL
 
 _LINKS: Final = 40
-"""Links in one path at most, as in the kernel (MAXSYMLINKS)."""
+"""Maximum number of links in one path, as in the kernel (MAXSYMLINKS)."""
 
 
 def drop_to(user: str) -> None:
-    """Become ``user`` for good, with that user's groups; nothing to do where this process is that user.
+    """Permanently become ``user``, with that user's groups; no change if this process already is that user.
 
     Raises:
         KeyError: this host has no such user.
@@ -36,10 +36,10 @@ def drop_to(user: str) -> None:
 
 @contextmanager
 def acting_as(uid: int, gid: int) -> Iterator[None]:
-    """Open, read, write and rename as ``uid`` and ``gid`` meanwhile, without root's rights over files.
+    """Temporarily open, read, write and rename as ``uid`` and ``gid``, without root's rights over files.
 
-    For root's own programs only: in any other process it changes nothing. The rights are the whole process's:
-    start no thread that needs root meanwhile.
+    For root's own programs only: in any other process it changes nothing. It affects the whole process, so
+    don't start a thread that needs root inside it.
     """
     if os.geteuid() != 0 or uid == 0:
         yield
@@ -58,7 +58,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 
 @contextmanager
 def acting_as_owner_of(path: Path) -> Iterator[None]:
-    """As root, do the work below ``path`` as whoever could plant links there; see :func:`untrusted_owner`."""
+    """As root, work below ``path`` as the user who could plant links there; see :func:`untrusted_owner`."""
     owner = untrusted_owner(path) if os.geteuid() == 0 else None
     if owner is None:
         yield
@@ -68,10 +68,10 @@ def acting_as_owner_of(path: Path) -> Iterator[None]:
 
 
 def untrusted_owner(path: Path) -> tuple[int, int] | None:
-    """Return uid and gid of the first directory on the way to ``path``, itself included, that is not root's.
+    """Return uid and gid of the first directory on the way to ``path`` (inclusive) that is not root's.
 
-    None where every name on the way is root's (or this user's) to give: nobody else can turn one into a link.
-    Components that do not exist count as nobody's.
+    None if only root (or this user) controls every name on the way, so that nobody else can turn one into a
+    link. Missing components count as nobody's.
     """
     for _, status in _directories(path):
         if status.st_uid not in {0, os.geteuid()}:
@@ -80,21 +80,21 @@ def untrusted_owner(path: Path) -> tuple[int, int] | None:
 
 
 def trusted_directory(path: Path, *, create: int | None = None) -> Path:
-    """Return ``path`` without links when only root (or this user) can change a name on the way to it.
+    """Return ``path`` without links if only root (or this user) can change a name on the way to it.
 
     Args:
         path: a directory.
-        create: mode for directories that are missing; by default they are an error.
+        create: mode for missing directories; by default they are an error.
 
     Raises:
-        PermissionError: somebody else owns a directory on the way, or may write to one; it names both.
-        OSError: it is missing, or can't be made.
+        PermissionError: another user owns a directory on the way, or may write to it; it names both.
+        OSError: it is missing, or can't be created.
     """
     mine = {0, os.geteuid()}
     end = Path("/")
     for directory, status in _directories(path, create):
         others = status.st_mode & stat.S_IWOTH or (status.st_mode & stat.S_IWGRP and status.st_gid != 0)
-        # Everybody may write to a link, which means nothing; in /tmp nobody can rename what is another's.
+        # A link's own mode is meaningless; in /tmp nobody can rename another user's file.
         open_to_others = others and not status.st_mode & stat.S_ISVTX and not stat.S_ISLNK(status.st_mode)
         if status.st_uid not in mine or open_to_others:
             who = "somebody else" if status.st_uid in mine else _name_of(status.st_uid)
@@ -115,9 +115,9 @@ def _name_of(uid: int) -> str:
 
 
 def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield each directory on the way to a path, from ``/`` on, links followed one at a time.
+    """Yield each directory on the way to a path, starting with ``/``, following links one at a time.
 
-    A caller that goes on only while each is trusted can believe the next one.
+    A caller that stops at the first untrusted one can trust all it has seen.
     """
     current = Path("/")
     yield current, current.lstat()
@@ -134,7 +134,7 @@ def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, 
                     following.mkdir(create)
             status = following.lstat()
         except OSError as error:
-            # A name that is too long for a file is as little there as one that nobody gave.
+            # A name that is too long for a file does not exist either.
             if create is not None or error.errno not in {errno.ENOENT, errno.ENAMETOOLONG}:
                 raise
             return
@@ -142,7 +142,7 @@ def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, 
             links += 1
             if links > _LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            # In a directory such as /tmp a link may be anybody's.
+            # In a directory such as /tmp anybody may own the link.
             yield following, status
             target = following.readlink()
             if target.is_absolute():
@@ -157,7 +157,7 @@ def _directories(path: Path, create: int | None = None) -> Iterator[tuple[Path, 
 
 @cache
 def _libc() -> CDLL:
-    # Not at the top: it maps memory that can be written and run, which a unit's sandbox may refuse.
+    # Imported here: it maps memory that is writable and executable, which a unit's sandbox may refuse.
     import ctypes
 
     return ctypes.CDLL(None, use_errno=True)
@@ -165,10 +165,10 @@ def _libc() -> CDLL:
 
 @contextmanager
 def files_as(uid: int, gid: int) -> Iterator[None]:
-    """Reach files as ``uid`` and ``gid`` in this thread alone, without root's rights over them.
+    """Access files as ``uid`` and ``gid`` in this thread only, without root's rights over them.
 
-    For root's own programs with several threads, each of which enters this for itself; in any other process
-    it changes nothing. A thread whose fsuid is not 0 has none of root's rights over files (capabilities(7)).
+    For root's own programs with several threads, each of which enters this itself; in any other process it
+    changes nothing. A thread whose fsuid is not 0 has none of root's rights over files (capabilities(7)).
 
     Raises:
         PermissionError: the kernel did not change the thread's ids.
@@ -177,7 +177,7 @@ def files_as(uid: int, gid: int) -> Iterator[None]:
         yield
         return
     libc = _libc()
-    # Both return the id before; whether they worked only another call tells (setfsuid(2)).
+    # Both return the previous id; only a second call shows whether they worked (setfsuid(2)).
     before_gid, before_uid = libc.setfsgid(gid), libc.setfsuid(uid)
     try:
         if libc.setfsuid(-1) != uid or libc.setfsgid(-1) != gid:

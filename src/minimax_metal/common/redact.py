@@ -1,7 +1,7 @@
-"""What may be kept of a run: no argument of a module, no environment, no text that is known to be a secret.
+"""What may be stored of a run: no arguments of modules, no environment, no known secrets.
 
-Three nets, one behind the other: only named parts of a result are kept (:func:`slim`), texts that are known
-to be secret are masked wherever they appear, and so is what looks like one.
+There are three layers: only named parts of a result are stored (:func:`slim`), known secrets are masked
+wherever they appear, and so is any text that looks like a secret.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from minimax_metal.common.secret_shapes import MASK, is_secret_name, without_sec
 __all__ = ("MASK", "Redactor", "is_secret_name", "slim")
 
 SHORTEST: Final = 6
-"""Characters below which a text is no secret worth masking: it would mask half a log."""
+"""Minimum length of a secret that is masked: a shorter one would mask half a log."""
 LONGEST_TEXT: Final = 8_000
-"""Characters that are kept of one text of a result: its end, where the reason is."""
+"""Maximum characters stored of one text of a result: its end, which contains the reason."""
 ITEMS: Final = 200
 
 KEPT: Final = ("changed", "failed", "unreachable", "skipped", "rc", "attempts", "retries", "line")
@@ -37,9 +37,9 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         known = {one for one in secrets if len(one) >= SHORTEST}
-        # As they are, and as they stand in JSON and in a URL.
+        # In plain form, and as encoded in JSON and URLs.
         known |= {form for one in known for form in (json.dumps(one)[1:-1], quote(one, safe=""), quote(one))}
-        # The longest first: one may be part of another.
+        # Longest first: one may be part of another.
         self.secrets = sorted(known, key=len, reverse=True)
 
     def text(self, text: str) -> str:
@@ -49,9 +49,9 @@ class Redactor:
         return without_secrets(text)
 
     def value(self, value: Any, *, secret: bool = False) -> Any:
-        """Return a value of JSON with every text in it masked, keys of mappings among them.
+        """Return a JSON value with all texts masked, including keys of mappings.
 
-        A text below a key that is named like a secret is masked whole.
+        A text whose key is named like a secret is masked completely.
         """
         if isinstance(value, str):
             return MASK if secret and value else self.text(value)
@@ -66,9 +66,9 @@ class Redactor:
 
 
 def slim(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a module's result: what became of it and why, never what it was given.
+    """Return the stored part of a module's result: its outcome and reason, never its arguments.
 
-    Output of commands is kept of those that failed only: of others it is facts, and nobody reads it again.
+    Output of commands is stored only if they failed: otherwise it is facts that nobody reads again.
     """
     if result.get("_ansible_no_log"):
         return {key: bool(result[key]) for key in ("changed", "failed", "skipped") if key in result}
@@ -116,7 +116,7 @@ def _last(lines: Sequence[str]) -> list[str]:
 
 
 def _diff(diff: Any) -> str:
-    """Return which files differ; their contents are for the terminal of who asked with ``--diff``."""
+    """Return which files differ; their contents are only for the user's terminal (``--diff``)."""
     parts = diff if isinstance(diff, list) else [diff]
     names = []
     for part in parts:
@@ -134,11 +134,11 @@ def secrets_of_environment(environment: Mapping[str, str] | None = None) -> list
 
 
 def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
-    """Return the contents of small files in directories that hold secrets; what can't be read holds none."""
+    """Return the contents of small files in secrets directories; unreadable ones are skipped."""
     found = []
     for directory in directories:
         try:
-            # A hidden file is state, such as that of a change of keys, which its own reader knows.
+            # A hidden file is state, such as that of a key rotation, which has its own reader.
             paths = [
                 path
                 for path in sorted(directory.iterdir())
@@ -157,7 +157,7 @@ def secrets_of_directories(directories: Iterable[Path]) -> list[str]:
 
 
 def secrets_of_extra_variables(words: Iterable[str]) -> list[str]:
-    """Return the values of ``-e`` that belong to names of secrets; both of Ansible's forms are read."""
+    """Return the values of ``-e`` whose names look like secrets, in both of Ansible's formats."""
     found: list[str] = []
     for word in words:
         if word.startswith("@"):
@@ -181,7 +181,7 @@ def secrets_of_extra_variables(words: Iterable[str]) -> list[str]:
 
 
 class _Values(yaml.SafeLoader):
-    """Reads Ansible's YAML; what is encrypted in it is no secret as it stands."""
+    """Reads Ansible's YAML; an encrypted value is not a secret in that form."""
 
 
 _Values.add_multi_constructor(
@@ -190,7 +190,7 @@ _Values.add_multi_constructor(
 
 
 def _of_file(path: Path) -> list[str]:
-    """Return the secrets in a file of variables; Ansible says what is wrong with one that can't be read."""
+    """Return the secrets in a variables file; Ansible reports an error in an unreadable one."""
     try:
         content = yaml.load(read_bounded(path, 1 << 20), _Values)  # noqa: S506  # a subclass of the safe loader
     except (OSError, yaml.YAMLError, ValueError, RecursionError):

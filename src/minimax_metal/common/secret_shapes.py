@@ -1,6 +1,7 @@
-"""What secrets look like in texts: names before a value, headers, URLs, and shapes of known makes.
+"""Patterns of secrets in texts: names before a value, headers, URLs, and known token formats.
 
-Every pattern is linear in time: each repetition is bounded, and none can match the same characters in two ways.
+Every pattern is linear in time: each repetition is bounded, and none can match the same characters in two
+ways.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def _masking(pattern: str, flags: int = re.IGNORECASE) -> re.Pattern[str]:
 
 
 PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
-    # Keys as blocks of text, whole ones and those that were cut. What begins again ends the one before: the
-    # same characters are not read for each of a thousand beginnings.
+    # PEM key blocks, complete or cut off. A new beginning ends the previous block, so the same characters are
+    # not read once for each of a thousand beginnings.
     _masking(
         r"()-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----"
         r"(?:(?!-----BEGIN ).){0,65536}?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|\Z|(?=-----BEGIN ))",
@@ -50,13 +51,14 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
     _masking(rf"({_NAME}[\"']?[ \t]{{0,4}}:[ \t]{{0,4}}[|>][+\-\d]{{0,3}}[ \t]{{0,4}}\n)(?:[ \t][^\n]{{0,8192}}(?:\n|\Z)){{1,80}}"),
     # NAME=VALUE, NAME := VALUE, 'NAME' => VALUE, "NAME": VALUE
     _masking(rf"({_NAME}(?:\\?[\"']?[ \t]{{0,8}}(?::=|=>|->|=|%3[dD])|\\?[\"'][ \t]{{0,8}}:)[ \t]{{0,8}}){_NOTHING}{_VALUE}"),
-    # NAME: VALUE, where the value is quoted, is all of the line or has a digit: else it is a sentence
+    # NAME: VALUE, if the value is quoted, fills the line or has a digit: otherwise it is a sentence
     _masking(
         rf"({_NAME}[ \t]{{0,8}}:[ \t]{{0,8}}(?:!!?\w{{1,16}}[ \t]{{1,4}})?){_NOTHING}"
         rf"(?:(?=\\?[\"']){_VALUE}|{_PLAIN}(?=[ \t]{{0,8}}(?:$|[\r\n,}}\]\"'&;]))|(?=[^\s\d]{{0,512}}\d){_PLAIN})"
     ),
-    # In one, since each look for a name costs: NAME: and the value alone on the next line, deeper; lists, NAME: [VALUE,
-    # VALUE], but those of numbers; NAME and VALUE in a table; NAME VALUE, where it looks like one.
+    # Combined into one, because each search for a name takes time: NAME: with the value alone on the next
+    # line, indented; lists, NAME: [VALUE, VALUE], except of numbers; NAME and VALUE in a table; NAME VALUE,
+    # if it looks like one.
     _masking(
         rf"({_NAME}(?:(?P<below>[\"']?:[ \t]{{0,8}}\r?\n[ \t]{{1,80}})|(?P<list>\\?[\"']?[ \t]{{0,8}}[:=][ \t]{{0,8}}\[)|"
         rf"(?P<table>\t{{1,8}})|[ \t]{{1,8}}))"
@@ -67,18 +69,18 @@ PATTERNS: Final[tuple[re.Pattern[str], ...]] = (
     # <name>VALUE</name>
     _masking(rf"(<{_NAME}>)[^<]{{1,8192}}"),
     _masking(r"(\bsshpass[ \t]{1,8}-p[ \t]{0,8})[^\s]{1,8192}"),
-    # --name VALUE, also as two words of a list, and configuration files that part by space
+    # --name VALUE, also as two list items, and configuration files separated by spaces
     _masking(rf"((?<![\w-])--?[\w-]{{0,64}}?{_NAME}\\?[\"']?,?[ \t]{{1,8}}){_NOTHING}{_VALUE}"),
     _masking(rf"(\b(?:auth_pass|requirepass|masterauth|machine\s{{1,4}}\S{{1,255}}\s{{1,4}}login\s{{1,4}}\S{{1,255}}\s{{1,4}}password|login\s{{1,4}}\S{{1,255}}\s{{1,4}}password)[ \t]{{1,8}}){_NOTHING}[^\s\"']{{1,8192}}"),
     _masking(r"((?:^|\s)(?:-u|--user|--proxy-user)[ =]{1,4}[\"']?[^\s:\"']{1,255}:)[^\s\"']{1,1024}"),
-    # URLs: user and password, a token in the user's place, signatures
+    # URLs: user and password, a token as the user, signatures
     _masking(r"(://[^/\s:@\"']{0,255}:)[^/\s@\"']{1,1024}(?=@)"),
     _masking(r"(://)[^/\s:@\"']{16,1024}(?=@)"),
     _masking(
         r"([?&](?:key|sig|signature|auth|code|policy|x-amz-(?:signature|credential|security-token)|"
         r"x-goog-(?:signature|credential))=)[^\s&\"'#]{3,8192}"
     ),
-    # Shapes of known makes
+    # Known token formats
     _masking(
         r"()\b(?:hf_[A-Za-z0-9]{16,256}|ms-[0-9a-f]{8}-[0-9a-f-]{20,40}|gh[pousr]_[A-Za-z0-9]{20,256}|"
         r"github_pat_\w{20,256}|glpat-[\w-]{16,256}|(?:AKIA|ASIA)[A-Z0-9]{16}\b|AIza[\w-]{30,64}|"
@@ -98,17 +100,17 @@ _SECRET_NAME: Final = re.compile(
 
 
 _ANY_NAME: Final = re.compile(_NAME, re.IGNORECASE)
-"""A text without any name is not looked through for each form of one."""
+"""A text without any such name is not searched for each form."""
 
 
 def is_secret_name(name: str) -> bool:
-    """Return whether a variable, an option or a key of that name holds a secret; ``apiKey`` as ``api-key``."""
+    """Return whether a variable, option or key of that name holds a secret; ``apiKey`` counts as ``api-key``."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name[:200]).replace("-", "_").replace(".", "_")
     return _SECRET_NAME.search(split.casefold()) is not None
 
 
 def without_secrets(text: str) -> str:
-    """Return a text in which everything that looks like a secret is masked."""
+    """Return a text with everything masked that looks like a secret."""
     named = _ANY_NAME.search(text) is not None
     for pattern in PATTERNS:
         if named or _NAME not in pattern.pattern:

@@ -1,4 +1,4 @@
-"""Text for systemd unit files: arguments quoted as systemd reads them, one flag to a line."""
+"""Text for systemd unit files: arguments quoted for systemd, one flag per line."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@+=:,./-]+")
 def quote(argument: str) -> str:
     """Return one word of a unit file's command or environment line.
 
-    Specifiers (%) and variables ($) are escaped, so the word reaches the program as it is
-    (systemd.unit(5) "Specifiers", systemd.service(5) "Command lines").
+    Specifiers (%) and variables ($) are escaped, so the program receives the word unchanged (systemd.unit(5)
+    "Specifiers", systemd.service(5) "Command lines").
 
     Raises:
-        ValueError: the argument holds a line break or a NUL, which a unit file cannot carry in one line.
+        ValueError: the argument contains a line break or a NUL, which a unit file cannot have in one line.
     """
     line(argument)
     escaped = argument.replace("%", "%%")
@@ -26,10 +26,11 @@ def quote(argument: str) -> str:
 
 
 def line(text: str) -> str:
-    """Return text for a unit file as it is, specifiers and all: for directives that users write themselves.
+    """Return text for a unit file unchanged, including specifiers: for directives that users write
+    themselves.
 
     Raises:
-        ValueError: it holds a line break or a NUL. The message does not show it: it may be a secret.
+        ValueError: it contains a line break or a NUL. The message does not show it: it may be a secret.
     """
     value = str(text)
     if found := re.search(r"[\n\r\0]", value):
@@ -38,9 +39,9 @@ def line(text: str) -> str:
 
 
 def text(value: str) -> str:
-    """Return text for a directive that takes the rest of its line (Description, conditions, LoadCredential).
+    """Return text for a directive that uses the rest of its line (Description, conditions, LoadCredential).
 
-    Quotes mean themselves there, specifiers (%) do not; a backslash at the end would join the next line.
+    Quotes are literal there, specifiers (%) are not; a backslash at the end would join the next line.
 
     Raises:
         ValueError: as `line`, and for a backslash at the end.
@@ -52,7 +53,7 @@ def text(value: str) -> str:
 
 
 def quote_assignment(assignment: str) -> str:
-    """Return one NAME=value for an Environment= line; there `$` is not special, `%` and quotes are.
+    """Return one NAME=value for an Environment= line; there `$` is literal, `%` and quotes are not.
 
     Raises:
         ValueError: as `quote`.
@@ -61,9 +62,9 @@ def quote_assignment(assignment: str) -> str:
 
 
 def command_lines(argv: Sequence[str]) -> list[str]:
-    """Return a command as lines of a unit file: the program with its module, then a flag and its values each.
+    """Return a command as lines of a unit file: the program with its module, then each flag with its values.
 
-    Lines hold no continuation marks; the template adds them.
+    Lines have no continuation marks; the template adds them.
 
     Raises:
         ValueError: as `quote`.

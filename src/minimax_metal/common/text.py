@@ -1,4 +1,4 @@
-"""Text that comes from elsewhere (a host, a hub, an engine, a client), made fit to show: pure."""
+"""Make text from outside (a host, a hub, an engine, a client) safe to print: pure."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from typing import Final
 
 LINE: Final = 2_000
-"""Characters of one foreign line that are worth reading: the engine's ``server_args=`` line has 19,000."""
+"""Maximum characters of a foreign line to read: the engine's ``server_args=`` line has 19,000."""
 ELLIPSIS: Final = "…"
 
-# C0 without tab and newline, DEL, C1, line and paragraph separators, and marks that turn the direction of
-# writing: a terminal acts on the first ones, a reader is deceived by the last ones. Halves of a
-# character (lone surrogates, from JSON or file names) can't be printed at all: print() raises for them.
+# C0 without tab and newline, DEL, C1, line and paragraph separators, and bidirectional controls: a terminal
+# acts on the first, a reader is deceived by the last. Lone surrogates (from JSON or file names) can't be
+# printed at all: print() raises for them.
 _CONTROLS: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -27,11 +27,11 @@ def printable(text: str) -> str:
 
 def one_line(text: str, limit: int = LINE) -> str:
     """Return ``text`` as one printable line of at most ``limit`` characters, cut at its end."""
-    # Cut before the cleaning, generously: what cleans must not have to read a gigabyte.
+    # Cut generously before cleaning, so that the cleaning never reads a gigabyte.
     line = " ".join(printable(text[: 8 * limit]).split())
     return line if len(line) <= limit else line[: limit - 1] + ELLIPSIS
 
 
 def has_controls(text: str) -> bool:
-    """Return whether ``text`` holds a control character; newline and tab are some."""
+    """Return whether ``text`` contains a control character, including newline and tab."""
     return bool(_CONTROLS.search(text)) or "\n" in text or "\t" in text

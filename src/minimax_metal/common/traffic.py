@@ -1,4 +1,4 @@
-"""What a cache read from its origins and gave to hosts, by its log: an object for each request and part."""
+"""Bytes that a cache read from origins and sent to hosts, from its log: one object per request and part."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimax_metal.common.documents import digits, read_json
 
 @dataclass
 class Traffic:
-    """One file: bytes read from its origin (headers included), its size as known, who asked for it."""
+    """One file: bytes read from its origin (including headers), its known size, and the clients."""
 
     origin_bytes: int = 0
     stated: int | None = None
@@ -27,8 +27,8 @@ class Traffic:
 def read(lines: Iterable[str]) -> dict[str, Traffic]:
     """Traffic by path.
 
-    The size of a file is what its origin states with its parts; of one that came whole, the most that one
-    request was sent of it. Lines that are none of the log are passed over.
+    The size of a file is the size that its origin states with partial answers; for a file sent whole, the
+    largest amount sent for one request. Other lines are skipped.
     """
     found: dict[str, Traffic] = defaultdict(Traffic)
     for line in lines:
@@ -51,12 +51,12 @@ def read(lines: Iterable[str]) -> dict[str, Traffic]:
 
 
 def _numbers(text: str) -> list[int]:
-    """nginx joins the figures of several tries with commas and colons."""
+    """nginx joins the values of several attempts with commas and colons."""
     words = text.replace(":", ",").replace(" ", "").split(",")
     return [number for word in words if (number := digits(word)) is not None]
 
 
 def ratio(traffic: dict[str, Traffic], *endings: str) -> tuple[int, int, int]:
-    """Files with one of these endings: their number, bytes read from origins, and their sizes together."""
+    """Return the number of files with one of these endings, bytes read from origins, and their total size."""
     chosen = [file for path, file in traffic.items() if path.endswith(endings)]
     return len(chosen), sum(file.origin_bytes for file in chosen), sum(file.size for file in chosen)

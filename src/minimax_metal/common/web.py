@@ -1,8 +1,8 @@
-"""One question over HTTP to a host of the fleet, with one deadline for all of it. Standard library alone.
+"""One HTTP request to a host of the fleet, with a single deadline. Standard library only.
 
-A time limit of a socket counts from byte to byte: an answer that comes drop by drop, its headers too, is
-never late by it. Here every wait gets what is left of the whole. No redirect is followed (whoever took an
-engine's port would lead a program of root's to any address), no proxy of the environment is asked.
+A socket's time limit restarts with every byte, so an answer that arrives drop by drop never exceeds it. Here
+every wait gets the remaining time. Redirects are not followed (a program that took over an engine's port
+would otherwise send a program of root's to any address), and the environment's proxies are not used.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def fetch(
 
     Args:
         url: http or https.
-        seconds: for all of it, from the connection to the last byte.
-        limit: bytes that are read of the body at most; the rest is left.
-        headers: sent with it.
+        seconds: total time limit, from connecting to the last byte.
+        limit: maximum bytes of the body; the rest is not read.
+        headers: sent with the request.
         context: for https; the system's certificates by default.
 
     Raises:
-        OSError: nothing answered as HTTP does, or not in time (``TimeoutError``); ``ConnectionRefusedError``
-            where nobody listens.
+        OSError: no HTTP answer, or not in time (``TimeoutError``); ``ConnectionRefusedError`` if nothing
+            listens.
     """
     until = time.monotonic() + seconds
     try:
@@ -51,7 +51,7 @@ def fetch(
         try:
             if secure:
                 wire = (context or ssl.create_default_context()).wrap_socket(wire, server_hostname=host)
-            connection.sock = _Wire(wire, until)  # all that http.client uses of a socket
+            connection.sock = _Wire(wire, until)  # the only method that http.client uses of a socket
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             method = "GET" if body is None else "POST"
             connection.request(method, target, body, {"Connection": "close", **(headers or {})})
@@ -66,10 +66,10 @@ def fetch(
 
 
 def _rest(until: float) -> float:
-    """Seconds that are left.
+    """Return the remaining seconds.
 
     Raises:
-        TimeoutError: none.
+        TimeoutError: there are none.
     """
     rest = until - time.monotonic()
     if rest <= 0:
@@ -78,23 +78,23 @@ def _rest(until: float) -> float:
 
 
 class Timed(io.RawIOBase):
-    """Reads from a socket until a moment, not for so long each time."""
+    """Reads from a socket until a deadline, not for a time limit per read."""
 
     def __init__(self, wire: socket.socket, until: float) -> None:
         self.wire, self.until = wire, until
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read what is there; ``TimeoutError`` after the moment."""
+        """Read available bytes; ``TimeoutError`` after the deadline."""
         self.wire.settimeout(_rest(self.until))
         return self.wire.recv_into(buffer)
 
 
 class _Wire:
-    """A socket as far as ``http.client`` uses one."""
+    """The part of a socket that ``http.client`` uses."""
 
     def __init__(self, wire: socket.socket, until: float) -> None:
         self.wire, self.until = wire, until
@@ -107,4 +107,4 @@ class _Wire:
         self.wire.sendall(data)
 
     def close(self) -> None:
-        """Nothing: ``http.client`` closes its end before it reads the answer; :func:`fetch` closes."""
+        """Do nothing: ``http.client`` closes its end before it reads the answer; :func:`fetch` closes it."""

@@ -1,1 +1,1 @@
-"""What runs where Ansible runs: runs and their reports, the inventory, keys, bundles, the hosts' status."""
+"""Code that runs on the controller: runs and their reports, inventory, keys, bundles, the hosts' status."""

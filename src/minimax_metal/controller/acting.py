@@ -1,4 +1,4 @@
-"""Nothing done is not success: whether a run has hosts to act on, and tags that match something. Pure."""
+"""Doing nothing is not success: check that a run has hosts, and that its tags match. Pure."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import yaml
 from minimax_metal.common.files import read_bounded
 
 FILE_BYTES: Final = 2 << 20
-"""Most that is read of one file of an inventory."""
+"""Maximum size of one inventory file."""
 
 BUILT_IN: Final = frozenset({"all", "ungrouped"})
 SPECIAL_TAGS: Final = frozenset({"all", "always", "never", "tagged", "untagged"})
 
 
 class _AnyTag(yaml.SafeLoader):
-    """Reads the form of a file; what tags mean (``!vault``) is Ansible's."""
+    """Reads a file's structure; the meaning of tags (``!vault``) is left to Ansible."""
 
 
 _AnyTag.add_multi_constructor("", lambda loader, suffix, node: None)
 
 
 def unreadable(inventories: Iterable[str | Path]) -> str:
-    """Return which file of an inventory Ansible could not read, and where; empty where none is known.
+    """Return which inventory file Ansible could not read, and where; empty if none is known.
 
-    Ansible only warns of such a file, and goes on without the hosts in it.
+    Ansible only warns about such a file and continues without its hosts.
     """
     for inventory in map(Path, inventories):
         files = sorted(inventory.iterdir()) if inventory.is_dir() else [inventory]
@@ -38,7 +38,7 @@ def unreadable(inventories: Iterable[str | Path]) -> str:
             try:
                 text = read_bounded(file, FILE_BYTES)
                 if text.startswith(b"$ANSIBLE_VAULT"):
-                    return f"{file}: encrypted with ansible-vault, and no password that opens it was given"
+                    return f"{file}: encrypted with ansible-vault, and no password that decrypts it was given"
                 found = yaml.load(text, _AnyTag)  # noqa: S506  it makes plain data only
             except yaml.MarkedYAMLError as error:
                 mark = error.problem_mark
@@ -54,8 +54,8 @@ def unreadable(inventories: Iterable[str | Path]) -> str:
                 hosts = inside.get("hosts") if isinstance(inside, dict) else inside
                 if isinstance(hosts, list):
                     return (
-                        f"{file}: the hosts of {group} are a list; write each as a key with a colon behind "
-                        f"it (hosts: {{{hosts[0] if hosts else 'gpu01'}: }})"
+                        f"{file}: the hosts of {group} are a list; write each as a key that ends in "
+                        f"a colon (hosts: {{{hosts[0] if hosts else 'gpu01'}: }})"
                     )
     return ""
 
@@ -69,15 +69,15 @@ def no_hosts(
     inventories: Sequence[str] = (),
     broken: str = "",
 ) -> str:
-    """Return why a run has nothing to act on, in one line; empty where it has.
+    """Return why a run has nothing to act on, in one line; empty if it has.
 
     Args:
         wanted: names of groups; one host in one of them is enough.
         groups: hosts of every group of the inventory.
         within: hosts that ``--limit`` leaves; None without a limit.
-        limit: what was typed behind ``--limit``.
-        inventories: as typed behind ``-i``.
-        broken: what :func:`unreadable` says of them.
+        limit: the value of ``--limit``.
+        inventories: the values of ``-i``.
+        broken: the result of :func:`unreadable` for them.
     """
     where = ", ".join(inventories) or "the inventory"
     name = " or ".join(wanted)
@@ -109,7 +109,7 @@ def no_hosts(
 
 
 def unknown_tags(wanted: Iterable[str], known: Collection[str], *, option: str = "--tags") -> str:
-    """Return which tags match nothing, with the nearest that exist; empty where each matches something."""
+    """Return tags that match nothing, with the nearest existing ones; empty if all match."""
     missing = sorted({tag for tag in wanted if tag not in known and tag not in SPECIAL_TAGS})
     if not missing:
         return ""

@@ -1,4 +1,4 @@
-"""The small I/O around the plan: overlay files are read, wheels are hashed, then ``plan`` decides."""
+"""The small I/O around the plan: read overlay files, hash wheels, then let ``plan`` decide."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def plan_from_variables(
     names: Iterable[str] = (),
     role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The plan of one host as a dictionary, from its Ansible variables and raw facts (none: unreachable).
+    """Return the plan of one host as a dictionary, from its Ansible variables and raw facts (None:
+    unreachable).
 
     ``names`` are the names of all variables of the host; those that begin like a role's must be among that
     role's settings. ``role_values`` are values of such variables.
-    Raises nothing: files of the user's that can't be read are a reason against the host as any other.
+    Raises nothing: unreadable user files are a refusal of the host like any other.
     """
     return plan_host(host, variables, raw_facts, names, role_values).as_dict()
 
@@ -46,7 +47,7 @@ def plan_host(
     names: Iterable[str] = (),
     role_values: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """As ``plan_from_variables``, but the plan itself."""
+    """Like ``plan_from_variables``, but return the plan itself."""
     values, problems = _hashed_values(variables)
     settings, wrong = Settings.read(host, values)
     problems += wrong
@@ -58,8 +59,8 @@ def plan_host(
     settings = replace(settings, unknown_role_variables=find_unknown(names, ROLE_VARIABLES))
     problems += tuple(role_problems(role_values or {}))
     if problems:
-        # The facts are judged by settings that stand; what settings alone tell is said at once.
-        # Without a file, which may be an overlay with the model, nothing is known of models.
+        # Facts are judged only with valid settings; refusals that settings alone cause are reported at once.
+        # Without a file that may be an overlay with the model, models are not judged.
         readable = all(one.code != "file" for one in problems)
         return refused_plan(host, [*problems, *setting_refusals(settings, catalog if readable else None)])
     return plan(settings, parse_facts(raw_facts), catalog)
@@ -74,25 +75,25 @@ def _hashed_values(variables: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[
 
 
 def _unreadable(error: UserError) -> Refusal:
-    return Refusal("file", str(error), "files that can be read", "fix the path or the file")
+    return Refusal("file", str(error), "readable files", "fix the path or the file")
 
 
 def raw_facts_of(
     probe: Mapping[str, Any], collected: Mapping[str, Any], host: str = "", user: str = ""
 ) -> dict[str, Any]:
-    """The raw facts of a host, from the results of the two tasks that read it.
+    """Return the raw facts of a host, from the results of the two tasks that read it.
 
     Args:
-        probe: of a shell's look at Python, sudo and the uid.
-        collected: of the facts module; skipped where the probe did not find what it needs.
-        host: what is typed to reach it.
-        user: who logs in; empty where nobody said.
+        probe: of a shell's check for Python, sudo and the uid.
+        collected: of the facts module; skipped if the probe did not find its requirements.
+        host: the address used to reach it.
+        user: who logs in; empty if unknown.
     """
     if isinstance(collected.get("facts"), Mapping) and not collected.get("failed"):
         return dict(collected["facts"])
     shell = str(probe.get("stdout") or "")
     away = {"reachable": False, "host": host, "user": user}
-    # Of a probe that failed, the task after it was not asked: what was registered last is the failure.
+    # If the probe failed, the next task did not run: the last registered result is the failure.
     failed = collected if collected.get("failed") or not probe else probe
     if collected.get("unreachable"):
         return {**away, "answer": dict(collected)}
@@ -104,9 +105,9 @@ def raw_facts_of(
 
 
 def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str] = ()) -> dict[str, Any]:
-    """The plan of a host whose variables Ansible could not read, as it said in ``answer``.
+    """Return the plan of a host whose variables Ansible could not read, according to ``answer``.
 
-    ``inventories`` are looked at for the files that hold encrypted variables, where that is the cause.
+    ``inventories`` are searched for files with encrypted variables, if that is the cause.
     """
     refusal = trouble_of(answer, host).refusal()
     files = encrypted_files(inventories) if refusal.code == "vault-password" else []
@@ -116,7 +117,7 @@ def unread_plan(answer: Mapping[str, Any], host: str, inventories: Sequence[str]
 
 
 def role_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a host's variables that begin like one of a role's."""
+    """Return those of a host's variables that begin like a role's."""
     prefixes = tuple(f"{role}_" for role in ROLE_VARIABLES)
     return {name: value for name, value in values.items() if name.startswith(prefixes)}
 
@@ -153,7 +154,7 @@ def gateway_from_variables(
     before: Sequence[Mapping[str, Any]] = (),
     role_values: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The plan of a gateway's host as a dictionary; its settings need name no model.
+    """Return the plan of a gateway host as a dictionary; its settings need no model.
 
     Raises:
         UserError: a ``metal_*`` variable or an overlay is wrong; one line.
@@ -167,14 +168,14 @@ def gateway_from_variables(
 
 
 def refusal_lines(plan: Mapping[str, Any]) -> list[str]:
-    """One line for each reason in a plan's dictionary."""
+    """Return one line for each refusal in a plan's dictionary."""
     lines = (Refusal(**refusal).line(str(plan["host"])) for refusal in plan["refusals"])
-    # Some of it is what a host said: no line breaks a line, and none carries what a terminal acts on.
+    # Parts of it come from a host: no line break and no terminal control may pass.
     return [" ".join(printable(line).split()) for line in lines]
 
 
 def catalog_for(settings: Settings) -> Catalog:
-    """The catalogue with the settings' overlays; read anew only when one of the files changed."""
+    """Return the catalogue with the settings' overlays; read again only if one of the files changed."""
     if not settings.catalog_overlay:
         return packaged_catalog()
     stamps = []
@@ -183,8 +184,8 @@ def catalog_for(settings: Settings) -> Catalog:
             state = Path(path).stat()
         except OSError as error:
             raise UserError(
-                f"found metal_catalog_overlay {path}: {error.strerror}, expected a readable YAML file; "
-                "put the path right"
+                f"found metal_catalog_overlay {path}: {error.strerror}, expected a readable YAML "
+                "file; fix the path"
             ) from None
         stamps.append((path, state.st_mtime_ns, state.st_size))
     return _catalog(tuple(stamps))
@@ -196,14 +197,14 @@ def _catalog(stamps: tuple[tuple[str, int, int], ...]) -> Catalog:
 
 
 def with_hashes(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The variables with every wheel of ``metal_engine_extra_packages`` as a path with its sha256."""
+    """Return the variables with every wheel of ``metal_engine_extra_packages`` as a path with its sha256."""
     values = dict(variables)
     wheels = values.get("metal_engine_extra_packages")
     if wheels is None:
         return values
     items = [wheels] if isinstance(wheels, (str, Mapping)) else wheels
     if not isinstance(items, (list, tuple)):
-        return values  # Settings says what is wrong with it
+        return values  # Settings reports what is wrong with it
     values["metal_engine_extra_packages"] = [_hashed(item) for item in items]
     return values
 
@@ -216,10 +217,10 @@ def _hashed(item: Any) -> Any:
         state = path.stat()
         return ExtraPackage(path=item, sha256=_sha256(item, state.st_mtime_ns, state.st_size))
     except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) else "no file has such a name"
+        why = error.strerror if isinstance(error, OSError) else "no file of that name"
         raise UserError(
-            f"found metal_engine_extra_packages {one_line(item, 200)}: {why}, expected a wheel on the "
-            "controller; put the path right"
+            f"found metal_engine_extra_packages {one_line(item, 200)}: {why}, expected a wheel on "
+            "the controller; fix the path"
         ) from None
 
 

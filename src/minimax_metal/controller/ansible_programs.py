@@ -1,6 +1,6 @@
-"""Ansible's own programs, run beside it: with a limit of time, and with the passwords that were asked for.
+"""Ansible's programs as subprocesses, with a time limit and with the passwords that the user entered.
 
-A password never stands in a command line: it lies in a private file in memory while the program runs.
+A password is never in a command line: it is in a private file in memory while the program runs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from minimax_metal.common.program import TIMED_OUT, Answer
 from minimax_metal.common.program import run as run_program
 
 ANSWER_BYTES: Final = 8 << 20
-"""Most that is read of one host's answer; the facts of a host with 8 GPUs are about 200 KB."""
+"""Maximum size of one host's answer; the facts of a host with 8 GPUs are about 200 KB."""
 OUTPUT_BYTES: Final = 256 << 20
-"""Most that is read of what a program prints; an inventory of a thousand hosts is about 50 MB."""
+"""Maximum size of a program's output; an inventory of a thousand hosts is about 50 MB."""
 SECONDS: Final = 900.0
 HOST_SECONDS: Final = 400
-"""How long a host may take to be read while the others go on; what is asked there has limits of 30 s each."""
+"""Seconds that reading a host may take while the others go on; each program on it has a limit of 30 s."""
 
 _VAULT: Final = ("vault_password_file", "vault_id")
 _FILES: Final = {
@@ -39,27 +39,33 @@ _FILES: Final = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of Ansible's that say how hosts are reached and variables are decrypted."""
-    group = parser.add_argument_group("how hosts are reached (as ansible-playbook has them)")
+    """Add Ansible's options for connecting to hosts and decrypting variables."""
+    group = parser.add_argument_group("connecting to hosts (the same options as ansible-playbook)")
     group.add_argument(
-        "--vault-password-file", metavar="FILE", action="append", help="password of ansible-vault"
+        "--vault-password-file", metavar="FILE", action="append", help="file with the ansible-vault password"
     )
-    group.add_argument("--vault-id", metavar="ID", action="append", help="ID@FILE of ansible-vault")
     group.add_argument(
-        "-J", "--ask-vault-password", "--ask-vault-pass", action="store_true", help="ask for it"
+        "--vault-id", metavar="ID", action="append", help="ID@FILE of an ansible-vault password"
     )
-    group.add_argument("-K", "--ask-become-pass", action="store_true", help="ask for sudo's password")
+    group.add_argument(
+        "-J",
+        "--ask-vault-password",
+        "--ask-vault-pass",
+        action="store_true",
+        help="ask for the ansible-vault password",
+    )
+    group.add_argument("-K", "--ask-become-pass", action="store_true", help="ask for the sudo password")
     group.add_argument("-k", "--ask-pass", action="store_true", help="ask for the SSH password")
     group.add_argument("--become-password-file", metavar="FILE", help="sudo's password")
     group.add_argument("--connection-password-file", metavar="FILE", help="the SSH password")
     group.add_argument("-u", "--user", metavar="USER", help="user to log in as")
-    group.add_argument("--private-key", metavar="FILE", help="key to log in with")
-    group.add_argument("--ssh-common-args", metavar="ARGS", help="more options of ssh")
+    group.add_argument("--private-key", metavar="FILE", help="private key to log in with")
+    group.add_argument("--ssh-common-args", metavar="ARGS", help="additional ssh options")
 
 
 @contextmanager
 def private_directory(purpose: str) -> Iterator[Path]:
-    """Yield a directory that only this user can enter, in memory where there is some, gone afterwards."""
+    """Yield a directory that only this user can enter, in memory if possible, removed afterwards."""
     places = (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm")  # noqa: S108  # a private directory is made in it
     base = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
     path = Path(tempfile.mkdtemp(prefix=f"minimax-metal-{purpose}-", dir=base))
@@ -71,7 +77,7 @@ def private_directory(purpose: str) -> Iterator[Path]:
 
 @contextmanager
 def options_of(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the options for ansible-inventory and those for ansible; passwords are asked for first."""
+    """Yield the options for ansible-inventory and those for ansible, after asking for passwords."""
     vault: list[str] = []
     for name in _VAULT:
         option = f"--{name.replace('_', '-')}"
@@ -96,7 +102,7 @@ def options_of(arguments: argparse.Namespace) -> Iterator[tuple[list[str], list[
 
 
 def program(name: str) -> str:
-    """Return the path of one of Ansible's programs, the one beside this Python first.
+    """Return the path of one of Ansible's programs, preferably beside this Python.
 
     Raises:
         UserError: there is none.
@@ -118,7 +124,7 @@ def run(name: str, *words: str, seconds: float = SECONDS, more: Mapping[str, str
 
 
 def project_environment() -> dict[str, str]:
-    """Return what tells Ansible of this project's own settings, wherever it is called from."""
+    """Return the environment that selects this project's own settings, whatever the working directory."""
     from minimax_metal.controller.project import find_project
 
     root = find_project()
@@ -129,10 +135,10 @@ def ask(
     hosts: str, inventories: Sequence[Path], words: Sequence[str], *, seconds: float = SECONDS,
     host_seconds: int = HOST_SECONDS, more: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, dict[str, Any]], Answer]:  # fmt: skip
-    """Run one module on hosts; return each host's answer, and what the program itself said.
+    """Run one module on hosts; return each host's answer, and the program's own messages.
 
-    An answer that can't be read (too large, not JSON, no mapping) is that host's alone: ``failed`` with a
-    ``msg`` that says why. Hosts that gave no answer at all are not in it.
+    An unreadable answer (too large, not JSON, not a mapping) affects only its host: ``failed`` with a ``msg``
+    that gives the reason. Hosts without any answer are missing from the result.
     """
     with private_directory("answers") as directory:
         where = [word for one in inventories for word in ("-i", str(one))]
@@ -145,7 +151,7 @@ def ask(
 
 
 def read_answer(path: Path) -> dict[str, Any]:
-    """Return what a host answered, from the file that Ansible wrote."""
+    """Return a host's answer from the file that Ansible wrote."""
     try:
         found = read_json(read_bounded(path, ANSWER_BYTES))
     except OSError as error:
@@ -158,7 +164,7 @@ def read_answer(path: Path) -> dict[str, Any]:
 
 
 def last_words(done: Answer) -> str:
-    """Return the last line a program said, without notes on old options."""
+    """Return the last line of a program's output, without deprecation notes."""
     lines = [line.strip() for line in f"{done.out}\n{done.err}".splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("[DEPRECATION", "[WARNING]: Deprecation"))]
     errors = [line for line in lines if line.startswith(("[ERROR]", "ERROR!"))]

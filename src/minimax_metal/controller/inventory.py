@@ -1,8 +1,8 @@
-"""Hosts of an Ansible inventory: their variables, and their facts over SSH, kept for a while.
+"""Hosts of an Ansible inventory: their variables, and their facts over SSH, cached for a while.
 
-Ansible is run as a program, never imported: reading cached facts of a fleet stays a matter of a second.
-Variables that ansible-vault encrypted are decrypted by Ansible itself, and what came out of them is named, so
-that nobody shows it.
+Ansible is run as a program, never imported: reading a fleet's cached facts takes about a second. Ansible
+itself decrypts variables encrypted with ansible-vault; decrypted values are recorded, so that they are never
+shown.
 """
 
 from __future__ import annotations
@@ -40,35 +40,37 @@ _FACTS = {
     "engine_directory": _ENGINES,
     "adopt_directories": "{{ [metal_weights_adopt | default([])] | flatten }}",
 }
-"""What the facts module is asked; Ansible fills in each host's own directories."""
+"""Arguments of the facts module; Ansible fills in each host's own directories."""
 _ASKED = ("metal_weights_directory", "metal_engine_directory", "metal_weights_adopt")
-"""The settings that say what is measured on a host."""
+"""Settings that determine what is measured on a host."""
 
 
 @dataclass(frozen=True)
 class InventoryHost:
-    """One host: its name, its ``metal_*`` variables, the names of all, its raw facts (none: unreachable)."""
+    """One host: its name, its ``metal_*`` variables, the names of all its variables, its raw facts (None:
+    unreachable).
+    """
 
     name: str
     variables: Mapping[str, Any] = field(repr=False)
     facts: Mapping[str, Any] | None
     names: tuple[str, ...] = ()
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """What came out of encrypted variables: never shown."""
+    """Values from encrypted variables: never shown."""
     written: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """Other variables as the inventory has them, without those that are templates or encrypted."""
+    """Other variables as in the inventory, without templates and encrypted ones."""
 
 
 @dataclass(frozen=True)
 class Reach:
-    """Options of Ansible's: for its inventory program, and for what asks hosts."""
+    """Ansible options: for its inventory program, and for connecting to hosts."""
 
     inventory: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
 
 def cache_directory(inventories: Sequence[Path]) -> Path:
-    """Where the facts of the hosts of some inventories are kept; safe to delete."""
+    """Return where the facts of the hosts of some inventories are cached; safe to delete."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     paths = "\n".join(str(one.resolve()) for one in inventories)
     name = hashlib.sha256(paths.encode()).hexdigest()[:16]
@@ -82,18 +84,18 @@ def read_inventory(
     refresh: bool,
     max_age_seconds: float,
     settings: Mapping[str, Any] | None = None,
-    reach: Reach = Reach(),  # it can't be changed
+    reach: Reach = Reach(),  # frozen
 ) -> list[InventoryHost]:
-    """The hosts of group ``gpu_hosts``, their facts from the cache where it is young enough.
+    """Return the hosts of group ``gpu_hosts``, with facts from the cache if it is young enough.
 
     Args:
         inventories: files or directories.
         limit: a pattern of hosts.
-        refresh: whether the hosts are asked although the cache is young.
-        max_age_seconds: age of cached facts.
-        settings: variables that win over the inventory's: what is measured on a host is what they name. Facts
-            in the cache that were measured for other directories are read again.
-        reach: options of Ansible's.
+        refresh: read the hosts even if the cache is young.
+        max_age_seconds: maximum age of cached facts.
+        settings: variables that override the inventory's: they name what is measured on a host. Cached facts
+            that were measured for other directories are read again.
+        reach: options of Ansible.
 
     Raises:
         UserError: there is no such inventory, no such host, no password for its vault, or no Ansible.
@@ -129,9 +131,9 @@ def read_variables(
     inventories: Sequence[Path],
     *,
     limit: str | None,
-    reach: Reach = Reach(),  # it can't be changed
+    reach: Reach = Reach(),  # frozen
 ) -> dict[str, dict[str, Any]]:
-    """The ``metal_*`` variables of each host of group ``gpu_hosts``; no host is asked.
+    """Return the ``metal_*`` variables of each host of group ``gpu_hosts``; no host is contacted.
 
     Raises ``UserError`` as ``read_inventory`` does.
     """
@@ -142,9 +144,9 @@ def read_variables_and_secrets(
     inventories: Sequence[Path],
     *,
     limit: str | None,
-    reach: Reach = Reach(),  # it can't be changed
+    reach: Reach = Reach(),  # frozen
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """As ``read_variables``, and what came out of encrypted ones."""
+    """Like ``read_variables``, with the values from encrypted ones."""
     hostvars = _host_variables(inventories, limit, reach)
     variables = _settings(inventories, hostvars, reach)
     secrets = [text for host, values in variables.items() for text in decrypted_of(hostvars[host], values)]
@@ -152,7 +154,7 @@ def read_variables_and_secrets(
 
 
 def look_for(inventories: Sequence[Path]) -> None:
-    """Raise ``UserError`` where an inventory is not there."""
+    """Raise ``UserError`` if an inventory does not exist."""
     for inventory in inventories:
         if "," not in str(inventory) and not inventory.exists():
             raise UserError(
@@ -162,7 +164,7 @@ def look_for(inventories: Sequence[Path]) -> None:
 
 
 def _cache_file(cache: Path, host: str) -> Path:
-    """Where a host's facts are kept: a host may be called anything."""
+    """Return where a host's facts are cached, whatever its name."""
     safe = (
         host if host.replace("-", "").replace("_", "").replace(".", "").isalnum() and host[0] != "." else ""
     )
@@ -177,13 +179,13 @@ def _young(path: Path, oldest: float) -> bool:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value means what is written: neither a template nor encrypted."""
+    """Return whether a value is literal: neither a template nor encrypted."""
     text = json.dumps(value, default=str)
     return not any(sign in text for sign in ("{{", "{%", "__ansible_vault", "$ANSIBLE_VAULT"))
 
 
 def _answers(facts: Mapping[str, Any] | None, variables: Mapping[str, Any]) -> bool:
-    """Whether kept facts were measured for the directories that these variables name."""
+    """Return whether cached facts were measured for the directories that these variables name."""
     asked = (facts or {}).get("asked")
     if not isinstance(asked, Mapping):
         return True
@@ -225,7 +227,7 @@ def _named(inventories: Sequence[Path]) -> str:
 def _host_variables(
     inventories: Sequence[Path], limit: str | None, reach: Reach
 ) -> dict[str, dict[str, Any]]:
-    """All variables of the inventory for each host of the group, as they are written."""
+    """Return all variables of the inventory for each host of the group, as written."""
     pattern = ["--limit", limit] if limit else []
     done = _run("ansible-inventory", *_options(inventories), *reach.inventory, "--list", *pattern)
     try:
@@ -236,14 +238,15 @@ def _host_variables(
         _refuse_vault(done, inventories)
         _refuse_controller(done)
         raise UserError(
-            f"found an inventory that ansible-inventory can't read ({ansible_programs.last_words(done)}), "
-            f"expected {_named(inventories)} to be an Ansible inventory; fix what it names"
+            "found an inventory that ansible-inventory can't read "
+            f"({ansible_programs.last_words(done)}), expected {_named(inventories)} to be an Ansible "
+            "inventory; fix the error it reports"
         )
     meta = listing.get("_meta")
     hostvars = meta.get("hostvars") if isinstance(meta, dict) else None
     names = _members(listing, GROUP, set())
     if not names:
-        # An inventory that is encrypted as a whole is only warned of.
+        # Ansible only warns about an inventory that is encrypted as a whole.
         _refuse_vault(done, inventories)
         groups = {group: _members(listing, group, set()) for group in listing if group != "_meta"}
         if limit and GROUP not in groups:
@@ -269,14 +272,14 @@ def _host_variables(
 
 
 def _refuse_vault(done: Answer, inventories: Sequence[Path]) -> None:
-    """Raise where a program failed for want of the vault's password: which file, and what to type."""
+    """Raise if a program failed for lack of the vault's password: which file, and what to do."""
     trouble = _vault_trouble(f"{done.out if done.status else ''}\n{done.err}")
     if trouble is not None:
         raise UserError(_vault_line(trouble, inventories))
 
 
 def _refuse_controller(done: Answer) -> None:
-    """Raise where this machine is the cause (its locale, its ssh)."""
+    """Raise if this machine is the cause (its locale, its ssh)."""
     trouble = trouble_in(done.err)
     if trouble.code.startswith("controller-"):
         raise UserError(trouble.line())
@@ -296,13 +299,13 @@ def _vault_line(trouble: Trouble, inventories: Sequence[Path]) -> str:
 def _settings(
     inventories: Sequence[Path], hostvars: Mapping[str, Mapping[str, Any]], reach: Reach
 ) -> dict[str, dict[str, Any]]:
-    """The ``metal_*`` variables of each host, templates filled in and encrypted ones decrypted."""
+    """Return each host's ``metal_*`` variables, with templates filled in and encrypted values decrypted."""
     variables = {
         name: {k: v for k, v in values.items() if k.startswith("metal_")} for name, values in hostvars.items()
     }
     text = json.dumps(variables)
     if "{{" in text or "{%" in text or MARK in text:
-        # Templates are Ansible's to fill in, and encrypted values to decrypt.
+        # Ansible fills in templates and decrypts encrypted values.
         for name, found in _filled_in(inventories, list(variables), reach).items():
             if isinstance(found, dict):
                 variables[name] = found
@@ -315,21 +318,21 @@ def _settings(
 
 
 def _filled_in(inventories: Sequence[Path], hosts: Sequence[str], reach: Reach) -> dict[str, Any]:
-    """The ``metal_*`` variables of each host whose templates can be filled in.
+    """Return the ``metal_*`` variables of each host whose templates can be filled in.
 
-    Raises ``UserError`` where the vault's password is missing or wrong.
+    Raises ``UserError`` if the vault's password is missing or wrong.
     """
     names = json.dumps(list(hosts))
     together = (
         f"{{{{ dict({names} | zip({names} | map('extract', hostvars) | map('dict2items')"
         " | map('selectattr', 'key', 'match', 'metal_') | map('items2dict'))) }}"
     )
-    # In the one process that speaks for the first host: a process for each takes many times as long.
+    # In one process, on behalf of the first host: a process per host takes many times as long.
     answers = _tree(inventories, hosts[:1], "debug", json.dumps({"msg": together}), reach, become=False)
     for answer in answers.values():
         if isinstance(answer.get("msg"), dict):
             return dict(answer["msg"])
-    # A template of one host that can't be filled in says nothing of the others.
+    # A template of one host that can't be filled in doesn't affect the others.
     answers = _tree(inventories, hosts, "debug", "msg=" + _VARIABLES, reach, become=False)
     for name, answer in answers.items():
         trouble = None if isinstance(answer.get("msg"), dict) else _vault_trouble(str(answer.get("msg")))
@@ -361,7 +364,7 @@ def _tree(
     become: bool,
     settings: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """What one module answers on each host; hosts that did not answer are not in it."""
+    """Return one module's answer on each host; hosts that did not answer are missing."""
     seconds = str(ansible_programs.HOST_SECONDS)
     with ansible_programs.private_directory("answers") as directory:
         words = [",".join(hosts), *_options(inventories), *reach.hosts, "-m", module, "-a", arguments]
@@ -375,8 +378,8 @@ def _tree(
         _refuse_controller(done)
         if done.status not in (0, 2, 4):
             raise UserError(
-                f"found that ansible failed ({ansible_programs.last_words(done)}), expected answers from "
-                f"{', '.join(hosts[:3])}; fix what it names"
+                f"found that ansible failed ({ansible_programs.last_words(done)}), expected answers "
+                f"from {', '.join(hosts[:3])}; fix the error it reports"
             )
     return answers
 
@@ -409,6 +412,6 @@ def _gather(
         if read:
             write_atomic(_cache_file(cache, host), json.dumps(facts[host]), mode=0o600)
         else:
-            # What was true of a host that no longer answers is not true now.
+            # Cached facts of a host that no longer answers are outdated.
             _cache_file(cache, host).unlink(missing_ok=True)
     return facts

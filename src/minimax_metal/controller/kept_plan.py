@@ -1,8 +1,8 @@
-"""The plan in a release's record, read back from the host that keeps it: foreign text for the controller.
+"""The plan in a release record, read back from the host that stores it: foreign text for the controller.
 
-A rollback applies it, and roles name files on the controller by some of its values: reports by the instance,
-archives of compiled kernels by their key. Somebody who rules a host may write its records, and rules no more
-than that host by it.
+A rollback applies it, and roles name files on the controller after some of its values: reports after the
+instance, archives of compiled kernels after their key. An attacker who controls a host may write its records,
+but gains no more than that host.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import has_controls, one_line
 
 LARGEST: Final = 4 << 20
-"""Characters of a record; one of eight replicas has about 60,000."""
+"""Maximum characters of a record; one of eight replicas has about 60,000."""
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9.@_-]{0,127}")
 _NAMES: Final = (
     ("services", "instance"),
@@ -24,7 +24,7 @@ _NAMES: Final = (
     ("kernel_cache", "key"),
     ("engine", "release"),
 )
-"""Values that stand in names of files: where they are, and the field."""
+"""Values that are used in file names: their section and field."""
 _REMEDY: Final = "look at /var/lib/minimax-metal/releases there, and provision the host with site.yml"
 
 
@@ -32,18 +32,18 @@ def kept_plan(record: str, host: str) -> dict[str, Any]:
     """Return the plan of a record.
 
     Args:
-        record: what ``metal releases show`` printed on the host, JSON.
+        record: the output of ``metal releases show`` on the host, JSON.
         host: its name, for messages.
 
     Raises:
-        UserError: it is not a record, or a value is none that a plan can hold.
+        UserError: it is not a record, or has a value that no plan can have.
     """
     try:
         plan = read_json(record)["plan"] if len(record) <= LARGEST else None
     except (ValueError, KeyError, TypeError, RecursionError):
         plan = None
     if not isinstance(plan, dict) or not isinstance(plan.get("services"), list):
-        raise UserError(f"{host}: found a record that is not one of a release, expected its plan; {_REMEDY}")
+        raise UserError(f"{host}: found a record that is not a release record, expected its plan; {_REMEDY}")
     for text in _texts(plan):
         if has_controls(text):
             raise UserError(

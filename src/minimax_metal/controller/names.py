@@ -1,4 +1,4 @@
-"""What only this machine can be asked: addresses of names, and the package index in use."""
+"""Information that only this machine has: addresses of names, and the package index in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def addresses_of(name: str) -> list[str]:
-    """The addresses of a name as the controller knows them; [] where it knows none."""
+    """Return the addresses of a name as the controller resolves it; [] if it can't."""
     try:
         return [
             str(one[4][0]).partition("%")[0]
@@ -22,7 +22,7 @@ def addresses_of(name: str) -> list[str]:
 
 
 def default_index() -> str | None:
-    """The package index that uv asks on this machine when nobody names one; None where uv is not there."""
+    """Return the package index that uv uses on this machine by default, or None if uv is not installed."""
     beside = Path(sys.executable).with_name("uv")
     program = str(beside) if beside.exists() else shutil.which("uv")
     if program is None:

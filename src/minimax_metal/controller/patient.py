@@ -1,4 +1,4 @@
-"""Asks a host again and again while something goes on there, over lost connections: for the action plugins.
+"""Polls a host while work continues there, across lost connections: for the action plugins.
 
 Only Ansible's own process imports this.
 """
@@ -14,19 +14,19 @@ from ansible.utils.display import Display
 
 _DISPLAY = Display()
 _AGAIN_SECONDS = 10.0
-"""The longest pause before a lost connection is tried again."""
+"""The longest pause before reconnecting."""
 
 
 class PatientConnection:
     """One action's connection to its host."""
 
     def __init__(self, action: ActionBase, host: str, what: str, patience: float) -> None:
-        """Begin to count the silence.
+        """Start measuring the silence.
 
         Args:
-            action: whose connection it is.
+            action: the action that owns the connection.
             host: its name in the inventory.
-            what: what goes on there without us, as ``the pull``.
+            what: the work that continues on the host, such as ``the pull``.
             patience: seconds without an answer before that is a failure.
         """
         self._action = action
@@ -36,10 +36,10 @@ class PatientConnection:
         self._heard = time.monotonic()
 
     def ask(self, command: str, pause: float) -> dict[str, Any] | None:
-        """Return the command's answer; none after a lost connection, which is made anew when next asked.
+        """Return the command's answer, or None after a lost connection, which the next call restores.
 
         Args:
-            command: for the host's shell; its end must stop nothing there.
+            command: for the host's shell; ending it must not stop the work.
             pause: seconds to wait after a lost connection, 10 at most.
 
         Raises:
@@ -50,10 +50,10 @@ class PatientConnection:
         except AnsibleConnectionFailure as error:
             if time.monotonic() - self._heard > self._patience:
                 raise AnsibleActionFail(
-                    f"no connection for {self._patience:.0f} s; {self._what} goes on there, "
+                    f"no connection for {self._patience:.0f} s; {self._what} continues on the host: "
                     "run the play again"
                 ) from error
-            self.say(f"connection lost, {self._what} goes on; trying again")
+            self.say(f"connection lost, {self._what} continues; reconnecting")
             self._action._connection.reset()
             time.sleep(min(pause, _AGAIN_SECONDS))
             return None
@@ -61,5 +61,5 @@ class PatientConnection:
         return answer
 
     def say(self, line: str) -> None:
-        """Show a line of this host's among the play's own."""
+        """Print a line about this host among the play's own."""
         _DISPLAY.display(f"  {self._host}: {line}")

@@ -1,6 +1,6 @@
-"""Plans as people like to read them: with colours on a terminal, as plain lines for a file or a pipe.
+"""Plans in readable form: with colours on a terminal, as plain lines for a file or a pipe.
 
-The plain lines are not wrapped, and do without rich: its import takes a quarter of a what-if's time.
+The plain lines are not wrapped and don't need rich: its import takes a quarter of a what-if's time.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ COLUMNS: Final = ("host", "model", "GPUs", "verdict", "tp/ep", "KV tokens", "eng
 _STYLES: Final = {
     "refused": "bold red", "fits, with warnings": "yellow", "fits (!)": "yellow", "fits": "green",
 }  # fmt: skip
-"""Of a verdict, also as the fleet's table has it."""
+"""Style of a verdict, also used in the fleet's table."""
 
 
 def tokens(number: int | None) -> str:
-    """A number of tokens in words: 443794 is "444 K", 3106530 "3.11 M"; none is "not known"."""
+    """Return a readable number of tokens: 443794 is "444 K", 3106530 "3.11 M"; None is "not known"."""
     if number is None:
         return "not known"
     if number >= 1_000_000:
@@ -35,7 +35,7 @@ def tokens(number: int | None) -> str:
 
 
 def _capacity(number: int | None) -> str:
-    return "not known" if number is None else f"{tokens(number)} tokens in all"
+    return "not known" if number is None else f"{tokens(number)} tokens in total"
 
 
 def _gigabytes(number: int) -> str:
@@ -45,7 +45,7 @@ def _gigabytes(number: int) -> str:
 def _verdict(plan: Plan) -> str:
     if not plan.fits:
         return "refused"
-    # Which format was taken is worth a line, not worth a worry.
+    # The chosen format is worth a line, but no warning.
     worries = [notice for notice in plan.warnings if notice.code not in {"format-chosen", SAID}]
     return "fits, with warnings" if worries else "fits"
 
@@ -74,7 +74,7 @@ def _fleet(plans: Sequence[Plan]) -> Iterator[tuple[str, ...]]:
 
 
 def _details(plan: Plan) -> Iterator[tuple[str, str]]:
-    """What is said of one plan, each with what it is about."""
+    """Return what is printed about one plan, each with its label."""
     yield ("verdict", _verdict(plan))
     if plan.model:
         where = ", ".join(f"{source.kind}" for source in plan.weights.sources) if plan.weights else ""
@@ -124,7 +124,7 @@ def _details(plan: Plan) -> Iterator[tuple[str, str]]:
 
 
 def show_comparison(hosts: Mapping[str, Mapping[str, Plan]], console: Console | None = None) -> None:
-    """Print a table for each host, one column a profile, and what is said of any of them below."""
+    """Print a table for each host, one column per profile, and all notices below."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -149,7 +149,7 @@ def show_comparison(hosts: Mapping[str, Mapping[str, Plan]], console: Console | 
 
 
 def _remarks(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
-    """Every reason and warning, and where a plan leaves the guide: word, style of the word, line."""
+    """Return every refusal, warning and deviation from the guide: word, style of the word, line."""
     for plan in plans:
         for refusal in plan.refusals:
             yield "refused  ", "bold red", refusal.line(plan.host)
@@ -164,12 +164,12 @@ def _remarks(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
 
 
 def show(plans: Sequence[Plan], console: Console | None = None) -> None:
-    """Print the plans: one in detail, several as a table, and every reason and warning below.
+    """Print the plans: one in detail, several as a table, and all refusals and warnings below.
 
     Args:
         plans: of one host or several.
-        console: where to; by default standard output, with colours where that is a terminal or
-            ``FORCE_COLOR`` is set, as rich has it.
+        console: destination; by default standard output, with colours if that is a terminal or
+            ``FORCE_COLOR`` is set, as in rich.
     """
     if console is not None or sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
         _show_on(console, plans)
@@ -201,7 +201,7 @@ def _show_on(console: Console | None, plans: Sequence[Plan]) -> None:
             table.add_column(name, no_wrap=not name.startswith("engine"))
         rows = list(_fleet(plans))
     for row in rows:
-        # No markup in it: a host's or a GPU's name may have brackets.
+        # No markup: a host's or a GPU's name may contain brackets.
         table.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in row))
     console.print(table)
     for word, style, line in _remarks(plans):

@@ -1,4 +1,4 @@
-"""Where the playbooks, roles and plugins of this project are."""
+"""Find the directory of this project's playbooks, roles and plugins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 MARKS: Final = ("site.yml", "ansible.cfg", "roles/sglang_service", "plugins/modules/metal_facts.py")
-"""What only this project's directory has, all of it."""
+"""Files that only this project's directory has, all of them."""
 
 
 def is_project(directory: Path) -> bool:
@@ -15,9 +15,9 @@ def is_project(directory: Path) -> bool:
 
 
 def find_project() -> Path | None:
-    """Return the project that this package belongs to: its checkout; else the one we stand in; else None.
+    """Return the project that this package belongs to: its checkout, else the current directory's, else None.
 
-    Another project's ``site.yml`` in the working directory or above it is not ours.
+    Another project's ``site.yml`` in the working directory or above it does not count.
     """
     checkout, here = Path(__file__).resolve().parents[3], Path.cwd()
     for place in (checkout, here, *here.parents):

@@ -1,4 +1,4 @@
-"""The tags that a playbook's tasks have, read from its files: plays, imports, roles and their tasks."""
+"""The tags of a playbook's tasks, read from its files: plays, imports, roles and their tasks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Base):  # type: ignore[misc]  # whichever of the two is there
-    """Reads Ansible's YAML; its own marks (``!vault``, ``!unsafe``) say nothing about tags."""
+    """Reads Ansible's YAML; its own marks (``!vault``, ``!unsafe``) don't affect tags."""
 
 
 _Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
@@ -28,7 +28,7 @@ _Loader.add_multi_constructor("!", lambda loader, suffix, node: None)
 def tags_of(playbook: Path, roles: Path) -> frozenset[str]:
     """Return every tag that a task of a playbook can have.
 
-    A file that can't be read has none: Ansible says what is wrong with it.
+    An unreadable file has none: Ansible reports its error.
     """
     found: set[str] = set()
     seen: set[Path] = set()
@@ -65,14 +65,14 @@ def _tags(value: Any) -> Iterator[str]:
 
 
 def _handed_on(entry: dict[str, Any]) -> Iterator[str]:
-    """Yield the tags that an include hands on (``apply``) to the tasks it brings."""
+    """Yield the tags that an include applies (``apply``) to its tasks."""
     for value in entry.values():
         if isinstance(value, dict) and isinstance(value.get("apply"), dict):
             yield from _tags(value["apply"].get("tags"))
 
 
 def _further(entry: dict[str, Any], directory: Path, roles: Path) -> Iterator[Path]:
-    """Yield the files that an entry names; a name with a variable in it is left out."""
+    """Yield the files that an entry names; a name with a variable in it is skipped."""
     for key, value in entry.items():
         action = str(key).rpartition(".")[2]
         if action in _FILES:

@@ -1,4 +1,4 @@
-"""Variables that ansible-vault encrypted: which files hold them, and which values came out of them."""
+"""Variables encrypted with ansible-vault: the files that contain them, and their decrypted values."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from typing import Any, Final
 from minimax_metal.common.files import read_bounded
 
 MARK: Final = "__ansible_vault"
-"""What ansible-inventory prints a value under that it leaves encrypted."""
+"""The key under which ansible-inventory prints an encrypted value."""
 MASK: Final = "***"
 _HEAD: Final = b"$ANSIBLE_VAULT;"
 _FILES: Final = 5_000
 _BYTES: Final = 4 << 20
 _SHORT: Final = 4
-"""A value with fewer characters is masked where it stands alone only: else it would mask half a page."""
+"""A value with fewer characters is masked only as a whole word: otherwise it would mask half a page."""
 
 
 def encrypted_files(inventories: Sequence[str | Path]) -> list[str]:
-    """Return the files of inventories that hold encrypted variables, whole or inline, sorted."""
+    """Return the inventory files that contain encrypted variables, whole or inline, sorted."""
     found = []
     for path in _files(inventories):
         try:
@@ -51,14 +51,14 @@ def _files(inventories: Sequence[str | Path]) -> Iterator[Path]:
 
 
 def is_encrypted(value: Any) -> bool:
-    """Return whether a value of ansible-inventory's is encrypted, or something in it is."""
+    """Return whether a value from ansible-inventory is encrypted, or contains one that is."""
     if isinstance(value, Mapping):
         return MARK in value or any(is_encrypted(one) for one in value.values())
     return isinstance(value, list) and any(is_encrypted(one) for one in value)
 
 
 def decrypted_of(listed: Any, filled: Any) -> list[str]:
-    """Return the texts that came out of encrypted values.
+    """Return the texts that were decrypted.
 
     Args:
         listed: variables as ansible-inventory lists them.
@@ -88,7 +88,7 @@ def _texts(value: Any) -> list[str]:
 
 
 def masked(value: Any, secrets: Sequence[str]) -> Any:
-    """Return a value (texts, lists, mappings, dataclasses) in which no decrypted text is left."""
+    """Return a value (texts, lists, mappings, dataclasses) without any decrypted text."""
     if not secrets:
         return value
     if isinstance(value, str):

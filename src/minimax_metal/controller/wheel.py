@@ -1,9 +1,9 @@
 """Build the wheel for the hosts: ``python -m minimax_metal.controller.wheel --project DIR --output DIR``.
 
-It holds what hosts need and nothing else, and lands in ``<output>/<digest>/``. The digest covers exactly what
-is in it: a second call with unchanged sources builds nothing, a changed README or report gives no host a new
-environment, and hosts can name the version they run. Prints one line of JSON:
-``{"path": ..., "digest": ..., "built": true}``. Exit status: 0; 2 when it cannot be built.
+It contains exactly what hosts need and is written to ``<output>/<digest>/``. The digest covers exactly its
+contents: a second call with unchanged sources builds nothing, a changed README or report gives no host a new
+environment, and hosts can name the version they run. Prints one line of JSON: ``{"path": ..., "digest": ...,
+"built": true}``. Exit status: 0; 2 if it cannot be built.
 
 The bytes are the same for the same sources: hatchling builds reproducibly, with the time of every file set
 from ``SOURCE_DATE_EPOCH``.
@@ -29,17 +29,17 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.text import one_line
 
 EPOCH: Final = "1577836800"
-"""2020-01-01T00:00:00Z, the constant time of every file in the wheel (zip knows no date before 1980)."""
+"""2020-01-01T00:00:00Z, the constant time of every file in the wheel (zip has no dates before 1980)."""
 
 PACKAGE: Final = Path("src/minimax_metal")
 PARTS: Final = ("__init__.py", "cli.py", "catalog", "common", "host", "plan")
-"""What a host needs of the package; what only the controller runs stays there."""
+"""The parts of the package that a host needs; the controller's modules are left out."""
 LICENCE: Final = "LICENSE"
 
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel on this machine; ``built`` is False when it was there already."""
+    """A wheel on this machine; ``built`` is False if it already existed."""
 
     path: str
     digest: str
@@ -68,7 +68,8 @@ def sources(project: Path) -> dict[str, bytes]:
 
 
 def _metadata(pyproject: Path) -> str:
-    """What of the project's own metadata is the hosts': another linter rule gives no host a new environment.
+    """Return the part of the project's metadata that concerns hosts: another linter rule gives no host a new
+    environment.
 
     Raises:
         UserError: it can't be read.
@@ -86,7 +87,7 @@ def _metadata(pyproject: Path) -> str:
             "tool.hatch.build.targets.wheel": {"packages": [PACKAGE.as_posix()]},
         }
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{pyproject} can't be read ({one_line(str(error), 120)}); put it right") from error
+        raise UserError(f"{pyproject} can't be read ({one_line(str(error), 120)}); fix it") from error
     # Texts and lists of texts are written the same in JSON and in TOML.
     return "".join(
         f"[{table}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entries.items()) + "\n"
@@ -103,10 +104,10 @@ def digest_of(files: Mapping[str, bytes]) -> str:
 
 
 def build(project: Path, output: Path) -> Wheel:
-    """Build the wheel into ``output/<digest>`` unless it is there.
+    """Build the wheel into ``output/<digest>`` unless it exists.
 
     Raises:
-        UserError: hatchling is missing or refuses.
+        UserError: hatchling is missing or fails.
     """
     files = sources(project)
     digest = digest_of(files)
@@ -129,7 +130,7 @@ def build(project: Path, output: Path) -> Wheel:
         )
         wheels = sorted(wheels_in.glob("*.whl"))
         if done.returncode != 0 or len(wheels) != 1:
-            reason = (done.stderr.strip().splitlines() or ["it left no wheel"])[-1]
+            reason = (done.stderr.strip().splitlines() or ["the build produced no wheel"])[-1]
             raise UserError(
                 f"hatchling could not build {project}: {reason}; install the project's extra 'controller'"
             )
@@ -151,7 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--project", type=Path, required=True, help="directory of pyproject.toml")
     parser.add_argument(
-        "--output", type=Path, required=True, help="where wheels are kept, one directory each"
+        "--output", type=Path, required=True, help="directory of built wheels, one subdirectory each"
     )
     arguments = parser.parse_args(argv)
     try:

@@ -1,1 +1,3 @@
-"""What runs on GPU, gateway and cache hosts; the hosts' wheel holds it, and nothing of the controller."""
+"""Code that runs on GPU, gateway and cache hosts. The hosts' wheel contains it, and nothing of the
+controller.
+"""

@@ -1,17 +1,16 @@
-"""``metal soak``: whether a replica does its work as well as before, by its own figures.
+"""``metal soak``: whether a replica works as well as before, by its own metrics.
 
-``figures`` prints what the engine has counted since its start: answers and those that failed (HTTP 5xx,
-aborted), mean seconds to the first token and between tokens. ``watch`` reads them for a while, takes the
-difference, and compares it with those of the same host before the change and, where they are given, with
-those of the batch before, which has the release already; its last line is what it counted, as JSON.
-``trial`` sends requests of its own to a replica that gets no
-others, so that one that fails under load fails before clients meet it.
+``figures`` prints the engine's counters since its start: answers and failed ones (HTTP 5xx, aborted), mean
+seconds to the first token and between tokens. ``watch`` reads them for a while, takes the difference, and
+compares it with the same host's before the change and, if given, with those of the previous batch, which
+already has the release; its last line is the result as JSON. ``trial`` sends its own requests to a replica
+that gets no others, so that one that fails under load fails before clients use it.
 
-Figures are those of SGLang's ``/metrics``: ``sglang:http_responses_total`` (``http_request_metrics.py``,
+The metrics are those of SGLang's ``/metrics``: ``sglang:http_responses_total`` (``http_request_metrics.py``,
 0.5.23), ``sglang:num_aborted_requests_total``, ``sglang:time_to_first_token_seconds`` and
 ``sglang:inter_token_latency_seconds`` (``metrics_collector.py``).
 
-Exit status: 0 as well as before; 1 worse, with the reason; 2 usage, or figures that can't be read at the
+Exit status: 0 as well as before; 1 worse, with the reason; 2 usage, or metrics that can't be read at the
 start.
 """
 
@@ -37,23 +36,22 @@ from minimax_metal.host.engine.health import ask, context_for
 PAUSE_SECONDS: Final = 2.0
 TIMEOUT_SECONDS: Final = 20.0
 ANSWER_BYTES: Final = 8 << 20
-"""Of the answer to a trial request at most."""
+"""Maximum bytes of the answer to a trial request."""
 LEAVE_SECONDS: Final = 0.05
-"""Latencies that differ by less than this are the same: a mean over few requests is no better than that."""
+"""Latencies that differ by less than this are equal: a mean over few requests is no more precise."""
 FEW_FAILURES: Final = 2
-"""So many failed answers at least make an error rate; one may be a client's doing."""
+"""Minimum number of failed answers for an error rate; a single one may be a client's doing."""
 
 _ANSWERS: Final = "/v1/"
 
 
 class WorseError(UserError):
-    """The replica does worse than before."""
+    """The replica works worse than before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What was counted: answers to clients, failed ones, and the latencies' sums in seconds with their
-    counts."""
+    """Counters: answers to clients, failed ones, and the latencies' sums in seconds with their counts."""
 
     answers: float = 0.0
     failures: float = 0.0
@@ -63,20 +61,20 @@ class Figures:
     between_count: float = 0.0
 
     def since(self, before: Figures) -> Figures:
-        """Return what was counted after ``before``; all of it where a counter began anew."""
+        """Return the counts since ``before``; all of it if a counter restarted."""
         mine, theirs = asdict(self), asdict(before)
         if any(mine[name] < theirs[name] for name in mine):
             return self
         return Figures(**{name: mine[name] - theirs[name] for name in mine})
 
     def plus(self, other: Figures) -> Figures:
-        """Return what both counted together."""
+        """Return the sum of both."""
         mine, theirs = asdict(self), asdict(other)
         return Figures(**{name: mine[name] + theirs[name] for name in mine})
 
     @property
     def failed_share(self) -> float:
-        """Failed answers as a share of all."""
+        """Share of failed answers."""
         return self.failures / self.answers if self.answers else 0.0
 
     @property
@@ -90,7 +88,7 @@ class Figures:
         return self.between_sum / self.between_count if self.between_count else None
 
     def words(self) -> str:
-        """Return them for people."""
+        """Return them as text."""
         parts = [f"{self.answers:.0f} answers, {self.failures:.0f} failed"]
         if self.first is not None:
             parts.append(f"first token after {self.first:.2f} s")
@@ -100,13 +98,13 @@ class Figures:
 
 
 def parse(text: str) -> Figures | None:
-    """Return the figures of a scrape; None where it holds none of the engine's."""
+    """Return the metrics of a scrape; None if it lacks the engine's."""
     sums: dict[str, float] = {}
     found = False
     for name, labels, value in samples(text, "sglang:"):
         found = True
         if name == "sglang:http_responses_total":
-            # What clients send; gateways and drains look at /v1/models and /v1/loads with GET, often.
+            # Clients' requests; gateways and drains often read /v1/models and /v1/loads with GET.
             if f'endpoint="{_ANSWERS}' in labels and 'method="POST"' in labels:
                 sums["answers"] = sums.get("answers", 0.0) + value
                 if 'status_code="5' in labels:
@@ -133,14 +131,14 @@ def worse(
     requests: int,
     where: str = "before",
 ) -> str | None:
-    """Return in what a replica does worse than before; None when in nothing that counts.
+    """Return how a replica works worse than before; None if it does not.
 
     Args:
-        now: what was counted since the change.
-        before: what was counted before it; None on a host that served nothing.
-        errors: how much larger the share of failed answers may be.
-        latency: how many times as long the first token, and the one after another, may take.
-        requests: answers that are needed, then and now, to compare latencies.
+        now: counters since the change.
+        before: counters before it; None on a host that served nothing.
+        errors: allowed increase of the share of failed answers.
+        latency: allowed factor for the time to the first token, and for the inter-token latency.
+        requests: answers needed, then and now, to compare latencies.
         where: what it is compared with, in words.
     """
     allowed = (before.failed_share if before else 0.0) + errors
@@ -153,7 +151,7 @@ def worse(
         return None
     for what, mine, theirs in (
         ("the first token", now.first, before.first),
-        ("a token after another", now.between, before.between),
+        ("the inter-token latency", now.between, before.between),
     ):
         if (
             mine is not None
@@ -162,14 +160,14 @@ def worse(
             and mine - theirs > LEAVE_SECONDS
         ):
             return (
-                f"found {what} after {mine:.3f} s, {theirs:.3f} s {where}, expected at most "
-                f"{latency:g} times as long (metal_rollout_soak_latency)"
+                f"found {what} at {mine:.3f} s, {theirs:.3f} s {where}, expected at most {latency:g} "
+                "times as long (metal_rollout_soak_latency)"
             )
     return None
 
 
 def scrape(url: str) -> Figures | None:
-    """Return the figures of an endpoint now; None where it does not answer with any."""
+    """Return an endpoint's current counters; None if it reports none."""
     status, text = ask(urllib.parse.urljoin(url, "/metrics"), TIMEOUT_SECONDS)
     return parse(text) if status == "200" else None
 
@@ -177,22 +175,22 @@ def scrape(url: str) -> Figures | None:
 def watch(
     url: str, before: Figures | None, batch: Figures | None, arguments: argparse.Namespace
 ) -> tuple[str, Figures]:
-    """Look at a replica for a while; return what was seen, in words and in figures.
+    """Watch a replica for a while; return the result, in words and as counters.
 
     Args:
         url: of the replica.
-        before: what it had counted before the change; None where it served nothing.
-        batch: what the batch before counted on this release; None where there was none like it.
-        arguments: how long, and what counts as worse.
+        before: its counters before the change; None if it served nothing.
+        batch: the previous batch's counters on this release; None if there was none like it.
+        arguments: duration and limits.
 
     Raises:
-        WorseError: it does worse than before, or does not answer any more.
-        UserError: it shows no figures at the start.
+        WorseError: it works worse than before, or no longer answers.
+        UserError: it reports no metrics at the start.
     """
     began = time.monotonic()
     start = scrape(url)
     if start is None:
-        raise UserError(f"found no figures at {url}/metrics, expected those of the engine (metal_metrics)")
+        raise UserError(f"found no metrics at {url}/metrics, expected the engine's (metal_metrics)")
     now = Figures()
     silent = 0
     while (left := arguments.seconds - (time.monotonic() - began)) > 0:
@@ -200,11 +198,11 @@ def watch(
         found = scrape(url)
         silent = 0 if found else silent + 1
         if silent >= 3:
-            raise WorseError(f"found no answer from {url} three times in a row, expected its figures")
+            raise WorseError(f"found no answer from {url} three times in a row, expected its metrics")
         if found is None:
             continue
         now = found.since(start)
-        for earlier, where in ((before, "before"), (batch, "in the batch before")):
+        for earlier, where in ((before, "before"), (batch, "in the previous batch")):
             if earlier is None and where != "before":
                 continue
             limits = (arguments.errors, arguments.latency, arguments.requests)
@@ -216,15 +214,15 @@ def watch(
     elif before is not None:
         said += f"; before: {before.words()}"
     if batch is not None:
-        said += f"; the batch before: {batch.words()}"
+        said += f"; the previous batch: {batch.words()}"
     return said, now
 
 
 def trial(url: str, arguments: argparse.Namespace) -> str:
-    """Send requests, many at once; return what was seen.
+    """Send concurrent requests; return the result.
 
     Raises:
-        WorseError: one was not answered with 200 and a whole document.
+        WorseError: one was not answered with 200 and a complete document.
     """
     key = arguments.api_key_file.read_text(encoding="utf-8").strip() if arguments.api_key_file else ""
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
@@ -259,15 +257,15 @@ def trial(url: str, arguments: argparse.Namespace) -> str:
         kinds = ", ".join(sorted(set(said)))
         raise WorseError(
             f"found {len(said)} of {arguments.count} trial requests failed ({kinds}), "
-            f"{arguments.concurrency} at once; "
-            "expected none, before clients send theirs (metal_rollout_trial_requests)"
+            f"{arguments.concurrency} at once; expected none, before clients send theirs "
+            "(metal_rollout_trial_requests)"
         )
     took = time.monotonic() - began
     return f"{arguments.count} trial requests, {arguments.concurrency} at once, in {took:.0f} s"
 
 
 def said(text: Any) -> Figures | None:
-    """Return the figures that a host printed; None where it printed something else."""
+    """Return the counters that a host printed; None if it printed something else."""
     try:
         return figures_of(read_json(text) if isinstance(text, str) else None)
     except (ValueError, TypeError):
@@ -275,7 +273,7 @@ def said(text: Any) -> Figures | None:
 
 
 def figures_of(raw: Any) -> Figures | None:
-    """Read figures as ``metal soak figures`` prints them; None for null.
+    """Parse counters as ``metal soak figures`` prints them; None for null.
 
     Raises:
         TypeError: they are something else.
@@ -290,7 +288,7 @@ def figures_of(raw: Any) -> Figures | None:
 
 
 def read_earlier(text: str) -> tuple[Figures | None, Figures | None]:
-    """Return the earlier figures of an input: those of the host before, and those of the batch before.
+    """Return the earlier counters of an input: the host's own, and the previous batch's.
 
     Raises:
         UserError: it is something else.
@@ -301,38 +299,43 @@ def read_earlier(text: str) -> tuple[Figures | None, Figures | None]:
         return figures_of(before), figures_of(batch)
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(
-            'found no earlier figures in the input, expected {"before": FIGURES, "batch": FIGURES}, each as '
-            "metal soak figures prints them, or null"
+            'found no earlier metrics in the input, expected {"before": FIGURES, "batch": '
+            "FIGURES}, each as metal soak figures prints them, or null"
         ) from error
 
 
 def main(argv: list[str]) -> int:
     """Run ``metal soak``; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="metal soak", description="Whether a replica does as well as before."
+        prog="metal soak", description="Check that a replica works as well as before."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    reading = verbs.add_parser(
-        "figures", help="print what was counted since the start; null where nothing answers"
-    )
+    reading = verbs.add_parser("figures", help="print the counters since the start; null if nothing answers")
     watching = verbs.add_parser(
-        "watch", help="look at it for a while; earlier figures come by standard input"
+        "watch", help="watch it for a while; earlier metrics come from standard input"
     )
     watching.add_argument("--seconds", type=float, required=True)
     watching.add_argument(
-        "--errors", type=float, default=0.01, help="larger share of failures; default: %(default)s"
+        "--errors", type=float, default=0.01, help="highest share of failures; default: %(default)s"
     )
-    watching.add_argument("--latency", type=float, default=2.0, help="times as long; default: %(default)s")
     watching.add_argument(
-        "--requests", type=int, default=20, help="answers to compare by; default: %(default)s"
+        "--latency",
+        type=float,
+        default=2.0,
+        help="highest ratio to the earlier latency; default: %(default)s",
     )
-    trying = verbs.add_parser("trial", help="send requests of our own, many at once")
+    watching.add_argument(
+        "--requests", type=int, default=20, help="answers needed to compare latencies; default: %(default)s"
+    )
+    trying = verbs.add_parser("trial", help="send many requests of our own at once")
     trying.add_argument("--model", required=True)
     trying.add_argument("--api-key-file", type=Path)
     trying.add_argument("--count", type=int, default=64, help="default: %(default)s")
     trying.add_argument("--concurrency", type=int, default=16, help="default: %(default)s")
-    trying.add_argument("--tokens", type=int, default=8, help="of each answer; default: %(default)s")
-    trying.add_argument("--timeout", type=float, default=300.0, help="seconds of each; default: %(default)s")
+    trying.add_argument("--tokens", type=int, default=8, help="tokens per answer; default: %(default)s")
+    trying.add_argument(
+        "--timeout", type=float, default=300.0, help="seconds per request; default: %(default)s"
+    )
     for verb in (reading, watching, trying):
         verb.add_argument("url", help="such as http://127.0.0.1:8000")
     arguments = parser.parse_args(argv)

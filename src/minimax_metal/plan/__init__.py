@@ -1,4 +1,4 @@
-"""The plan: everything that is decided for a host, decided once."""
+"""The plan: every decision about a host, made once."""
 
 from minimax_metal.plan.core import plan
 from minimax_metal.plan.facts import HostFacts, parse_facts

@@ -1,4 +1,4 @@
-"""Who may reach the endpoint, and with what: keys, TLS, firewall."""
+"""Access to the endpoint: keys, TLS, firewall."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
 EVERY_ADDRESS = frozenset({"0.0.0.0", "::"})  # noqa: S104  # compared with, never bound
 KEYS_DIRECTORY = "/etc/sglang"
 ENGINE_CONFIG = "engine.yaml"
-"""What the engine reads by ``--config``: the keys, which a command line would show to every user."""
+"""The file that the engine reads with ``--config``: it holds the keys, which a command line would show to
+every user.
+"""
 USER_KEY_FILE = "api_key"
 CERTIFICATE, PRIVATE_KEY = "tls.crt", "tls.key"
-"""Names of the credentials that systemd hands to the unit."""
+"""Names of the credentials that systemd passes to the unit."""
 CA_CERTIFICATE: Final = "ca.crt"
 TLS_DIRECTORY: Final = "/etc/sglang-tls"
 """Not below the keys' directory: each name there is an instance's."""
 
 
 def check_mode(settings: Settings, found: Findings) -> None:
-    """``metal_tls`` is one of its words, and no certificate of the user's stands beside the fleet's."""
+    """Check that ``metal_tls`` has an allowed value, and that the user sets no certificate beside the
+    fleet's.
+    """
     if refusal := refuse_value(DECLARED["metal_tls"], settings.tls):
         found.add(refusal)
     elif settings.tls == "fleet":
@@ -36,13 +40,13 @@ def check_mode(settings: Settings, found: Findings) -> None:
                 found.refuse(
                     "tls",
                     f"metal_tls: fleet and metal_{name}",
-                    "the fleet's certificates, or yours",
-                    f"take metal_{name} out, or set metal_tls: off",
+                    "either the fleet's certificates or your own",
+                    f"remove metal_{name}, or set metal_tls: off",
                 )
 
 
 def with_fleet_tls(settings: Settings) -> Settings:
-    """The settings with the files that the controller's authority fills, where they say so."""
+    """Return the settings with the files that the fleet's CA fills, if ``metal_tls`` asks for it."""
     if settings.tls != "fleet":
         return settings
     return replace(
@@ -54,7 +58,9 @@ def with_fleet_tls(settings: Settings) -> Settings:
 
 
 def tls_plan(settings: Settings, address: str | None = None) -> TlsPlan | None:
-    """What a host's certificate is for: every name and address that a client, a gateway or the host uses."""
+    """Return what a host's certificate is for: every name and address that a client, a gateway or the host
+    uses.
+    """
     if settings.tls != "fleet":
         return None
     named = (settings.host, settings.tls_name, settings.address, address, settings.listen_address)
@@ -63,25 +69,29 @@ def tls_plan(settings: Settings, address: str | None = None) -> TlsPlan | None:
 
 
 def keys_directory(settings: Settings, instance: str) -> str | None:
-    """Where an instance's keys are on the host."""
+    """Return where an instance's keys are on the host."""
     return f"{KEYS_DIRECTORY}/{instance}" if settings.api_keys else None
 
 
 def config_arguments(settings: Settings, instance: str) -> list[str]:
-    """How the engine gets its keys. Its ``--config`` is merged before the command line, which wins."""
+    """Return how the engine gets its keys. Its ``--config`` is merged before the command line, which wins."""
     directory = keys_directory(settings, instance)
     return ["--config", f"{directory}/{ENGINE_CONFIG}"] if directory else []
 
 
 def credentials(settings: Settings) -> dict[str, str]:
-    """Certificate and key as credentials: root's own files, which the service user need not reach."""
+    """Return certificate and key as credentials: files of root's that the service user need not be able to
+    read.
+    """
     if not (settings.tls_certificate and settings.tls_key):
         return {}
     return {CERTIFICATE: settings.tls_certificate, PRIVATE_KEY: settings.tls_key}
 
 
 def tls_arguments(settings: Settings, unit: str) -> list[str]:
-    """The engine's own TLS. No ``--ssl-ca-certs``: with it the engine checks its certificate at 127.0.0.1."""
+    """Return the engine's TLS flags. No ``--ssl-ca-certs``: with it the engine checks its certificate at
+    127.0.0.1.
+    """
     if not credentials(settings):
         return []
     directory = f"/run/credentials/{unit}"
@@ -89,9 +99,9 @@ def tls_arguments(settings: Settings, unit: str) -> list[str]:
 
 
 def check_arguments(settings: Settings, instance: str, identity: str | None = None) -> tuple[str, ...]:
-    """What the post-check needs to be let in.
+    """Return what the post-check needs to connect.
 
-    ``identity``: the address that the engine proves to be behind before it is shown a key.
+    ``identity``: the address for which the engine proves its identity before it is sent a key.
     """
     words: list[str] = []
     if directory := keys_directory(settings, instance):
@@ -104,14 +114,16 @@ def check_arguments(settings: Settings, instance: str, identity: str | None = No
 
 
 def _local(host: str) -> str:
-    """Where the host itself reaches what listens on ``host``."""
+    """Return where the host itself reaches a service listening on ``host``."""
     if host in EVERY_ADDRESS:
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
 
 
 def urls(settings: Settings, port: int) -> tuple[str, str]:
-    """The endpoint's URL as a client on the host uses it, and the health URL at the host's own address."""
+    """Return the endpoint's URL as used by a client on the host, and the health URL at the host's own
+    address.
+    """
     local = _local(settings.listen_address)
     if not credentials(settings):
         return f"http://{local}:{port}", f"http://{local}:{port}/health"
@@ -121,21 +133,21 @@ def urls(settings: Settings, port: int) -> tuple[str, str]:
 
 
 def worker_url(settings: Settings, port: int) -> str:
-    """Where a gateway reaches the endpoint: under TLS by the certificate's name unless one is set."""
+    """Return where a gateway reaches the endpoint: under TLS by the certificate's name unless one is set."""
     tls = bool(credentials(settings))
     name = settings.address or (settings.tls_name if tls else None) or settings.host
     return f"{'https' if tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
 
 
 def check_access(settings: Settings, release: EngineRelease | None, found: Findings) -> None:
-    """Half a TLS setting is refused; what keys can't protect, or what is open to all, is said."""
+    """Refuse half a TLS setting; warn about keys sent unencrypted, and about open access."""
     certificate, key = settings.tls_certificate, settings.tls_key
     if bool(certificate) != bool(key):
         given, missing = ("certificate", "key") if certificate else ("key", "certificate")
         found.refuse(
             "tls",
             f"metal_tls_{given} without metal_tls_{missing}",
-            "both of them, or none",
+            "both or neither",
             f"set metal_tls_{missing}",
         )
     if (settings.tls_ca_certificate or settings.tls_name) and not (certificate or key):
@@ -144,28 +156,29 @@ def check_access(settings: Settings, release: EngineRelease | None, found: Findi
         if not (certificate or key) and settings.listen_address not in LOCAL:
             found.warn(
                 "keys-in-clear",
-                f"keys and prompts cross the network in clear on port {settings.port}: whoever listens there "
-                "can use them; set metal_tls: fleet, or keep the network to hosts you trust",
+                f"keys and prompts cross the network unencrypted on port {settings.port}: anybody "
+                "who can listen on that network can use them; set metal_tls: fleet, or keep the "
+                "network to hosts you trust",
             )
         if release and not release.plugins:
             found.warn(
                 "keys-readable",
-                f"SGLang {release.release} loads no plug-ins: whoever holds the user key can read the admin "
-                "key at /server_info; 0.5.16 and newer are kept from showing it",
+                f"SGLang {release.release} loads no plug-ins: anybody with the user key can read the "
+                "admin key at /server_info; from 0.5.16 on it is hidden",
             )
         return
     if settings.listen_address not in LOCAL and not settings.allowed_cidrs:
         found.warn(
             "endpoint-open",
-            f"no key and no firewall: whoever reaches port {settings.port} can use the engine, pause it and "
-            "change its weights",
+            f"no key and no firewall: anybody who can reach port {settings.port} can use the engine, "
+            "pause it and replace its weights",
         )
 
 
 def firewall_plan(
     settings: Settings, services: Sequence[ServicePlan], found: Findings
 ) -> FirewallPlan | None:
-    """Networks that may reach the endpoints' ports; none where the user names no network."""
+    """Return networks that may reach the endpoints' ports; empty if the user names no network."""
     networks: Mapping[int, list[str]] = {4: [], 6: []}
     given = [("metal_allowed_cidrs", text) for text in settings.allowed_cidrs]
     given += [("metal_fleet_networks", text) for text in settings.fleet_networks]
@@ -181,7 +194,7 @@ def firewall_plan(
                 _nearest_network(text),
             )
             continue
-        # The firewall's own decision knows hosts of the fleet; this one is for the engine's unit.
+        # The firewall's own decision knows the fleet's hosts; this one is for the engine's unit.
         if name != "metal_gateway_addresses":
             networks[network.version].append(str(network))
     if not settings.allowed_cidrs:
@@ -191,8 +204,8 @@ def firewall_plan(
 
 
 def _nearest_network(text: str) -> str:
-    """What was probably meant: host bits are the common mistake."""
+    """Return the likely correction: host bits are the common mistake."""
     try:
         return f"write {ipaddress.ip_network(text, strict=False)}"
     except ValueError:
-        return "put the network right"
+        return "fix the network"

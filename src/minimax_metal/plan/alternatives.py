@@ -1,4 +1,4 @@
-"""What would fit where a model does not: other hosts for the model, and another model for the host."""
+"""Alternatives to a model that does not fit: other hosts for the model, and another model for the host."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.stack import check_engine
 
 CODES = frozenset({"memory", "format-gpu", "engine-kernels"})
-"""Refusals that another model may not meet, beside those for known faults."""
+"""Refusals that another model may avoid, in addition to those for known faults."""
 HOST_COUNTS = (4, 8)
-"""Numbers of GPUs that hosts for these models have."""
+"""GPU counts of hosts for these models."""
 MOST_NAMED = 4
-"""More kinds of hosts than this are no help in one line."""
+"""More kinds of hosts than this don't help in one line."""
 
 
 def _elsewhere(code: str) -> bool:
-    """Whether another model may not meet a refusal."""
+    """Return whether another model may avoid a refusal."""
     return code in CODES or code.startswith("fault-")
 
 
@@ -33,7 +33,7 @@ def _version(name: str) -> tuple[int, ...]:
 
 
 def _plain(settings: Settings) -> Settings:
-    """Settings without what was chosen for the model and the GPUs at hand."""
+    """Return the settings without the user's choices for this model and these GPUs."""
     plain = replace(settings, model_format=None, model_revision=None, tp_size=None, ep_size=None, layout=None)
     return replace(plain, mem_fraction_static=None, kv_cache_dtype="auto", accept_refusals=(), draft=None)
 
@@ -45,7 +45,7 @@ def _serves(
     release: EngineRelease | None,
     catalog: Catalog,
 ) -> Checkpoint | None:
-    """The format of a model that these GPUs and this engine serve without a refusal, or none."""
+    """Return a format of a model that these GPUs and this engine serve without a refusal, or None."""
     trial = Findings()
     checkpoint = choose_format(plain, formats, board, trial)
     if checkpoint is None:
@@ -63,7 +63,7 @@ def _serves(
 
 
 def _host_counts(gpu: Gpu) -> tuple[int, ...]:
-    """How many of a GPU hosts have: a Grace CPU carries one, and a tray of NVL72 four."""
+    """Return how many of a GPU a host has: a Grace CPU has one, and a tray of NVL72 four."""
     if gpu.architecture == "aarch64":
         return (4,) if gpu.nvlink == "nvl72" else ()
     return HOST_COUNTS
@@ -76,10 +76,10 @@ def fitting_hosts(
     release: EngineRelease | None,
     catalog: Catalog,
 ) -> list[str]:
-    """Hosts that serve a model, such as "8 x H200", nearest to ``like`` first.
+    """Return hosts that serve a model, such as "8 x H200", nearest to ``like`` first.
 
     Proven GPU generations come first, then GPUs of the generation of ``like``, then hosts with the least
-    memory. Named are hosts of 4 or 8 GPUs whose memory a source states, with the smaller number that does.
+    memory. Only hosts of 4 or 8 GPUs whose memory a source states, with the smaller number that suffices.
     """
     plain = _plain(settings)
     found: list[tuple[tuple[bool, bool, int], str]] = []
@@ -107,10 +107,10 @@ def fitting_hosts(
 def fitting_model(
     settings: Settings, checkpoint: Checkpoint, board: Board, release: EngineRelease | None, catalog: Catalog
 ) -> str | None:
-    """The nearest other model that these GPUs and this engine serve, or none.
+    """Return the nearest other model that these GPUs and this engine serve, or None.
 
-    Each is planned as the one asked for was, with its own format and spread. One of the same family comes
-    first, then one that is proven on these GPUs, then the newest.
+    Each is planned like the requested one, with its own format and spread. Models of the same family come
+    first, then ones proven on these GPUs, then the newest.
     """
     plain = _plain(settings)
     best: tuple[tuple[bool, bool, tuple[int, ...]], str] | None = None
@@ -135,7 +135,7 @@ def name_alternative(
     catalog: Catalog,
     found: Findings,
 ) -> None:
-    """Say in the remedy of a refusal which hosts the model fits, and which other model fits this one."""
+    """Add to a refusal's remedy which hosts the model fits, and which other model fits this host."""
     if not any(_elsewhere(refusal.code) for refusal in found.refusals):
         return
     remedies = []

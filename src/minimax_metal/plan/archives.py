@@ -1,8 +1,8 @@
-"""The distribution's own sources of packages, turned to a mirror or to the fleet's cache, and back.
+"""Redirect the distribution's own package sources to a mirror or the fleet's cache, and back.
 
 Only the addresses change, each with the former one in a comment above it. Suites, components and keys stay as
-they were, apt verifies the same signatures, and nothing else has to remember how the host was. Sources of
-third parties are left alone.
+they were, apt verifies the same signatures, and no other record of the former state is needed. Third-party
+sources are left alone.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ _FIELD = re.compile(r"(?P<name>[A-Za-z-]++):[ \t]*+(?P<value>.*)")
 _STALE = "Check-Valid-Until: no"
 
 Address = Callable[[str, str], str]
-"""Former URI and suite to the one to ask."""
+"""Former URI and suite to the new address."""
 
 
 class UnknownArchiveError(ValueError):
-    """A source that names its archive in a way that can't be sent through a cache."""
+    """A source whose archive can't be requested through a cache."""
 
 
 def addresses(
     platform: PlatformPlan, mirrors: MirrorsPlan, lists: Mapping[str, str] | None = None
 ) -> Address | None:
-    """How the plan wants the distribution's archives asked; None: as the host has it.
+    """Return how the plan redirects the distribution's archives; None: unchanged.
 
-    ``lists`` are the files that sources of the kind ``mirror+file:`` name, by path.
+    ``lists`` are the files that ``mirror+file:`` sources name, by path.
     """
     distribution, base, cache = platform.distribution.casefold(), mirrors.distribution_url, mirrors.cache_url
     if base:
@@ -80,7 +80,7 @@ def _origin(uri: str, lists: Mapping[str, str]) -> str:
 
 
 def restore(text: str) -> str:
-    """The text as it was before :func:`redirect`; any other text unchanged."""
+    """Return the text as it was before :func:`redirect`; any other text is returned unchanged."""
     lines: list[str] = []
     former: str | None = None
     for line in text.splitlines(keepends=True):
@@ -96,17 +96,17 @@ def restore(text: str) -> str:
 
 
 def redirect(text: str, *, deb822: bool, codename: str, address: Address | None, stale: bool = False) -> str:
-    """The text with the addresses of the distribution's own sources replaced.
+    """Return the text with the addresses of the distribution's own sources replaced.
 
     Args:
         text: a file of apt's sources, redirected before or not.
         deb822: whether it is a ``.sources`` file.
         codename: the distribution's release, such as ``bookworm``.
-        address: what to ask instead; None puts back what was there.
-        stale: whether lists count that are past their time.
+        address: returns the new address; None restores the former one.
+        stale: whether expired lists are accepted.
 
     Raises:
-        UnknownArchiveError: the former address can't be sent through a cache.
+        UnknownArchiveError: the former address can't be requested through a cache.
     """
     text = restore(text)
     if address is None:
@@ -153,19 +153,20 @@ def _stanza(stanza: str, suites: set[str], address: Address, stale: bool) -> str
 
 
 def decide(files: Sequence[Mapping[str, str]], plan: Plan) -> dict[str, Any]:
-    """What becomes of a host's files of sources.
+    """Return the changes to a host's source files.
 
     Args:
-        files: ``{path, content}`` of ``/etc/apt/sources.list``, of what is in ``sources.list.d``, and of the
+        files: ``{path, content}`` of ``/etc/apt/sources.list``, of the files in ``sources.list.d``, and of
+        the
             lists under ``/etc/apt/mirrors``.
         plan: the host's plan.
 
     Returns:
-        ``files``: path and new content of those that change; ``origins``: the archives that a cache is to
-        know, as ``scheme://host/path``; ``problem``: what stands against it, or None.
+        ``files``: path and new content of those that change; ``origins``: the archives that a cache must
+        know, as ``scheme://host/path``; ``problem``: the reason against it, or None.
 
     Raises:
-        UserError: the plan says nothing of mirrors, or of the host's distribution.
+        UserError: the plan has no mirrors, or not the host's distribution.
     """
     platform, mirrors = plan.platform, plan.mirrors
     if platform is None or mirrors is None:
@@ -209,9 +210,9 @@ def decide(files: Sequence[Mapping[str, str]], plan: Plan) -> dict[str, Any]:
 
 
 def own_archives(distribution: str, etc: Path = Path("/etc")) -> tuple[str, str] | None:
-    """Where this machine has its distribution's archive and that of security updates; None for another.
+    """Return this machine's distribution archive and security archive; None for another distribution.
 
-    One distribution has its releases side by side, so another release of it is found there too.
+    One distribution's releases are side by side, so its other releases are found there too.
     """
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)', (etc / "os-release").read_text(encoding="utf-8"), re.M))
     codename = release.get("VERSION_CODENAME", "")

@@ -1,4 +1,4 @@
-"""The engine's launch line and environment."""
+"""The engine's launch command and environment."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_FLAGS = (
     "--port",
     "--mem-fraction-static",
 )
-"""Order of flags where no guide has a command for the GPU count."""
+"""Order of flags if no guide has a command for the GPU count."""
 
 VARIABLES = {
     "--model-path": "metal_model and metal_weights_directory",
@@ -53,8 +53,8 @@ VARIABLES = {
     "--max-queued-requests": "metal_max_queued_requests",
     "--ssl-certfile": "metal_tls_certificate",
     "--ssl-keyfile": "metal_tls_key",
-    "--model-loader-extra-config": "metal_loader_threads: 0 (then the flag is yours)",
-    "--config": "metal_api_keys: false (then the file is yours, keys and all)",
+    "--model-loader-extra-config": "metal_loader_threads: 0 (then you set the flag)",
+    "--config": "metal_api_keys: false (then you provide the file, with all keys)",
 }
 """The variable behind each flag the plan writes."""
 
@@ -67,7 +67,7 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True)
 class Launch:
-    """All that a launch line is made of."""
+    """Everything a launch command is made of."""
 
     settings: Settings
     instance: str
@@ -80,12 +80,12 @@ class Launch:
     port: int
     mem_fraction_static: float
     loader_threads: int | None
-    """Threads of each rank that read weights; none leaves it to the engine."""
+    """Return the threads per rank that read weights; None leaves it to the engine."""
     entrypoint: str
 
 
 def _flags(launch: Launch) -> list[str]:
-    """The guide's flags in its order for the GPU count of one replica."""
+    """Return the guide's flags in its order for the GPU count of one replica."""
     order = list(launch.checkpoint.guide_flags.get(launch.spread.tp, DEFAULT_FLAGS))
     if launch.spread.ep > 1 and "--ep-size" not in order:
         order.insert(order.index("--tp-size") + 1, "--ep-size")
@@ -115,16 +115,16 @@ def _words(launch: Launch, model_path: Sequence[str]) -> list[str]:
 
 
 def guide_arguments(launch: Launch) -> tuple[str, ...]:
-    """The guide's command word for word: the engine pulls the weights itself, from the model's id."""
+    """Return the guide's command word for word: the engine downloads the weights by the model's id."""
     repository = launch.checkpoint.repositories["huggingface"]
     return ("python", "-m", "sglang.launch_server", *_words(launch, [repository]))
 
 
 def launch_arguments(launch: Launch) -> tuple[str, ...]:
-    """The launch line of one replica.
+    """Return the launch command of one replica.
 
-    The guide's flags come in the guide's order for the GPU count, then what the checkpoint's format and
-    the user's settings need, then ``metal_engine_extra_args`` as they stand.
+    The guide's flags come in the guide's order for the GPU count, then those for the checkpoint's format and
+    the user's settings, then ``metal_engine_extra_args`` unchanged.
     """
     settings, environment = launch.settings, launch.engine.environment
     if launch.entrypoint == GUIDE_ENTRYPOINT:
@@ -151,7 +151,9 @@ def launch_arguments(launch: Launch) -> tuple[str, ...]:
 
 
 def _own_words(launch: Launch) -> list[str]:
-    """What the checkpoint's format needs, then the recipe's flags; of a flag that both set, the recipe's."""
+    """Return the flags that the checkpoint's format needs, then the recipe's; if both set a flag, the
+    recipe's.
+    """
     if launch.settings.profile == "guide":
         return []
     recipe = [words for words, _ in launch.settings.recipe.words] if launch.settings.recipe else []
@@ -183,19 +185,19 @@ def _recipe_differences(launch: Launch) -> list[Difference]:
 def _loader_words(launch: Launch) -> list[str]:
     if launch.loader_threads is None:
         return []
-    # Reading by threads is on by default (model_loader/loader.py of 0.5.10 to 0.5.23); there are 8 of them.
+    # Reading by threads is on by default (model_loader/loader.py of 0.5.10 to 0.5.23), with 8 of them.
     return ["--model-loader-extra-config", json.dumps({"num_threads": launch.loader_threads})]
 
 
 def duplicate_flags(argv: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Flags that stand in a launch line more than once, with the variable to use instead (or none)."""
+    """Return flags that occur more than once in a launch command, with the variable to use instead."""
     names = [word.split("=")[0] for word in argv if word.startswith("--") and len(word) > 2]
     counted = Counter(ALIASES.get(name, name) for name in names)
     return [(name, VARIABLES.get(name)) for name, times in counted.items() if times > 1]
 
 
 def launch_differences(launch: Launch) -> list[Difference]:
-    """Where the launch line leaves the guide, and why."""
+    """Return where the launch command differs from the guide, and why."""
     checkpoint, model, parsers, spread = launch.checkpoint, launch.model, launch.parsers, launch.spread
     differences = [
         Difference(
@@ -224,27 +226,35 @@ def launch_differences(launch: Launch) -> list[Difference]:
     differ("--host", "0.0.0.0", launch.settings.listen_address, "set by metal_listen_address")  # noqa: S104
     differ("--port", "8000", str(launch.port), "set by metal_port, or the next replica's")
     if launch.settings.wants_metrics:
-        differ("--enable-metrics", "not set", "set", "the engine's figures at /metrics")
+        differ("--enable-metrics", "not set", "set", "exposes the engine's metrics at /metrics")
     if config := config_arguments(launch.settings, launch.instance):
-        differ("--config", "not set: no key", config[1], "keys, out of the command line that every user sees")
+        differ(
+            "--config",
+            "not set: no API key",
+            config[1],
+            "keys, kept out of the command line, which every user can read",
+        )
     if tls_arguments(launch.settings, launch.unit):
         differ("--ssl-certfile", "not set: plain HTTP", "TLS", "set by metal_tls or metal_tls_certificate")
     if launch.loader_threads is not None:
-        why = "so that all ranks together have a thread for each CPU (the engine's own: 8 each)"
+        why = "gives all ranks together one thread per CPU (the engine's default is 8 each)"
         if launch.settings.loader_threads:
             why = "set by metal_loader_threads"
-        differ("loader threads", "not set", f"{launch.loader_threads} for each rank", why)
+        differ("loader threads", "not set", f"{launch.loader_threads} per rank", why)
     if launch.settings.profile != "guide" and checkpoint.engine_args:
         differ("format", "not set", " ".join(checkpoint.engine_args), f"needed for {checkpoint.format}")
     differences += _recipe_differences(launch)
     if launch.entrypoint != GUIDE_ENTRYPOINT:
-        why = f"recommended by SGLang {launch.engine.release}, which still takes the other"
+        why = f"recommended by SGLang {launch.engine.release}, which still accepts the other"
         if launch.settings.engine_entrypoint:
             why = "set by metal_engine_entrypoint"
         differ("entrypoint", f"python -m {GUIDE_ENTRYPOINT}", launch.entrypoint, why)
     if launch.engine.python not in GUIDE_PYTHON:
         differ(
-            "Python", "3.9 - 3.12", launch.engine.python, "the distribution's own, which the engine runs on"
+            "Python",
+            "3.9 - 3.12",
+            launch.engine.python,
+            "the distribution's default, which the engine runs on",
         )
     usual = checkpoint.parallelism.get(spread.tp)
     if spread.tp not in checkpoint.guide_flags or usual is None or usual.ep != spread.ep:
@@ -265,25 +275,27 @@ def service_environment(
     gpu_indices: tuple[int, ...] | None,
     more: Mapping[str, str],
 ) -> dict[str, str]:
-    """Environment of the unit: where kernels are compiled and cached, and nothing secret.
+    """Return the unit's environment: where kernels are compiled and cached, and no secrets.
 
-    ``gpu_indices`` is given when the replica takes only some of the host's GPUs; ``more`` is the guard's.
+    ``gpu_indices`` is given if the replica uses only some of the host's GPUs; ``more`` is the guard's.
     """
     environment = {
         **more,
         "CUDA_HOME": cuda.home,
-        # A kernel that is not in the environment is an error, never a download at a start (docs/driver.md).
+        # A kernel that is missing from the environment is an error, never a download at start
+        # (docs/driver.md).
         "FLASHINFER_NO_DOWNLOAD": "1",
         "HF_HUB_OFFLINE": "1",
         "HOME": cache.path,
         "PATH": f"{engine.environment}/bin:{cuda.home}/bin:{SYSTEM_PATH}",
         "SGLANG_CACHE_DIR": cache.path,
-        # 0.5.10 keeps DeepGEMM's kernels elsewhere unless told (0.5.23: under the directory above anyway).
+        # 0.5.10 caches DeepGEMM's kernels elsewhere unless told (0.5.23: below the directory above anyway).
         "SGLANG_DG_CACHE_DIR": f"{cache.path}/deep_gemm",
         "XDG_CACHE_HOME": cache.path,
     }
     if settings.profile != "guide":
-        # Each rank on the CPUs and memory of its GPU's NUMA node: by default from 0.5.23 on, by this before.
+        # Each rank on the CPUs and memory of its GPU's NUMA node: the default from 0.5.23 on, set by this
+        # before.
         environment["SGLANG_AUTO_NUMA_BIND"] = "1"
     if settings.recipe:
         environment |= {name: text for name, text, _ in settings.recipe.environment}

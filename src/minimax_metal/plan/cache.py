@@ -1,8 +1,8 @@
-"""What the fleet's cache is told: its origins, its archives, and who may ask it.
+"""Configuration of the fleet's cache: its origins, its archives, and its clients.
 
-Decided from the plans of the hosts that are to ask it. The cache itself is nginx, which knows nothing of
-packages: what it keeps is verified on the hosts, by the locks' hashes and the repositories' signatures. What
-stands in its configuration is checked here: an index's pages and hosts' sources are others' words.
+Decided from the plans of the hosts that use it. The cache itself is nginx, which knows nothing of packages:
+hosts verify what it stores, by the locks' hashes and the repositories' signatures. Everything in its
+configuration is checked here, because an index's pages and hosts' sources are foreign text.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from minimax_metal.common.text import one_line
 from minimax_metal.plan.mirrors import is_url
 
 PROBE: Final = "packaging"
-"""The project whose page of the index says where files lie: small, and part of every lock here."""
+"""The project whose index page shows where files are: it is small, and part of every lock here."""
 _NETLOC = re.compile(r"[A-Za-z0-9.-]+(:\d{1,5})?|\[[0-9A-Fa-f:]+\](:\d{1,5})?")
 _PATH = re.compile(r"(/[A-Za-z0-9._-]+)+")
 _SERVERS: Final = 16
-"""Servers that an index may have its files on."""
+"""Servers on which an index may have its files."""
 Resolver = Callable[[str], Iterable[str]]
 
 
@@ -33,18 +33,18 @@ def decide(
     known: Sequence[str],
     resolve: Resolver,
 ) -> dict[str, Any]:
-    """The table of one cache.
+    """Return the table of one cache.
 
     Args:
-        members: every host of the fleet: ``plan`` (or None), ``archives`` that it is to ask through the cache
+        members: every host of the fleet: ``plan`` (or None), ``archives`` that it requests through the cache
             (or None), ``address`` by which Ansible reaches it.
-        allowed: networks that may ask, instead of the members' addresses.
-        known: archives that the cache knew before; a run with fewer hosts forgets none.
+        allowed: networks that may connect, instead of the members' addresses.
+        known: archives that the cache already knew; a run with fewer hosts keeps them.
         resolve: name to addresses.
 
     Returns:
         ``port``, ``index`` (None: not named by any setting), ``python``, ``vendor``, ``archives`` and
-        ``clients``, or just ``problem``.
+        ``clients``, or only ``problem``.
     """
     tables = {
         host: member["plan"]["mirrors"]
@@ -53,7 +53,7 @@ def decide(
     }
     if not tables:
         return {
-            "problem": "found hosts in group cache_hosts and none that is to ask them, expected "
+            "problem": "found hosts in group cache_hosts and no host that uses them, expected "
             "metal_cache_url; set it for gpu_hosts, to http://HOST:PORT of the host in cache_hosts"
         }
     first, table = next(iter(tables.items()))
@@ -64,8 +64,9 @@ def decide(
         ):
             if mine != theirs:
                 return {
-                    "problem": f"found other {what} on {first} ({mine}) than on {host} ({theirs}), expected "
-                    "one table for all hosts of a cache; set the metal_* variables for the whole group"
+                    "problem": f"found different {what} on {first} ({mine}) and on {host} "
+                    f"({theirs}), expected the same for all hosts of a cache; set the metal_* variables "
+                    "for the whole group"
                 }
     clients, unknown = list(allowed), []
     if not clients:
@@ -107,7 +108,7 @@ def decide(
 
 
 def settings_problem(given: Mapping[str, Any]) -> str | None:
-    """What of the role's own settings may not stand in nginx's configuration or in a unit, or None.
+    """Return which of the role's settings is not allowed in nginx's configuration or in a unit, or None.
 
     Args:
         given: ``index_url``, ``directory``, ``resolvers``, ``redirects``.
@@ -143,15 +144,15 @@ def settings_problem(given: Mapping[str, Any]) -> str | None:
 
 
 def _origin(url: str) -> dict[str, str]:
-    """An origin as nginx is told of it: what to ask, and the path by which it is asked for."""
+    """Return an origin for nginx: its URL, and the path under which hosts request it."""
     parts = urlsplit(url.rstrip("/"))
     return {"url": url.rstrip("/"), "path": f"{parts.scheme}/{parts.netloc}{parts.path}"}
 
 
 def index_origins(page: str, url: str) -> list[str]:
-    """Where a package index has its files: ``scheme://host`` of every link on one of its pages.
+    """Return where a package index has its files: ``scheme://host`` of every link on one of its pages.
 
-    Both forms of answer are read, JSON (PEP 691) and HTML (PEP 503); links may be relative to the page.
+    Both formats are parsed, JSON (PEP 691) and HTML (PEP 503); links may be relative to the page.
     """
     try:
         links = [str(file["url"]) for file in read_json(page)["files"]]
@@ -172,10 +173,11 @@ def index_origins(page: str, url: str) -> list[str]:
 
 
 def _may_have_files(parts: SplitResult, index: SplitResult) -> bool:
-    """Whether an index may send the cache to a server: by https if it has that itself, never to an address.
+    """Return whether an index may send the cache to a server: by https if it uses that itself, never to an
+    address.
 
-    The page is the index's word. A word that leads into the cache's own network (an address, a name without a
-    dot) is not taken, except where the index is there itself, as with an index of one's own.
+    The page is foreign text. Names that lead into the cache's own network (an address, a name without a dot)
+    are refused, unless the index itself is there, as with a site's own index.
     """
     if parts.scheme not in ({"https"} if index.scheme == "https" else {"http", "https"}):
         return False
@@ -186,7 +188,7 @@ def _may_have_files(parts: SplitResult, index: SplitResult) -> bool:
 
 
 def _is_public(host: str) -> bool:
-    """Whether a host is named as servers of the Internet are; addresses and bare names are not."""
+    """Return whether a host name looks like a server on the Internet; addresses and bare names don't."""
     return re.fullmatch(
         r"[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z][a-z0-9-]*", host
     ) is not None and not host.endswith((".local", ".localhost", ".internal", ".lan", ".home.arpa"))
@@ -202,7 +204,7 @@ class _Links(HTMLParser):
 
 
 def name_servers(resolv_conf: str) -> list[str]:
-    """The name servers of a resolv.conf, as nginx writes them."""
+    """Return the name servers of a resolv.conf in nginx's format."""
     found: list[str] = []
     for one in re.findall(r"^nameserver\s+(\S+)", resolv_conf, re.MULTILINE):
         try:
@@ -214,7 +216,7 @@ def name_servers(resolv_conf: str) -> list[str]:
 
 
 def member(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What :func:`decide` wants to know of a host, from its Ansible variables."""
+    """Return the part of a host's Ansible variables that :func:`decide` needs."""
     sources = variables.get("__package_sources") or {}
     return {
         "plan": variables.get("metal_plan"),
@@ -224,7 +226,7 @@ def member(variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def file_places(files: Sequence[str], index: str) -> list[dict[str, str]]:
-    """Where files of the index are asked for: on each of their servers, and beside the index itself."""
+    """Return where the index's files are requested: on each of their servers, and beside the index."""
     parent = index.rstrip("/").rpartition("/")[0]
     places = [{"location": f"/pypi/files/{one.replace('://', '/')}/", "base": one} for one in files]
     own = "{0.scheme}://{0.netloc}".format(urlsplit(index))
@@ -234,7 +236,7 @@ def file_places(files: Sequence[str], index: str) -> list[dict[str, str]]:
 
 
 def archive_places(table: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Where archives are asked for: NVIDIA's, and the distributions' by the address of their origin."""
+    """Return where archives are requested: NVIDIA's, and the distributions' by their origin's address."""
     places = [{"location": "/nvidia/", "base": table["vendor"]["url"]}]
     for archive in table["archives"]:
         parts = urlsplit(archive["url"])

@@ -1,7 +1,7 @@
-"""When the certificates of the fleet's own authority end, as the controller's copies say: ``metal plan``.
+"""When the certificates of the fleet's own CA end, from the controller's copies: for ``metal plan``.
 
-The first run makes them; before it there is nothing to say. Certificates of the user's own are on the hosts:
-``metal status`` says when those end.
+The first run creates them; before that there is nothing to report. The user's own certificates are on the
+hosts: ``metal status`` reports when those end.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from minimax_metal.plan.model import Notice, Plan
 
 CODE: Final = "tls-ends"
 SAID: Final = "tls-until"
-"""Of what is only said, and is no reason to worry."""
+"""Code of a notice that is no reason to worry."""
 HOST_DAYS: Final = 365
-"""Days of a host's certificate; an authority with fewer issues none (``controller/keys/authority.py``)."""
+"""Days that a host's certificate is valid. A CA with fewer days left issues none."""
 _SETTINGS: Final = ("sglang_service_secrets_directory", "metal_secrets_directory")
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Ends of a host's certificate and of its authority's; none where no run has made it."""
+    """End dates of a host's certificate and of its CA's; None if no run has created it."""
 
     host: datetime | None
     authority: datetime | None
@@ -40,9 +40,9 @@ class Ends:
 
 
 def secrets_directory(inventories: Sequence[Path], variables: Mapping[str, Any]) -> Path | None:
-    """Return where a host's run keeps secrets; None where a template or nothing says it.
+    """Return where a host's run stores secrets; None if a template or no variable sets it.
 
-    ``variables``: ``metal_*`` and those of roles, as the inventory has them.
+    ``variables``: ``metal_*`` and those of roles, as in the inventory.
     """
     named = next((variables[name] for name in _SETTINGS if variables.get(name)), None)
     if named is not None:
@@ -54,7 +54,7 @@ def secrets_directory(inventories: Sequence[Path], variables: Mapping[str, Any])
 
 
 def ends_of(host: str, secrets: Path) -> Ends:
-    """Return the ends of a host's certificate and of the authority's, in a directory of secrets."""
+    """Return the end dates of a host's certificate and of the CA's, in a secrets directory."""
 
     def end(name: str) -> datetime | None:
         try:
@@ -66,18 +66,18 @@ def ends_of(host: str, secrets: Path) -> Ends:
 
 
 def with_notices(plan: Plan, ends: Ends, now: datetime | None = None) -> Plan:
-    """Return the plan with when these end, and with a warning for each that ends soon."""
+    """Return the plan with these end dates, and with a warning for each that is near."""
     now = now or datetime.now(UTC)
     found: list[str] = []
-    said = (Notice(SAID, f"{ends}; site.yml renews the certificate before"),) if ends.host else ()
+    said = (Notice(SAID, f"{ends}; site.yml renews the certificate before that"),) if ends.host else ()
     if ends.host is not None:
         found += filter(None, [certificates.warning("the host's certificate", ends.host, now, fleet=True)])
     if ends.authority is not None:
         last = ends.authority - timedelta(days=HOST_DAYS)
         if (last - now).days < certificates.FLEET_DAYS:
             found.append(
-                f"the fleet's CA ends on {ends.authority:%Y-%m-%d} and issues nothing after {last:%Y-%m-%d}; "
-                "before that day, remove tls in the secrets directory, run site.yml and give clients the new "
-                "ca.crt"
+                f"the fleet's CA ends on {ends.authority:%Y-%m-%d} and issues no certificates after "
+                f"{last:%Y-%m-%d}; before that day, remove tls in the secrets directory, run "
+                "site.yml and give clients the new ca.crt"
             )
     return replace(plan, warnings=(*plan.warnings, *said, *(Notice(CODE, text) for text in found)))

@@ -1,4 +1,4 @@
-"""The command that checks an endpoint after a change: pure, from the plan and the settings of the role."""
+"""The command that checks an endpoint after a change: pure, from the plan and the role's settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ METAL: Final = "/usr/local/bin/metal"
 
 
 def check_command(service: ServicePlan, plan: Plan, settings: Mapping[str, Any], directory: str) -> list[str]:
-    """Return the words of ``metal check`` for one endpoint; a key is named by its file, never given.
+    """Return the arguments of ``metal check`` for one endpoint; a key is named by its file, never included.
 
     Args:
         service: the endpoint's part of the plan.
@@ -49,10 +49,10 @@ def check_command(service: ServicePlan, plan: Plan, settings: Mapping[str, Any],
 
 
 def _list(value: Any) -> Iterable[Any]:
-    """Return a list; ``-e name=a,b`` gives a text."""
+    """Return a list; ``-e name=a,b`` passes a text."""
     return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 def _true(value: Any) -> bool:
-    """Return a truth value; ``-e name=false`` gives a text."""
+    """Return a boolean; ``-e name=false`` passes a text."""
     return value.strip().lower() in {"1", "on", "true", "y", "yes"} if isinstance(value, str) else bool(value)

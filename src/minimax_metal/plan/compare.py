@@ -10,11 +10,11 @@ from minimax_metal.plan.settings import DECLARED
 
 PROFILES = DECLARED["metal_profile"].choices
 _PLACES = frozenset({"--model-path", "--served-model-name", "--config"})
-"""Flags that tell where things are; they say nothing of how fast the engine is."""
+"""Flags that only give locations; they don't affect the engine's speed."""
 
 
 def flags_of(argv: Sequence[str]) -> dict[str, str]:
-    """A launch line's flags and their values; a switch is "set"."""
+    """Return a launch command's flags and their values; a switch is "set"."""
     found: dict[str, str] = {}
     flag = None
     for word in argv:
@@ -27,7 +27,9 @@ def flags_of(argv: Sequence[str]) -> dict[str, str]:
 
 
 def rows_of(plans: Mapping[str, Plan]) -> list[tuple[str, dict[str, str]]]:
-    """What the profiles decide, each row with one text a profile; flags and variables where they differ."""
+    """Return the profiles' decisions, each row with one text per profile; flags and variables only if they
+    differ.
+    """
 
     def row(name: str, texts: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
         return name, {profile: str(text) for profile, text in texts.items()}
@@ -64,7 +66,7 @@ def rows_of(plans: Mapping[str, Plan]) -> list[tuple[str, dict[str, str]]]:
             },
         ),
         row(
-            "requests at a time",
+            "concurrent requests",
             {name: (one.limits.max_running_requests if one.limits else None) or "-" for name, one in every},
         ),
     ]
@@ -79,7 +81,7 @@ def rows_of(plans: Mapping[str, Plan]) -> list[tuple[str, dict[str, str]]]:
 
 
 def as_json(host: str, plans: Mapping[str, Plan]) -> dict[str, Any]:
-    """One host's comparison as plain data: the rows of the table and the whole summary of each profile."""
+    """Return one host's comparison as plain data: the table's rows and each profile's complete summary."""
     return {
         "host": host,
         "rows": [{"what": what, **texts} for what, texts in rows_of(plans)],

@@ -1,7 +1,7 @@
-"""What Ansible, SSH, sudo and the host's shell say when a host can't be read: which of many causes it is.
+"""Why a host can't be read, from messages of Ansible, SSH, sudo and the host's shell.
 
-Pure. The rules are in :mod:`minimax_metal.plan.connection_rules`, in the order in which causes come: a host
-key that changed makes SSH turn passwords off, and the last line then only says "Permission denied".
+Pure. The rules are in :mod:`minimax_metal.plan.connection_rules`, in the order in which causes occur: a
+changed host key makes SSH disable passwords, and the last line then only says "Permission denied".
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from minimax_metal.plan.connection_rules import DEFAULTS, RULES
 from minimax_metal.plan.model import Refusal
 
 TEXTS: Final = ("msg", "module_stderr", "stderr", "module_stdout", "stdout")
-"""Parts of a result of Ansible's that may hold the reason, the most telling first."""
+"""Parts of an Ansible result that may contain the reason, the most informative first."""
 LONGEST: Final = 32_000
-"""Characters that are read of each: of a longer text its beginning and its end, half of it each."""
+"""Maximum characters read of each: of a longer text half from its beginning and half from its end."""
 AWAY: Final = frozenset({"unreachable", "ssh-host-key", "ssh-login", "ssh-proxy"})
 """Codes that mean that no command was run on the host."""
 
@@ -40,7 +40,7 @@ _WRAPPERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """Why a host can't be read: in the words of a refusal."""
+    """Why a host can't be read, in the parts of a refusal."""
 
     code: str
     found: str
@@ -49,11 +49,11 @@ class Trouble:
 
     @property
     def away(self) -> bool:
-        """Whether no command was run on the host: it counts as not reached."""
+        """Whether no command was run on the host: it counts as unreachable."""
         return self.code in AWAY
 
     def refusal(self) -> Refusal:
-        """Return it as a reason against the host."""
+        """Return it as a refusal of the host."""
         return Refusal(self.code, self.found, self.needed, self.remedy)
 
     def line(self) -> str:
@@ -62,7 +62,7 @@ class Trouble:
 
 
 def text_of(answer: Mapping[str, Any]) -> str:
-    """Return all that a result of a task says for itself, printable and bounded."""
+    """Return all messages in a task's result, printable and bounded."""
     said: list[str] = []
     for key in TEXTS:
         part = answer.get(key)
@@ -74,24 +74,24 @@ def text_of(answer: Mapping[str, Any]) -> str:
 
 
 def _ends(text: str, times: int = 1) -> str:
-    """A text whose middle is left out where it is longer than so many times :data:`LONGEST`."""
+    """Return a text without its middle if it is longer than so many times :data:`LONGEST`."""
     half = times * LONGEST // 2
     return text if len(text) <= 2 * half else f"{text[:half]}\n{text[-half:]}"
 
 
 def trouble_of(answer: Mapping[str, Any], host: str = "", user: str = "") -> Trouble:
-    """Return why a host can't be read, from a result of Ansible's that failed or was unreachable."""
+    """Return why a host can't be read, from an Ansible result that failed or was unreachable."""
     return trouble_in(text_of(answer), host=host, user=user, unreachable=bool(answer.get("unreachable")))
 
 
 def trouble_in(text: str, *, host: str = "", user: str = "", unreachable: bool = False) -> Trouble:
-    """Return why a host can't be read, from what was said.
+    """Return why a host can't be read, from messages.
 
     Args:
         text: messages of Ansible, SSH, sudo, Python or a shell, in any order.
-        host: its name in the inventory, for what is to be typed.
-        user: who logs in, where that is known.
-        unreachable: whether Ansible itself calls the host unreachable; for texts that no rule knows.
+        host: its name in the inventory, for commands in the remedy.
+        user: who logs in, if known.
+        unreachable: whether Ansible itself calls the host unreachable; for texts that no rule matches.
     """
     lines = [line[:2000] for line in printable(_ends(text, 4).replace("\r", "\n")).splitlines()]
     clean = "\n".join(line for line in lines if not _NOISE.match(line.lstrip()))
@@ -123,12 +123,12 @@ def _unknown(text: str, host: str, *, unreachable: bool) -> Trouble:
         return Trouble(
             "unreachable",
             f"no connection over SSH ({said})" if said else "no answer over SSH, and no reason given",
-            "a host that Ansible can reach",
-            f"try ssh -v {host} from this machine: it says where the connection stops",
+            "a host that Ansible can connect to",
+            f"try ssh -v {host} from this machine: its last lines show where the connection fails",
         )
     return Trouble(
         "host-unread",
-        f"a host that answers but could not be read ({said or 'no reason was given'})",
+        f"a host that answers but whose facts could not be read ({said or 'no reason was given'})",
         "the facts of the host",
-        "run the playbook with -vvv: Ansible then shows all that the host said",
+        "run the playbook with -vvv: Ansible then prints everything the host answered",
     )

@@ -1,7 +1,7 @@
 """The one function that decides: ``plan(settings, facts)``.
 
-Pure: it reads its arguments (and the packaged catalogue, once per process, when none is given), writes
-nothing and asks nobody. Everything that stands against a host is collected, none of it is raised.
+Pure: it reads its arguments (and the packaged catalogue, once per process, if none is given), writes nothing
+and contacts nobody. All reasons against a host are collected, none of them is raised.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ from minimax_metal.plan.weights import draft_plan, find_model, model_plan, weigh
 
 
 def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -> Plan:
-    """Everything that is decided for one host.
+    """Return all decisions for one host.
 
-    ``settings`` is what the user wrote, ``facts`` what was found; ``catalog`` is the packaged catalogue
-    unless an overlay made another. Never raises on facts or figures: reasons against are refusals.
+    ``settings`` is the user's input, ``facts`` the host's state; ``catalog`` is the packaged catalogue unless
+    an overlay made another. Never raises because of facts or numbers: problems become refusals.
     """
     catalog = catalog or packaged_catalog()
     found = Findings(accept=frozenset(settings.accept_refusals))
@@ -136,7 +136,8 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
     if readable:
         check_occupants(facts, range(settings.port, settings.port + max(1, len(services))), found)
     if not services and not found.refusals:
-        # What was lifted leaves nothing to start (16 ranks on 8 GPUs, an unknown model): it stands after all.
+        # If a lifted refusal leaves nothing to start (16 ranks on 8 GPUs, an unknown model), it stands after
+        # all.
         found.refusals, found.accepted = found.accepted, []
         found.warnings = [one for one in found.warnings if not one.code.startswith("accepted-")]
     checks = None
@@ -187,7 +188,7 @@ def plan(settings: Settings, facts: HostFacts, catalog: Catalog | None = None) -
 
 
 def reasoning_arguments(checkpoint: Checkpoint | None) -> tuple[str, ...]:
-    """What ``metal check`` is told of a model's reasoning."""
+    """Return what ``metal check`` needs to know about a model's reasoning."""
     reasoning = checkpoint.reasoning if checkpoint else None
     if reasoning is None:
         return ()
@@ -198,7 +199,7 @@ def reasoning_arguments(checkpoint: Checkpoint | None) -> tuple[str, ...]:
 
 
 def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusal]:
-    """What is wrong with settings by themselves, to be said beside variables that can't be read at all.
+    """Return errors in the settings alone, to report them beside variables that can't be read at all.
 
     Without a catalogue the model is not judged.
     """
@@ -213,7 +214,7 @@ def setting_refusals(settings: Settings, catalog: Catalog | None) -> list[Refusa
 
 
 def refused_plan(host: str, refusals: Sequence[Refusal]) -> Plan:
-    """The plan of a host about which nothing could be decided, for these reasons."""
+    """Return the plan of a host for which nothing could be decided, for these reasons."""
     return Plan(
         host=host,
         profile="default",

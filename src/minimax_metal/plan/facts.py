@@ -1,14 +1,14 @@
-"""What is known of a host, parsed from what the facts module collected. Never raises on odd facts:
-what could not be read is none, and the plan says what it misses.
+"""A host's facts, parsed from what the facts module collected. Never raises on odd facts: unreadable ones are
+None, and the plan reports what is missing.
 
 Raw keys beyond the module's first version are optional: ``stored_weights`` ({directory: bytes} of the
-directories under the weights directory, so that weights already there need no room twice), ``adoptable``
-({directory: bytes} that can be linked from directories to adopt), and
-``engine_environments`` (a list of the directories of engine environments), ``port_owners`` ({port:
-{program, unit}}), ``gpu_users`` ([{program, unit, gpu_uuid, memory}], nvidia-smi's compute processes) and
-``unanswered`` ({what: why} of programs and directories that did not answer in time). A host that could not be
-read further than a shell brings ``probe``, one line ``python3=PATH sudo=PATH uid=N``; one that could not be
-read at all brings ``answer``, Ansible's result, with ``host`` and ``user`` as they are typed.
+directories under the weights directory, so that stored weights need no space twice), ``adoptable``
+({directory: bytes} that can be linked from directories to adopt), and ``engine_environments`` (a list of the
+directories of engine environments), ``port_owners`` ({port: {program, unit}}), ``gpu_users`` ([{program,
+unit, gpu_uuid, memory}], nvidia-smi's compute processes) and ``unanswered`` ({name: reason} of programs and
+directories that did not answer in time). A host on which only a shell could run has ``probe``, one line
+``python3=PATH sudo=PATH uid=N``; one that could not be read at all has ``answer``, Ansible's result, with the
+``host`` and ``user`` of the connection.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ __all__ = ("UNREACHABLE", "Disk", "HostFacts", "LostGpu", "Occupant", "SmiGpu", 
 
 NVIDIA = "0x10de"
 _MOST = 10_000
-"""Entries that are read of a list or a mapping that a host sent; the rest is dropped."""
+"""Maximum entries read of a list or a mapping that a host sent; the rest is dropped."""
 
 
 @dataclass(frozen=True)
 class Occupant:
-    """Who holds a port or GPU memory: a program, and the unit it runs under (none: no unit)."""
+    """Holder of a port or GPU memory: a program, and its unit (None: no unit)."""
 
     program: str
     unit: str | None
     gpu: str = ""
     """UUID of the GPU whose memory it holds."""
     memory_bytes: int | None = None
-    """How much of it; none where nvidia-smi has no number."""
+    """How much of it; None if nvidia-smi has no number."""
 
     @property
     def ours(self) -> bool:
-        """Whether it is an engine that these plays started."""
+        """Whether it is an engine that these playbooks started."""
         return (self.unit or "").startswith("sglang@")
 
     def __str__(self) -> str:
@@ -53,19 +53,19 @@ class Occupant:
 
 @dataclass(frozen=True)
 class Disk:
-    """Room of the file system that holds a path (or the nearest parent that exists)."""
+    """Space of the file system that contains a path (or its nearest existing parent)."""
 
     free_bytes: int
     total_bytes: int
     device: int | None = None
-    """Number of the file system, where it was read."""
+    """Device number of the file system, if it was read."""
     error: str | None = None
     """Why it could not be measured."""
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """One host as found. ``reachable`` false means that nothing else is known."""
+    """The state of one host. ``reachable`` false means that nothing else is known."""
 
     reachable: bool
     what_if: bool = False
@@ -81,29 +81,29 @@ class HostFacts:
     pci_addresses: tuple[str, ...] = ()
     """Their addresses, as sysfs writes them."""
     other_devices: tuple[tuple[str, str, str], ...] = ()
-    """Vendor, device and class of displays and accelerators that are not NVIDIA's, as sysfs prints them."""
+    """Vendor, device and class of other vendors' displays and accelerators, as sysfs prints them."""
     nvswitches: int = 0
     smi_present: bool = False
     smi_gpus: tuple[SmiGpu, ...] = ()
     smi_error: str | None = None
     smi_code: str | None = None
-    """The kind of that failure; ``hangs`` for an nvidia-smi that did not answer in time."""
+    """Kind of that failure; ``hangs`` for an nvidia-smi that did not answer in time."""
     smi_remedy: str = ""
     smi_addresses: tuple[str, ...] = ()
-    """PCI addresses of the GPUs that answer, where they were asked for."""
+    """PCI addresses of the GPUs that answer, if they were read."""
     lost_gpus: tuple[LostGpu, ...] = ()
     warned_gpus: tuple[LostGpu, ...] = ()
-    """GPUs that answer and that nvidia-smi warns of."""
+    """GPUs that answer and that nvidia-smi warns about."""
     mig_gpus: tuple[int, ...] = ()
     """Indices of GPUs with MIG on."""
     unanswered: Mapping[str, str] = field(default_factory=dict)
-    """Programs and directories that did not answer in time, with what was seen."""
+    """Programs and directories that did not answer in time, with details."""
     loaded_driver: str | None = None
     nvidia_installer: str | None = None
-    """Path of the uninstaller that a .run file of NVIDIA's left."""
+    """Path of the uninstaller that NVIDIA's .run file left."""
     memory_total_bytes: int | None = None
     address: str | None = None
-    """The address that the host speaks from on its default route (IPv4)."""
+    """The host's source address on its default route (IPv4)."""
     cpu_count: int | None = None
     disks: Mapping[str, Disk] = field(default_factory=dict)
     secure_boot: bool | None = None
@@ -114,22 +114,22 @@ class HostFacts:
     stored_weights: Mapping[str, int] | None = None
     engine_environments: frozenset[str] | None = None
     adoptable: Mapping[str, int] | None = None
-    """Directory to adopt weights from: bytes in it that links can put below the weights directory."""
+    """Directory to adopt weights from: bytes in it that can be linked below the weights directory."""
     is_root: bool | None = None
     sudo: bool | None = None
-    """Whether there is a way to root; known only where the host could not be read further."""
+    """Whether the user can become root; known only if the host could not be read further."""
     trouble: Trouble | None = None
-    """Why it could not be read, where Ansible, SSH or sudo said so."""
+    """Why it could not be read, if Ansible, SSH or sudo gave a reason."""
 
 
 UNREACHABLE = HostFacts(reachable=False)
 
 
 def parse_facts(raw: Mapping[str, Any] | None) -> HostFacts:
-    """Facts from the raw dictionary of the facts module; none or ``reachable: false`` is unreachable.
+    """Return facts from the raw dictionary of the facts module; None or ``reachable: false`` is unreachable.
 
-    A host may be broken or hostile: its answer has any shape and size, and is bounded here. A host that could
-    not be read has what Ansible answered instead, as ``answer``.
+    A host may be broken or hostile: its answer has any shape and size, and is bounded here. For a host that
+    could not be read, ``answer`` has Ansible's result instead.
     """
     if isinstance(raw, Mapping) and isinstance(raw.get("answer"), Mapping):
         answer = raw["answer"]
@@ -211,7 +211,7 @@ def _text(value: Any) -> str | None:
 
 
 def _whole(value: Any, most: int = 1 << 62) -> int | None:
-    """A whole number from 0 to ``most``; none for anything else."""
+    """Return a whole number from 0 to ``most``; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

@@ -14,14 +14,14 @@ from minimax_metal.plan.versions import version_key
 
 
 def _ranks(settings: Settings, board: Board) -> int:
-    """GPUs of one replica, as the fit will choose them."""
+    """Return the GPUs of one replica, as the fit will choose them."""
     layout = LAYOUTS.get((settings.layout or "").casefold())
     replicas = layout[1] if layout and layout[0] == board.count else 1
     return settings.tp_size or board.count // replicas
 
 
 def find_recipe(settings: Settings, checkpoint: Checkpoint, board: Board, catalog: Catalog) -> Recipe | None:
-    """The first recipe that is published for exactly this, or none."""
+    """Return the first recipe published for exactly this combination, or None."""
     tp = _ranks(settings, board)
     for recipe in catalog.recipes.values():
         if (
@@ -36,7 +36,7 @@ def find_recipe(settings: Settings, checkpoint: Checkpoint, board: Board, catalo
 
 
 def known_in(since: str | None, before: str | None, release: str) -> bool:
-    """Whether an engine release lies in the range, ``before`` excluded."""
+    """Return whether an engine release is in the range, ``before`` excluded."""
     version = version_key(release)
     return (since is None or version_key(since) <= version) and (
         before is None or version < version_key(before)
@@ -51,10 +51,10 @@ def with_recipe(
     catalog: Catalog,
     found: Findings,
 ) -> Settings:
-    """The settings with what the recipe sets and the user does not, so that it is part of the fit.
+    """Return the settings with the recipe's values where the user sets none, so that they affect the fit.
 
-    What the engine's release does not know is left out, with a notice. Without a recipe the settings stay as
-    they are, with a notice: the plan is then that of the default profile.
+    What the engine release does not support is left out, with a notice. Without a recipe the settings stay
+    unchanged, with a notice: the plan is then that of the default profile.
     """
     if settings.profile != "fast" or checkpoint is None or board is None or release is None:
         return settings

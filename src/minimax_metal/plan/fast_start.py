@@ -1,4 +1,4 @@
-"""What makes a start fast: kept kernels, kernels compiled ahead, weights read ahead, by many threads."""
+"""Fast starts: cached kernels, kernels compiled ahead, weights read ahead, by many threads."""
 
 from __future__ import annotations
 
@@ -25,32 +25,34 @@ from minimax_metal.plan.versions import version_key
 
 CACHE = "/var/cache/sglang"
 PRECOMPILE_CACHE = "/var/cache/sglang-precompile"
-"""The compiler's own, by a user of its own; what it compiled is copied to the engine's."""
+"""The compiler's own cache, written by its own user; results are copied to the engine's."""
 PRECOMPILE_USER = "sglang-precompile"
 PRECOMPILE_UNIT = "sglang-precompile.service"
 PRECOMPILE_SECONDS = 3600
 """The engine's own limit (compile_deep_gemm.py, CompileArgs.timeout); 10 to 20 minutes are reported."""
 DEEP_GEMM_FORMATS = frozenset({"fp8", "mxfp8"})
-"""Checkpoint formats whose products DeepGEMM computes: scaled blocks of FP8."""
+"""Checkpoint formats whose matrix products DeepGEMM computes: scaled blocks of FP8."""
 DEEP_GEMM_CAPABILITY = "9.0"
 """deep_gemm_wrapper/configurer.py: SM90 and newer (V)."""
 CUBINS_CAPABILITY = "10.0"
 """Blackwell: from here on some of FlashInfer's attention and MoE kernels are downloads (docs/driver.md)."""
 CUBINS_WHEEL = re.compile(r"(?:.*/)?flashinfer[_-]cubin-[^/]*")
 LOADER_THREADS = 16
-"""At most, for each rank: more wait for the disk (choice of this project; the engine's own default is 8)."""
+"""Maximum per rank: more would wait for the disk (choice of this project; the engine's default is 8)."""
 WARM_SHARE = 0.5
-"""Weights may take this share of a host's memory as page cache; ranks and pinned buffers want the rest."""
+"""Weights may use this share of a host's memory as page cache; ranks and pinned buffers need the rest."""
 WARM_THREADS = 8
 NOT_FOR_COMPILING = {"--config": 1, "--ssl-certfile": 1, "--ssl-keyfile": 1, "--enable-metrics": 0}
-"""Flags the compiler is not given, with the number of their values: it asks itself by HTTP, without key."""
+"""Flags that the compiler does not get, with their number of values: it sends requests to itself, without a
+key.
+"""
 
 
 def kernel_cache_plan(engine: EnginePlan, board: Board, driver: DriverPlan | None) -> KernelCachePlan:
-    """One directory for each release, GPU and driver branch: what one compiled is of no use to another.
+    """Return one directory per release, GPU and driver branch: compiled kernels can't be used by another.
 
-    The branch and not the version: it is known before there is a driver, so that a second run finds the
-    same directory, and a patch release of a driver compiles nothing.
+    The branch and not the version: it is known before there is a driver, so that a second run finds the same
+    directory, and a driver's patch release compiles nothing.
     """
     parts = (engine.release, board.label, driver.branch if driver else "no-driver")
     key = "-".join(re.sub(r"[^a-z0-9.]+", "_", part.lower()) for part in parts)
@@ -58,25 +60,26 @@ def kernel_cache_plan(engine: EnginePlan, board: Board, driver: DriverPlan | Non
 
 
 def check_cubins(settings: Settings, release: EngineRelease, board: Board, found: Findings) -> None:
-    """Whether FlashInfer would miss kernels that it may not fetch at a start."""
+    """Return whether FlashInfer would lack kernels that it may not download at start."""
     needed = version_key(board.capability or "0") >= version_key(CUBINS_CAPABILITY)
     brought = release.flashinfer_cubins or any(
         CUBINS_WHEEL.fullmatch(package.path) for package in settings.engine_extra_packages
     )
-    # Set and empty: the user lets FlashInfer fetch.
+    # Set but empty: the user allows FlashInfer's downloads.
     fetched = settings.engine_extra_environment.get("FLASHINFER_NO_DOWNLOAD", "1") == ""
     if needed and not brought and not fetched:
         found.warn(
             "flashinfer-cubins",
-            f"some of FlashInfer's kernels for {board.label} are downloads, which SGLang {release.release} "
-            "does not bring and the unit does not allow: a start may end with 'Artifact not found locally'; "
-            "add FlashInfer's flashinfer-cubin wheel of the same version to metal_engine_extra_packages, or "
-            'let it fetch with metal_engine_extra_environment: {FLASHINFER_NO_DOWNLOAD: ""}',
+            f"some of FlashInfer's kernels for {board.label} must be downloaded: SGLang "
+            f"{release.release} does not include them and the unit does not allow downloads. A start "
+            "may end with 'Artifact not found locally'; add FlashInfer's flashinfer-cubin wheel of "
+            "the same version to metal_engine_extra_packages, or allow the download with "
+            'metal_engine_extra_environment: {FLASHINFER_NO_DOWNLOAD: ""}',
         )
 
 
 def loader_threads(settings: Settings, facts: HostFacts, spread: ParallelismPlan) -> int | None:
-    """Threads of each rank that read weights, so that all ranks together have a thread for each CPU."""
+    """Return threads per rank that read weights, so that all ranks together have one thread per CPU."""
     if settings.loader_threads is not None:
         return settings.loader_threads or None
     if settings.profile == "guide" or not facts.cpu_count:
@@ -87,7 +90,7 @@ def loader_threads(settings: Settings, facts: HostFacts, spread: ParallelismPlan
 def page_cache_plan(
     settings: Settings, facts: HostFacts, model: ModelPlan, services: Sequence[ServicePlan]
 ) -> PageCachePlan | None:
-    """Reading weights ahead, where they leave memory for what else runs there."""
+    """Return how to read weights ahead, if they leave memory for other programs."""
     memory = facts.memory_total_bytes
     wanted = settings.warm_weights
     if wanted is None:
@@ -107,7 +110,7 @@ def precompile_plan(
     cache: KernelCachePlan,
     services: Sequence[ServicePlan],
 ) -> PrecompilePlan | None:
-    """The engine's DeepGEMM compiler with the first replica's arguments; all run the same kernels."""
+    """Return the engine's DeepGEMM compiler with the first replica's arguments; all run the same kernels."""
     capable = version_key(board.capability or "0") >= version_key(DEEP_GEMM_CAPABILITY)
     wanted = settings.precompile and release.deep_gemm_precompile and capable
     if not wanted or checkpoint.format not in DEEP_GEMM_FORMATS or not services:
@@ -133,7 +136,7 @@ def precompile_plan(
 
 
 def _compile_arguments(argv: Sequence[str]) -> list[str]:
-    """The launch line's flags, at the loopback address: the compiler serves without a key while it runs."""
+    """Return the launch flags, at the loopback address: the compiler serves without a key while it runs."""
     words = list(argv[next(place for place, word in enumerate(argv) if word.startswith("--")) :])
     kept: list[str] = []
     skip = 0

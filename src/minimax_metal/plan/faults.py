@@ -1,4 +1,4 @@
-"""Known faults of the catalogue that a plan would meet. Pure."""
+"""Known faults in the catalogue that affect a plan. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minimax_metal.plan.versions import version_key
 DEFAULT = "default"
 """Value of a flag that is not set."""
 ANY = "any"
-"""Stands for whatever value of a flag that is set."""
+"""Stands for any value of a flag that is set."""
 
 
 def _holds(
@@ -52,7 +52,7 @@ def _meant(value: str | None, values: Sequence[str]) -> bool:
 
 
 def asked(settings: Settings) -> dict[str, str]:
-    """The flags that settings lead to, as far as they are known before there is a launch line."""
+    """Return the flags that settings lead to, as far as known before there is a launch command."""
     dtype = {} if settings.kv_cache_dtype == "auto" else {"--kv-cache-dtype": settings.kv_cache_dtype}
     return dtype | arguments_of(settings.engine_extra_args)
 
@@ -65,7 +65,7 @@ def forbidden(
     spread: ParallelismPlan | None,
     given: Mapping[str, str],
 ) -> bool:
-    """Whether a fault of severity ``refusal`` stands against a launch with these flags, by name."""
+    """Return whether a fault of severity ``refusal`` affects a launch with these flags, by name."""
     return any(
         one.severity == "refusal" and _holds(one.where, checkpoint, board, release, spread, given)
         for one in faults.values()
@@ -80,7 +80,7 @@ def is_sound(
     spread: ParallelismPlan,
     given: Mapping[str, str],
 ) -> bool:
-    """Whether a launch with these flags, by name, meets no known fault."""
+    """Return whether a launch with these flags, by name, meets no known fault."""
     return not any(_holds(one.where, checkpoint, board, release, spread, given) for one in faults.values())
 
 
@@ -93,13 +93,13 @@ def check_faults(
     argv: Sequence[str],
     found: Findings,
 ) -> None:
-    """Say which known faults this plan meets: each by its code, with what to use instead and the source."""
+    """Report the known faults that affect this plan: each by its code, with a workaround and the source."""
     given = arguments_of(argv)
     for fault in faults.values():
         if not _holds(fault.where, checkpoint, board, release, spread, given):
             continue
         code = fault.code or f"fault-{fault.name}"
         if fault.severity == "refusal":
-            found.refuse(code, f"{fault.what} ({fault.source})", "a plan without it", fault.instead)
+            found.refuse(code, f"{fault.what} ({fault.source})", "a plan that is not affected", fault.instead)
         else:
             found.warn(code, f"{fault.what} ({fault.source}); {fault.instead}")

@@ -1,4 +1,4 @@
-"""What stands against a host, and what is worth saying, gathered while the plan is made."""
+"""Refusals and warnings, collected while the plan is made."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Findings:
     differences: list[Difference] = field(default_factory=list)
 
     def refuse(self, code: str, found: str, needed: str, remedy: str) -> bool:
-        """Record a refusal; true when the user lifts it, so that the plan may go on with what was found."""
+        """Record a refusal; true if the user lifts it, so that the plan may continue."""
         return self.add(Refusal(code=code, found=found, needed=needed, remedy=remedy))
 
     def add(self, refusal: Refusal) -> bool:
-        """As ``refuse``, with the refusal made elsewhere."""
+        """Like ``refuse``, with an existing refusal."""
         if refusal.code in self.accept:
             if refusal not in self.accepted:
                 self.accepted.append(refusal)
@@ -44,7 +44,7 @@ class Findings:
 
 
 def near(word: str, words: Iterable[str]) -> str:
-    """What to say of a word nobody knows: the nearest right one, or all of them."""
+    """Return advice for an unknown word: the nearest known one, or all of them."""
     known = list(words)
     folded = {name.casefold(): name for name in reversed(known)}
     close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.4)
@@ -54,12 +54,12 @@ def near(word: str, words: Iterable[str]) -> str:
 
 
 def near_of_all(word: str, words: Iterable[str]) -> str:
-    """What to say of a word nobody knows where people want to see the list: the nearest, and all of them."""
+    """Return advice for an unknown word that includes the list: the nearest known one, and all of them."""
     known = list(words)
     hint, everything = near(word, known), ", ".join(known)
     return hint if hint.endswith(everything) else f"{hint} Known are {everything}"
 
 
 def gib(number: int) -> str:
-    """Bytes as people read them."""
+    """Return a readable size in bytes."""
     return f"{number / 2**30:.0f} GiB"

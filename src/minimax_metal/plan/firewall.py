@@ -1,7 +1,8 @@
-"""Who may reach which port of a host: decided from the inventory, for GPU, gateway and cache hosts. Pure.
+"""Which networks may reach which port of a host, decided from the inventory for GPU, gateway and cache hosts.
+Pure.
 
-A host has a firewall where ``metal_allowed_cidrs`` names its clients, and none otherwise. The table covers
-the ports that the product opens on it, and no other port: a mistake here can't lock anybody out of the host.
+A host has a firewall only if ``metal_allowed_cidrs`` names its clients. The table covers only the ports that
+the product opens: an error here can't lock anybody out of the host.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ class FirewallError(Exception):
 
 @dataclass(frozen=True)
 class Rule:
-    """Ports that some networks may reach; everybody else is refused there.
+    """Ports that some networks may reach; others are refused there.
 
     Attributes:
         name: of its chain and sets: letters and ``_``.
-        ports: TCP ports; none where ``router_id`` says what is matched.
+        ports: TCP ports; empty if ``router_id`` is matched instead.
         router_id: of VRRP, whose packets have no port.
         ipv4, ipv6: networks, merged and sorted; both empty: only the host itself.
     """
@@ -48,7 +49,7 @@ class Rule:
     router_id: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return it as plain data."""
         return {
             "name": self.name,
             "ports": list(self.ports),
@@ -65,18 +66,18 @@ def decide(
     plan: Plan | None,
     resolver: Resolver,
 ) -> dict[str, Any]:
-    """The rules of one host.
+    """Return the rules of one host.
 
     Args:
         me: its name in the inventory.
         groups: of the inventory.
         hosts: variables of every host of the product's groups: ``metal_*``, those of the roles, and
-            ``ansible_host`` and ``ansible_port``. Of others only the addresses count.
+            ``ansible_host`` and ``ansible_port``. For others only the addresses count.
         plan: the plan of a GPU host; None elsewhere.
         resolver: name to addresses.
 
     Returns:
-        ``rules`` (none: no firewall) and ``problem``, a line or None.
+        ``rules`` (empty: no firewall) and ``problem``, a line or None.
     """
     try:
         return {
@@ -88,13 +89,13 @@ def decide(
 
 
 def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver) -> list[str]:
-    """Where connections of gateways and monitoring hosts to an engine come from, for the engine's unit.
+    """Return source addresses of gateways and monitoring hosts, for the engine's unit.
 
-    A host with an address for data and one for management may use either. A name that is not known has none:
-    the firewall's own decision refuses that.
+    A host with an address for data and one for management may use either. An unknown name has none: the
+    firewall's own decision refuses that.
 
     Args:
-        hosts: by name, the variables that tell their addresses.
+        hosts: by name, the variables that contain their addresses.
         resolver: name to addresses.
     """
     found: list[str] = []
@@ -102,7 +103,7 @@ def client_addresses(hosts: Mapping[str, Mapping[str, Any]], resolver: Resolver)
         reached = variables.get("ansible_host") or name
         for written in dict.fromkeys((variables.get("metal_address") or reached, reached)):
             networks = _addresses(name, {"metal_address": written}, resolver, known=True)
-            # Name servers hand addresses out in turn: another order is not another plan.
+            # Name servers rotate addresses: another order is not another plan.
             ordered = sorted(networks, key=lambda one: (one.version, int(one.network_address)))
             found += [str(network.network_address) for network in ordered]
     return list(dict.fromkeys(found))
@@ -157,7 +158,7 @@ def _rules(
 
 
 def networks_of(name: str, value: Any, *, strict: bool = True) -> list[Network]:
-    """The networks of a setting.
+    """Return the networks of a setting.
 
     Raises:
         FirewallError: it is not a list of networks, or one of them has host bits set.
@@ -181,7 +182,7 @@ def networks_of(name: str, value: Any, *, strict: bool = True) -> list[Network]:
 
 
 def _addresses(name: str, variables: Mapping[str, Any], resolver: Resolver, *, known: bool) -> list[Network]:
-    """Where a host's connections come from, as the inventory tells.
+    """Return a host's source addresses, by the inventory.
 
     Raises:
         FirewallError: its name has no address, and no network of the fleet is known either.
@@ -195,8 +196,9 @@ def _addresses(name: str, variables: Mapping[str, Any], resolver: Resolver, *, k
     usable = [ip_network(one) for one in found if not (one.is_loopback or one.is_unspecified)]
     if not usable and not known:
         raise FirewallError(
-            f"found no address of {name} ({one_line(written, 80)}) that others see, expected one for the "
-            "firewall; set ansible_host or metal_address of it, or metal_fleet_networks"
+            f"found no address of {name} ({one_line(written, 80)}) that other hosts can reach, "
+            "expected one for the firewall; set ansible_host or metal_address for it, or "
+            "metal_fleet_networks"
         )
     return usable
 
@@ -209,11 +211,11 @@ def _vrrp(
     fleet: Sequence[Network],
     resolver: Resolver,
 ) -> list[Rule]:
-    """VRRP of our router id, from the other gateways.
+    """Return the rule for VRRP of our router id, from the other gateways.
 
-    By multicast (role ``sglang_gateway``: an ``ansible_host`` that is not an IPv4 address) a gateway speaks
-    from an address that the inventory need not name. Two gateways that don't hear each other both take the
-    shared address: then VRRP is left alone unless ``metal_fleet_networks`` says where it comes from.
+    With multicast (role ``sglang_gateway``: an ``ansible_host`` that is not an IPv4 address) a gateway's
+    source address need not be in the inventory. Two gateways that don't hear each other both take the shared
+    address, so VRRP is not filtered unless ``metal_fleet_networks`` gives its source.
     """
     unicast = all(_is_ipv4((hosts.get(one) or {}).get("ansible_host")) for one in gateways)
     if not unicast and not fleet:
@@ -259,13 +261,13 @@ def _number(what: str, value: Any, most: int) -> int:
     text = str(value).strip()
     if not (text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= most):
         raise FirewallError(
-            f"found {one_line(text, 40)} as {what}, expected a number of 1 to {most}; fix the variable"
+            f"found {one_line(text, 40)} as {what}, expected a number from 1 to {most}; fix the variable"
         )
     return int(text)
 
 
 def _check_ports(rules: Sequence[Rule], own: Mapping[str, Any]) -> None:
-    """No rule touches the port that Ansible comes by, and none is in the way of another.
+    """Check that no rule affects Ansible's own port, and that no two rules conflict.
 
     Raises:
         FirewallError: one does.
@@ -275,8 +277,8 @@ def _check_ports(rules: Sequence[Rule], own: Mapping[str, Any]) -> None:
         for port in rule.ports:
             if port in seen:
                 raise FirewallError(
-                    f"found port {port} for {rule.name} and for {seen[port]}, expected a port "
-                    "for each; change one of them"
+                    f"found port {port} for {rule.name} and for {seen[port]}, expected different "
+                    "ports; change one of them"
                 )
             seen[port] = rule.name
 

@@ -1,10 +1,9 @@
 """Whether a checkpoint fits a board, how it is spread, and how much KV cache that leaves.
 
-Capacity is ``(GPUs * memory * mem_fraction_static - weights) / KV bytes per token``, whole pages of it. The
-engine takes the share of the memory that is free before it loads, and what is outside the share is for
-activations and CUDA graphs (``_profile_available_bytes`` of ``mem_cache/kv_cache_configurator.py``, 0.5.23).
-The guides' 220 GB of weights for M2, read as GiB, are 6 GiB more than the files hold, which covers the CUDA
-context of each GPU.
+Capacity is ``(GPUs * memory * mem_fraction_static - weights) / KV bytes per token``, in whole pages. The
+engine takes the share of the memory that is free before it loads; the rest is for activations and CUDA graphs
+(``_profile_available_bytes`` of ``mem_cache/kv_cache_configurator.py``, 0.5.23). The guides' 220 GB of
+weights for M2, read as GiB, are 6 GiB more than the files contain, which covers the CUDA context of each GPU.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from minimax_metal.plan.settings import Settings
 LAYOUTS = {"tp8": (8, 1), "2xtp4": (8, 2), "tp4": (4, 1)}
 """Layout to GPU count and replicas."""
 LEAST_KV_TOKENS = 4096
-"""Less KV cache than this serves nobody."""
+"""A smaller KV cache is useless."""
 MOST_REQUESTS = 256
-"""More running requests than this on one replica give each too little of it."""
+"""With more running requests on one replica each is too slow."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one checkpoint sits on a board."""
+    """How one checkpoint is placed on a board."""
 
     spread: ParallelismPlan
     capacity: CapacityPlan
@@ -44,10 +43,10 @@ def choose_format(
     found: Findings,
     forbidden: Callable[[Checkpoint, ParallelismPlan], bool] = lambda _checkpoint, _spread: False,
 ) -> Checkpoint | None:
-    """The format asked for, or the one that fits the GPUs best.
+    """Return the requested format, or the one that fits the GPUs best.
 
-    ``forbidden`` says whether a known fault stands against a checkpoint with a spread: such a format is taken
-    only where it is asked for, or where nothing else fits.
+    ``forbidden`` tells whether a known fault affects a checkpoint with a spread: such a format is used only
+    if it is requested, or if nothing else fits.
     """
     if not formats:
         found.refuse(
@@ -75,7 +74,9 @@ def choose_format(
         return default
 
     def rank(checkpoint: Checkpoint) -> tuple[int, int, bool]:
-        """Proven and fitting first, then unproven and fitting, then what the publisher prefers."""
+        """Sort proven and fitting formats first, then unproven and fitting ones, then by the publisher's
+        preference.
+        """
         trial = Findings()
         fit = find_fit(settings, checkpoint, board, trial)
         fits = fit is not None and not trial.refusals
@@ -91,11 +92,11 @@ def choose_format(
     if rank(best)[0]:
         found.warn(
             "format-chosen",
-            f"format {best.format} taken of {', '.join(formats)}: it fits {board.count} x {board.label} "
-            "best; set metal_model_format for another",
+            f"format {best.format} chosen from {', '.join(formats)}: it fits {board.count} x "
+            f"{board.label} best; set metal_model_format for another",
         )
         return best
-    # Nothing fits: say why of the smallest that these GPUs could run at all, else of the usual one.
+    # Nothing fits: explain it for the smallest that these GPUs could run at all, else for the usual one.
     known = [
         one
         for one in formats.values()
@@ -105,7 +106,7 @@ def choose_format(
 
 
 def check_generation(checkpoint: Checkpoint, board: Board, found: Findings) -> None:
-    """Whether this GPU generation can run the format at all."""
+    """Return whether this GPU generation can run the format at all."""
     generations = checkpoint.generations
     if need := generations.needs.get(board.capability):
         found.refuse(
@@ -113,7 +114,7 @@ def check_generation(checkpoint: Checkpoint, board: Board, found: Findings) -> N
             f"{board.label} (compute capability {board.capability}) for {checkpoint.name} "
             f"{checkpoint.format}",
             need,
-            "use Hopper GPUs, or bring both in an engine lock of your own (metal_catalog_overlay) and "
+            "use Hopper GPUs, or provide both in your own engine lock (metal_catalog_overlay) and "
             "accept this refusal",
         )
     if board.capability in generations.proven:
@@ -145,13 +146,13 @@ def _spread(
                 "layout",
                 f"metal_layout {settings.layout} on {board.count} GPUs",
                 "tp8 or 2xtp4 on 8 GPUs, tp4 on 4",
-                "set one that matches the host, or leave metal_layout out",
+                "set one that matches the host, or remove metal_layout",
             )
             return None
         replicas = layout[1]
     per_replica = board.count // replicas
     usual = checkpoint.parallelism.get(per_replica)
-    # A size below 1 is refused by its range; where that is lifted, it is as if it were not set.
+    # A size below 1 is refused by its range; if that is lifted, it counts as not set.
     tp = max(settings.tp_size or 0, 0) or (usual.tp if usual else max(1, per_replica))
     ep = max(settings.ep_size or 0, 0) or (usual.ep if usual and usual.tp == tp else 1)
     if tp * replicas > board.count:
@@ -162,13 +163,13 @@ def _spread(
             "lower metal_tp_size",
         )
         return None
-    # Refused or not, the memory is judged as well: all reasons at once.
+    # Refused or not, the memory is checked as well: all reasons at once.
     _check_shape(settings, checkpoint, tp, ep, per_replica, found)
     return ParallelismPlan(tp=tp, ep=ep, replicas=replicas)
 
 
 def spread_problems(checkpoint: Checkpoint, tp: int, ep: int) -> list[str]:
-    """What in the model's shape forbids this spread; the engine finds out only while it loads."""
+    """Return what in the model's dimensions forbids this spread; the engine finds out only while it loads."""
     problems: list[str] = []
     if tp % ep:
         problems.append(f"ep {ep} does not divide tp {tp}")
@@ -183,16 +184,18 @@ def spread_problems(checkpoint: Checkpoint, tp: int, ep: int) -> list[str]:
         width, block = checkpoint.moe_intermediate.value, checkpoint.moe_block.value
         share, rest = divmod(width * ep, tp)
         if rest or share % block:
-            problems.append(f"{width} / (tp {tp} / ep {ep}) = {width * ep / tp:g} is no multiple of {block}")
+            problems.append(
+                f"{width} / (tp {tp} / ep {ep}) = {width * ep / tp:g} is not a multiple of {block}"
+            )
     return problems
 
 
 def _check_shape(
     settings: Settings, checkpoint: Checkpoint, tp: int, ep: int, gpus: int, found: Findings
 ) -> None:
-    remedy = "leave metal_tp_size, metal_ep_size and metal_layout out"
+    remedy = "remove metal_tp_size, metal_ep_size and metal_layout"
     if not (settings.tp_size or settings.ep_size or settings.layout):
-        # Nobody asked for this spread: it follows from the number of GPUs.
+        # The user did not request this spread: it follows from the number of GPUs.
         remedy = next(
             (
                 f"use another number of GPUs, or set metal_tp_size to {most} and metal_ep_size to {share}"
@@ -206,7 +209,7 @@ def _check_shape(
         found.refuse(
             "parallelism",
             problem,
-            "a spread the model's shape allows",
+            "a spread that the model's dimensions allow",
             remedy,
         )
 
@@ -228,9 +231,9 @@ def find_fit(
     sound: Callable[[ParallelismPlan, Mapping[str, str]], bool] = lambda _spread, _flags: True,
     formats: Iterable[Checkpoint] = (),
 ) -> Fit | None:
-    """How the checkpoint sits on the board; none when it can't even be spread over it.
+    """Return the checkpoint's placement on the board; None if it can't be spread over it.
 
-    ``sound`` says whether a spread with these flags meets no known fault: what does is not recommended.
+    ``sound`` tells whether a spread with these flags meets no known fault; others are not recommended.
     ``formats`` are those of the model, to name the ones that hold more.
     """
     spread = _spread(settings, checkpoint, board, found)
@@ -243,7 +246,8 @@ def find_fit(
     if held.tokens is None:
         found.warn(
             "capacity-unknown",
-            f"KV cache of {checkpoint.name} {checkpoint.format} was never measured: no capacity is promised",
+            f"the KV cache of {checkpoint.name} {checkpoint.format} was never measured: its capacity "
+            "is unknown",
         )
     if held.room <= 0 or (held.tokens is not None and held.tokens < LEAST_KV_TOKENS):
         needed = held.weights + LEAST_KV_TOKENS * (held.per_token or 0)
@@ -286,7 +290,7 @@ def find_fit(
 
 
 def _serves(checkpoint: Checkpoint, board: Board, spread: ParallelismPlan) -> bool:
-    """Whether these GPUs can run the format, spread like this, with nothing that has to be built by hand."""
+    """Return whether these GPUs can run the format with this spread, without parts built by hand."""
     generations = checkpoint.generations
     known = board.capability in generations.proven or board.capability in generations.unproven
     return (
@@ -297,10 +301,10 @@ def _serves(checkpoint: Checkpoint, board: Board, spread: ParallelismPlan) -> bo
 
 
 def _limits(settings: Settings, tokens: int | None, room: int) -> LimitsPlan:
-    """How many requests one replica takes, and its weight among replicas of the same model.
+    """Return how many requests one replica runs, and its weight among replicas of the same model.
 
-    As many run as the KV cache holds at ``metal_tokens_per_request`` tokens each; as many may wait, so
-    that a request waits for about one generation before the gateway tries another replica.
+    As many run as the KV cache holds at ``metal_tokens_per_request`` tokens each; as many may wait, so that a
+    request waits for about one generation before the gateway tries another replica.
     """
     running = settings.max_running_requests
     if running is None and tokens is not None:
@@ -308,13 +312,13 @@ def _limits(settings: Settings, tokens: int | None, room: int) -> LimitsPlan:
     queued = settings.max_queued_requests
     if queued is None:
         queued = running
-    # Without a capacity the room beside the weights says how replicas compare.
+    # Without a capacity, the memory beside the weights gives the ratio between replicas.
     weight = running if running is not None else min(MOST_REQUESTS, max(1, room // 2**30))
     return LimitsPlan(max_running_requests=running, max_queued_requests=queued, weight=weight)
 
 
 def find_layouts(settings: Settings, checkpoint: Checkpoint, board: Board) -> tuple[LayoutPlan, ...]:
-    """Every way to share out the host's GPUs, with what each would hold; the plan takes one of them."""
+    """Return every way to divide the host's GPUs, with its capacity; the plan uses one of them."""
     rows = []
     for name, (count, replicas) in LAYOUTS.items():
         if count != board.count:

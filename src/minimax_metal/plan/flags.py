@@ -1,4 +1,4 @@
-"""The engine's flags in a launch line: their names, and their values as the engine reads them. Pure."""
+"""The engine's flags in a launch command: names and values as the engine parses them. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ ALIASES = {
     "--expert-parallel-size": "--ep-size",
     "--ep": "--ep-size",
 }
-"""Other names the engine's parser takes for a flag (read in 0.5.23)."""
+"""Other names that the engine's parser accepts for a flag (read in 0.5.23)."""
 
 
 def arguments_of(argv: Sequence[str]) -> dict[str, str]:
-    """The flags of a launch line with their values; the last one counts, as it does for the engine."""
+    """Return the flags of a launch command with their values; the last one counts, as for the engine."""
     values: dict[str, str] = {}
     for number, word in enumerate(argv):
         if not word.startswith("--"):

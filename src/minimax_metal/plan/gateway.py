@@ -1,8 +1,8 @@
-"""What is decided for a gateway's host: release of smg, its environment, workers, the whole launch command.
+"""Decisions for a gateway host: release of smg, its environment, workers, the complete launch command.
 
-Pure, as the plan of a GPU host: from the host's facts, its ``metal_*`` settings, the role's options and the
-plans of the GPU hosts. A GPU host that this run has not read (``--limit``, or it is down) keeps the workers
-it had in the gateway's configuration before: a run over part of the fleet takes nobody out of the pool.
+Pure, like the plan of a GPU host: from the host's facts, its ``metal_*`` settings, the role's options and the
+plans of the GPU hosts. A GPU host that this run has not read (``--limit``, or it is down) keeps its workers
+from the gateway's current configuration: a run over part of the fleet removes nobody from the pool.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CREDENTIALS: Final = "/run/credentials/sglang-gateway.service"
 REREAD_SECONDS: Final = 2
 """How often smg reads the manifest if it can't watch it: a host may have no inotify instance left."""
 STALL_SECONDS: Final = 30
-"""A client that sends nothing more of its request for so long is refused (smg's own default is 300)."""
+"""Seconds after which a client that stops sending its request is refused (smg's default is 300)."""
 
 
 def _default(name: str) -> Any:
@@ -44,7 +44,7 @@ def _default(name: str) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The role's own variables, without their prefix."""
+    """The role's variables, without their prefix."""
 
     port: int = _default("port")
     listen_address: str = _default("listen_address")
@@ -68,7 +68,7 @@ class Options:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Options:
-        """From what Ansible has validated already; empty texts are as if they were not set."""
+        """Return options from Ansible's validated values; empty texts count as not set."""
         whole = {field.name for field in fields(cls) if isinstance(field.default, int)}
         given: dict[str, Any] = {
             name: bool(value) if name == "require_proof" else int(value) if name in whole else value
@@ -87,7 +87,7 @@ class WorkerPlan:
     host: str
     model: str
     weight: int
-    """Its share of the load among the replicas of its model, as its own limits bound it."""
+    """Its share of the load among the replicas of its model, by its own limits."""
     max_running_requests: int | None
     proves: bool = False
     """Whether it can prove to be the engine; only then it gets requests (``metal gateway watch``)."""
@@ -95,7 +95,7 @@ class WorkerPlan:
 
 @dataclass(frozen=True)
 class GatewayPlan:
-    """Everything decided for one gateway."""
+    """All decisions for one gateway."""
 
     host: str
     refusals: tuple[Refusal, ...]
@@ -111,12 +111,12 @@ class GatewayPlan:
     url: str
     """Where the host itself reaches its gateway."""
     tls: Mapping[str, Any] | None
-    """With ``metal_tls: fleet``: ``names`` of the certificate, and whether the gateway ``serves`` by it."""
+    """With ``metal_tls: fleet``: ``names`` of the certificate, and whether the gateway ``serves`` with it."""
     argv: tuple[str, ...]
     """The command that ``metal gateway launch`` adds the keys to."""
 
     def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return it as plain data."""
         return {name: plain(value) for name, value in vars(self).items()}
 
 
@@ -128,14 +128,14 @@ def gateway_plan(
     before: Sequence[Mapping[str, Any]] = (),
     catalog: Catalog | None = None,
 ) -> GatewayPlan:
-    """Everything about a gateway's host.
+    """Return all decisions for a gateway host.
 
     Args:
         settings: The host's ``metal_*`` variables.
-        facts: What was found on it.
+        facts: The host's facts.
         options: The role's variables.
         plans: Plans of the GPU hosts, by host; an empty one for a host that was not read.
-        before: ``workers`` of the configuration that is on the host.
+        before: ``workers`` of the configuration on the host.
         catalog: The packaged one unless an overlay made another.
     """
     catalog = catalog or packaged_catalog()
@@ -182,7 +182,7 @@ def gateway_plan(
 
 
 def _uv_environment(tools: HostToolsPlan | None, *, managed: bool) -> dict[str, str]:
-    """As the host tools', with Pythons of its own place."""
+    """Return the environment: like the host tools', with its own directory of Pythons."""
     if tools is None:
         return {}
     return dict(tools.uv_environment) | {
@@ -197,7 +197,7 @@ def _workers(
     proof: bool,
     found: Findings,
 ) -> tuple[WorkerPlan, ...]:
-    """The workers of every GPU host, in the order of the inventory."""
+    """Return the workers of every GPU host, in the order of the inventory."""
     workers: list[WorkerPlan] = []
     for host, plan in plans.items():
         if plan.services and plan.model:
@@ -223,7 +223,8 @@ def _workers(
             workers += kept
             found.warn(
                 "worker-unread",
-                f"{host} was not read: " + (f"keeps {len(kept)} workers" if kept else "has no worker yet"),
+                f"{host} could not be read: "
+                + (f"keeps {len(kept)} workers" if kept else "has no worker yet"),
             )
     urls = [worker.url for worker in workers]
     for url in sorted({url for url in urls if urls.count(url) > 1}):
@@ -231,20 +232,20 @@ def _workers(
         found.refuse(
             "worker-twice",
             f"{url} for {hosts}",
-            "a URL for each worker",
-            "set metal_address of each",
+            "a distinct URL for each worker",
+            "set metal_address for each",
         )
     return tuple(workers)
 
 
 def _check(options: Options, found: Findings) -> None:
-    """Ranges and halves that smg would find out about only when it starts."""
+    """Check ranges and incomplete pairs that smg would report only at start."""
     if bool(options.tls_certificate) != bool(options.tls_key):
         missing = "key" if options.tls_certificate else "certificate"
         found.refuse(
             "tls",
-            "half of the gateway's TLS",
-            "both halves, or none",
+            "half of the gateway's TLS settings",
+            "both or neither",
             f"set sglang_gateway_tls_{missing}",
         )
     for field in fields(options):
@@ -252,29 +253,32 @@ def _check(options: Options, found: Findings) -> None:
         if refusal:
             found.add(refusal)
     if options.port == options.metrics_port:
-        found.refuse("port", "one port for requests and metrics", "two", "set sglang_gateway_metrics_port")
+        found.refuse(
+            "port", "the same port for requests and metrics", "two", "set sglang_gateway_metrics_port"
+        )
 
 
 def _warn_of_clear_text(options: Options, workers: Sequence[WorkerPlan], found: Findings) -> None:
-    """Say on which side of the gateway keys can be read by whoever listens; each side has TLS of its own."""
+    """Warn on which side of the gateway keys can be intercepted; each side has its own TLS."""
     if not options.tls_certificate and options.listen_address not in LOCAL:
         found.warn(
             "keys-in-clear",
-            f"clients' keys and prompts cross the network in clear on the gateway's port {options.port}; set "
-            "metal_tls: fleet for all hosts, or sglang_gateway_tls_certificate and sglang_gateway_tls_key",
+            "clients' keys and prompts cross the network unencrypted on the gateway's port "
+            f"{options.port}; set metal_tls: fleet for all hosts, or sglang_gateway_tls_certificate "
+            "and sglang_gateway_tls_key",
         )
     plain_text = sorted({worker.host for worker in workers if worker.url.startswith("http://")})
     if plain_text:
         found.warn(
             "keys-in-clear",
-            f"keys and prompts go from the gateway in clear to {', '.join(plain_text)}; set "
+            f"the gateway sends keys and prompts unencrypted to {', '.join(plain_text)}; set "
             "metal_tls: fleet for all hosts, or metal_tls_certificate there and "
             "sglang_gateway_worker_ca_certificate here",
         )
 
 
 def _fleet_tls(settings: Settings, options: Options, facts: HostFacts) -> dict[str, Any] | None:
-    """The fleet's certificate at a gateway; one of the user's own for clients stays in use."""
+    """Return the fleet's certificate at a gateway; the user's own one for clients takes precedence."""
     planned = tls_plan(replace(settings, listen_address=options.listen_address), facts.address)
     if planned is None:
         return None
@@ -282,7 +286,7 @@ def _fleet_tls(settings: Settings, options: Options, facts: HostFacts) -> dict[s
 
 
 def _own_url(options: Options, settings: Settings, *, local: bool = False) -> str:
-    """Where the host reaches its own gateway; under TLS by the name in the certificate."""
+    """Return where the host reaches its own gateway; under TLS by the name in the certificate."""
     everywhere = options.listen_address in {"0.0.0.0", "::"}  # noqa: S104  # compared with, never bound
     near = "127.0.0.1" if everywhere else options.listen_address
     name = f"[{near}]" if ":" in near else near
@@ -294,11 +298,11 @@ def _own_url(options: Options, settings: Settings, *, local: bool = False) -> st
 
 
 def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
-    """The command of smg, without its keys.
+    """Return the command of smg, without its keys.
 
-    ``--enable-igw`` is what serves several models by name, each with its own workers. Workers come from the
-    manifest alone. A worker with more than ``queued_per_worker`` requests waiting takes none until it has
-    fewer, and a request that every worker would have to queue beyond that is refused with 503.
+    ``--enable-igw`` serves several models by name, each with its own workers. Workers come from the manifest
+    only. A worker with more than ``queued_per_worker`` waiting requests gets none until it has fewer, and a
+    request that every worker would have to queue beyond that is refused with 503.
     """
     words = [
         *(python, "launch"),
@@ -333,7 +337,7 @@ def launch_arguments(python: str, options: Options) -> tuple[str, ...]:
 
 
 def configuration(plan: GatewayPlan, options: Options) -> dict[str, Any]:
-    """What ``metal gateway`` reads on the host (``admin.json``): no key, only where the keys are."""
+    """Return the file that ``metal gateway`` reads on the host (``admin.json``): no keys, only paths."""
     tls = plan.tls
     return {
         "url": plan.url,

@@ -1,4 +1,4 @@
-"""What nvidia-smi said of a host's GPUs, as data: pure, and never raises on odd answers.
+"""nvidia-smi's answers about a host's GPUs, as data: pure, and never raises on odd answers.
 
 The answers are those of module metal_facts: ``nvidia_smi`` with ``present``, ``returncode``, ``stdout`` and
 ``stderr`` of the query for index, name, uuid, memory.total, driver_version and compute_cap; ``mig`` and
@@ -17,7 +17,7 @@ from minimax_metal.common import nvidia_smi
 from minimax_metal.common.text import one_line
 
 MOST_GPUS: Final = 64
-"""Rows that are read; no host has more than 16 GPUs."""
+"""Maximum rows read; no host has more than 16 GPUs."""
 _LINES: Final = 400
 _LINE: Final = 1_000
 _VERSION: Final = re.compile(r"\d{1,4}\.\d{1,4}(?:\.\d{1,4})?(?![\d.])")
@@ -36,9 +36,9 @@ class SmiGpu:
     driver: str
     compute_capability: str | None
     sick: str | None = None
-    """Why this GPU can't be used, as its row tells; none for a sound one."""
+    """Why this GPU can't be used, from its row; None for a healthy one."""
     memory_cell: str = ""
-    """What is printed for its memory where that is not a number (``[N/A]`` where it shares the host's)."""
+    """The memory cell if it is not a number (``[N/A]`` if it shares the host's)."""
 
 
 @dataclass(frozen=True)
@@ -56,32 +56,32 @@ class LostGpu:
 
 @dataclass(frozen=True)
 class SmiAnswer:
-    """All that nvidia-smi said."""
+    """All of nvidia-smi's answers."""
 
     present: bool = False
     gpus: tuple[SmiGpu, ...] = ()
     lost: tuple[LostGpu, ...] = ()
     warned: tuple[LostGpu, ...] = ()
-    """GPUs that answer and that nvidia-smi warns of, by address: ``infoROM is corrupted at gpu …``."""
+    """GPUs that answer and that nvidia-smi warns about, by address: ``infoROM is corrupted at gpu …``."""
     mig: tuple[int, ...] = ()
     """Indices of GPUs with MIG on."""
     error: str | None = None
-    """Why there is no table, in nvidia-smi's own words."""
+    """Why there is no table, in nvidia-smi's words."""
     code: str | None = None
     """Its kind, as in :class:`minimax_metal.common.nvidia_smi.Refusal`; ``hangs`` for no answer."""
     remedy: str = ""
     addresses: tuple[str, ...] = ()
-    """PCI addresses of the GPUs that answer, where they were asked for."""
+    """PCI addresses of the GPUs that answer, if they were read."""
 
 
 def lines(value: Any) -> list[str]:
-    """The lines of a foreign text, as many and as much of each as is worth reading."""
+    """Return the lines of a foreign text, limited in number and length."""
     text = value if isinstance(value, str) else ""
     return [line[:_LINE] for line in text[: _LINES * _LINE].splitlines()[:_LINES]]
 
 
 def cells(line: str) -> list[str]:
-    """The cells of a CSV line. A comma inside brackets divides nothing: R610 adds prose to its versions."""
+    """Return the cells of a CSV line. Commas inside brackets don't separate: R610 adds prose to versions."""
     parts: list[str] = []
     depth = 0
     for piece in line.split(","):
@@ -94,13 +94,13 @@ def cells(line: str) -> list[str]:
 
 
 def version(cell: str) -> str | None:
-    """The version at the head of a cell: ``610.57.04 [Deprecated; …]`` is 610.57.04."""
+    """Return the version at the start of a cell: ``610.57.04 [Deprecated; …]`` is 610.57.04."""
     found = _VERSION.match(cell.strip())
     return found[0] if found else None
 
 
 def read_smi(raw: Any) -> SmiAnswer:
-    """Read what the facts module kept of nvidia-smi."""
+    """Parse the nvidia-smi part of the facts."""
     if not isinstance(raw, Mapping) or not raw.get("present"):
         return SmiAnswer()
     out, err = lines(raw.get("stdout")), lines(raw.get("stderr"))
@@ -112,8 +112,8 @@ def read_smi(raw: Any) -> SmiAnswer:
             lost=lost,
             error=words or "no answer in time",
             code="hangs",
-            remedy="look for a lost GPU (dmesg | grep -i -e xid -e nvrm) and reboot the host, else have it "
-            "repaired",
+            remedy="look for a lost GPU (dmesg | grep -i -e xid -e nvrm) and reboot the host; if it stays "
+            "lost, have it repaired",
         )
     gpus = tuple(sorted(_gpus(out, lines(raw.get("recovery"))), key=lambda gpu: gpu.index))
     status = _status(raw.get("returncode"))
@@ -160,7 +160,7 @@ def _status(value: Any) -> int:
 
 
 def _address(text: str) -> str:
-    """An address as sysfs writes it: ``00000000:BA:00.0`` is ``0000:ba:00.0``."""
+    """Return an address in sysfs notation: ``00000000:BA:00.0`` is ``0000:ba:00.0``."""
     domain, _, rest = text.strip().lower().partition(":")
     return f"{domain[-4:].rjust(4, '0')}:{rest}"
 
@@ -189,7 +189,7 @@ def _gpus(out: list[str], recovery: list[str]) -> list[SmiGpu]:
         row = cells(line)
         if len(row) < 2 or len(gpus) >= MOST_GPUS:
             continue
-        # A GPU that does not even say its number is the one of its place in the list.
+        # A GPU without even an index has the one of its place in the list.
         known = row[0].isdecimal() and len(row[0]) < 4
         if not known and nvidia_smi.sickness(row[0]) is None and not nvidia_smi.no_value(row[0]):
             continue
@@ -206,7 +206,7 @@ def _gpu(index: int, row: list[str], action: str) -> SmiGpu:
         driver, capability = ", ".join(row[4:-1]), row[-1]
     mib = nvidia_smi.mib(memory)
     release = version(driver)
-    # R610 and later: 'Deprecated, see "KMD version" instead'. The driver is well, /proc has its version.
+    # R610 and later: 'Deprecated, see "KMD version" instead'. The driver is fine, /proc has its version.
     prose = "deprecated" in driver.lower()
     sick = nvidia_smi.row_sickness([*row[:4], driver, capability])
     if sick is None and len(row) < 6:

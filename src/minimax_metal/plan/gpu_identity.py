@@ -11,13 +11,13 @@ from minimax_metal.common.nvidia_smi import MIB
 from minimax_metal.plan.findings import Findings
 
 _SAME_CARD: Final = 0.05
-"""How far nvidia-smi's memory may be from the catalogue's for GPUs that only memory tells apart."""
+"""How far nvidia-smi's memory may differ from the catalogue's for GPUs that only memory distinguishes."""
 _TAKEN_OVER: Final = "C"
-"""Confidence of a memory size that nobody read for this GPU."""
+"""Confidence of a memory size that was not measured for this GPU."""
 
 
 def by_smi(name: str, memory_bytes: int | None, gpus: Mapping[str, Gpu]) -> Gpu | None:
-    """The GPU of a name that nvidia-smi prints; where several do, that of this memory or the first."""
+    """Return the GPU by nvidia-smi's name; if several match, the one with this memory or the first."""
     named = [gpu for gpu in gpus.values() if re.fullmatch(gpu.smi_pattern, name)]
     if len(named) < 2 or memory_bytes is None:
         return next(iter(named), None)
@@ -27,7 +27,7 @@ def by_smi(name: str, memory_bytes: int | None, gpus: Mapping[str, Gpu]) -> Gpu 
 
 
 def by_pci(device: str, gpus: Mapping[str, Gpu]) -> list[Gpu]:
-    """The GPUs of a PCI device id, smallest memory first; a name of the catalogue's stands for itself."""
+    """Return the GPUs with a PCI device id, smallest memory first; a catalogue name stands for itself."""
     if device in gpus:
         return [gpus[device]]
     return sorted((gpu for gpu in gpus.values() if device in gpu.pci_ids), key=_size)
@@ -38,25 +38,29 @@ def _size(gpu: Gpu) -> int:
 
 
 def warn_ambiguous(kinds: Sequence[Gpu], found: Findings) -> None:
-    """Say which of several GPUs of one PCI id is planned while no driver tells."""
+    """Report which of several GPUs with one PCI id is planned while no driver runs."""
     if len(kinds) > 1:
         names = " or ".join(f"{gpu.name} ({_size(gpu) // MIB} MiB)" for gpu in kinds)
         found.warn(
             "gpu-ambiguous",
-            f"{names}: one PCI id, and no driver runs that tells; planned as {kinds[0].name}, which has the "
-            "least memory; the next run after the driver's installation decides by nvidia-smi",
+            f"{names}: they share a PCI id, and no driver runs that could tell them apart; planned "
+            f"as {kinds[0].name}, which has the least memory; the next run after the driver's "
+            "installation decides by nvidia-smi",
         )
 
 
 def memory_of(gpu: Gpu | None, measured: Iterable[int], found: Findings) -> int | None:
-    """Bytes of one GPU: nvidia-smi's, else the catalogue's; none, with a refusal, where nobody knows."""
+    """Return the memory of one GPU in bytes: nvidia-smi's, else the catalogue's; None, with a refusal, if
+    unknown.
+    """
     if (least := min(measured, default=None)) is not None:
         expected = gpu.memory_bytes.value if gpu and gpu.memory_bytes else least
         if gpu and abs(expected - least) > _SAME_CARD * expected:
             found.warn(
                 "gpu-memory",
-                f"nvidia-smi says {least // MIB} MiB for {gpu.name}, the catalogue {expected // MIB} MiB: "
-                "planned with what it says; this may be another board of that name",
+                f"nvidia-smi reports {least // MIB} MiB for {gpu.name}, the catalogue "
+                f"{expected // MIB} MiB: the plan uses nvidia-smi's value; this may be another board "
+                "of that name",
             )
         return least
     if gpu is None:
@@ -66,14 +70,14 @@ def memory_of(gpu: Gpu | None, measured: Iterable[int], found: Findings) -> int 
             "gpu-memory",
             f"GPU {gpu.name}, whose memory no public source states",
             "its memory, as nvidia-smi prints it",
-            f"set gpus: {{{gpu.name}: {{memory_bytes: BYTES}}}} in a file that metal_catalog_overlay names, "
-            "or install a driver by hand: nvidia-smi is read then",
+            f"set gpus: {{{gpu.name}: {{memory_bytes: BYTES}}}} in a file that metal_catalog_overlay "
+            "names, or install a driver by hand, so that nvidia-smi can be read",
         )
         return None
     if gpu.memory_bytes.confidence == _TAKEN_OVER:
         found.warn(
             "gpu-memory",
-            f"memory of {gpu.name} is taken as {gpu.memory_bytes.value // MIB} MiB and was read nowhere "
-            f"({gpu.memory_bytes.source}); nvidia-smi decides once a driver runs",
+            f"memory of {gpu.name} is assumed to be {gpu.memory_bytes.value // MIB} MiB; it was not "
+            f"measured ({gpu.memory_bytes.source}); nvidia-smi decides once a driver runs",
         )
     return gpu.memory_bytes.value

@@ -1,4 +1,4 @@
-"""Whether the GPUs that a host has can be used: lost and sick ones, MIG, and who else holds their memory."""
+"""Whether a host's GPUs can be used: lost and sick ones, MIG, and other users of their memory."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from minimax_metal.plan.facts import HostFacts, LostGpu, Occupant, SmiGpu
 from minimax_metal.plan.findings import Findings, near_of_all
 
 REPAIR: Final = (
-    "drain the host, reset the GPU (nvidia-smi --gpu-reset -i INDEX) or reboot; look at dmesg for its Xid; "
-    "if it comes back, have it repaired"
+    "drain the host, reset the GPU (nvidia-smi --gpu-reset -i INDEX) or reboot; look for its Xid in "
+    "dmesg; if the error returns, have it repaired"
 )
 _PASSING: Final = frozenset({"mismatch", "field"})
-"""Failures of nvidia-smi that a run mends: a driver that was upgraded without a reboot, or an old one."""
+"""Failures of nvidia-smi that a run fixes: an upgraded driver without a reboot, or an old one."""
 _VGPU: Final = re.compile(r"\bGRID\b|-\d{1,3}(?:[ABCQ]|CME|QME)$")
 """Names of vGPUs: ``GRID T4-16Q``, ``NVIDIA H200-141C``, ``NVIDIA A100-4-20C``, ``NVIDIA H100-1-10CME``
 (vGPU User Guide, "Virtual GPU Types for Supported GPUs")."""
 _SAME_SIZE: Final = 0.01
-"""How far memory sizes of one size of card are apart: ECC and reserved pages take some MiB."""
+"""How far memory sizes of the same card may differ: ECC and reserved pages take some MiB."""
 _SPOKEN_SIZE: Final = 0.08
-"""How far a size that people say (144 GB) is from what nvidia-smi prints, in GiB or in GB."""
+"""How far a nominal size (144 GB) may differ from nvidia-smi's, in GiB or in GB."""
 _SIZE: Final = re.compile(r"(\d{1,4})\s?(?:G|GB|GiB)\b", re.IGNORECASE)
 
 
 def check_answers(facts: HostFacts, found: Findings) -> None:
-    """Refuse a host on which nvidia-smi failed though a driver is loaded, or something did not answer."""
+    """Refuse a host if nvidia-smi fails although a driver is loaded, or if something did not answer."""
     if facts.smi_error is not None and facts.smi_code not in {"gpu-lost", "gpu-reset"}:
-        words = f"nvidia-smi is there but failed: {facts.smi_error}"
+        words = f"nvidia-smi is installed but failed: {facts.smi_error}"
         bad = facts.loaded_driver is not None and facts.smi_code not in _PASSING
         if facts.smi_code == "hangs":
             found.refuse("nvidia-smi", "nvidia-smi did not answer in time", "an answer", facts.smi_remedy)
@@ -54,7 +54,9 @@ def check_answers(facts: HostFacts, found: Findings) -> None:
                     "look for a lost GPU (dmesg | grep -i -e xid -e nvrm) and reboot the host",
                 )
         elif what == "dpkg-query":
-            found.refuse("host-silent", f"dpkg-query: {why}", "an answer", "look for what hangs: ps, dmesg")
+            found.refuse(
+                "host-silent", f"dpkg-query: {why}", "an answer", "find the process that hangs: ps, dmesg"
+            )
         else:
             found.refuse(
                 "host-silent",
@@ -85,27 +87,27 @@ def check_lost(facts: HostFacts, found: Findings) -> None:
 
 
 def _placed(one: LostGpu, facts: HostFacts) -> str:
-    """The GPU by index; where nvidia-smi tells the address only, by its place on the PCI bus."""
+    """Return the GPU by index; if nvidia-smi prints only the address, by its place on the PCI bus."""
     if one.index is None and one.address in facts.pci_addresses:
         return f"GPU {facts.pci_addresses.index(one.address)} ({one.address})"
     return str(one)
 
 
 def _missing(facts: HostFacts) -> str:
-    """Which GPU nvidia-smi leaves out; empty where that can't be told."""
+    """Return which GPU nvidia-smi leaves out; empty if unknown."""
     if facts.smi_addresses and facts.pci_addresses:
         gone = [one for one in facts.pci_addresses if one not in facts.smi_addresses]
         if gone and len(gone) < len(facts.pci_addresses):
             return ", ".join(f"GPU {facts.pci_addresses.index(one)} ({one})" for one in gone)
     known = {gpu.index for gpu in facts.smi_gpus}
     gaps = [index for index in range(len(facts.pci_gpus)) if index not in known]
-    # Only a gap tells: a driver that was loaded without the GPU numbers the others from 0.
+    # Only a gap shows it: a driver that was loaded without the GPU numbers the others from 0.
     inside = gaps and max(known, default=0) >= len(known)
     return ", ".join(f"GPU {index}" for index in gaps) if inside else ""
 
 
 def check_sick(facts: HostFacts, known: Iterable[Gpu], found: Findings) -> None:
-    """Refuse a host with a GPU whose row holds no values, or that waits for a reset."""
+    """Refuse a host with a GPU whose row contains no values, or that needs a reset."""
     catalogue = tuple(known)
     bad: dict[str, list[int]] = defaultdict(list)
     for gpu in facts.smi_gpus:
@@ -113,19 +115,21 @@ def check_sick(facts: HostFacts, known: Iterable[Gpu], found: Findings) -> None:
             bad[why].append(gpu.index)
     for one in facts.warned_gpus:
         found.refuse(
-            "gpu-sick", f"{_placed(one, facts)}: {one.why}", "GPUs that nvidia-smi is content with", REPAIR
+            "gpu-sick", f"{_placed(one, facts)}: {one.why}", "GPUs that nvidia-smi reports as healthy", REPAIR
         )
     for why, indices in bad.items():
         found.refuse(
             "gpu-sick",
             f"{_listed(indices)}: {why}",
-            "GPUs that answer nvidia-smi with values",
+            "GPUs that nvidia-smi can read",
             REPAIR.replace("INDEX", ",".join(map(str, indices))),
         )
 
 
 def sick_of(gpu: SmiGpu, known: Iterable[Gpu]) -> str | None:
-    """Why a GPU can't be used. One outside the catalogue may share the host's memory (GB10: ``[N/A]``)."""
+    """Return why a GPU can't be used. One outside the catalogue may share the host's memory (GB10:
+    ``[N/A]``).
+    """
     if gpu.sick is not None or gpu.memory_bytes is not None:
         return gpu.sick
     board = any(re.fullmatch(one.smi_pattern, gpu.name) for one in known)
@@ -137,7 +141,7 @@ def _listed(indices: list[int]) -> str:
 
 
 def check_mig(facts: HostFacts, found: Findings) -> None:
-    """Refuse a host with GPUs that are divided."""
+    """Refuse a host with MIG enabled."""
     if not facts.mig_gpus:
         return
     indices = list(facts.mig_gpus)
@@ -147,16 +151,16 @@ def check_mig(facts: HostFacts, found: Findings) -> None:
         "gpu-mig",
         f"MIG on {'every GPU' if every else _listed(indices)}",
         "whole GPUs: MIG off",
-        f"stop what uses them, then run nvidia-smi{which} -mig 0 on the host as root (reboot where it says "
-        "that the change is pending)",
+        f"stop the programs that use them, then run nvidia-smi{which} -mig 0 on the host as root "
+        "(reboot if it reports that the change is pending)",
     )
 
 
 def check_memory(facts: HostFacts, found: Findings) -> None:
-    """Refuse GPUs whose memory somebody else holds; a little of NVIDIA's own daemons is only said.
+    """Refuse GPUs whose memory is in use; small amounts of NVIDIA's own daemons are only reported.
 
-    One threshold counts, for each GPU: :data:`minimax_metal.common.nvidia_smi.FREE_MIB`. A process of which
-    nvidia-smi has no number may hold everything.
+    One threshold counts, per GPU: :data:`minimax_metal.common.nvidia_smi.FREE_MIB`. A process without a
+    number in nvidia-smi may hold everything.
     """
     strangers = [user for user in facts.gpu_users if not user.ours]
     limit = nvidia_smi.FREE_MIB * nvidia_smi.MIB
@@ -172,14 +176,14 @@ def check_memory(facts: HostFacts, found: Findings) -> None:
         found.refuse(
             "gpu-busy",
             f"GPU memory held by {', '.join(sorted(refused))}",
-            "GPUs that nobody else uses",
+            "GPUs that no other program uses",
             "stop those programs",
         )
     if small:
         found.warn(
             "gpu-shared",
-            f"a little GPU memory held by {', '.join(sorted(small))}: less than {nvidia_smi.FREE_MIB} MiB on "
-            "each GPU stops nothing",
+            f"{', '.join(sorted(small))} hold less than {nvidia_smi.FREE_MIB} MiB of memory on each "
+            "GPU, which is harmless",
         )
 
 
@@ -190,7 +194,7 @@ def _named(user: Occupant) -> str:
 
 
 def refuse_unknown_gpu(name: str, facts: HostFacts, catalog: Catalog, found: Findings) -> bool:
-    """Refuse a GPU that the catalogue does not know, with all that is known of it; true when it is lifted."""
+    """Refuse a GPU that is not in the catalogue, with everything known about it; true if that is lifted."""
     add = "it is not in the catalogue: describe it in a file that metal_catalog_overlay names (docs/plan.md)"
     if facts.what_if:
         hint = _spoken(name, catalog)
@@ -206,17 +210,17 @@ def refuse_unknown_gpu(name: str, facts: HostFacts, catalog: Catalog, found: Fin
     if name.endswith("Graphics Device"):
         return found.refuse(
             "gpu-unknown",
-            f"{what}: a driver that is older than the board has no name for it",
+            f"{what}: the driver is older than the board and has no name for it",
             "a driver that knows the GPU",
-            "set metal_driver_branch to a branch that lists it (lspci -nn -d 10de: shows its device id); a "
-            f"sample board stays nameless: then {add}",
+            "set metal_driver_branch to a branch that lists it (lspci -nn -d 10de: shows its device "
+            f"id); an engineering sample has no name in any driver: in that case {add}",
         )
     if _VGPU.search(name):
         return found.refuse(
             "gpu-unknown",
             f"{what}: a vGPU, a hypervisor's share of a GPU",
             "whole GPUs from the catalogue",
-            f"pass the whole GPU through to this host; as a vGPU {add}",
+            f"pass the whole GPU through to this host; for a vGPU {add}",
         )
     alike = [
         gpu.name
@@ -226,12 +230,12 @@ def refuse_unknown_gpu(name: str, facts: HostFacts, catalog: Catalog, found: Fin
         and abs(gpu.memory_bytes.value - seen.memory_bytes) <= _SAME_SIZE * seen.memory_bytes
         and gpu.compute_capability == seen.compute_capability
     ]
-    hint = f" (of its memory and capability are {', '.join(alike)})" if alike else ""
+    hint = f" (boards with the same memory and compute capability: {', '.join(alike)})" if alike else ""
     return found.refuse("gpu-unknown", what, "a GPU from the catalogue", add + hint)
 
 
 def _spoken(name: str, catalog: Catalog) -> str:
-    """A hint for a name that somebody typed, never a card of another memory size than the one they said."""
+    """Return a hint for a typed name, never a card with another memory size than the typed one."""
     size = _SIZE.search(name)
     if _VGPU.search(name):
         return "that is a vGPU; "

@@ -1,4 +1,4 @@
-"""The guard around the engine (``engine_plugin``), and what the unit's own limits keep from it."""
+"""The guard around the engine (``engine_plugin``), and the unit's own network and memory limits."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ UNGUARDED: Final = (
     "--tokenizer-worker-num",
     "--use-ray",
 )
-"""Flags of 0.5.23 that serve by another server than the one process of uvicorn that the guard is in."""
+"""Flags of 0.5.23 that use another server than the single uvicorn process that contains the guard."""
 PLUGIN: Final = "minimax-metal"
-"""Name of the guard's entry point, which ``SGLANG_PLUGINS`` has to hold if it is set."""
+"""Name of the guard's entry point, which ``SGLANG_PLUGINS`` must contain if it is set."""
 METADATA: Final = ("169.254.0.0/16", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fe80::/10")
-"""Link-local networks, and where clouds answer for credentials beside them (Azure, Alibaba, AWS by IPv6)."""
+"""Link-local networks, and other addresses where clouds provide credentials (Azure, Alibaba, AWS by IPv6)."""
 LOCAL: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 LEAST_RESERVE: Final = 4 * 2**30
 MOST_RESERVE: Final = 32 * 2**30
@@ -38,21 +38,21 @@ MOST_RESERVE: Final = 32 * 2**30
 
 @dataclass(frozen=True)
 class Confinement:
-    """What a unit may reach by IP and take of the memory."""
+    """The unit's limits of IP addresses and memory."""
 
     ip_allow: tuple[str, ...]
     ip_deny: tuple[str, ...]
-    """Networks, or ``any``; what is allowed wins (systemd.resource-control)."""
+    """Networks, or ``any``; allowed ones take precedence (systemd.resource-control)."""
     memory_max_bytes: int | None
     environment: Mapping[str, str]
     """Variables that go with it."""
 
 
 def guard_environment(settings: Settings, identity: str | None) -> dict[str, str]:
-    """What the guard is told by the unit's environment (``engine_plugin/.../settings.py``).
+    """Return the guard's settings as environment of the unit (``engine_plugin/.../settings.py``).
 
     ``identity`` is where gateways reach the engine: it proves to be the one behind that address, and the
-    supervisor waits for that proof. None where there is no guard.
+    supervisor waits for that proof. None if there is no guard.
     """
     limits = {"METAL_IDENTITY": identity} if identity else {}
     limits |= {
@@ -67,21 +67,21 @@ def guard_environment(settings: Settings, identity: str | None) -> dict[str, str
 def check_guard(
     settings: Settings, checkpoint: Checkpoint | None, release: EngineRelease | None, found: Findings
 ) -> None:
-    """Refuse what the guard can't keep, and what would go past it."""
+    """Refuse settings that the guard can't enforce, or that would bypass it."""
     for domain in settings.allowed_media_domains:
         if not DOMAIN.fullmatch(domain.lower()):
             found.refuse(
                 "media-domain",
                 f"metal_allowed_media_domains {domain!r}",
-                "names such as images.example.net: no address, port, wildcard or path",
-                "write the bare name of each host, in its punycode form",
+                "host names such as images.example.net: no address, port, wildcard or path",
+                "write each bare host name in its punycode form",
             )
     for flag in sorted(set(filter(None, map(_unguarded, settings.engine_extra_args)))):
         found.refuse(
             "guard-bypassed",
             f"{flag} in metal_engine_extra_args",
-            "the engine's usual HTTP server, which the guard of keys, routes and media is in",
-            f"take {flag} out of metal_engine_extra_args",
+            "the engine's usual HTTP server, in which the guard for keys, routes and media runs",
+            f"remove {flag} from metal_engine_extra_args",
         )
     listed = settings.engine_extra_environment.get("SGLANG_PLUGINS")
     if listed and PLUGIN not in {name.strip() for name in listed.split(",")}:
@@ -96,7 +96,7 @@ def check_guard(
 
 
 def _unguarded(word: str) -> str | None:
-    """The flag that a word stands for, cut short or not (argparse takes both)."""
+    """Return the flag that a word stands for, abbreviated or not (argparse accepts both)."""
     flag = word.split("=")[0]
     return next((one for one in UNGUARDED if len(flag) > 5 and one.startswith(flag)), None)
 
@@ -115,23 +115,22 @@ def _without_plugins(
         )
     found.warn(
         "guard-missing",
-        f"SGLang {release.release} loads no plug-ins, so the guard is not there: no bound on the size of "
-        "requests, any model name is answered, x-api-key is not a key, no route is closed beyond the "
-        "engine's own check, a full queue is 503 (a gateway takes it for a failure), and a stop drains as "
-        "the engine does; 0.5.16 and newer have all of it",
+        f"SGLang {release.release} loads no plug-ins, so the guard is missing: request size is "
+        "unlimited, any model name is accepted, x-api-key is not accepted as a key, no route is "
+        "closed beyond the engine's own check, a full queue returns 503 (which a gateway treats as a "
+        "failure), and a stop drains as the engine does; 0.5.16 and newer have all of it",
     )
 
 
 def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinement:
-    """What a unit may reach and take.
+    """Return the unit's network and memory limits.
 
-    Where the clients' networks are known (``metal_allowed_cidrs``, or a loopback address), nothing but these,
-    the fleet's gateways and monitoring hosts and the host itself is reached; ranks then meet on the loopback
-    interface, which any host has. Otherwise clients may be anywhere: what is link-local, and what clouds hand
-    credentials out at, is kept away.
-    Allowed media domains may be anywhere too.
+    If the clients' networks are known (``metal_allowed_cidrs``, or a loopback address), only these, the
+    fleet's gateways and monitoring hosts and the host itself can be reached; ranks then communicate on the
+    loopback interface, which any host has. Otherwise clients may be anywhere, and only link-local addresses
+    and those where clouds provide credentials are blocked. Allowed media domains may be anywhere too.
 
-    A unit may take the host's memory less a tenth of it (4 GiB at least, 32 GiB at most), shared among its
+    A unit may use the host's memory less a tenth of it (4 GiB at least, 32 GiB at most), shared among its
     replicas.
     """
     memory = None
@@ -155,7 +154,7 @@ def confinement(settings: Settings, facts: HostFacts, replicas: int) -> Confinem
 
 
 def _own_addresses(settings: Settings, facts: HostFacts) -> tuple[str, ...]:
-    """The host's addresses that are known: clients on the host itself come from there."""
+    """Return the host's known addresses: clients on the host itself use them."""
     named: Sequence[str | None] = (facts.address, settings.listen_address, settings.address)
     return tuple(dict.fromkeys(text for text in named if text and _is_address(text)))
 

@@ -1,4 +1,4 @@
-"""What was found on the host: platform and GPUs."""
+"""The host's platform and GPUs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from minimax_metal.plan.model import GpusPlan, InterconnectPlan, PlatformPlan
 from minimax_metal.plan.settings import Settings
 
 COUNTS = (4, 8)
-"""GPU counts the guides launch on."""
+"""GPU counts that the guides use."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """The GPUs of a host, known from nvidia-smi or, before a driver, from PCI."""
+    """The GPUs of a host, from nvidia-smi or, without a driver, from PCI."""
 
     gpu: Gpu | None
-    """None when the GPU is not in the catalogue and the user lifted that refusal."""
+    """None if the GPU is not in the catalogue and the user lifted that refusal."""
     name: str
     count: int
     memory_bytes: int
@@ -40,12 +40,12 @@ class Board:
 
     @property
     def label(self) -> str:
-        """The catalogue's name, or what the host calls it."""
+        """The catalogue's name, or the host's own."""
         return self.gpu.name if self.gpu else self.name
 
 
 def check_host(facts: HostFacts, found: Findings) -> bool:
-    """Whether the host could be read at all; says what stands in the way."""
+    """Return whether the host could be read at all; otherwise report why not."""
     if not facts.reachable:
         trouble = facts.trouble or trouble_in("", unreachable=True)
         found.refuse(trouble.code, trouble.found, trouble.needed, trouble.remedy)
@@ -60,7 +60,7 @@ def check_host(facts: HostFacts, found: Findings) -> bool:
         return False
     if facts.is_root is False:
         found.refuse(
-            "not-root", "a user who is not root", "root", "let plays become root: sudo for the SSH user"
+            "not-root", "a user other than root", "root", "let plays become root: sudo for the SSH user"
         )
     if facts.secure_boot:
         found.warn(
@@ -71,7 +71,7 @@ def check_host(facts: HostFacts, found: Findings) -> bool:
 
 
 def check_occupants(facts: HostFacts, ports: range, found: Findings) -> None:
-    """Whether someone else already holds what the endpoint needs. An engine of ours does not count."""
+    """Check whether another program holds what the endpoint needs. Our own engine does not count."""
     for port in ports:
         owner = facts.port_owners.get(port)
         if owner and not owner.ours:
@@ -93,8 +93,9 @@ def find_platform(facts: HostFacts, catalog: Catalog, found: Findings) -> Platfo
     if facts.architecture == "aarch64":
         found.warn(
             "architecture",
-            "aarch64: this project has installed and run nothing there; its locks were made for x86_64 and "
-            "lack at least av, which SGLang wants on aarch64 (uv's dry run with 0.5.23's lock, 2026-11-29)",
+            "aarch64: this project has never been installed or run on it; its locks were made for "
+            "x86_64 and lack at least av, which SGLang needs on aarch64 (uv's dry run with 0.5.23's "
+            "lock, 2026-11-29)",
         )
     for platform in catalog.platforms.values():
         same = (facts.distribution or "").casefold() == platform.distribution.casefold()
@@ -137,7 +138,7 @@ def gpus_plan(board: Board) -> GpusPlan:
 
 
 def interconnect_plan(gpu: Gpu) -> InterconnectPlan:
-    """What the catalogue says of the links between these GPUs: `metal accept` measures against it."""
+    """Return the catalogue's data on the links between these GPUs: `metal accept` compares with it."""
     return InterconnectPlan(
         kind=gpu.nvlink,
         nvlinks=gpu.nvlinks.value if gpu.nvlinks else None,
@@ -149,7 +150,7 @@ def interconnect_plan(gpu: Gpu) -> InterconnectPlan:
 
 
 def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Findings) -> Board | None:
-    """The GPUs of the host, if they are of one model the catalogue knows."""
+    """Return the GPUs of the host, if they are of one model in the catalogue."""
     check_answers(facts, found)
     pci = facts.pci_gpus
     if facts.what_if and not pci:
@@ -171,7 +172,7 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
     check_lost(facts, found)
     check_sick(facts, catalog.gpus.values(), found)
     check_mig(facts, found)
-    # What a sick GPU says of itself is not its name: the others stand for it.
+    # A sick GPU's error is not its name: the others stand for it.
     smi = tuple(one for one in facts.smi_gpus if one.sick is None)
     kinds: list[Gpu | None]
     if smi:
@@ -193,7 +194,7 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
             "gpu-mixed",
             f"different GPUs in one host: {', '.join(labels)}",
             "GPUs of one model",
-            "take out the others",
+            "remove the others",
         )
         return None
     if count not in COUNTS:
@@ -227,7 +228,7 @@ def find_board(settings: Settings, facts: HostFacts, catalog: Catalog, found: Fi
 
 
 def _refuse_vendor(facts: HostFacts, catalog: Catalog, found: Findings) -> bool:
-    """Refuse a host whose accelerators are of another maker, by name; false where they are not."""
+    """Refuse a host with another vendor's accelerators, by name; false if it has none."""
     for vendor in catalog.vendors.values():
         here = [
             device
@@ -252,7 +253,7 @@ def _refuse_vendor(facts: HostFacts, catalog: Catalog, found: Findings) -> bool:
 
 
 def _has_nvswitch(facts: HostFacts, gpu: Gpu | None, count: int) -> bool:
-    """Whether a fabric manager is needed: the host's PCI bus says so, or the catalogue where that can't."""
+    """Return whether a fabric manager is needed: by the host's PCI bus, or else by the catalogue."""
     if facts.nvswitches:
         return True
     if gpu is None or count not in gpu.nvswitch_counts:

@@ -38,7 +38,7 @@ class ModelPlan:
     licence: str
     sampling: Mapping[str, Any] | None
     architectures: tuple[str, ...] = ()
-    """What ``config.json`` has to name, any of them."""
+    """Names of which ``config.json`` must contain one."""
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,19 @@ class WeightsSource:
 
 @dataclass(frozen=True)
 class WeightsPlan:
-    """What is pulled, and from where."""
+    """The weights to pull, and their sources."""
 
     bytes: int
     instance: str
     """Name of the pull's unit, ``metal-weights@<instance>``: one for all replicas."""
     sources: tuple[WeightsSource, ...]
     adopt: tuple[str, ...] = ()
-    """Directories on the host that may hold the files already: verified and linked instead of fetched."""
+    """Directories on the host that may already have the files: verified and linked instead of fetched."""
 
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """A draft for speculative decoding that is a repository of its own, pulled beside the model."""
+    """A draft for speculative decoding in its own repository, pulled beside the model."""
 
     name: str
     repositories: Mapping[str, str]
@@ -81,16 +81,16 @@ class DraftPlan:
 
 @dataclass(frozen=True)
 class InterconnectPlan:
-    """What links the GPUs, as the catalogue knows it; bandwidths are bytes a second."""
+    """Links between the GPUs, by the catalogue; bandwidths are bytes per second."""
 
     kind: str
     nvlinks: int | None
     """NVLinks of one GPU."""
     bandwidth: int | None
-    """All of them together, one way."""
+    """All of them together, one direction."""
     bandwidth_source: str | None
     all_reduce_bandwidth: Mapping[int, int]
-    """GPU count to the bus bandwidth of an all-reduce that was published for it."""
+    """GPU count to the published bus bandwidth of an all-reduce."""
     all_reduce_source: Mapping[int, str]
 
 
@@ -106,12 +106,12 @@ class GpusPlan:
     indices: tuple[int, ...]
     compute_capability: str
     interconnect: InterconnectPlan | None
-    """None for a GPU that the catalogue does not know."""
+    """None for a GPU that is not in the catalogue."""
 
 
 @dataclass(frozen=True)
 class ParallelismPlan:
-    """Spread of one replica, and how many there are."""
+    """Spread of one replica, and the number of replicas."""
 
     tp: int
     ep: int
@@ -128,19 +128,19 @@ class ExtraPackage:
 
 @dataclass(frozen=True)
 class OriginsPlan:
-    """Where things come from in the end. None: from where the host, or who fetches for it, is set to."""
+    """Origins of downloads. None: as configured on the host, or on the machine that fetches for it."""
 
     package_index: str | None
     python: str
     vendor: str
     distribution: str | None
     weights: tuple[str, ...]
-    """What ``metal_weights_source`` is by default, none for the setting's own."""
+    """Default of ``metal_weights_source``, None for the setting's own."""
 
 
 @dataclass(frozen=True)
 class MirrorsPlan:
-    """What the host asks: the origins, the fleet's cache in front of them, or a bundle that replaces them."""
+    """Addresses that the host uses: the origins, the fleet's cache in front of them, or a bundle instead."""
 
     cache_url: str | None
     bundle_url: str | None
@@ -148,22 +148,22 @@ class MirrorsPlan:
     python_url: str | None
     vendor_url: str
     distribution_url: str | None
-    """None: the archives of the host's own sources, through the cache where there is one."""
+    """None: the archives in the host's own sources, through the cache if there is one."""
     direct_hosts: tuple[str, ...]
-    """Hosts of the fleet's own, which are asked without a proxy."""
+    """The fleet's own hosts, which are contacted without a proxy."""
     stale_lists: bool
-    """Whether package lists count that are past their time: a bundle is as old as it is."""
+    """Whether expired package lists are accepted: a bundle does not get newer."""
     origins: OriginsPlan
 
 
 @dataclass(frozen=True)
 class HostToolsPlan:
-    """The environment of this package on the host."""
+    """This package's environment on the host."""
 
     python: str
     uv_environment: Mapping[str, str]
     pip_environment: Mapping[str, str]
-    """What pip is told, which brings uv."""
+    """Settings for pip, which installs uv."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +173,14 @@ class EnginePlan:
     release: str
     python: str
     managed_python: bool
-    """Whether uv brings that Python, because the distribution has another one."""
+    """Whether uv installs that Python, because the distribution has another one."""
     lock_file: str | None
     lock_sha256: str | None
     digest: str
     environment: str
     extra_packages: tuple[ExtraPackage, ...]
     uv_environment: Mapping[str, str]
-    """What uv is told: whether it may bring a Python, from where, and the package index."""
+    """Settings for uv: whether it may install a Python, from where, and the package index."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class DriverPlan:
     repository_slug: str
     repository_url: str
     repository_key: str
-    """File name, in the repository, of the key that signs it."""
+    """File name, in the repository, of its signing key."""
     repository_key_fingerprint: str
     pinning_package: str | None
     packages: tuple[str, ...]
@@ -204,11 +204,11 @@ class DriverPlan:
 
 @dataclass(frozen=True)
 class CudaPlan:
-    """The CUDA toolkit the engine compiles kernels with."""
+    """The CUDA toolkit with which the engine compiles kernels."""
 
     version: str
     home: str
     packages: tuple[str, ...]
     build_packages: tuple[str, ...]
     compat_library_path: str | None
-    """Directory of CUDA's forward-compatibility libraries, where an older driver is bridged."""
+    """Directory of CUDA's forward-compatibility libraries, if they bridge an older driver."""

@@ -1,4 +1,4 @@
-"""What a key looks like that clients, the engine's parser and the gateway take: pure."""
+"""The form of keys that clients, the engine's parser and the gateway accept: pure."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Sequence
 from typing import Final
 
 SHORTEST: Final = 16
-"""Characters of a key at least."""
+"""Minimum length of a key."""
 DIFFERENT: Final = 8
-"""Different characters at least: ``aaaaaaaaaaaaaaaa`` is not a key."""
+"""Minimum number of different characters: ``aaaaaaaaaaaaaaaa`` is not a key."""
 MOST: Final = 4
-"""Keys that count at a time at most, as the engine's guard reads them."""
+"""Maximum number of simultaneously valid keys, as the engine's guard reads them."""
 FORM: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/=-]*")
 
 
 def acceptable(lists: Sequence[Sequence[str]], *, strong: bool = True) -> bool:
-    """Return whether keys are of the right form, and each of them is there once.
+    """Return whether keys have the right form and are distinct.
 
     Args:
-        lists: for each purpose the keys that count, the one in use first.
-        strong: whether keys need :data:`DIFFERENT` characters and lists hold :data:`MOST` keys at most, as
-            the engine wants them; the gateway takes others.
+        lists: for each purpose the valid keys, the one in use first.
+        strong: whether keys need :data:`DIFFERENT` characters and lists have at most :data:`MOST` keys, as
+            the engine requires; the gateway accepts others.
     """
     every = [str(key) for keys in lists for key in keys]
     return (

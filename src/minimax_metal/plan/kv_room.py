@@ -1,4 +1,4 @@
-"""How many tokens of KV cache a replica holds, what bounds them, and what would hold more. Pure."""
+"""How many tokens of KV cache a replica holds, what limits them, and what would hold more. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.speculative import draft_bytes, draft_kv_bytes
 
 GUIDE_MEM_FRACTION = 0.85
-"""What both guides set, on any GPU."""
+"""Value of both guides, for any GPU."""
 
 UNCOUNTED = (
     "--pp-size", "--pipeline-parallel-size", "--nnodes",
@@ -25,15 +25,15 @@ UNCOUNTED = (
     "--speculative-algorithm", "--enable-hisparse", "--enable-unified-memory", "--enable-memory-saver",
     "--mm-feature-transport", "--cpu-offload-gb", "--disaggregation-mode",
 )  # fmt: skip
-"""Flags of 0.5.23 that change what a GPU keeps of the KV cache, or its room; not computed here."""
+"""Flags of 0.5.23 that change a GPU's share of the KV cache, or its space; not computed here."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """Memory for the KV cache of one replica, in bytes, and the whole pages that it holds, in tokens.
+    """Memory for the KV cache of one replica, in bytes, and its whole pages, in tokens.
 
-    ``static`` is what the engine may take, ``room`` what the weights leave of it (below 0 where they don't
-    fit); ``per_token`` and ``tokens`` are none where the model's shape is not known.
+    ``static`` is the engine's memory, ``room`` the rest of it beside the weights (below 0 if they don't fit);
+    ``per_token`` and ``tokens`` are None if the model's dimensions are unknown.
     """
 
     weights: int
@@ -46,7 +46,9 @@ class Room:
 def find_room(
     settings: Settings, checkpoint: Checkpoint, board: Board, tp: int, dtype: str, fraction: float
 ) -> Room:
-    """The room on ``tp`` GPUs of the board, with this type of the cache and this share of the memory."""
+    """Return the memory on ``tp`` GPUs of the board, with this type of the cache and this share of the
+    memory.
+    """
     weights = checkpoint.weight_memory_bytes.value + draft_bytes(settings, checkpoint)
     static = int(board.memory_bytes * tp * fraction)
     room = static - weights
@@ -59,26 +61,26 @@ def find_room(
 
 
 def cache_dtype(settings: Settings) -> str:
-    """The type of the cache: of the user's own flag, else of the setting."""
+    """Return the type of the cache: from the user's flag, else from the setting."""
     return arguments_of(settings.engine_extra_args).get("--kv-cache-dtype") or settings.kv_cache_dtype
 
 
 def check_dtype(settings: Settings, checkpoint: Checkpoint, found: Findings) -> None:
-    """Refuse a type of the cache that is not one of the model's."""
+    """Refuse a type of the cache that the model does not support."""
     dtype = cache_dtype(settings)
     if dtype not in checkpoint.kv_dtypes:
         found.refuse(
             "kv-dtype",
             f"metal_kv_cache_dtype {dtype}",
             f"one of {', '.join(checkpoint.kv_dtypes)}",
-            "leave it out, or set one of them",
+            "remove it, or set one of them",
         )
 
 
 def bounded(settings: Settings, tokens: int | None, longest: int) -> tuple[int | None, int]:
-    """The tokens of the cache and of one sequence, by flags of the user's own that bound them.
+    """Return the tokens of the cache and of one sequence, limited by the user's flags.
 
-    ``--max-total-tokens`` bounds the cache, ``--context-length`` a sequence; the last one counts.
+    ``--max-total-tokens`` limits the cache, ``--context-length`` a sequence; the last one counts.
     """
     given = arguments_of(settings.engine_extra_args)
     most, context = (_number(given.get(flag)) for flag in ("--max-total-tokens", "--context-length"))
@@ -88,23 +90,23 @@ def bounded(settings: Settings, tokens: int | None, longest: int) -> tuple[int |
 
 
 def _number(word: str | None) -> int | None:
-    """A flag's value; none where the engine would refuse it."""
+    """Return a flag's value; None if the engine would refuse it."""
     return digits(word or "") or None
 
 
 def check_uncounted(settings: Settings, checkpoint: Checkpoint, found: Findings) -> None:
-    """Say which flags of the user's own the capacity does not count."""
+    """Report which of the user's flags the capacity does not account for."""
     given = arguments_of(settings.engine_extra_args)
     flags = [flag for flag in UNCOUNTED if flag in given]
     if settings.speculative_draft and checkpoint.draft:
         flags.append("metal_speculative_draft")
     if settings.draft and settings.draft.kv_bytes_per_token is None:
-        flags.append(f"the KV cache of the draft {settings.draft.name}, whose size was read nowhere")
+        flags.append(f"the draft {settings.draft.name}'s KV cache, whose size is unknown")
     if flags:
         found.warn(
             "kv-not-counted",
-            f"the KV capacity here does not count {', '.join(flags)}: the engine may hold more or fewer "
-            "tokens; its log says how many (max_total_num_tokens)",
+            f"the KV capacity here does not account for {', '.join(flags)}: the engine may hold more "
+            "or fewer tokens; its log shows how many (max_total_num_tokens)",
         )
 
 
@@ -117,10 +119,10 @@ def more(
     others: Iterable[tuple[Checkpoint, float]],
     sound: Callable[[Mapping[str, str]], bool],
 ) -> str:
-    """Which settings give more KV cache on these GPUs, and how much; what only other hosts do, too.
+    """Return which settings give more KV cache on these GPUs, and how much; also what only other hosts give.
 
-    ``others`` are the model's other formats that these GPUs serve, each with the share of the memory it
-    takes; ``sound`` says whether a launch with these flags meets no known fault.
+    ``others`` are the model's other formats that these GPUs serve, each with its share of the memory;
+    ``sound`` tells whether a launch with these flags meets no known fault.
     """
     dtype = cache_dtype(settings)
 
@@ -140,5 +142,5 @@ def more(
         if (tokens := held(other, dtype, share)) > now:
             ways.append(f"metal_model_format: {other.format} holds {tokens}")
     ways.append("GPUs with more memory hold more")
-    ways.append("each further host holds as many again, for more requests, not for a longer one")
+    ways.append("each additional host holds the same again, for more requests, not for a longer one")
     return "; " + "; ".join(ways)

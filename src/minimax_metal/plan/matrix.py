@@ -23,7 +23,7 @@ HEADS = ("model", "format", "GPUs", "fits", "KV tokens", "longest", "notes")
 
 @dataclass(frozen=True)
 class Row:
-    """One combination: tokens are of all sequences together, ``longest`` of one; none where it is refused."""
+    """One combination: tokens are of all sequences together, ``longest`` of one; None if it is refused."""
 
     model: str
     format: str
@@ -33,13 +33,13 @@ class Row:
     kv_tokens: int | None
     longest: int | None
     refusals: tuple[str, ...]
-    """Codes of what stands against it."""
+    """Codes of its refusals."""
     warnings: tuple[str, ...]
-    """Codes of what is worth knowing."""
+    """Codes of its warnings."""
 
 
 def find_models(wanted: Iterable[str], catalog: Catalog) -> list[str]:
-    """The catalogue's names of the models asked for (all where none is); raises ``UserError``."""
+    """Return the catalogue's names of the requested models (all if none is given); raises ``UserError``."""
     found = []
     for word in wanted:
         name = model_named(word, catalog)
@@ -52,7 +52,7 @@ def find_models(wanted: Iterable[str], catalog: Catalog) -> list[str]:
 
 
 def rows(models: Iterable[str], catalog: Catalog, day: date | str | None = None) -> Iterator[Row]:
-    """A row for each combination, in the catalogue's order; ``day`` as ``metal_plan_date``."""
+    """Return a row for each combination, in the catalogue's order; ``day`` as ``metal_plan_date``."""
     platform = next(iter(catalog.platforms.values()))
     for model in models:
         for form in catalog.models[model]:
@@ -76,7 +76,7 @@ def rows(models: Iterable[str], catalog: Catalog, day: date | str | None = None)
 
 
 def _cells(made: Sequence[Row]) -> tuple[list[tuple[str, ...]], list[str]]:
-    """The table's cells, and the codes that the numbers in its last column stand for, from 1 on."""
+    """Return the table's cells, and the codes that the numbers in its last column stand for, from 1 on."""
     codes = list(dict.fromkeys(code for one in made for code in (*one.refusals, *one.warnings)))
     number = {code: str(place) for place, code in enumerate(codes, 1)}
     cells: list[tuple[str, ...]] = [
@@ -95,7 +95,7 @@ def _cells(made: Sequence[Row]) -> tuple[list[tuple[str, ...]], list[str]]:
 
 
 def text(made: Sequence[Row]) -> str:
-    """Columns for a terminal; the notes are last, so that a narrow one cuts nothing else."""
+    """Return columns for a terminal; the notes are last, so that a narrow one cuts nothing else."""
     cells, codes = _cells(made)
     widths = [max(len(row[place]) for row in (HEADS, *cells)) for place in range(len(HEADS))]
     right = {"KV tokens", "longest"}
@@ -110,7 +110,7 @@ def text(made: Sequence[Row]) -> str:
 
 
 def markdown(made: Sequence[Row]) -> str:
-    """The same as a Markdown table."""
+    """Return the same as a Markdown table."""
     cells, codes = _cells(made)
     lines = [f"| {' | '.join(row)} |" for row in (HEADS, ("---",) * len(HEADS), *cells)]
     return "\n".join([*lines, "", *(f"{place}. `{code}`" for place, code in enumerate(codes, 1))]) + "\n"
@@ -120,11 +120,13 @@ def main(argv: Sequence[str]) -> int:
     """Print the table; the exit status is 0 whatever fits."""
     parser = argparse.ArgumentParser(prog="metal plan --matrix", description=__doc__)
     parser.add_argument("--matrix", action="store_true", help="this table")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="repeatable; none: all")
+    parser.add_argument(
+        "--model", action="append", default=[], metavar="NAME", help="repeatable; default: all"
+    )
     parser.add_argument("--json", action="store_true", help="a list with one object per combination")
     parser.add_argument("--markdown", action="store_true", help="a Markdown table")
     parser.add_argument(
-        "--date", metavar="YYYY-MM-DD", help="day for which driver branches are judged; today"
+        "--date", metavar="YYYY-MM-DD", help="date on which driver branches are judged; default: today"
     )
     arguments = parser.parse_args(list(argv))
     catalog = packaged_catalog()

@@ -33,19 +33,19 @@ from minimax_metal.plan.model import MirrorsPlan, OriginsPlan
 from minimax_metal.plan.settings import Settings
 
 ORIGIN = "origin"
-"""The preset that others are laid over."""
+"""The preset that others extend."""
 TIMEOUT_SECONDS = 600
 """How long uv and pip wait for a byte from a cache, which may still be waiting for its own origin."""
-# Printable ASCII, as URLs are written; nothing that ends a word or a line, or begins another, in any file.
+# Printable ASCII, as in URLs; nothing that ends a word or a line, or begins another, in any file.
 _URL = re.compile(r"https?://[A-Za-z0-9._\[\]:-]+(/(?:(?![\"';{}$\\])[!-~])*)?")
 _PROXY = re.compile(r"https?://((?:(?![\"';{}$\\/@])[!-~]){1,300}@)?[A-Za-z0-9._\[\]:-]+/?")
 _CACHE = re.compile(r"http://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})")
 
 
 def with_mirrors(settings: Settings, catalog: Catalog, found: Findings) -> tuple[Settings, MirrorsPlan]:
-    """The settings with the defaults of the preset, and the table of URLs.
+    """Return the settings with the preset's defaults, and the table of URLs.
 
-    A URL that is none, a preset nobody knows and a cache that names no port are refusals.
+    An invalid URL, an unknown preset and a cache without a port are refused.
     """
     settings = _without_bad_urls(settings, found)
     cache = settings.cache_url.rstrip("/") if settings.cache_url else None
@@ -89,13 +89,13 @@ def with_mirrors(settings: Settings, catalog: Catalog, found: Findings) -> tuple
 
 
 def through(cache: str, url: str) -> str:
-    """The URL by which a cache is asked for something of a distribution's archive."""
+    """Return the URL by which a cache is asked for a file of a distribution's archive."""
     parts = urlsplit(url)
     return f"{cache}/apt/{parts.scheme}/{parts.netloc}{parts.path.rstrip('/')}"
 
 
 def pip_environment(mirrors: MirrorsPlan) -> dict[str, str]:
-    """What pip is told of the package index. Plain HTTP is trusted: the lock has the hashes."""
+    """Return pip's settings for the package index. Plain HTTP is trusted: the lock has the hashes."""
     index = mirrors.package_index_url
     if not index:
         return {}
@@ -108,7 +108,7 @@ def pip_environment(mirrors: MirrorsPlan) -> dict[str, str]:
 
 
 def uv_environment(mirrors: MirrorsPlan) -> dict[str, str]:
-    """What uv is told of the package index and of where its Pythons come from."""
+    """Return uv's settings for the package index and for the source of its Pythons."""
     values = {
         "UV_DEFAULT_INDEX": mirrors.package_index_url,
         "UV_PYTHON_INSTALL_MIRROR": mirrors.python_url,
@@ -118,7 +118,7 @@ def uv_environment(mirrors: MirrorsPlan) -> dict[str, str]:
 
 
 def bundle_url(settings: Settings) -> str | None:
-    """The URL of the served bundle, if ``metal_mirrors`` names one."""
+    """Return the URL of the served bundle, if ``metal_mirrors`` names one."""
     named = settings.mirrors or ""
     return named.rstrip("/") if "://" in named else None
 
@@ -131,7 +131,7 @@ def _without_bad_urls(settings: Settings, found: Findings) -> Settings:
             "mirror-url",
             f"{name} {value}",
             "an http(s) URL without credentials, quotes or spaces",
-            "put the variable right",
+            "fix the variable",
         )
         return None
 
@@ -146,7 +146,7 @@ def _without_bad_urls(settings: Settings, found: Findings) -> Settings:
 
 
 def _origins(settings: Settings, catalog: Catalog, found: Findings) -> OriginsPlan:
-    """What the preset says, under what single variables say."""
+    """Return the preset's values, overridden by single variables."""
     base = catalog.mirrors[ORIGIN]
     bundle = bundle_url(settings)
     if bundle:
@@ -182,12 +182,12 @@ def _origins(settings: Settings, catalog: Catalog, found: Findings) -> OriginsPl
 
 
 def is_url(text: object) -> bool:
-    """Whether a text is an http(s) URL that may stand in any file: no credentials, quotes or spaces."""
+    """Return whether a text is an http(s) URL that is safe in any file: no credentials, quotes or spaces."""
     return isinstance(text, str) and _URL.fullmatch(text) is not None
 
 
 def is_proxy(text: object) -> bool:
-    """Whether a text is the URL of a proxy; it may hold user and password, and nothing that ends a line."""
+    """Return whether a text is the URL of a proxy; it may contain user and password, but no line end."""
     return isinstance(text, str) and _PROXY.fullmatch(text) is not None
 
 

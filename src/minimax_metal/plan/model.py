@@ -1,4 +1,4 @@
-"""What a plan is: frozen dataclasses that say everything that was decided for one host.
+"""The plan's data: frozen dataclasses with every decision for one host.
 
 Units: ``*_bytes`` are bytes, ``*_seconds`` seconds, ``kv_tokens`` tokens over all sequences together.
 """
@@ -83,7 +83,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Refusal:
-    """A reason why a host can't serve what was asked; lifted only by naming its code."""
+    """A reason why a host can't serve as requested; lifted only by naming its code."""
 
     code: str
     found: str
@@ -91,13 +91,13 @@ class Refusal:
     remedy: str
 
     def line(self, host: str) -> str:
-        """One line for people: host, code, found, needed, what to do."""
+        """One readable line: host, code, found, needed, what to do."""
         return f"{host}: {self.code}: found {self.found}; needed {self.needed}; {self.remedy}"
 
 
 @dataclass(frozen=True)
 class Notice:
-    """A warning: the plan goes on, on thin evidence or with something worth knowing."""
+    """A warning: the plan continues, but on thin evidence or with something worth knowing."""
 
     code: str
     message: str
@@ -105,7 +105,7 @@ class Notice:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where the plan leaves the vendor's guide, and why."""
+    """A deviation from the vendor's guide, with its reason."""
 
     what: str
     guide: str
@@ -115,63 +115,63 @@ class Difference:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided for one host. Parts that could not be decided are none, and a refusal says why."""
+    """All decisions for one host. Undecided parts are None, and a refusal gives the reason."""
 
     host: str
     profile: str
     refusals: tuple[Refusal, ...]
     accepted: tuple[Refusal, ...]
-    """Refusals that ``metal_accept_refusals`` lifted; kept for the release record."""
+    """Refusals that ``metal_accept_refusals`` lifted; stored in the release record."""
     warnings: tuple[Notice, ...]
     differences: tuple[Difference, ...]
     platform: PlatformPlan | None
     model: ModelPlan | None
     weights: WeightsPlan | None
     draft: DraftPlan | None
-    """None where no draft of its own repository is asked for."""
+    """None if no draft from its own repository is requested."""
     gpus: GpusPlan | None
     parallelism: ParallelismPlan | None
     mirrors: MirrorsPlan | None
-    """Where the host fetches from."""
+    """Where the host downloads from."""
     host_tools: HostToolsPlan | None
     engine: EnginePlan | None
     driver: DriverPlan | None
     cuda: CudaPlan | None
     tls: TlsPlan | None
-    """None where the fleet's own authority is not used."""
+    """None if the fleet's own CA is not used."""
     services: tuple[ServicePlan, ...]
-    """One unit per replica, in the order of their ports; ``service`` is the first of them."""
+    """One unit per replica, ordered by port; ``service`` is the first of them."""
     firewall: FirewallPlan | None
-    """None where the endpoints are open to every address."""
+    """None if the endpoints are open to every address."""
     kernel_cache: KernelCachePlan | None
     precompile: PrecompilePlan | None
-    """None where nothing is compiled by DeepGEMM."""
+    """None if DeepGEMM compiles nothing."""
     page_cache: PageCachePlan | None
-    """None where the weights would push out what the host needs its memory for."""
+    """None if the weights would take memory that the host needs."""
     capacity: CapacityPlan | None
     limits: LimitsPlan | None
     layouts: tuple[LayoutPlan, ...]
-    """Every layout the host's GPUs allow; the plan takes the one of ``metal_layout``."""
+    """Every layout that the host's GPUs allow; the plan uses the one of ``metal_layout``."""
     disk: DiskPlan | None
     checks: ChecksPlan | None
 
     @property
     def service(self) -> ServicePlan | None:
-        """The first (and mostly only) unit."""
+        """The first (and usually only) unit."""
         return self.services[0] if self.services else None
 
     @property
     def fits(self) -> bool:
-        """Whether nothing stands against it."""
+        """Whether there is no refusal."""
         return not self.refusals
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON-able data, every key always there."""
+        """Return the plan as plain data for JSON, with every key always present."""
         parts = {field.name: plain(getattr(self, field.name)) for field in fields(self)}
         return self._derived() | parts
 
     def _derived(self) -> dict[str, Any]:
-        """What its dictionary says besides the fields."""
+        """The dictionary's keys besides the fields."""
         return {"schema": SCHEMA, "host": self.host, "fits": self.fits, "service": plain(self.service)}
 
     @classmethod
@@ -179,10 +179,10 @@ class Plan:
         """Return the plan that :meth:`as_dict` of this version wrote, or JSON of it.
 
         Raises:
-            UserError: it is not such a plan: a key is unknown or missing, a value is of another type, or what
-                is said twice differs. One line that names the key.
+            UserError: it is not such a plan: a key is unknown or missing, a value is of another type, or two
+                places contradict each other. The error is one line that names the key.
         """
-        advice = "pass a plan that this version made"
+        advice = "pass a plan made by this version"
         if not isinstance(value, Mapping):
             raise UserError(f"plan: found {one_line(repr(value), 80)}, expected an object; {advice}")
         derived = {"schema", "fits", "service"}
@@ -200,14 +200,14 @@ class Plan:
     def of_record(cls, value: Any) -> Plan:
         """Return the plan in a release's record, which another version of this project may have written.
 
-        Whatever it is, it is read: what it lacks or has in another type is none or empty here (see
+        Reading never fails: a key that is missing or of another type becomes None or empty (see
         :func:`minimax_metal.plan.reading.lenient`). A unit without a name is not one.
         """
         found = reading.lenient(cls, value if isinstance(value, Mapping) else {})
         return replace(found, services=tuple(one for one in found.services if one.unit))
 
     def summary(self) -> dict[str, Any]:
-        """The flat view of ``metal plan --json``: one object of scalars and short lists."""
+        """Return the flat view for ``metal plan --json``: one object of scalars and short lists."""
         model, gpus, spread = self.model, self.gpus, self.parallelism
         return {
             "host": self.host,
@@ -242,7 +242,7 @@ class Plan:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses, tuples and mappings as dictionaries and lists."""
+    """Return dataclasses, tuples and mappings as dictionaries and lists."""
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

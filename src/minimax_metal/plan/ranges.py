@@ -1,4 +1,4 @@
-"""Values that a type alone can't judge: numbers, and texts that become addresses and names of directories."""
+"""Values that a type alone can't validate: numbers, and texts that become addresses and directory names."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from minimax_metal.plan.settings.reading import refuse_value
 
 _REVISION: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _PROGRAMS: Final = re.compile(r"/[A-Za-z0-9_./@+-]+")
-"""Directories of programs: systemd refuses quotes in a program's name, and no script starts by a path with a
-space in its first line."""
+"""Directories of programs: systemd refuses quotes in a program's name, and a script's first line can't name a
+path with a space.
+"""
 _ADDRESS: Final = re.compile(r"(?:[A-Za-z0-9_.:-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?:%[A-Za-z0-9_.-]{1,15})?")
 
 
 def check_ranges(settings: Settings, found: Findings) -> None:
-    """Bounds and choices as declared, and the form of texts that the engine's own parser lets through."""
+    """Check declared bounds and choices, and texts that the engine's own parser accepts."""
     for setting in SETTINGS:
         refusal = refuse_value(setting, getattr(settings, setting.attribute))
         if refusal:
@@ -31,7 +32,7 @@ def check_ranges(settings: Settings, found: Findings) -> None:
                 "model-revision",
                 f"{name} {revision}",
                 "a commit, a tag or a branch: letters, digits, dots and dashes",
-                "leave it out for the catalogue's",
+                "remove it to use the catalogue's",
             )
     for name, address in (
         ("metal_listen_address", settings.listen_address),
@@ -39,11 +40,11 @@ def check_ranges(settings: Settings, found: Findings) -> None:
         ("metal_tls_name", settings.tls_name),
     ):
         if address is not None and not _ADDRESS.fullmatch(address):
-            found.refuse("address", f"{name} {address}", "an IP address or a host's name", f"fix {name}")
+            found.refuse("address", f"{name} {address}", "an IP address or a host name", f"fix {name}")
     if not _PROGRAMS.fullmatch(settings.engine_directory):
         found.refuse(
             "directory",
             f"metal_engine_directory {settings.engine_directory}",
-            "a path of letters, digits and . _ / @ + -: programs start from there",
-            "leave it out, or set such a path",
+            "a path of letters, digits and . _ / @ + -: programs are started from there",
+            "remove it, or set such a path",
         )

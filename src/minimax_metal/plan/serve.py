@@ -1,4 +1,4 @@
-"""The units: parsers, launch lines, one unit per replica."""
+"""The units: parsers, launch commands, one unit per replica."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOFILE = 65_536
 def find_parsers(
     settings: Settings, checkpoint: Checkpoint, release: EngineRelease | None, found: Findings
 ) -> Parsers:
-    """The parsers: the model's own, or the guide's under that profile, or what the user sets."""
+    """Return the parsers: the model's own, the guide's under that profile, or the user's."""
     own, guide = checkpoint.parsers, checkpoint.guide_parsers
     base = guide if settings.profile == "guide" else own
     parsers = Parsers(
@@ -49,13 +49,13 @@ def find_parsers(
                     "parser-unknown",
                     f"{name} parser {parser}",
                     f"one that SGLang {release.release} has: {', '.join(known)}",
-                    f"leave metal_{name.replace('-', '_')}_parser out, or use a newer metal_engine_release",
+                    f"remove metal_{name.replace('-', '_')}_parser, or use a newer metal_engine_release",
                 )
     return parsers
 
 
 def parser_words(parsers: Parsers | None) -> tuple[str, ...]:
-    """The flags of the parsers, as a launch line has them."""
+    """Return the parsers' flags for the launch command."""
     return ("--tool-call-parser", parsers.tool, "--reasoning-parser", parsers.reasoning) if parsers else ()
 
 
@@ -64,15 +64,15 @@ _SECRET_NAME = re.compile(
     r"PRIVATE_KEY|ADMIN_KEY|SECRET_ACCESS_KEY|ENCRYPTION_KEY|SIGNING_KEY)$|SECRET|PASSWORD",
     re.IGNORECASE,
 )
-"""Names that tools give to what nobody else may know: HF_TOKEN, AWS_SECRET_ACCESS_KEY, OPENAI_API_KEY."""
+"""Names of variables that hold secrets: HF_TOKEN, AWS_SECRET_ACCESS_KEY, OPENAI_API_KEY."""
 _SECRET_VALUE = re.compile(r"://[^/\s:@]*:[^/\s@]+@|-----BEGIN [A-Z ]*PRIVATE KEY")
-"""A password in a URL (that of a proxy, say), or a private key."""
+"""A password in a URL (of a proxy, for example), or a private key."""
 _NO_SECRET = re.compile(r"(?i)-?[0-9.]{0,8}|true|false|yes|no|on|off|none|/[^\s]*")
-"""Values that are none, whatever the name: numbers, switches, paths of files."""
+"""Values that are not secrets, whatever their name: numbers, switches, file paths."""
 
 
 def secret_names(environment: Mapping[str, str]) -> list[str]:
-    """Return the names of variables that hold a secret, as far as name and value tell."""
+    """Return the names of variables that seem to hold a secret, by name and value."""
     return sorted(
         name
         for name, value in environment.items()
@@ -87,27 +87,27 @@ def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings)
             "duplicate-flag",
             f"{flag} in metal_engine_extra_args, which the plan sets already",
             "each flag once",
-            f"set {variable} instead" if variable else f"take {flag} out of metal_engine_extra_args",
+            f"set {variable} instead" if variable else f"remove {flag} from metal_engine_extra_args",
         )
     for flag in sorted({word.split("=")[0] for word in settings.engine_extra_args} & SECRET_FLAGS):
         found.refuse(
             "secret-in-argv",
             f"{flag} in metal_engine_extra_args",
             "no secret in a command line, which every user of the host can read",
-            "set sglang_service_api_key and sglang_service_admin_api_key, best from a vault",
+            "set sglang_service_api_key and sglang_service_admin_api_key, preferably from a vault",
         )
     for name in secret_names(settings.engine_extra_environment):
         found.refuse(
             "secret-in-environment",
             f"what looks like a secret in metal_engine_extra_environment: {name}",
             "no secret in a unit file, which every user of the host can read",
-            f"take {name} out; keep it in a file of root's with mode 0600 on the hosts, and name that by a "
-            "drop-in of sglang@.service with EnvironmentFile= (docs/service.md)",
+            f"remove {name}; keep it in a file on the hosts, owned by root with mode 0600, and load "
+            "that with EnvironmentFile= in a drop-in of sglang@.service (docs/service.md)",
         )
 
 
 def _entrypoint(settings: Settings, release: EngineRelease, found: Findings) -> str:
-    """What the user sets, else the guide's under its profile, else what the release recommends."""
+    """Return the user's entry point, else the guide's under its profile, else the recommended one."""
     usual = GUIDE_ENTRYPOINT if settings.profile == "guide" else release.entrypoints[0]
     wanted = settings.engine_entrypoint or usual
     if wanted not in release.entrypoints:
@@ -115,7 +115,7 @@ def _entrypoint(settings: Settings, release: EngineRelease, found: Findings) -> 
             "entrypoint",
             f"metal_engine_entrypoint {wanted}",
             f"one that SGLang {release.release} has: {', '.join(release.entrypoints)}",
-            "leave metal_engine_entrypoint out",
+            "remove metal_engine_entrypoint",
         )
     return wanted
 
@@ -136,14 +136,16 @@ def service_plans(
     verbatim: bool,
     found: Findings,
 ) -> tuple[ServicePlan, ...]:
-    """One unit per replica. ``verbatim`` renders the guide's own words, for a host that does not exist."""
+    """Return one unit per replica. ``verbatim`` renders the guide's own command, for a host that does not
+    exist.
+    """
     spread = fit.spread
     base = instance_name(settings, model)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.:-]*", base):
         found.refuse(
             "instance",
             f"metal_instance {base!r}",
-            "letters, digits, dot, dash and underscore",
+            "letters, digits, dots, dashes and underscores",
             "set metal_instance to such a name",
         )
         return ()
@@ -152,7 +154,7 @@ def service_plans(
         found.refuse("port", f"port {last} for the last replica", "1 to 65535", "lower metal_port")
     used = spread.tp * spread.replicas
     if used < board.count:
-        found.warn("gpus-idle", f"{board.count - used} of {board.count} GPUs serve nothing")
+        found.warn("gpus-idle", f"{board.count - used} of {board.count} GPUs are unused")
     services: list[ServicePlan] = []
     for number in range(spread.replicas):
         instance = base if spread.replicas == 1 else f"{base}-{number + 1}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LimitsPlan:
-    """How many requests one replica takes at a time, and its weight among replicas of the same model."""
+    """How many requests one replica runs at a time, and its weight among replicas of the same model."""
 
     max_running_requests: int | None
     max_queued_requests: int | None
@@ -17,7 +17,7 @@ class LimitsPlan:
 
 @dataclass(frozen=True)
 class LayoutPlan:
-    """One way to share out the host's GPUs, and what it would hold."""
+    """One way to divide the host's GPUs, with its capacity."""
 
     name: str
     replicas: int
@@ -37,17 +37,17 @@ class ServicePlan:
     host: str
     port: int
     url: str
-    """Where the host itself reaches the endpoint, as a client would: under TLS by the certificate's name."""
+    """Where the host itself reaches the endpoint, like a client: under TLS by the certificate's name."""
     worker_url: str
     """Where a gateway reaches the endpoint; also its name among the gateway's workers."""
     ready_url: str
-    """Health URL at an address of the host; under TLS whoever asks it there doesn't check the certificate."""
+    """Health URL at an address of the host; under TLS, checks from the host don't verify the certificate."""
     keys_directory: str | None
-    """Directory of the key files, none where the endpoint wants no key."""
+    """Directory of the key files, None if the endpoint needs no key."""
     credentials: Mapping[str, str]
-    """Files of root's that systemd hands to the unit, by the name they get."""
+    """Files of root's that systemd passes to the unit, by credential name."""
     check_arguments: tuple[str, ...]
-    """What ``metal check`` needs to be let in."""
+    """What ``metal check`` needs to connect."""
     argv: tuple[str, ...]
     environment: Mapping[str, str]
     gpu_indices: tuple[int, ...]
@@ -59,16 +59,16 @@ class ServicePlan:
     limits: LimitsPlan
     ip_allow: tuple[str, ...] = ()
     ip_deny: tuple[str, ...] = ()
-    """Networks that the unit may and may not exchange packets with; what is allowed wins."""
+    """Networks that the unit may and may not communicate with; allowed ones take precedence."""
     proves: bool = False
     """Whether it proves to gateways that it is the engine (``/metal/identity``)."""
     memory_max_bytes: int | None = None
-    """Memory that the unit may take; none where the host's is not known."""
+    """Maximum memory of the unit; None if the host's is unknown."""
 
 
 @dataclass(frozen=True)
 class TlsPlan:
-    """A certificate of the fleet's own authority, which the controller makes (``metal_tls: fleet``)."""
+    """A certificate from the fleet's own CA, which the controller creates (``metal_tls: fleet``)."""
 
     directory: str
     """Directory on the host: ``tls.crt``, ``tls.key`` and ``ca.crt``."""
@@ -78,7 +78,7 @@ class TlsPlan:
 
 @dataclass(frozen=True)
 class FirewallPlan:
-    """Who may reach the endpoints' ports; everybody else is kept from these ports and from no other."""
+    """Networks that may reach the endpoints' ports; others are kept from these ports only."""
 
     ipv4: tuple[str, ...]
     ipv6: tuple[str, ...]
@@ -87,7 +87,7 @@ class FirewallPlan:
 
 @dataclass(frozen=True)
 class KernelCachePlan:
-    """Where compiled kernels are kept: one directory for each engine release, GPU and driver branch."""
+    """Where compiled kernels are cached: one directory per engine release, GPU and driver branch."""
 
     key: str
     path: str
@@ -103,15 +103,15 @@ class PrecompilePlan:
     user: str
     group: str
     cache: str
-    """Directory that it compiles into; the engine's kernel cache gets a copy."""
+    """Directory that it compiles into; the results are copied to the engine's kernel cache."""
     marker: str
-    """File in the engine's kernel cache that says it is done for this command."""
+    """Marker file in the engine's kernel cache for this command."""
     timeout_seconds: int
 
 
 @dataclass(frozen=True)
 class PageCachePlan:
-    """Weights that are read into the host's page cache before the engine asks for them."""
+    """Weights to read into the host's page cache before the engine needs them."""
 
     unit: str
     path: str
@@ -120,7 +120,7 @@ class PageCachePlan:
 
 @dataclass(frozen=True)
 class CapacityPlan:
-    """Memory of all replicas together; ``kv_tokens`` is none where KV bytes per token are not known."""
+    """Memory of all replicas together; ``kv_tokens`` is None if KV bytes per token are unknown."""
 
     kv_tokens: int | None
     kv_tokens_per_replica: int | None
@@ -135,7 +135,7 @@ class CapacityPlan:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Room the weights want."""
+    """Space that the weights need."""
 
     needed_bytes: int
     path: str
@@ -143,7 +143,7 @@ class DiskPlan:
 
 @dataclass(frozen=True)
 class ChecksPlan:
-    """What the post-check asks for."""
+    """What the post-check sends."""
 
     model: str
     image: bool
@@ -151,4 +151,4 @@ class ChecksPlan:
     reasoning_parser: str
     tool_parser: str
     arguments: tuple[str, ...]
-    """What ``metal check`` is told of the model."""
+    """Properties of the model for ``metal check``."""

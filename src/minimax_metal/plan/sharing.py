@@ -1,4 +1,4 @@
-"""Which hosts of a run share a model, and what came of it: pure, for the play."""
+"""Which hosts of a run share a model, and how much they transferred: pure, for the play."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def members(hosts: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def share(hosts: Iterable[Mapping[str, str]], me: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request's field ``share`` for one host; {} where nobody else has the same model.
+    """Return the request's field ``share`` for one host; {} if no other host has the same model.
 
     Args:
         hosts: from :func:`members`.
@@ -48,10 +48,10 @@ def share(hosts: Iterable[Mapping[str, str]], me: str, settings: Mapping[str, An
 
 
 def account(came: Iterable[Mapping[str, Any]], size: int) -> str:
-    """Return one line: what all hosts together fetched, and how much of it from the source.
+    """Return one line: how much all hosts together fetched, and how much of it from the source.
 
     Args:
-        came: per host ``fetched`` and ``peers``, bytes; {} for a host that had everything.
+        came: per host ``fetched`` and ``peers``, bytes; {} for a host that already had everything.
         size: bytes of the model.
     """
     rows = list(came)
@@ -63,6 +63,6 @@ def account(came: Iterable[Mapping[str, Any]], size: int) -> str:
 
 
 def _bytes(row: Any, key: str) -> int:
-    """Return what a host says it fetched; 0 for anything that no host can have fetched."""
+    """Return how much a host reports to have fetched; 0 for impossible values."""
     value = row.get(key) if isinstance(row, Mapping) else None
     return int(value) if isinstance(value, int | float) and 0 <= value < 1 << 62 else 0

@@ -1,4 +1,4 @@
-"""Speculative decoding: with the draft that comes with a checkpoint, or with a repository of its own."""
+"""Speculative decoding: with the draft that comes with a checkpoint, or with one from its own repository."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from minimax_metal.plan.versions import version_key
 
 ALGORITHM = "--speculative-algorithm"
 STAGES = ("--pp-size", "--pipeline-parallel-size")
-"""Pipeline parallelism, by both names that the engine's parser takes."""
+"""Pipeline parallelism, by both names that the engine's parser accepts."""
 DRAFT_PATH = "--speculative-draft-model-path"
 
 
 def with_draft(settings: Settings, catalog: Catalog, found: Findings) -> Settings:
-    """The settings with the catalogue's entry of ``metal_speculative_draft_model``, by name or repository."""
+    """Return the settings with the catalogue's entry of ``metal_speculative_draft_model``, by name or
+    repository.
+    """
     wanted = settings.speculative_draft_model
     if not wanted:
         return settings
@@ -37,7 +39,7 @@ def with_draft(settings: Settings, catalog: Catalog, found: Findings) -> Setting
 
 
 def wants_draft(settings: Settings, checkpoint: Checkpoint) -> bool:
-    """Whether the bundled draft is asked for, by its setting or by the flag that starts it."""
+    """Return whether the bundled draft is requested, by its setting or by the flag that starts it."""
     if settings.speculative_draft:
         return True
     draft = checkpoint.draft
@@ -45,7 +47,7 @@ def wants_draft(settings: Settings, checkpoint: Checkpoint) -> bool:
 
 
 def _algorithm(settings: Settings) -> str | None:
-    """The algorithm of the user's own flags."""
+    """Return the algorithm in the user's flags."""
     return arguments_of(settings.engine_extra_args).get(ALGORITHM)
 
 
@@ -55,12 +57,12 @@ def _stages(settings: Settings) -> str:
 
 
 def draft_revision(settings: Settings, draft: SeparateDraft) -> str | None:
-    """The revision of a separate draft: the user's, else the catalogue's."""
+    """Return the revision of a separate draft: the user's, else the catalogue's."""
     return settings.speculative_draft_revision or draft.revision
 
 
 def draft_path(settings: Settings, draft: SeparateDraft) -> str:
-    """Its directory on the host."""
+    """Return its directory on the host."""
     revision = draft_revision(settings, draft)
     return f"{settings.weights_directory}/{draft.repositories['huggingface']}/{revision}"
 
@@ -68,18 +70,18 @@ def draft_path(settings: Settings, draft: SeparateDraft) -> str:
 def check_draft(
     settings: Settings, checkpoint: Checkpoint, board: Board, release: EngineRelease | None, found: Findings
 ) -> None:
-    """Refuse a draft where there is none, and any algorithm where the engine does not take it."""
+    """Refuse a draft if there is none, and an algorithm that the engine does not support."""
     if settings.draft:
         _check_separate(settings, settings.draft, checkpoint, board, release, found)
     draft, algorithm = checkpoint.draft, _algorithm(settings)
-    remedy = f"leave metal_speculative_draft and {ALGORITHM} out"
+    remedy = f"remove metal_speculative_draft and {ALGORITHM}"
     if draft is None:
         if settings.speculative_draft:
             found.refuse(
                 "speculative",
-                f"metal_speculative_draft for {checkpoint.name} {checkpoint.format}, "
-                "which comes with no draft",
-                "a checkpoint that comes with one",
+                f"metal_speculative_draft for {checkpoint.name} {checkpoint.format}, which comes "
+                "without a draft",
+                "a checkpoint that comes with a draft",
                 remedy,
             )
         return
@@ -97,21 +99,21 @@ def check_draft(
         found.refuse(
             "speculative",
             f"the draft of {checkpoint.name} on {board.label} (compute capability {board.capability})",
-            f"compute capability {' or '.join(draft.generations)}: SGLang wants {draft.constraints}",
+            f"compute capability {' or '.join(draft.generations)}: SGLang requires {draft.constraints}",
             remedy,
         )
     elif stages != "1":
         found.refuse(
             "speculative",
             f"the draft of {checkpoint.name} with {stages} pipeline stages",
-            f"one: SGLang wants {draft.constraints}",
-            f"{remedy}, or take {' and '.join(STAGES)} out of metal_engine_extra_args",
+            f"one: SGLang requires {draft.constraints}",
+            f"{remedy}, or remove {' and '.join(STAGES)} from metal_engine_extra_args",
         )
     else:
         found.warn(
             "speculative-unproven",
-            f"speculative decoding with {draft.directory}/ was never run by this project; SGLang wants "
-            f"{draft.constraints}",
+            f"this project has never run speculative decoding with {draft.directory}/; SGLang "
+            f"requires {draft.constraints}",
         )
 
 
@@ -123,14 +125,14 @@ def _check_separate(
     release: EngineRelease | None,
     found: Findings,
 ) -> None:
-    """All that stands against a draft of its own repository: model, GPU, engine, revision, another draft."""
+    """Check a draft from its own repository: model, GPU, engine, revision, another draft."""
     name = f"the draft {draft.name}"
-    out = "leave metal_speculative_draft_model out"
+    out = "remove metal_speculative_draft_model"
     if checkpoint.name not in draft.models:
         found.refuse(
             "speculative",
             f"{name} for {checkpoint.name}",
-            f"{' or '.join(draft.models)}, whose outputs it learned from ({draft.source})",
+            f"{' or '.join(draft.models)}, on whose outputs it was trained ({draft.source})",
             out,
         )
     if board.capability not in draft.generations:
@@ -145,33 +147,33 @@ def _check_separate(
             "speculative",
             f"{name} with SGLang {release.release}",
             f"{draft.minimum_engine} or newer ({draft.source})",
-            f"leave metal_engine_release out, or {out}",
+            f"remove metal_engine_release, or {out}",
         )
     if "DSPARK" in draft.arguments and (stages := _stages(settings)) != "1":
         found.refuse(
             "speculative",
             f"{name} with {stages} pipeline stages",
             f"one: {draft.constraints}",
-            f"{out}, or take {' and '.join(STAGES)} out of metal_engine_extra_args",
+            f"{out}, or remove {' and '.join(STAGES)} from metal_engine_extra_args",
         )
     if draft_revision(settings, draft) is None:
         found.refuse(
             "speculative",
-            f"{name}, of which no source read proves a revision",
+            f"{name}, for which no source gives a revision",
             "the revision that is pulled and served",
             f"set metal_speculative_draft_revision to a commit of {draft.repositories['huggingface']}",
         )
     if wants_draft(settings, checkpoint):
-        found.refuse("speculative", f"{name} and the one that comes with the checkpoint", "one draft", out)
+        found.refuse("speculative", f"{name} and the draft that comes with the checkpoint", "one draft", out)
     found.warn(
         "speculative-unproven",
-        f"speculative decoding with {draft.name} was never run by this project; {draft.constraints} "
+        f"this project has never run speculative decoding with {draft.name}; {draft.constraints} "
         f"({draft.source})",
     )
 
 
 def draft_arguments(settings: Settings, checkpoint: Checkpoint) -> tuple[str, ...]:
-    """Flags of the draft, where a setting asks for it; one without a revision is not pulled, and has none."""
+    """Return the draft's flags, if a setting requests it; one without a revision has none."""
     if settings.draft and draft_revision(settings, settings.draft) is None:
         return ()
     if settings.draft:
@@ -180,7 +182,7 @@ def draft_arguments(settings: Settings, checkpoint: Checkpoint) -> tuple[str, ..
 
 
 def draft_environment(settings: Settings, checkpoint: Checkpoint) -> dict[str, str]:
-    """Environment of the unit that the draft wants."""
+    """Return the unit's environment that the draft needs."""
     if settings.draft:
         return dict(settings.draft.environment)
     wanted = checkpoint.draft is not None and wants_draft(settings, checkpoint)
@@ -188,7 +190,7 @@ def draft_environment(settings: Settings, checkpoint: Checkpoint) -> dict[str, s
 
 
 def draft_bytes(settings: Settings, checkpoint: Checkpoint) -> int:
-    """Memory of its weights, on all GPUs of one replica together."""
+    """Return the memory of its weights, on all GPUs of one replica together."""
     if settings.draft:
         return settings.draft.bytes.value
     wanted = checkpoint.draft is not None and wants_draft(settings, checkpoint)
@@ -196,6 +198,6 @@ def draft_bytes(settings: Settings, checkpoint: Checkpoint) -> int:
 
 
 def draft_kv_bytes(settings: Settings) -> int:
-    """Its own KV cache of one token, on all GPUs of one replica together; 0 where that is not known."""
+    """Return its KV cache per token, on all GPUs of one replica together; 0 if unknown."""
     figure = settings.draft.kv_bytes_per_token if settings.draft else None
     return figure.value if figure else 0

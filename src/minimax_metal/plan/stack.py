@@ -1,4 +1,4 @@
-"""The software below the endpoint: engine environment, driver, CUDA, and the disk room they want."""
+"""The software below the endpoint: engine environment, driver, CUDA, and their disk space."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from minimax_metal.plan.versions import version_key
 
 HOST_TOOLS_DIRECTORY = "/opt/minimax-metal"
 HOST_TOOLS_PYTHON = ("3.11", "3.12")
-"""The oldest Python this package runs on, and the one that is brought where a host has none so new."""
+"""The oldest Python this package runs on, and the one that uv installs if the host's is older."""
 DRIVER_PACKAGES = ("nvidia-driver", "nvidia-kernel", "nvidia-open", "libnvidia", "cuda-drivers")
-"""How the names of packages begin that a driver is made of."""
+"""Prefixes of a driver's package names."""
 
 
 def find_release(settings: Settings, catalog: Catalog, found: Findings) -> EngineRelease | None:
-    """The engine release asked for, or the catalogue's newest."""
+    """Return the requested engine release, or the catalogue's newest."""
     wanted = settings.engine_release or catalog.default_engine
     release = catalog.engines.get(wanted)
     if release is None:
@@ -45,14 +45,14 @@ def find_release(settings: Settings, catalog: Catalog, found: Findings) -> Engin
 
 
 def check_engine(checkpoint: Checkpoint, release: EngineRelease, found: Findings) -> None:
-    """Whether the release holds the model."""
+    """Check that the release supports the model."""
     old = version_key(release.release) < version_key(checkpoint.minimum_engine)
     if old or not set(checkpoint.architectures) & set(release.architectures):
         found.refuse(
             "engine-old",
             f"SGLang {release.release}",
             f"{checkpoint.minimum_engine} or newer for {checkpoint.name} {checkpoint.format}",
-            "leave metal_engine_release out, or set a newer one",
+            "remove metal_engine_release, or set a newer one",
         )
 
 
@@ -64,11 +64,11 @@ def engine_plan(
     mirrors: MirrorsPlan,
     found: Findings,
 ) -> EnginePlan:
-    """The engine's environment: Python, lock, and a directory named by all that goes into it."""
+    """Return the engine's environment: Python, lock, and a directory named by all its inputs."""
     distro = platform.python if platform else None
     python = settings.engine_python
     if python is None:
-        # The distribution's own Python where the release runs on it and has a lock for it; else one of uv's.
+        # The distribution's own Python if the release runs on it and has a lock for it; else one of uv's.
         usable = [one for one in release.python if one in release.locks] or list(release.python)
         python = distro if distro in usable else usable[0]
     if python not in release.python:
@@ -76,7 +76,7 @@ def engine_plan(
             "engine-python",
             f"metal_engine_python {python}",
             f"one of {', '.join(release.python)} for SGLang {release.release}",
-            "leave metal_engine_python out",
+            "remove metal_engine_python",
         )
     lock_file = release.locks.get(python)
     lock_sha256 = catalog.lock_sha256.get(lock_file or "")
@@ -88,7 +88,7 @@ def engine_plan(
             "a lock with hashes in the catalogue",
             f"use one of {', '.join(locked)}, or add a lock with make engine-bump",
         )
-    # Packages are named by content, not by path: the same wheel elsewhere is the same environment.
+    # Packages are identified by content, not by path: the same wheel elsewhere is the same environment.
     content = "\n".join([lock_sha256 or "", *(extra.sha256 for extra in settings.engine_extra_packages)])
     digest = hashlib.sha256(f"{release.release} {python}\n{content}\n".encode()).hexdigest()[:12]
     return EnginePlan(
@@ -105,7 +105,7 @@ def engine_plan(
 
 
 def host_tools_plan(platform: Platform, mirrors: MirrorsPlan) -> HostToolsPlan:
-    """The host tools run on the distribution's Python; where that is too old, on one that uv brings."""
+    """Return the host tools' Python: the distribution's, or one that uv installs if that is too old."""
     old = version_key(platform.python) < version_key(HOST_TOOLS_PYTHON[0])
     return HostToolsPlan(
         python=HOST_TOOLS_PYTHON[1] if old else platform.python,
@@ -115,7 +115,7 @@ def host_tools_plan(platform: Platform, mirrors: MirrorsPlan) -> HostToolsPlan:
 
 
 def _uv_environment(mirrors: MirrorsPlan, directory: str, *, managed: bool) -> dict[str, str]:
-    """Environment of uv; nothing is built on a host, which has no compilers for it."""
+    """Return uv's environment; nothing is built on a host, which has no compilers for it."""
     return {
         "UV_COMPILE_BYTECODE": "1",
         "UV_NO_BUILD": "1",
@@ -131,7 +131,7 @@ def find_cuda(
     catalog: Catalog,
     found: Findings,
 ) -> Cuda:
-    """The toolkit: the engine's own CUDA or the next one of its major version that the repository holds."""
+    """Return the toolkit: the engine's own CUDA or the next one of its major version in the repository."""
     exact = catalog.cuda[release.cuda]
     major = release.cuda.split(".")[0]
     wanted = settings.cuda_toolkit
@@ -143,7 +143,7 @@ def find_cuda(
                 "cuda-toolkit",
                 f"metal_cuda_toolkit {wanted}",
                 f"CUDA {major}.x for SGLang {release.release}: {', '.join(usable) or 'none here'}",
-                "leave metal_cuda_toolkit out, or set one of them",
+                "remove metal_cuda_toolkit, or set one of them",
             )
             return catalog.cuda.get(wanted, exact) if lifted else exact
         return catalog.cuda[wanted]
@@ -187,16 +187,16 @@ def driver_plan(
     catalog: Catalog,
     found: Findings,
 ) -> tuple[DriverPlan, bool]:
-    """The driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
+    """Return the driver, and whether CUDA's forward-compatibility libraries bridge it to the engine."""
     packaged = any(package.startswith(DRIVER_PACKAGES) for package in facts.packages)
     unowned = facts.loaded_driver is not None and not packaged
     if unowned and not facts.smi_present and not facts.nvidia_installer:
-        # An installer leaves programs. This is a driver that was removed, as playbooks/remove.yml does it.
+        # An installer leaves programs. This is a driver that was removed, as playbooks/remove.yml does.
         found.warn(
             "driver-leftover",
-            f"module {facts.loaded_driver} is loaded and neither its packages nor nvidia-smi are there: a "
-            "driver was removed and the host not booted since; packages are installed, and a reboot follows "
-            "only when they are of another version (where a container brings the driver, set "
+            f"module {facts.loaded_driver} is loaded, but its packages and nvidia-smi are missing: a "
+            "driver was removed and the host has not rebooted since; packages are installed, and the "
+            "host reboots only if they are of another version (if a container brings the driver, set "
             "nvidia_driver_manage to false)",
         )
         unowned = False
@@ -223,8 +223,8 @@ def driver_plan(
         if compat:
             found.warn(
                 "cuda-compat",
-                f"driver branch {branch} is older than CUDA {cuda.version} wants ({minimum}): bridged by "
-                f"{cuda.compat_package}, as metal_cuda_compat says",
+                f"driver branch {branch} is older than CUDA {cuda.version} needs ({minimum}): "
+                f"bridged by {cuda.compat_package}, as metal_cuda_compat asks",
             )
         elif digits(branch) is None:
             found.refuse(
@@ -239,14 +239,14 @@ def driver_plan(
                 "driver-too-old",
                 f"driver branch {branch}",
                 f"{minimum} or newer: SGLang {release.release} is built for CUDA {release.cuda}",
-                f"leave metal_driver_branch out (or set metal_cuda_compat: true on branch {listed})",
+                f"remove metal_driver_branch (or set metal_cuda_compat: true on branch {listed})",
             )
     if (required == "required" and not open_modules) or (required == "unsupported" and open_modules):
         found.refuse(
             "open-modules",
             f"metal_open_modules {str(open_modules).lower()} on {board.label}",
             f"open kernel modules are {required} there",
-            "leave metal_open_modules out",
+            "remove metal_open_modules",
         )
     elif not branches.has_modules(branch):
         other = next(iter(branches.alive()), None)
@@ -255,7 +255,7 @@ def driver_plan(
             "open-modules",
             f"proprietary kernel modules of driver branch {branch}",
             "open ones: that branch has no others (NVIDIA removed them)",
-            f"leave metal_open_modules out{set_branch}",
+            f"remove metal_open_modules{set_branch}",
         )
     packages = [*(names.open if open_modules else names.proprietary)]
     services = [*names.services]

@@ -1,4 +1,4 @@
-"""Plans in words, one line each: what preflight prints."""
+"""Plans in words, one line each, for preflight."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def _gigabytes(number: int | None) -> str:
 
 
 def plan_lines(plan: Plan) -> list[str]:
-    """Return what was decided: a headline, then a line for each difference, warning and lifted refusal.
+    """Return the decisions: a headline, then a line for each deviation, warning and lifted refusal.
 
     Raises:
         UserError: the plan is refused.
@@ -20,14 +20,14 @@ def plan_lines(plan: Plan) -> list[str]:
     engine, driver, cuda, room = plan.engine, plan.driver, plan.cuda, plan.capacity
     if not (model and weights and gpus and spread and engine and driver and cuda and room):
         raise UserError(f"{plan.host}: found a plan that is refused, expected one that fits; run metal plan")
-    capacity = f"{room.kv_tokens:,} KV tokens" if room.kv_tokens else "KV capacity not known"
+    capacity = f"{room.kv_tokens:,} KV tokens" if room.kv_tokens else "KV capacity unknown"
     lines = [
         f"{plan.host}: {model.name} ({model.format}, {_gigabytes(weights.bytes)}) on "
         f"{gpus.count} × {gpus.model}, tp {spread.tp} ep {spread.ep}, "
         f"SGLang {engine.release}, driver {driver.branch}, CUDA {cuda.version}, {capacity}"
     ]
     lines += [
-        f"not as the guide, {one.what}: here {one.here}, there {one.guide}; {one.reason}"
+        f"differs from the guide, {one.what}: here {one.here}, there {one.guide}; {one.reason}"
         for one in plan.differences
     ]
     lines += [f"warning {one.code}: {one.message}" for one in plan.warnings]

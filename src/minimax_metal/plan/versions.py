@@ -1,4 +1,4 @@
-"""Comparing the version numbers of engines and drivers."""
+"""Compare version numbers of engines and drivers."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 
 def version_key(version: str) -> tuple[tuple[int, ...], int]:
-    """A key that orders ``0.5.4 < 0.5.4.post1 < 0.5.10`` and ``580.65.06 < 580.95.05``.
+    """Return a key that sorts ``0.5.4 < 0.5.4.post1 < 0.5.10`` and ``580.65.06 < 580.95.05``.
 
-    Release candidates come before their release; what is not a number ends the comparison.
+    Release candidates come before their release; anything that is not a number ends the comparison.
     """
     found = re.match(r"(\d+(?:\.\d+)*)(?:\.post(\d+)|(rc|a|b)\d*)?", version)
     if not found:

@@ -1,4 +1,4 @@
-"""Which model is served, and where its weights come from."""
+"""Which model is served, and the sources of its weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from minimax_metal.plan.speculative import draft_path, draft_revision
 
 
 def model_named(text: str, catalog: Catalog) -> str | None:
-    """The catalogue's name of the model people mean by "minimax m2.5", "M2.5" or a repository's id.
+    """Return the catalogue's name for "minimax m2.5", "M2.5" or a repository's id.
 
-    Letter case, spaces, hyphens and underscores are as people write them.
+    Letter case, spaces, hyphens and underscores don't matter.
     """
     wanted = _folded(text)
     for name, formats in catalog.models.items():
@@ -36,7 +36,7 @@ def _folded(text: str) -> str:
 
 
 def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[str, Checkpoint] | None:
-    """The formats of the model asked for; its name, an alias or a repository's id will do."""
+    """Return the formats of the requested model; its name, an alias or a repository's id will do."""
     if not settings.model:
         found.refuse(
             "model-missing",
@@ -57,20 +57,20 @@ def find_model(settings: Settings, catalog: Catalog, found: Findings) -> dict[st
 
 
 def instance_name(settings: Settings, model: ModelPlan) -> str:
-    """What units are called after; several replicas have a number behind it."""
+    """Return the base name of units; several replicas have a number after it."""
     return settings.instance or model.name.casefold()
 
 
 def model_plan(
     settings: Settings, checkpoint: Checkpoint, licence: Licence | None, found: Findings
 ) -> ModelPlan:
-    """The model's part of the plan; a licence that restricts something is said."""
+    """Return the model's part of the plan; reports a licence with restrictions."""
     revision = settings.model_revision or checkpoint.revision
     if revision is None:
         found.warn(
             "revision-unpinned",
-            f"no pinned revision of {checkpoint.name} {checkpoint.format} is known: the newest is taken; "
-            "set metal_model_revision",
+            f"no pinned revision of {checkpoint.name} {checkpoint.format} is known: the newest is "
+            "used; set metal_model_revision",
         )
         revision = "main"
     for code, message in checkpoint.warnings.items():
@@ -99,7 +99,7 @@ def model_plan(
 
 
 def _say_licence(what: str, licence: Licence | None, repository: str, found: Findings) -> None:
-    """Say what a licence restricts."""
+    """Report a licence's restrictions."""
     if licence and licence.restricts:
         found.warn(
             "licence",
@@ -117,7 +117,9 @@ def _endpoints(settings: Settings) -> dict[str, str | None]:
 
 
 def draft_plan(settings: Settings, model: ModelPlan, catalog: Catalog, found: Findings) -> DraftPlan | None:
-    """A draft of its own repository; its sources are hubs alone: a directory or a bundle holds one model."""
+    """Return a draft from its own repository; only hubs are its sources: a directory or a bundle holds one
+    model.
+    """
     draft = settings.draft
     revision = draft_revision(settings, draft) if draft else None
     if draft is None or revision is None:
@@ -129,7 +131,7 @@ def draft_plan(settings: Settings, model: ModelPlan, catalog: Catalog, found: Fi
             "speculative",
             f"no source of metal_weights_source ({', '.join(settings.weights_source)}) for {draft.name}",
             f"one of {', '.join(hubs)}",
-            "set metal_weights_source, or leave metal_speculative_draft_model out",
+            "set metal_weights_source, or remove metal_speculative_draft_model",
         )
         return None
     repository = draft.repositories["huggingface"]
@@ -152,7 +154,7 @@ def _draft_sources(
     endpoints = _endpoints(settings)
     for kind in settings.weights_source:
         source = catalog.sources.get(kind)
-        # A revision of Hugging Face means nothing to another source.
+        # A revision on Hugging Face means nothing to another source.
         if source and source.protocol == "huggingface":
             endpoint = (endpoints.get(kind) or source.endpoint).rstrip("/")
             yield WeightsSource(kind, endpoint, draft.repositories["huggingface"], revision, None)
@@ -161,7 +163,7 @@ def _draft_sources(
 def weights_plan(
     settings: Settings, checkpoint: Checkpoint, model: ModelPlan, catalog: Catalog, found: Findings
 ) -> WeightsPlan:
-    """The sources in the order they are tried, each with the id and revision it knows the weights by."""
+    """Return the sources in the order they are tried, each with its own id and revision of the weights."""
     endpoints = _endpoints(settings)
     sources: list[WeightsSource] = []
     for kind in settings.weights_source:
@@ -197,13 +199,13 @@ def weights_plan(
             )
             continue
         pinned = settings.model_revision or checkpoint.revisions.get(source.protocol)
-        # A revision of Hugging Face means nothing to another source.
+        # A revision on Hugging Face means nothing to another source.
         same = model.revision if source.protocol == "huggingface" else source.revision
         endpoint = (endpoints.get(kind) or source.endpoint).rstrip("/")
         sources.append(WeightsSource(kind, endpoint, published, pinned or same or model.revision, None))
     if not settings.weights_source:
         found.refuse(
-            "weights-source", "no metal_weights_source", "at least one", "leave it out for huggingface"
+            "weights-source", "no metal_weights_source", "at least one", "remove it to use huggingface"
         )
     for kind, override in endpoints.items():
         if override and kind not in settings.weights_source:

@@ -1,4 +1,4 @@
-"""Facts of a host that does not exist: a GPU by name, a count, a distribution."""
+"""Facts of an imagined host: a GPU by name, a count, a distribution."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minimax_metal.plan.findings import near
 
 _MEMORY = re.compile(r"\b(\d{1,6})\s{0,3}G(?:i?B)?\b", re.IGNORECASE)
 _NEAR_ENOUGH = 0.08
-"""How far a memory size people say ("144GB") may be from what nvidia-smi prints, in GiB or GB."""
+"""How far a nominal memory size ("144GB") may differ from nvidia-smi's, in GiB or GB."""
 
 
 def _folded(text: str) -> str:
@@ -20,9 +20,9 @@ def _folded(text: str) -> str:
 
 
 def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
-    """The GPU people mean by "H20", "H20 96GB", "NVIDIA H100 80GB HBM3" or "h200"; none if nobody knows.
+    """Return the GPU for "H20", "H20 96GB", "NVIDIA H100 80GB HBM3" or "h200"; None if unknown.
 
-    A name with a memory size that is not that GPU's is nobody's.
+    A name with another memory size than that GPU's matches nothing.
     """
     wanted = _folded(text)
     for gpu in catalog.gpus.values():
@@ -39,7 +39,7 @@ def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
         names = {_folded(_MEMORY.sub(" ", one)) for one in (gpu.name, *gpu.aliases)}
         if base not in names:
             continue
-        # A GPU of unknown memory is not contradicted by any size; the plan asks for it.
+        # A GPU of unknown memory matches any size; the plan asks for it.
         memory = gpu.memory_bytes
         if memory is None or any(
             abs(said - one) <= one * _NEAR_ENOUGH for one in (memory.value / 2**30, memory.value / 1e9)
@@ -50,13 +50,13 @@ def find_gpu(text: str, catalog: Catalog) -> Gpu | None:
 
 _COUNTED = (
     re.compile(r"(?P<count>[0-9]{1,4})\s*[x×*]\s*(?P<name>\S.*)", re.IGNORECASE),
-    # The x of "RTX 6000" is a letter of the name: one that counts comes after a digit or a space.
+    # The x of "RTX 6000" is part of the name: a multiplication sign follows a digit or a space.
     re.compile(r"(?P<name>.*(?<=[0-9\s]))[x×*]\s*(?P<count>[0-9]{1,4})", re.IGNORECASE),
 )
 
 
 def counted(text: str, catalog: Catalog) -> tuple[str, int | None]:
-    """Name and number of GPUs in "8xH100", "8 x H20 96GB" or "h200 x 4"; no number where none is said."""
+    """Return name and number of GPUs in "8xH100", "8 x H20 96GB" or "h200 x 4"; the number may be None."""
     text = text.strip()
     if find_gpu(text, catalog) is None:
         for pattern in _COUNTED:
@@ -66,7 +66,7 @@ def counted(text: str, catalog: Catalog) -> tuple[str, int | None]:
 
 
 def find_platform(text: str, catalog: Catalog) -> Platform:
-    """The distribution people mean by "debian12", "ubuntu 24.04" or "noble"; raises ``UserError``."""
+    """Return the distribution for "debian12", "ubuntu 24.04" or "noble"; raises ``UserError``."""
     wanted = re.sub(r"[\s._-]", "", text.casefold())
     for platform in catalog.platforms.values():
         names = (platform.slug, platform.distribution + platform.version, platform.codename)
@@ -78,7 +78,7 @@ def find_platform(text: str, catalog: Catalog) -> Platform:
 
 
 def what_if_facts(gpu: str, count: int, platform: Platform, catalog: Catalog) -> HostFacts:
-    """Facts of a host with ``count`` GPUs; a GPU nobody knows stays a name, and the plan refuses it."""
+    """Return facts of a host with ``count`` GPUs; an unknown GPU stays a name, and the plan refuses it."""
     facts = HostFacts(
         reachable=True,
         what_if=True,

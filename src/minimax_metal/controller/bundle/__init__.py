@@ -1,1 +1,1 @@
-"""A bundle: a directory that holds all a fleet fetches, with a manifest, for where no uplink is."""
+"""A bundle: a directory with all that a fleet downloads, and a manifest, for sites without an uplink."""

@@ -1,7 +1,8 @@
-"""Packages with all they depend on, and the signed lists that name them: part of a mirror, signatures intact.
+"""Packages with all dependencies, and the signed lists that name them: a partial mirror with intact
+signatures.
 
-apt itself decides, in a root that knows no installed package: what a host may want is in the bundle, whatever
-it has. apt also verifies the signatures, here and on the hosts.
+apt itself resolves them, in a root without installed packages: the bundle has everything that a host may
+need, whatever it has installed. apt also verifies the signatures, here and on the hosts.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ COMPONENTS: Final = {
 }
 POCKETS: Final = ("", "-updates", "-security", "-backports")
 COMPRESSED: Final = ("xz", "gz", "bz2")
-"""Forms of a list, the one that apt prefers first."""
+"""Formats of a list, in apt's order of preference."""
 _URI = re.compile(r"'([^']+)' (\S+) (\d+) SHA256:([0-9a-f]{64})")
 _QUOTED: Final = '\\|{}[]<>"^~_=!@#$%^&*'
 
 
 @dataclass(frozen=True)
 class Archives:
-    """Where a distribution's archive is, where its security updates, and the keyring that signs both."""
+    """Addresses of a distribution's archive and its security updates, and the keyring that signs both."""
 
     main: str
     security: str
@@ -59,32 +60,32 @@ class Archives:
 
 @dataclass(frozen=True)
 class Repository:
-    """One source for apt, and where it goes in the bundle."""
+    """One source for apt, and its place in the bundle."""
 
     url: str
     path: str
     suites: tuple[str, ...]
-    """Empty for a repository without suites, as NVIDIA's."""
+    """Empty for a repository without suites, such as NVIDIA's."""
     signed_by: Path
 
 
 def collect(
     wanted: Packages, archives: Archives, vendor: str, root: Path, fingerprint: str | None = None
 ) -> tuple[list[Item], dict[str, bytes]]:
-    """Decide what of the archives goes into a bundle.
+    """Decide which parts of the archives go into a bundle.
 
     Args:
         wanted: the packages, of one platform.
         archives: the distribution's.
         vendor: directory of NVIDIA's repositories.
         root: an empty directory for apt.
-        fingerprint: of the key of a mirror that signs by itself, as ``FILE=FINGERPRINT``.
+        fingerprint: of the key of a mirror that signs itself, as ``FILE=FINGERPRINT``.
 
     Returns:
-        What is to be fetched, and the small files that are at hand: path in the bundle to content.
+        The files to fetch, and the small files already available: path in the bundle to content.
 
     Raises:
-        UserError: an archive does not answer, a signature does not fit, or a package is missing.
+        UserError: an archive does not answer, a signature does not match, or a package is missing.
     """
     _prepare(root)
     placed: dict[str, bytes] = {}
@@ -109,12 +110,12 @@ def collect(
         place_of = next((one for one in repositories if uri.startswith(one.url.rstrip("/") + "/")), None)
         if place_of is None:
             raise UserError(
-                f"found {uri} in apt's answer, expected a URL of {', '.join(r.url for r in repositories)}"
+                f"found {uri} in apt's answer, expected a URL under {', '.join(r.url for r in repositories)}"
             )
         name = unquote(uri.removeprefix(place_of.url.rstrip("/") + "/")).removeprefix("./")
         if name.startswith("/") or ".." in name.split("/"):
             raise UserError(
-                f"found {uri} in apt's answer, expected a name inside {place_of.url}; don't use it"
+                f"found {uri} in apt's answer, expected a name inside {place_of.url}; don't use this mirror"
             )
         items.append(Item(uri, f"{place_of.path}/{name}", size, digest))
     return items, placed
@@ -134,15 +135,15 @@ def _distribution(wanted: Packages, archives: Archives) -> list[Repository]:
 
 
 def only_key(content: bytes, fingerprint: str, url: str) -> bytes:
-    """The key with a fingerprint, taken out of a file that may hold others too.
+    """Return the key with a fingerprint from a file that may contain others too.
 
     Args:
         content: the file, armoured or not.
-        fingerprint: of the primary key, whole.
-        url: where the file is from, for the message.
+        fingerprint: of the primary key, complete.
+        url: source of the file, for the message.
 
     Raises:
-        UserError: the key is not in it, or can't be taken out.
+        UserError: the key is not in it, or can't be extracted.
     """
     with tempfile.TemporaryDirectory(prefix="metal-key-") as home:
         listing = _gpg(home, content, "--no-keyring", "--with-colons", "--show-keys")
@@ -150,8 +151,8 @@ def only_key(content: bytes, fingerprint: str, url: str) -> bytes:
             found = primary_fingerprints(listing.decode(errors="replace"))
             raise UserError(
                 f"found a key with the fingerprint {', '.join(found) or 'none'} at {url}, expected "
-                f"{fingerprint}; check the mirror, or give --vendor-key FILE=FINGERPRINT if it signs with a "
-                "key of its own"
+                f"{fingerprint}; check the mirror, or give --vendor-key FILE=FINGERPRINT if the "
+                "mirror signs with its own key"
             )
         _gpg(home, content, "--import")
         wanted = f"0x{plain_fingerprint(fingerprint)}"
@@ -159,8 +160,8 @@ def only_key(content: bytes, fingerprint: str, url: str) -> bytes:
         again = _gpg(home, alone, "--no-keyring", "--with-colons", "--show-keys")
         if not is_key(again.decode(errors="replace"), fingerprint):
             raise UserError(
-                f"found that the key {fingerprint} can't be taken out of {url}, expected it alone; check the "
-                "mirror"
+                f"found other data around the key {fingerprint} at {url}, expected that key alone; "
+                "check the mirror"
             )
     return alone
 
@@ -179,18 +180,18 @@ def _gpg(home: str, content: bytes, *words: str) -> bytes:
             [*command, *words], check=False, capture_output=True, input=content, timeout=60
         ).stdout
     except FileNotFoundError:
-        raise UserError("found no gpg, expected it to read the key of the repository; install gpg") from None
+        raise UserError("found no gpg, expected it to read the repository's key; install gpg") from None
 
 
 def _lists(one: Repository, wanted: Packages, apt: _Apt, placed: dict[str, bytes]) -> list[Item]:
-    """The lists of a repository, by its signed index; that index is put in place."""
+    """Return the lists of a repository, from its signed index; that index is put in place."""
     items: list[Item] = []
     for suite in one.suites or ("",):
         base = f"{one.url.rstrip('/')}/dists/{suite}" if suite else one.url.rstrip("/")
         path = f"{one.path}/dists/{suite}" if suite else one.path
         release = apt.release(f"{base}/InRelease")
         if release is None:
-            continue  # a pocket that this archive has not got
+            continue  # a pocket that this archive does not have
         placed[f"{path}/InRelease"] = release
         entries, by_hash = listed(release.decode(errors="replace"))
         for name in chosen(entries, ARCHITECTURES[wanted.architecture], flat=not suite):
@@ -202,7 +203,9 @@ def _lists(one: Repository, wanted: Packages, apt: _Apt, placed: dict[str, bytes
 
 
 def listed(release: str) -> tuple[dict[str, tuple[int, str]], bool]:
-    """The files that a release names: path to size and SHA-256; and whether hosts ask for them by hash."""
+    """Return the files that a release names (path to size and SHA-256), and whether hosts request them by
+    hash.
+    """
     entries: dict[str, tuple[int, str]] = {}
     section = ""
     for line in release.splitlines():
@@ -216,7 +219,9 @@ def listed(release: str) -> tuple[dict[str, tuple[int, str]], bool]:
 
 
 def chosen(entries: Mapping[str, tuple[int, str]], architecture: str, *, flat: bool) -> list[str]:
-    """The lists that hosts ask for: packages, sources, English descriptions, in the form apt prefers."""
+    """Return the lists that hosts request: packages, sources, English descriptions, in apt's preferred
+    format.
+    """
     wanted = rf"[^/]+/(binary-{architecture}/Packages|source/Sources|i18n/Translation-en)"
     pattern = r"Packages" if flat else wanted
     stems = {
@@ -233,7 +238,7 @@ def chosen(entries: Mapping[str, tuple[int, str]], architecture: str, *, flat: b
 
 
 def _prepare(root: Path) -> None:
-    """Make the directories of an apt of its own, which its user without rights reaches as well."""
+    """Make the directories for a separate apt, also accessible to its unprivileged user."""
     for name in (".", "state", "state/lists", "state/lists/partial", "cache", "cache/archives/partial"):
         (root / name).mkdir(parents=True, exist_ok=True)
         (root / name).chmod(0o755)
@@ -241,9 +246,9 @@ def _prepare(root: Path) -> None:
 
 
 def _sandbox() -> str:
-    """Return the user who talks to archives and checks signatures for an apt that root started.
+    """Return the user that an apt started by root switches to for downloads and signatures.
 
-    Another user's apt can't change to any; root's would stay root where it finds its directories closed.
+    An apt of another user can't switch; root's would stay root if that user can't enter its directories.
     """
     if os.geteuid() != 0:
         return ""
@@ -254,7 +259,7 @@ def _sandbox() -> str:
 
 
 class _Apt:
-    """apt in a root of its own, with this machine's way to fetch (proxies, certificates)."""
+    """A separate apt with its own root that downloads like this machine's (proxies, certificates)."""
 
     def __init__(self, root: Path, architecture: str) -> None:
         self.root = root
@@ -274,16 +279,15 @@ class _Apt:
             "APT::Sandbox::User": _sandbox(),
             "APT::Update::Post-Invoke-Success": "",
             "Acquire::Languages": "none",
-            # Or apt names the packages with their MD5.
+            # Otherwise apt names the packages with their MD5.
             "Acquire::ForceHash": "SHA256",
             "Debug::NoLocking": "1",
         }
         program, *rest = words
         if shutil.which(program) is None:
             raise UserError(
-                f"found no {program}, expected a Debian or Ubuntu machine to make a bundle with packages on; "
-                "use one, or "
-                "leave them out with --without packages"
+                f"found no {program}, expected a Debian or Ubuntu machine: a bundle with packages is "
+                "made there; use one, or leave packages out with --without packages"
             )
         settings = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
         environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
@@ -301,13 +305,12 @@ class _Apt:
         bad = [line for line in done.err.splitlines() if line.startswith("E:") and "-backports" not in line]
         if bad:
             raise UserError(
-                f"found that apt can't read the archives ({' '.join(bad[0].split())[:300]}), expected signed "
-                "lists; check "
-                "the mirrors, the keyring and this machine's clock"
+                f"found that apt can't read the archives ({' '.join(bad[0].split())[:300]}), "
+                "expected signed lists; check the mirrors, the keyring and this machine's clock"
             )
 
     def keep_apart(self, vendor: str) -> None:
-        """Let apt take nothing but the vendor's own packages from the vendor's repository."""
+        """Let apt use nothing but the vendor's own packages from the vendor's repository."""
         done = self.run("apt-get", "indextargets", "--format", TARGETS, "Created-By: Packages")
         found = source_pins(done.out.splitlines(), vendor)
         if found["problem"]:
@@ -315,14 +318,14 @@ class _Apt:
         (self.root / "preferences").write_text(preferences(found["pins"]), encoding="utf-8")
 
     def release(self, url: str) -> bytes | None:
-        """The signed index that apt verified and kept, None where the archive has none."""
+        """Return the signed index that apt verified and kept, or None if the archive has none."""
         bare = re.sub(r"^\w+://", "", url)
         quoted = "".join(f"%{ord(one):02x}" if one in _QUOTED else one for one in bare).replace("/", "_")
         path = self.root / "state/lists" / quoted
         return path.read_bytes() if path.is_file() else None
 
     def offered(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The versions of packages, by name."""
+        """Return the versions of packages, by name."""
         found: dict[str, list[str]] = {name: [] for name in names}
         if not names:
             return found
@@ -333,7 +336,9 @@ class _Apt:
         return found
 
     def closure(self, wanted: Packages) -> list[tuple[str, int, str]]:
-        """URI, size and SHA-256 of the packages and all they depend on, the driver's of one version."""
+        """Return URI, size and SHA-256 of the packages and their dependencies, with the driver's at one
+        version.
+        """
         versions = self.offered([*wanted.driver, *filter(None, [wanted.pinning])])
         of_branch = {
             name: {upstream(one): one for one in versions[name] if one.startswith(f"{wanted.branch}.")}
@@ -347,9 +352,8 @@ class _Apt:
         if of_branch and not shared:
             each = "; ".join(f"{name} {', '.join(found) or 'none'}" for name, found in versions.items())
             raise UserError(
-                f"found no version of driver branch {wanted.branch} that all packages share ({each}), "
-                "expected one; bring "
-                "the mirror up to date, or set metal_driver_branch"
+                f"found no version of driver branch {wanted.branch} that all packages share "
+                f"({each}), expected one; synchronise the mirror, or set metal_driver_branch"
             )
         target = max(shared, key=version_key) if shared else None
         names = list(wanted.names)
@@ -359,7 +363,7 @@ class _Apt:
                 f"Package: {packages}\nPin: version {version}\nPin-Priority: 1001\n"
                 for packages, version in pins
             )
-            # First: of two entries for one package apt takes the one before.
+            # First, because apt uses the earlier of two entries for one package.
             apart = (self.root / "preferences").read_text(encoding="utf-8")
             (self.root / "preferences").write_text(f"{text}\n{apart}", encoding="utf-8")
             names += [f"{name}={of_branch[name][target]}" for name in wanted.driver]
@@ -371,9 +375,9 @@ class _Apt:
         if done.status:
             said = " ".join(line for line in done.err.splitlines() if line.startswith("E:"))[:300]
             raise UserError(
-                f"found that apt can't put the packages of {wanted.platform} together ({said}), expected all "
-                "of them in "
-                "the archives; check metal_distribution_mirror_url and metal_vendor_repository_url"
+                f"found that apt can't resolve the packages of {wanted.platform} ({said}), expected "
+                "all of them in the archives; check metal_distribution_mirror_url and "
+                "metal_vendor_repository_url"
             )
         found = [(uri, int(size), digest) for uri, _, size, digest in _URI.findall(done.out)]
         if not found:

@@ -1,7 +1,7 @@
-"""Fetch files over HTTP into a bundle: continued after a stop, retried, and named only when verified.
+"""Download files into a bundle: resumed after an interruption, retried, and named only when verified.
 
-Requests and redirects go by the rules of a pull (:mod:`minimax_metal.host.weights.redirects`): ``~/.netrc``
-is never read, and a mirror on the internet leads to no address of a private network.
+Requests and redirects follow the rules of a pull (:mod:`minimax_metal.host.weights.redirects`): ``~/.netrc``
+is never read, and a mirror on the internet can't redirect to an address of a private network.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ ATTEMPTS: Final = 8
 STALL_SECONDS: Final = 60.0
 _BLOCK: Final = 1 << 20
 UNSTATED: Final = 8 << 30
-"""Bytes at most of a file whose size nobody states; the largest wheel of a lock has 1 GB."""
+"""Maximum bytes of a file of unknown size; the largest wheel of a lock has 1 GB."""
 SMALL: Final = 64 << 20
-"""Bytes at most of a small document."""
+"""Maximum bytes of a small document."""
 SMALL_SECONDS: Final = 300.0
 
 
 @dataclass(frozen=True)
 class Item:
-    """A file to fetch: from where, to which path of the bundle, what it must be. -1: a size nobody states."""
+    """A file to fetch: its URL, its path in the bundle, and what it must be. Size -1: unknown."""
 
     url: str
     path: str
@@ -48,16 +48,16 @@ class Item:
 
 
 class _RefusedError(Exception):
-    """An answer that another try won't change."""
+    """An answer that a retry won't change."""
 
 
 def fetch_all(
     items: Sequence[Item], directory: Path, progress: Callable[[int], None], workers: int = 8
 ) -> list[File]:
-    """Fetch what is not there yet; ``progress`` is called with the bytes of each block.
+    """Fetch missing files; ``progress`` is called with the bytes of each block.
 
     Raises:
-        UserError: a file can't be had, or is another one than its lock or its repository says.
+        UserError: a file is not available, or does not match its lock or repository.
     """
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(fetch, item, directory, progress) for item in items]
@@ -70,7 +70,7 @@ def fetch_all(
 
 
 def fetch(item: Item, directory: Path, progress: Callable[[int], None] = lambda _: None) -> File:
-    """Fetch one file, or take the one that has the name already, if it has the bytes as well."""
+    """Fetch one file, or keep the existing one if its bytes are right."""
     with area(directory) as opened:
         there = opened.size(item.path)
         if there is not None and item.size in {-1, there}:
@@ -81,7 +81,7 @@ def fetch(item: Item, directory: Path, progress: Callable[[int], None] = lambda 
 
 
 def _fetch(item: Item, opened: Area, progress: Callable[[int], None]) -> File:
-    # By path and hash: empty lists are one content under many names, and come in side by side.
+    # By path and hash: empty lists have the same content under many names, and are fetched in parallel.
     part = hashlib.sha256(f"{item.path} {item.sha256}".encode()).hexdigest()
     reason = ""
     for attempt in range(ATTEMPTS):
@@ -100,26 +100,29 @@ def _fetch(item: Item, opened: Area, progress: Callable[[int], None]) -> File:
             reason = " ".join(str(error).split())
             if isinstance(error, OSError) and error.errno == 28:
                 raise UserError(
-                    f"found no room at {opened.directory}, expected some for {item.path}; make room"
+                    f"found no free space at {opened.directory}, expected some for {item.path}; free "
+                    "some space"
                 ) from None
             continue
         if size < item.size:
-            reason = f"an end after {size} bytes"
+            reason = f"the connection ended after {size} bytes"
             continue
         found = File(f"{PARTIAL}/{part}", size, item.sha256)
         if wrong(opened, found) is None:
             opened.place(part, item.path)
             return File(item.path, size, item.sha256)
-        reason = f"{size} bytes with another hash"
+        reason = f"{size} bytes with a different hash"
         opened.discard(part)
     raise UserError(
-        f"found {reason} at {item.url}, expected {item.size} bytes with the hash {item.sha256}; check the "
-        "network and the mirror, then run it again, it goes on"
+        f"found {reason} at {item.url}, expected {item.size} bytes with the hash {item.sha256}; "
+        "check the network and the mirror, then run the command again: it resumes"
     )
 
 
 def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) -> int:
-    """Read on where the unfinished file ends; return how long it is now. Never longer than it is to be."""
+    """Continue reading where the unfinished file ends; return its length, which never exceeds the expected
+    size.
+    """
     most = item.size if item.size >= 0 else UNSTATED
     with os.fdopen(opened.write(part, keep=True), "ab") as stream:
         have = os.fstat(stream.fileno()).st_size
@@ -141,7 +144,7 @@ def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) 
             if have and not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                 stream.truncate(0)
                 have = 0
-            # What is there, not a full block: a cut connection loses nothing that came.
+            # Read what is available, not a full block: a lost connection loses no received bytes.
             while block := answer.raw.read1(_BLOCK, decode_content=False):
                 have += len(block)
                 if have > most:
@@ -154,7 +157,7 @@ def _read(item: Item, opened: Area, part: str, progress: Callable[[int], None]) 
 
 
 def _answer(url: str, headers: dict[str, str]) -> requests.Response:
-    """Return a server's answer, after redirects that may be followed; raises :class:`SourceError`."""
+    """Return a server's answer, after allowed redirects; raises :class:`SourceError`."""
     return Web(urlsplit(url).netloc.rpartition("@")[2], stall=STALL_SECONDS).answer(url, headers)
 
 
@@ -162,7 +165,7 @@ def get(url: str, what: str, accept: str = "*/*") -> bytes:
     """Return a small document.
 
     Raises:
-        UserError: it can't be had.
+        UserError: it is not available.
     """
     reason = ""
     for attempt in range(ATTEMPTS):

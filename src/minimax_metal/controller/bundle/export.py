@@ -1,4 +1,4 @@
-"""Make a bundle: resolve what the fleet needs, say how much it is, fetch it, write the manifest."""
+"""Make a bundle: resolve what the fleet needs, report its size, download it, write the manifest."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Pull = Callable[[Plan, Path], None]
 
 @dataclass
 class Export:
-    """One export on its way."""
+    """One export in progress."""
 
     directory: Path
     plans: Sequence[Plan]
@@ -49,14 +49,14 @@ class Export:
     files: list[File] = field(default_factory=list)
 
     def resolve(self) -> Wanted:
-        """Find out what is to be fetched. Nothing in the directory changes."""
+        """Determine what to fetch. Nothing in the directory changes."""
         wanted = find_wanted(self.plans)
         mirrors = next(plan.mirrors for plan in self.plans if plan.mirrors)
         if "wheels" not in self.without:
             self._wheels(wanted, mirrors.origins.package_index)
         if "packages" not in self.without:
             for one in wanted.packages:
-                self.say(f"packages of {one.platform} {one.architecture}: apt decides")
+                self.say(f"packages of {one.platform} {one.architecture}: apt decides which")
                 found = self._archives(one, mirrors.origins.distribution)
                 with scratch() as root:
                     items, contents = debian.collect(
@@ -90,9 +90,8 @@ class Export:
         keyring = KEYRINGS[wanted.distribution]
         if not keyring.is_file():
             raise UserError(
-                f"found no {keyring}, expected the key of {wanted.distribution}'s archive to check its "
-                "lists; install "
-                f"{keyring.stem}"
+                f"found no {keyring}, expected the key of {wanted.distribution}'s archive to verify "
+                f"its lists; install {keyring.stem}"
             )
         if mirror:
             main = f"{mirror}/{wanted.distribution}"
@@ -102,9 +101,9 @@ class Export:
         own = archives.own_archives(wanted.distribution)
         if own is None:
             raise UserError(
-                f"found no sources of {wanted.distribution} on this machine, expected where its archive is; "
-                "set "
-                "metal_distribution_mirror_url, to a directory with debian, debian-security and ubuntu in it"
+                f"found no sources of {wanted.distribution} on this machine, expected the address of "
+                "its archive; set metal_distribution_mirror_url to a mirror that has debian, "
+                "debian-security and ubuntu"
             )
         return debian.Archives(own[0], own[1], keyring)
 
@@ -112,21 +111,20 @@ class Export:
         """Return the bytes to fetch.
 
         Raises:
-            UserError: the disk has not got the room for them.
+            UserError: the disk does not have enough space.
         """
         need = sum(max(0, item.size) for item in self.items if not (self.directory / item.path).is_file())
         there = next(one for one in (self.directory, *self.directory.parents) if one.is_dir())
         room = shutil.disk_usage(there).free
         if room < need:
             raise UserError(
-                f"found {room / 1e9:.1f} GB free at {there}, expected {need / 1e9:.1f} GB; make room there, "
-                "or "
-                "name another directory"
+                f"found {room / 1000000000.0:.1f} GB free at {there}, expected "
+                f"{need / 1000000000.0:.1f} GB; free some space there, or name another directory"
             )
         return need
 
     def fetch(self, wanted: Wanted) -> None:
-        """Fetch what is missing."""
+        """Fetch missing files."""
         need = self.check_room()
         store.begin(self.directory)
         self.files += [store.place(self.directory, path, one) for path, one in self.contents.items()]
@@ -138,7 +136,7 @@ class Export:
                 pythons.check(version, machine, self.directory)
 
     def fetch_weights(self, wanted: Wanted) -> list[Weights]:
-        """Pull the weights into the bundle; return those that are in it."""
+        """Pull the weights into the bundle; return the ones it contains."""
         if "weights" in self.without:
             return []
         for one in wanted.weights:
@@ -152,7 +150,7 @@ class Export:
         return list(wanted.weights)
 
     def finish(self, wanted: Wanted, weights: Sequence[Weights]) -> store.Bundle:
-        """Put the manifest there."""
+        """Write the manifest."""
         contents = {
             "wheels": [asdict(one) for one in wanted.wheels if "wheels" not in self.without],
             "packages": [asdict(one) for one in wanted.packages if "packages" not in self.without],
@@ -163,7 +161,7 @@ class Export:
 
 
 def weights_files(directory: Path, weights: Weights) -> list[File]:
-    """The entries of a verified directory of weights, by its own manifest.
+    """Return the entries of a verified directory of weights, from its own manifest.
 
     Raises:
         UserError: it has none.
@@ -184,7 +182,7 @@ def weights_files(directory: Path, weights: Weights) -> list[File]:
 
 
 class _Counter:
-    """Says how far the download is, every few seconds."""
+    """Prints the progress of the download every few seconds."""
 
     def __init__(self, need: int, say: Say) -> None:
         self.need, self.say, self.done = need, say, 0
@@ -207,5 +205,5 @@ class _Counter:
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:
-    """A directory for requests, gone afterwards."""
+    """Yield a directory for requests, removed afterwards."""
     return tempfile.TemporaryDirectory(prefix="metal-bundle-")

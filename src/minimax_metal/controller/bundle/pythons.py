@@ -1,4 +1,4 @@
-"""The Pythons that uv brings where a distribution's is too old."""
+"""Pythons that uv installs where the distribution's is too old."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from minimax_metal.controller.bundle.wheels import uv_program
 
 
 def find(python: str, architecture: str, mirror: str) -> Item:
-    """Return what uv would fetch for a minor version, from a mirror, with the hash that its release states.
+    """Return what uv would download for a minor version, from a mirror, with the hash that its release
+    publishes.
 
     Raises:
         UserError: uv knows no such Python, or the mirror lacks the release's hashes.
@@ -57,10 +58,10 @@ def find(python: str, architecture: str, mirror: str) -> Item:
 
 
 def check(python: str, architecture: str, directory: Path) -> None:
-    """Have uv take a Python out of the bundle, as a host would: by the hash inside uv, not by the mirror's.
+    """Let uv install a Python from the bundle, as a host would: verified by uv's own hash, not the mirror's.
 
     Raises:
-        UserError: it is another file than uv knows.
+        UserError: the file does not match uv's hash.
     """
     with tempfile.TemporaryDirectory(prefix="metal-bundle-") as scratch:
         command = [
@@ -70,14 +71,15 @@ def check(python: str, architecture: str, directory: Path) -> None:
         done = programs.run(command)
     if "Hash mismatch" in done.err:
         raise UserError(
-            f"found a Python {python} at the mirror with another hash than uv knows, expected uv's own; "
-            f"delete {directory / 'python'} and set metal_python_mirror to another mirror"
+            f"found a Python {python} at the mirror whose hash is not the one uv knows, expected "
+            f"uv's own build; delete {directory / 'python'} and set metal_python_mirror to another "
+            "mirror"
         )
     if done.status:
         said = " ".join(done.err.split())[-300:]
         raise UserError(
-            f"found that uv can't take Python {python} out of {directory / 'python'} ({said}), expected a "
-            "host to be able to; delete that directory and run it again"
+            f"found that uv can't install Python {python} from {directory / 'python'} ({said}), "
+            "expected it to install as on a host; delete that directory and run the command again"
         )
 
 

@@ -1,7 +1,7 @@
-"""Serve a bundle to a fleet: its listed files and nothing else, by a process that may not do anything else.
+"""Serve a bundle to a fleet: only files of its manifest, from an unprivileged process.
 
-Every request is looked up in the manifest; the file is opened beneath the directory without following a link,
-and only a regular file of the stated size is sent, by ``sendfile``. The process is not root's.
+Every request is looked up in the manifest. The file is opened beneath the directory without following a link,
+and only a regular file of the listed size is sent, with ``sendfile``. The process does not run as root.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ metal_mirrors: {url}
 """
 NOBODY: Final = "nobody"
 SECONDS: Final = 60.0
-"""How long a client may take no byte, or send none."""
+"""Seconds that a client may neither read nor send a byte."""
 CLIENTS: Final = 512
-"""Connections at the same time."""
+"""Maximum number of connections."""
 OF_ONE: Final = 128
-"""Of one address: a host that holds its connections open keeps no other out. uv opens 50 at most."""
+"""Per address: a host that holds its connections open does not lock out others. uv opens 50 at most."""
 _RANGE: Final = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 Network = IPv4Network | IPv6Network
 
@@ -52,7 +52,7 @@ def address(listen: str) -> tuple[str, int]:
     """Split ``ADDRESS:PORT``.
 
     Raises:
-        UserError: it is not one.
+        UserError: it has another form.
     """
     host, _, port = listen.rpartition(":")
     host = host.strip("[]") or "0.0.0.0"  # noqa: S104  every address is what no address means
@@ -66,21 +66,21 @@ def address(listen: str) -> tuple[str, int]:
 
 
 def own_url(host: str, port: int) -> str:
-    """The URL by which hosts of the fleet ask, if nobody names another."""
+    """Return the URL under which hosts of the fleet reach this server, unless the user names another."""
     name = socket.getfqdn() if ip_address(host).is_unspecified else host
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def networks(allow: Sequence[str]) -> list[Network]:
-    """The networks that may ask.
+    """Return the networks that may connect.
 
     Raises:
         UserError: one is not a network, or there is none.
     """
     if not allow:
         raise UserError(
-            "found no --allow, expected the networks of the hosts that may ask, such as --allow 10.0.0.0/24; "
-            "0.0.0.0/0 and ::/0 are everybody"
+            "found no --allow, expected the networks of the hosts that may connect, such as --allow "
+            "10.0.0.0/24; 0.0.0.0/0 and ::/0 allow everybody"
         )
     found: list[Network] = []
     for one in allow:
@@ -92,7 +92,7 @@ def networks(allow: Sequence[str]) -> list[Network]:
 
 
 def become(user: str | None) -> None:
-    """Leave root for good; nothing to do where this process is not root's.
+    """Permanently give up root; no change if this process is not root's.
 
     Raises:
         UserError: there is no such user, or it is root.
@@ -105,30 +105,33 @@ def become(user: str | None) -> None:
             raise UserError(f"found --user {name}, expected a user who is not root; name another")
         drop_to(name)
     except KeyError:
-        raise UserError(f"found no user {name}, expected one to serve as; name another with --user") from None
+        raise UserError(
+            f"found no user {name}, expected a user to serve as; name another with --user"
+        ) from None
     if 0 in os.getresuid() or 0 in os.getresgid():
         raise UserError(
-            "found this process still root's, expected it to serve as somebody else; don't use it"
+            "found this process still running as root, expected it to have dropped its privileges; "
+            "don't serve with it"
         )
 
 
 def run(bundle: Bundle, host: str, port: int, allow: Sequence[str], user: str | None = None) -> int:
-    """Serve until ended; return the exit status.
+    """Serve until interrupted; return the exit status.
 
     Raises:
-        UserError: the address is taken, or whoever it is to run as can't read the bundle.
+        UserError: the address is in use, or the user it runs as can't read the bundle.
     """
     with area(bundle.directory) as opened:
         try:
             server = Server(opened, bundle, (host, port), networks(allow))
         except OSError as error:
             raise UserError(
-                f"found {host}:{port} not to be had ({error.strerror}), expected a free port"
+                f"found {host}:{port} not available ({error.strerror}), expected a free port"
             ) from None
         with server:
             become(user)
             _check_readable(opened, bundle)
-            # Ended as by Ctrl-C, so that the descriptor of the port is closed.
+            # End as with Ctrl-C, so that the port's descriptor is closed.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             server.serve_forever(poll_interval=0.5)
     return 0
@@ -157,7 +160,7 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, opened: Area, bundle: Bundle, where: tuple[str, int], allow: Sequence[Network]
     ) -> None:
-        """Take the port; serve nothing yet."""
+        """Bind the port; serve nothing yet."""
         self.opened, self.allow = opened, allow
         self.files: Mapping[str, File] = {file.path: file for file in bundle.files}
         self.documents = {MANIFEST: bundle.manifest, SIGNATURE: bundle.signature}
@@ -168,18 +171,18 @@ class Server(ThreadingHTTPServer):
         super().__init__(where, Handler)
 
     def server_bind(self) -> None:
-        """Take the port, without asking a name server for this machine's name as HTTPServer does."""
+        """Bind the port without asking a name server for this machine's name as HTTPServer does."""
         TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether this client may ask; others are not read from at all."""
+        """Return whether this client may connect; nothing is read from others."""
         client = ip_address(str(client_address[0]).partition("%")[0])
         client = getattr(client, "ipv4_mapped", None) or client
         return any(client in one for one in self.allow)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Give the client a thread, if there is a place."""
+        """Start a thread for the client, if there is a free slot."""
         if self._enter(str(client_address[0])):
             super().process_request(request, client_address)
         else:
@@ -205,7 +208,7 @@ class Server(ThreadingHTTPServer):
                     del self.held[client]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is not worth a traceback."""
+        """Ignore clients that disconnect: they are not worth a traceback."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"{client_address[0]}: {error!r}", file=sys.stderr)
@@ -221,18 +224,18 @@ class Handler(BaseHTTPRequestHandler):
     timeout = SECONDS
 
     def setup(self) -> None:
-        """Read the client's words until a moment, however slowly they drip."""
+        """Reads a request until a deadline, however slowly it arrives."""
         super().setup()
         self.raw = Timed(self.connection, 0.0)
         self.rfile = BufferedReader(self.raw)
 
     def handle_one_request(self) -> None:
-        """Serve one request, which is there within :data:`SECONDS` of the answer before it."""
+        """Serve one request, which must arrive within :data:`SECONDS` of the previous answer."""
         self.raw.until = time.monotonic() + SECONDS
         super().handle_one_request()
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        """Begin an answer: each part of it may take its own time."""
+        """Begin an answer: each part of it has its own time limit."""
         self.connection.settimeout(SECONDS)
         super().send_response(code, message)
 
@@ -241,22 +244,22 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def do_HEAD(self) -> None:
-        """Say what GET would send."""
+        """Answer like GET, without the body."""
         self._answer(body=False)
 
     def do_PUT(self) -> None:
-        """Refuse: nothing is written here."""
+        """Refuse: nothing can be written here."""
         self.close_connection = True
         self._refuse(405)
 
     do_POST = do_DELETE = do_PATCH = do_OPTIONS = do_PUT  # noqa: N815  names of http.server
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not logged: a fleet sends some ten thousand."""
+        """Log nothing: a fleet sends some ten thousand requests."""
 
     def _answer(self, body: bool) -> None:
         if self.headers.get("Content-Length") or self.headers.get("Transfer-Encoding"):
-            self.close_connection = True  # a body that nobody reads
+            self.close_connection = True  # a body that is not read
         try:
             name = unquote(urlsplit(self.path).path, errors="strict").removeprefix("/")
         except ValueError:
@@ -304,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         count = last - first + 1
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
-            if count and self.connection.sendfile(stream, first, count) < count:  # shorter than it was
+            if count and self.connection.sendfile(stream, first, count) < count:  # shorter than before
                 self.close_connection = True
 
     def _refuse(self, status: int) -> None:
@@ -321,7 +324,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
-    """The first and last byte of a range; None where the file has none of it."""
+    """Return the first and last byte of a range, or None if the file does not contain it."""
     if not first:
         count = int(last or 0)
         return (max(0, size - count), size - 1) if count and size else None
@@ -331,7 +334,7 @@ def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
 
 
 def written(path: Path, url: str, frozen: bool = False) -> None:
-    """Write the one variable that hosts need; with ``frozen`` that its package lists never get too old."""
+    """Write the one variable that hosts need; with ``frozen``, also that its package lists never expire."""
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True)
     text = VARIABLES.format(url=url) + ("metal_frozen_sources: true\n" if frozen else "")

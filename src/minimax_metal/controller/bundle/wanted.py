@@ -17,9 +17,9 @@ ROLE_PACKAGES = (
     "python3-venv",
     "systemd-timesyncd",
 )
-"""Distribution packages that roles install whatever the plan says."""
+"""Distribution packages that roles install for every plan."""
 EXTRA_PACKAGES = {"ubuntu2204": ("nginx-extras",)}
-"""And on single platforms."""
+"""Additional ones on single platforms."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,10 +39,10 @@ class Packages:
     distribution: str
     codename: str
     architecture: str
-    """As the kernel calls it: ``x86_64`` or ``aarch64``."""
+    """The kernel's name: ``x86_64`` or ``aarch64``."""
     names: tuple[str, ...]
     driver: tuple[str, ...]
-    """Names that must have one version, that of the driver."""
+    """Packages that must have the driver's version."""
     pinning: str | None
     branch: str
     vendor_key: str
@@ -61,20 +61,20 @@ class Weights:
 
 @dataclass(frozen=True)
 class Wanted:
-    """All of it, each thing once."""
+    """Everything needed, each thing once."""
 
     wheels: tuple[Wheels, ...]
     packages: tuple[Packages, ...]
     pythons: tuple[tuple[str, str], ...]
-    """Minor version and architecture of the Pythons that uv brings."""
+    """Minor version and architecture of the Pythons that uv installs."""
     weights: tuple[Weights, ...]
 
 
 def find_wanted(plans: Iterable[Plan]) -> Wanted:
-    """What the hosts of these plans need together.
+    """Return what the hosts of these plans need together.
 
     Raises:
-        UserError: a host's plan says nothing of its platform or engine, so nothing can be fetched for it.
+        UserError: a host's plan lacks its platform or engine, so its downloads are unknown.
     """
     wheels: set[Wheels] = set()
     packages: set[Packages] = set()

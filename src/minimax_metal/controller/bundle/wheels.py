@@ -1,4 +1,4 @@
-"""The wheels of a lock for one Python and machine, by uv's own resolution and the lock's hashes."""
+"""The wheels of a lock for one Python and machine, from uv's own resolution and the lock's hashes."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from minimax_metal.controller.bundle.download import Item
 from minimax_metal.controller.bundle.wanted import Wheels
 
 GLIBC: Final = (2, 34)
-"""What the engine's own wheels ask for (``catalog/locks/README.md``); every platform here is newer."""
+"""Requirement of the engine's own wheels (``catalog/locks/README.md``); every platform here is newer."""
 _HASH = re.compile(r"--hash=sha256:([0-9a-f]{64})")
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """One wheel as the index states it."""
+    """One wheel as listed by the index."""
 
     project: str
     filename: str
@@ -43,15 +43,15 @@ class Wheel:
 
     @property
     def item(self) -> Item:
-        """What is to be fetched."""
+        """The wheels to fetch."""
         return Item(self.url, self.path, self.size, self.sha256)
 
 
 def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
-    """Return the wheels that a host would take of a lock.
+    """Return the wheels of a lock that a host would install.
 
     Raises:
-        UserError: the index can't be asked, lacks a package, or states other hashes than the lock.
+        UserError: the index does not answer, lacks a package, or lists other hashes than the lock.
     """
     command = [
         uv_program(), "pip", "compile", str(lock), "--no-deps", "--only-binary", ":all:", "--quiet",
@@ -63,9 +63,8 @@ def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
     if done.status:
         said = " ".join(done.err.split())[-300:]
         raise UserError(
-            f"found that uv can't resolve {lock.name} for Python {wanted.python} ({said}), expected every "
-            "package of "
-            "the lock at the index; check metal_package_index_url"
+            f"found that uv can't resolve {lock.name} for Python {wanted.python} ({said}), expected "
+            "every package of the lock at the index; check metal_package_index_url"
         )
     hashes = set(_HASH.findall(lock.read_text(encoding="utf-8")))
     order = {tag: number for number, tag in enumerate(tags(wanted))}
@@ -73,7 +72,7 @@ def resolve(lock: Path, wanted: Wheels, index: str | None) -> list[Wheel]:
 
 
 def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> Wheel:
-    """Return the wheel of a package that fits best and that the lock knows.
+    """Return the best matching wheel of a package that is in the lock.
 
     Args:
         package: an entry of ``pylock.toml``.
@@ -100,9 +99,9 @@ def choose(package: dict[str, Any], hashes: set[str], order: dict[Tag, int]) -> 
         found += [(order[tag], filename, wheel) for tag in fitting if tag in order]
     if not found:
         raise UserError(
-            f"found no wheel of {_said(package, 'name')} {_said(package, 'version')} at the index with a "
-            "hash of the lock, expected one; the index holds other files than the lock names, ask another "
-            "with metal_package_index_url"
+            f"found no wheel of {_said(package, 'name')} {_said(package, 'version')} at the index "
+            "with a hash of the lock, expected one; the index holds other files than the lock names: "
+            "use another with metal_package_index_url"
         )
     _, filename, wheel = min(found, key=lambda one: one[:2])
     return Wheel(
@@ -119,7 +118,7 @@ def _said(package: Mapping[str, Any], key: str) -> str:
 
 
 def tags(wanted: Wheels) -> list[Tag]:
-    """Return what fits a Python on Linux, the best first."""
+    """Return the tags that match a Python on Linux, best first."""
     major, minor = (int(part) for part in wanted.python.split("."))
     machine = wanted.architecture
     platforms = [f"manylinux_2_{number}_{machine}" for number in range(GLIBC[1], 4, -1)]
@@ -153,7 +152,7 @@ def _page(title: str, links: Sequence[tuple[str, str]]) -> bytes:
 
 
 def uv_program() -> str:
-    """Return uv: the one beside this program, else that of PATH."""
+    """Return uv: the one beside this program, else the one in PATH."""
     beside = Path(sys.executable).with_name("uv")
     program = str(beside) if beside.exists() else shutil.which("uv")
     if program is None:

@@ -1,1 +1,1 @@
-"""A bundle as it lies in its directory: what it names, its signature, its files."""
+"""A bundle on disk: its manifest, its signature, its files."""

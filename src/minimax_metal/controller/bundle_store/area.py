@@ -1,7 +1,7 @@
-"""A bundle's directory by descriptors: nothing in it is followed out of it, whatever lies there.
+"""A bundle's directory, accessed by descriptors: nothing in it can lead out of it.
 
-Whoever carries the disk, or writes to it, may leave links, pipes and devices in a bundle. Each name is opened
-component by component without following links, only regular files are read, and what is written is renamed
+Anybody who carries the disk, or writes to it, may leave links, pipes and devices in a bundle. Each name is
+opened component by component without following links, only regular files are read, and new files are renamed
 into place beneath the directory.
 """
 
@@ -26,12 +26,12 @@ class Area:
     """One directory, held open."""
 
     def __init__(self, directory: Path) -> None:
-        """Open the directory, which may be named through links: it is the user who names it."""
+        """Open the directory. The name may contain links: the user chose it."""
         self.directory = directory.resolve()
         self.root = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         os.close(self.root)
 
     def __enter__(self) -> Area:
@@ -44,7 +44,7 @@ class Area:
         """Open a regular file for reading; return its descriptor.
 
         Raises:
-            OSError: it is not there, not a regular file, or a link leads to it.
+            OSError: it does not exist, is not a regular file, or is reached through a link.
         """
         descriptor = open_beneath(self.root, path)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -53,7 +53,7 @@ class Area:
         return descriptor
 
     def size(self, path: str) -> int | None:
-        """The size of a regular file; None where there is none."""
+        """Return the size of a regular file, or None if there is none."""
         try:
             descriptor = self.open(path)
         except OSError:
@@ -68,7 +68,7 @@ class Area:
 
         Args:
             name: one component.
-            keep: go on after what is there, where that is a regular file with no other name.
+            keep: append to the existing content, if it is a regular file with no other name.
         """
         with directory_beneath(self.root, PARTIAL, create=0o755) as partial:
             if keep:
@@ -99,7 +99,7 @@ class Area:
             os.rename(name, target.name, src_dir_fd=partial, dst_dir_fd=parent)
 
     def unlink(self, path: str) -> None:
-        """Delete a file of the bundle, or what else has its name; a link is deleted, not what it leads to."""
+        """Delete a file of the bundle, or anything else of that name; a link is deleted, not its target."""
         target = PurePosixPath(path)
         with (
             suppress(FileNotFoundError, NotADirectoryError),
@@ -108,7 +108,7 @@ class Area:
             os.unlink(target.name, dir_fd=parent)
 
     def prune(self, keep: Collection[str]) -> None:
-        """Delete all but the files to keep, and directories that are empty then; no link is followed."""
+        """Delete everything except the files to keep, and empty directories; no link is followed."""
         for folder, directories, files, descriptor in os.fwalk(
             ".", topdown=False, follow_symlinks=False, dir_fd=self.root
         ):
@@ -127,7 +127,7 @@ class Area:
 
 @contextmanager
 def area(directory: Path) -> Iterator[Area]:
-    """Open a directory for a while; what stands against it is said in one line.
+    """Open a directory temporarily; errors are reported in one line.
 
     Raises:
         UserError: it can't be opened, or a name in it leads out of it.
@@ -136,8 +136,8 @@ def area(directory: Path) -> Iterator[Area]:
         opened = Area(directory)
     except OSError as error:
         raise UserError(
-            f"found {directory} that can't be opened ({error.strerror}), expected the directory of a bundle; "
-            "fix the path"
+            f"found {directory} that can't be opened ({error.strerror}), expected a bundle's "
+            "directory; fix the path"
         ) from None
     try:
         yield opened
@@ -145,7 +145,7 @@ def area(directory: Path) -> Iterator[Area]:
         named = error.filename or "a name"
         if error.errno in {errno.ELOOP, errno.ENOTDIR, errno.EINVAL, errno.EISDIR}:
             said = "is a link, or not a plain file or directory"
-            advice = "expected only those; delete it, or name another directory"
+            advice = "expected only plain files and directories; delete it, or name another directory"
         else:
             said, advice = (
                 f"can't be used ({error.strerror})",

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: what a foreign one may say, and nothing else. Pure."""
+"""The manifest of a bundle: what a foreign one may contain, and nothing else. Pure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from minimax_metal.common.text import has_controls, one_line
 
 SCHEMA: Final = 1
 LIMIT: Final = 64 << 20
-"""Bytes of a manifest: 300,000 entries. A bundle of one fleet has some thousand."""
+"""Maximum bytes of a manifest: 300,000 entries. The bundle of one fleet has some thousand."""
 FILES: Final = 300_000
 LARGEST: Final = 1 << 44
-"""Bytes of one file: 16 TiB, the most that ext4 holds."""
+"""Maximum bytes of one file: 16 TiB, the limit of ext4."""
 ROOTS: Final = frozenset({"pypi", "python", "nvidia", "apt", "weights"})
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
@@ -34,7 +34,7 @@ class File:
 
 @dataclass(frozen=True)
 class Document:
-    """What a manifest says."""
+    """The contents of a manifest."""
 
     created: str
     contents: dict[str, Any]
@@ -42,7 +42,7 @@ class Document:
 
 
 def write(contents: dict[str, Any], files: tuple[File, ...], created: str) -> bytes:
-    """A manifest's bytes."""
+    """Return a manifest's bytes."""
     document = {
         "schema": SCHEMA,
         "created": created,
@@ -54,7 +54,7 @@ def write(contents: dict[str, Any], files: tuple[File, ...], created: str) -> by
 
 
 def _shown(value: Any) -> Any:
-    """The value with every text in it fit to be printed."""
+    """Return the value with all texts made printable."""
     if isinstance(value, str):
         return one_line(value)
     if isinstance(value, dict):
@@ -63,14 +63,14 @@ def _shown(value: Any) -> Any:
 
 
 def parse(content: bytes, name: str) -> Document:
-    """Read a manifest that anybody may have written.
+    """Parse a manifest that anybody may have written.
 
     Args:
         content: its bytes, at most :data:`LIMIT`.
-        name: what it is called in messages.
+        name: its name in messages.
 
     Raises:
-        UserError: it is not a manifest, or names what no bundle has.
+        UserError: it is not a manifest, or lists what no bundle contains.
     """
     try:
         document = json.loads(content, parse_constant=_refuse)
@@ -88,11 +88,12 @@ def parse(content: bytes, name: str) -> Document:
         or document["schema"] != SCHEMA
     ):
         raise UserError(
-            f"found {name} of another kind, expected schema {SCHEMA}; use the same version of metal"
+            f"found {name} with another schema, expected schema {SCHEMA}; use the version of metal "
+            "that wrote it"
         )
     created, entries = document.get("created"), document.get("files")
     if not isinstance(created, str) or not isinstance(contents, dict) or not isinstance(entries, list):
-        raise UserError(f"found {name} without created, contents or files, expected those; copy it again")
+        raise UserError(f"found {name} without created, contents or files, expected all three; copy it again")
     if len(entries) > FILES:
         raise UserError(f"found {len(entries)} files in {name}, expected {FILES} at most; don't use it")
     files = tuple(_file(entry, name) for entry in entries)
@@ -101,12 +102,12 @@ def parse(content: bytes, name: str) -> Document:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _file(entry: Any, name: str) -> File:
     if not isinstance(entry, dict) or set(entry) != {"path", "size", "sha256"}:
-        raise UserError(f"found {name} with entries of another kind, expected path, size and sha256")
+        raise UserError(f"found {name} with malformed entries, expected path, size and sha256")
     path, size, sha256 = entry["path"], entry["size"], entry["sha256"]
     if not isinstance(path, str) or not is_inside(path):
         raise UserError(
@@ -125,7 +126,7 @@ def _file(entry: Any, name: str) -> File:
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path is one below a bundle's own directories, written in the one way that is taken."""
+    """Return whether a path is below a bundle's own directories, in the only accepted spelling."""
     parts = path.split("/")
     return (
         len(parts) > 1
@@ -140,15 +141,14 @@ def is_inside(path: str) -> bool:
 
 
 def _apart(files: tuple[File, ...], name: str) -> None:
-    """Two names for one file, as some file systems see them, or a file where another has a directory."""
+    """Refuse names that some file systems treat as one, and a file where an entry needs a directory."""
     seen: dict[str, str] = {}
     for file in files:
         folded = unicodedata.normalize("NFC", file.path).casefold()
         if folded in seen:
             raise UserError(
-                f"found {file.path!r} and {seen[folded]!r} in {name}, expected names that every file "
-                f"system tells "
-                "apart; don't use it"
+                f"found {file.path!r} and {seen[folded]!r} in {name}, expected names that stay "
+                "distinct on every file system; don't use it"
             )
         seen[folded] = file.path
     for folded, path in seen.items():

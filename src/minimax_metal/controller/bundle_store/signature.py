@@ -1,8 +1,8 @@
-"""The signature of a bundle's manifest, by OpenSSH's ``ssh-keygen -Y`` (OpenSSH 8.1 and later).
+"""The signature of a bundle's manifest, made with OpenSSH's ``ssh-keygen -Y`` (OpenSSH 8.1 and later).
 
-It is on every machine that Ansible runs from, its keys are those that people have and keep, hardware keys and
-agents included, and its format is documented (PROTOCOL.sshsig). Who signs a bundle has the private key; who
-takes one in has the public key already, from another way than the disk.
+OpenSSH is on every machine that runs Ansible, its keys are ones that people already have (hardware keys and
+agents included), and its format is documented (PROTOCOL.sshsig). The signer has the private key; the receiver
+must already have the public key, from another source than the disk.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import read_bounded
 
 NAMESPACE: Final = "minimax-metal-bundle"
-"""Signatures for anything else, such as git commits, are none for a bundle."""
+"""Signatures made for other purposes, such as git commits, don't count for a bundle."""
 SIGNERS: Final = Path("/etc/minimax-metal/bundle-signers")
-"""Where public keys are looked for when no file is named: one a line, as in ``.pub`` files."""
+"""Default file of public keys: one per line, as in ``.pub`` files."""
 LIMIT: Final = 1 << 16
 _KEY: Final = re.compile(r"(?P<kind>(?:sk-)?(?:ssh|ecdsa)-[A-Za-z0-9@.-]+) (?P<key>[A-Za-z0-9+/=]+)(?: .*)?")
 _IDENTITY: Final = "bundle"
 
 
 def public_keys(path: Path) -> list[str]:
-    """The public keys in a file, as ``TYPE BASE64``.
+    """Return the public keys in a file, as ``TYPE BASE64``.
 
     Raises:
-        UserError: it can't be read, or holds none.
+        UserError: it can't be read, or contains none.
     """
     try:
         text = read_bounded(path, LIMIT).decode("utf-8", "replace")
     except OSError as error:
         raise UserError(
-            f"found {path} that can't be read ({error.strerror}), expected the public keys of those who sign "
-            "bundles; name a file with --signers"
+            f"found {path} that can't be read ({error.strerror}), expected the bundle signers' "
+            "public keys; name a file with --signers"
         ) from None
     keys = []
     for line in text.splitlines():
@@ -55,7 +55,7 @@ def public_keys(path: Path) -> list[str]:
 
 
 def sign(content: bytes, key: Path) -> bytes:
-    """The signature of a manifest; asks for the key's passphrase where it has one.
+    """Return the signature of a manifest; asks for the key's passphrase if it has one.
 
     Args:
         content: the manifest.
@@ -79,7 +79,7 @@ def sign(content: bytes, key: Path) -> bytes:
 
 
 def verify(content: bytes, signature: bytes, keys: list[str]) -> str | None:
-    """The fingerprint of the key that signed a manifest; None where none of these keys did."""
+    """Return the fingerprint of the key that signed a manifest, or None if none of these keys did."""
     with tempfile.TemporaryDirectory(prefix="metal-bundle-") as scratch:
         allowed, detached = Path(scratch, "signers"), Path(scratch, "manifest.sig")
         allowed.write_text(
@@ -101,11 +101,11 @@ def _ssh_keygen(words: list[str], content: bytes) -> subprocess.CompletedProcess
         )
     except FileNotFoundError:
         raise UserError(
-            "found no ssh-keygen, expected OpenSSH's for the signature of a bundle; install openssh-client"
+            "found no ssh-keygen, expected OpenSSH's, which signs bundles; install openssh-client"
         ) from None
     except subprocess.TimeoutExpired:
         raise UserError(
-            "found ssh-keygen waiting for 300 s, expected an answer; unlock the key or its agent"
+            "found ssh-keygen still waiting after 300 s, expected an answer; unlock the key or its agent"
         ) from None
 
 

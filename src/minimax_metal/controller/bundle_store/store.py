@@ -1,9 +1,10 @@
-"""The bundle's directory: files that are there only whole, and a manifest that is there only when all are.
+"""The bundle's directory: complete files only, and a manifest only when all files are complete.
 
-``manifest.json`` is written last: while a bundle is made, and after a stop, there is none, and nobody takes
-the directory for a bundle. A file has its name only when its hash was right; work goes on where it stopped.
-``manifest.json.sig`` beside it is its signature (:mod:`minimax_metal.controller.bundle_store.signature`) over
-the manifest's bytes, which cover every file. A copy keeps both byte for byte.
+``manifest.json`` is written last: while a bundle is being made, and after an interruption, there is none, so
+the directory does not count as a bundle. A file gets its name only after its hash was verified; work resumes
+where it stopped. ``manifest.json.sig`` beside it is the signature
+(:mod:`minimax_metal.controller.bundle_store.signature`) of the manifest's bytes, which cover every file. A
+copy keeps both byte for byte.
 """
 
 from __future__ import annotations
@@ -31,22 +32,22 @@ __all__ = ["MANIFEST", "PARTIAL", "SIGNATURE", "Bundle", "File"]
 MANIFEST: Final = "manifest.json"
 SIGNATURE: Final = "manifest.json.sig"
 NOTE: Final = "imported.json"
-"""Beside an imported bundle: when it was taken in, and on whose signature, or that it has none."""
+"""Beside an imported bundle: when it was imported, and whose signature it has, if any."""
 OWN: Final = frozenset({MANIFEST, SIGNATURE, NOTE, PARTIAL, "lost+found", *document.ROOTS})
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A whole bundle, as its manifest says it.
+    """A complete bundle, as its manifest describes it.
 
     Attributes:
-        directory: where it is.
+        directory: its location.
         created: when it was made, in its maker's words.
-        contents: what is in it, by kind.
-        files: every file of it.
+        contents: its contents, by kind.
+        files: all its files.
         manifest: the bytes of its manifest.
-        signature: those of the signature; empty where it has none.
-        signer: fingerprint of the key that signed it; None: not signed by anybody who is known here.
+        signature: those of the signature; empty if it has none.
+        signer: fingerprint of the key that signed it; None: not signed by a known key.
     """
 
     directory: Path
@@ -59,19 +60,19 @@ class Bundle:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """Total bytes of all files."""
         return sum(file.size for file in self.files)
 
 
 def read(directory: Path, signers: Path | None = None) -> Bundle:
-    """Return the bundle in a directory, with who signed it; whether that will do is for :func:`trusted`.
+    """Return the bundle in a directory, with its signer; :func:`trusted` decides whether that is enough.
 
     Args:
         directory: of the bundle.
-        signers: public keys; those of :data:`signature.SIGNERS` where that file is.
+        signers: public keys; those of :data:`signature.SIGNERS` if that file exists.
 
     Raises:
-        UserError: there is none, it is not finished, or its manifest is not one.
+        UserError: there is none, it is not finished, or its manifest is invalid.
     """
     if not directory.is_dir():
         raise UserError(f"found no bundle at {directory}, expected {MANIFEST} in it; fix the path")
@@ -82,7 +83,7 @@ def read(directory: Path, signers: Path | None = None) -> Bundle:
         except FileNotFoundError:
             half = (directory / PARTIAL).is_dir()
             found = "an unfinished bundle" if half else "no bundle"
-            remedy = "run 'metal bundle export' or 'import' again, it goes on" if half else "fix the path"
+            remedy = "run 'metal bundle export' or 'import' again: it resumes" if half else "fix the path"
             raise UserError(f"found {found} at {directory}, expected {MANIFEST} in it; {remedy}") from None
         except TooLargeError as error:
             raise UserError(f"found {path} with {error.strerror}, expected fewer; don't use it") from None
@@ -94,7 +95,7 @@ def read(directory: Path, signers: Path | None = None) -> Bundle:
             signed = read_beneath(opened.root, SIGNATURE, signature.LIMIT)
         except OSError:
             signed = b""
-    # Before anything in it is looked at.
+    # Before anything in it is parsed.
     signer = None
     if signers is None and signature.SIGNERS.is_file():
         signers = signature.SIGNERS
@@ -106,28 +107,28 @@ def read(directory: Path, signers: Path | None = None) -> Bundle:
 
 
 def trusted(bundle: Bundle, accept_unsigned: bool) -> str:
-    """Return in words on whose word a bundle is used.
+    """Describe whose signature a bundle is trusted by.
 
     Raises:
-        UserError: nobody who is known here signed it, and that was not accepted by name.
+        UserError: no known key signed it, and unsigned bundles were not accepted.
     """
     if bundle.signer:
         return f"signed by {bundle.signer}"
     if accept_unsigned:
-        return "without a signature that is known here, accepted with --accept-unsigned"
+        return "signed by nobody known here, accepted with --accept-unsigned"
     found = "a signature by none of the known keys" if bundle.signature else "no signature"
     raise UserError(
-        f"found {found} on {bundle.directory / MANIFEST}, expected one by a key of {signature.SIGNERS} or "
-        f"--signers "
-        "FILE; get the signer's public key by another way than this disk, or accept it with --accept-unsigned"
+        f"found {found} on {bundle.directory / MANIFEST}, expected one by a key of "
+        f"{signature.SIGNERS} or --signers FILE; get the signer's public key some other way than "
+        "from this disk, or accept the bundle with --accept-unsigned"
     )
 
 
 def begin(directory: Path) -> None:
-    """Take the manifest away: what follows changes files.
+    """Remove the manifest: the next steps change files.
 
     Raises:
-        UserError: the directory holds other things than a bundle.
+        UserError: the directory contains other things than a bundle.
     """
     directory.mkdir(parents=True, exist_ok=True)
     strange = sorted(path.name for path in directory.iterdir() if path.name not in OWN)
@@ -145,7 +146,7 @@ def begin(directory: Path) -> None:
 
 
 def remove(bundle: Bundle, files: Iterable[File]) -> None:
-    """Take damaged files away; what is left is no bundle until they are brought again."""
+    """Remove damaged files; the rest is not a bundle until they are fetched again."""
     begin(bundle.directory)
     with area(bundle.directory) as opened:
         for file in files:
@@ -159,7 +160,7 @@ def finish(
     created: str | None = None,
     sign_key: Path | None = None,
 ) -> Bundle:
-    """Take away what is no part of it, flush everything, write manifest and signature; return the bundle.
+    """Remove foreign files, flush everything, write manifest and signature; return the bundle.
 
     Raises:
         UserError: it can't be signed with that key.
@@ -167,7 +168,7 @@ def finish(
     listed = tuple(sorted(set(files)))
     created = created or datetime.now(UTC).isoformat(timespec="seconds")
     content = document.write(contents, listed, created)
-    document.parse(content, MANIFEST)  # what could not be read again is not written
+    document.parse(content, MANIFEST)  # only a manifest that can be read again is written
     signed = signature.sign(content, sign_key) if sign_key else b""
     _finish(directory, listed, content, signed)
     return Bundle(directory, created, contents, listed, content, signed)
@@ -196,14 +197,14 @@ def _write(opened: Area, name: str, content: bytes) -> None:
 
 
 def described(directory: Path, path: str) -> File:
-    """Return the entry of a file that is there."""
+    """Return the entry of an existing file."""
     with area(directory) as opened, os.fdopen(opened.open(path), "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         return File(path, size, hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def place(directory: Path, path: str, content: bytes) -> File:
-    """Write a small file under its name, whole or not at all, and return its entry."""
+    """Atomically write a small file under its name, and return its entry."""
     name = f"{hashlib.sha256(path.encode()).hexdigest()}.new"
     with area(directory) as opened:
         _write(opened, name, content)
@@ -212,20 +213,20 @@ def place(directory: Path, path: str, content: bytes) -> File:
 
 
 def damaged(bundle: Bundle, threads: int = 4) -> Iterator[tuple[File, str]]:
-    """Read every byte; yield the files that are not as the manifest says, with what was found."""
+    """Read every byte; yield the files that differ from the manifest, with the difference."""
     with area(bundle.directory) as opened, ThreadPoolExecutor(threads) as pool:
         found = pool.map(lambda file: wrong(opened, file), bundle.files)
         yield from ((file, said) for file, said in zip(bundle.files, found, strict=True) if said)
 
 
 def wrong(opened: Area, file: File) -> str | None:
-    """What is wrong with a file; None where it is what the manifest says. No more than its size is read."""
+    """Return what is wrong with a file, or None if it matches the manifest; reads at most its size."""
     try:
         descriptor = opened.open(file.path)
     except FileNotFoundError:
         return "missing"
     except OSError as error:
-        return f"no plain file ({error.strerror})"
+        return f"not a plain file ({error.strerror})"
     with os.fdopen(descriptor, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != file.size:
@@ -234,10 +235,10 @@ def wrong(opened: Area, file: File) -> str | None:
 
 
 def copy(bundle: Bundle, target: Path, say: Callable[[str], None], trust: str = "") -> Bundle:
-    """Copy a bundle, verify each file on the way, and make the copy a bundle when all are there.
+    """Copy a bundle, verify each file on the way, and make the copy a bundle when all are complete.
 
-    Files that an earlier, interrupted copy brought are taken as they are: they have their names only when
-    verified. The manifest and its signature are copied byte for byte; ``trust`` is noted beside them.
+    Files from an earlier, interrupted copy are used as they are: they have their names only if verified. The
+    manifest and its signature are copied byte for byte; ``trust`` is noted beside them.
 
     Raises:
         UserError: the target is too small, or a file is damaged.
@@ -249,9 +250,8 @@ def copy(bundle: Bundle, target: Path, say: Callable[[str], None], trust: str = 
         room = shutil.disk_usage(target).free
         if room < need:
             raise UserError(
-                f"found {room / 1e9:.1f} GB free at {target}, expected {need / 1e9:.1f} GB for the bundle; "
-                f"make "
-                "room there"
+                f"found {room / 1000000000.0:.1f} GB free at {target}, expected "
+                f"{need / 1000000000.0:.1f} GB for the bundle; free some space there"
             )
         say(f"{len(missing)} of {len(bundle.files)} files to copy, {need / 1e9:.2f} GB")
         for file in missing:
@@ -270,7 +270,7 @@ def copy(bundle: Bundle, target: Path, say: Callable[[str], None], trust: str = 
 
 
 def _copy_one(source: Area, target: Area, file: File) -> None:
-    # By path: what a manifest says of hashes is no name for anything here.
+    # By path: hashes that a foreign manifest lists are not used as names.
     name = f"{hashlib.sha256(file.path.encode()).hexdigest()}.new"
     path = source.directory / file.path
     whole, count = hashlib.sha256(), 0

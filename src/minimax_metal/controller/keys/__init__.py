@@ -1,1 +1,1 @@
-"""The fleet's keys and certificates on the controller: made, kept, changed while the fleet serves."""
+"""The fleet's keys and certificates on the controller: created, stored, rotated while the fleet serves."""

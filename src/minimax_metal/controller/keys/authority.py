@@ -1,9 +1,9 @@
-"""The fleet's own certificate authority (``metal_tls: fleet``): made once on the controller.
+"""The fleet's own certificate authority (``metal_tls: fleet``): created once on the controller.
 
-``secrets/tls/ca.key`` never leaves the controller. ``secrets/tls/ca.crt`` is what clients trust. Each host
-has a key and a certificate of its own, made here and copied to it. A key made on the host would save one
-copy and cost a request, an answer and a state between both on every run; root on the controller owns the
-host anyway. The authority is not bound to names: clients would need another one with each new host.
+``secrets/tls/ca.key`` never leaves the controller. Clients trust ``secrets/tls/ca.crt``. Each host has its
+own key and certificate, created here and copied to it. A key created on the host would save one copy, but
+cost a request, an answer and a state in between on every run; root on the controller controls the host
+anyway. The CA is not bound to names: otherwise clients would need another one with each new host.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from minimax_metal.common.files import read_bounded, sync_directory, write_atomi
 
 CA_DAYS: Final = 3650
 HOST_DAYS: Final = 365
-"""A renewal restarts the engine, which loads for minutes: that is once in eight months."""
+"""A renewal restarts the engine, which loads for minutes: this happens once in eight months."""
 LARGEST: Final = 65_536
 _EARLIER: Final = datetime.timedelta(hours=1)
 """Certificates begin a little earlier: clocks of hosts differ."""
@@ -40,7 +40,7 @@ _LABEL: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,240}")
 
 @dataclass(frozen=True)
 class Issued:
-    """A host's certificate with its key, and the authority's certificate; all PEM."""
+    """A host's certificate with its key, and the CA's certificate; all PEM."""
 
     certificate: str
     key: str
@@ -62,29 +62,29 @@ def names_of(names: Iterable[str]) -> tuple[x509.GeneralName, ...]:
         except ValueError:
             if not _NAME.fullmatch(text):
                 raise UserError(
-                    f"found {text!r} as a host's name, expected a DNS name or an address; set metal_address, "
-                    "or ansible_host"
+                    f"found {text!r} as a host's name, expected a DNS name or an address; set "
+                    "metal_address, or ansible_host"
                 ) from None
             found.append(x509.DNSName(text))
     return tuple(found)
 
 
 def issued(directory: Path, host: str, names: Sequence[str], *, keep: bool = True, now: Any = None) -> Issued:
-    """Return a host's certificate: the kept one while it is good, else a new one.
+    """Return a host's certificate: the stored one while it is good, else a new one.
 
-    A certificate is made anew with less than a third of its life left, for other names, after a change of the
-    authority, and when it or its key can't be used. The authority is made where the directory has none; one
-    that is half there, readable by others or at its end is refused, since clients trust it.
+    A new certificate is made if less than a third of its life is left, if names or the CA changed, and if it
+    or its key can't be used. The CA is created if the directory has none; one that is incomplete, readable by
+    others or about to end is refused, since clients trust it.
 
     Args:
-        directory: ``tls`` in the directory of secrets; made with mode 0700.
-        host: what the files are named by.
+        directory: ``tls`` in the secrets directory; created with mode 0700.
+        host: name of the files.
         names: names and addresses that clients and gateways use.
-        keep: whether what is made is written (not in check mode).
+        keep: whether new files are written (not in check mode).
         now: an aware time; the clock's by default.
 
     Raises:
-        UserError: in one line, never with anything of a key.
+        UserError: in one line, never with any part of a key.
     """
     moment = now or datetime.datetime.now(datetime.timezone.utc)  # noqa: UP017  # Python 3.11 has both
     if not _LABEL.fullmatch(host):
@@ -118,7 +118,7 @@ def issued(directory: Path, host: str, names: Sequence[str], *, keep: bool = Tru
 
 @contextlib.contextmanager
 def _alone(directory: Path, *, keep: bool) -> Iterator[None]:
-    """Hold the directory's lock: Ansible asks for several hosts at once, and the fleet has one authority."""
+    """Hold the directory's lock: Ansible asks for several hosts at once, and the fleet has one CA."""
     if not keep:
         yield
         return
@@ -132,7 +132,7 @@ def _authority(
     directory: Path, now: datetime.datetime, *, keep: bool
 ) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
     key_place, place = directory / "ca.key", directory / "ca.crt"
-    # A key that waits and has no certificate is nobody's: a crash came before anybody saw either.
+    # A waiting key without a certificate is unused: a crash came before anybody saw either.
     if not key_place.exists() and not place.exists():
         key = ec.generate_private_key(ec.SECP384R1())
         certificate = _make_ca(key, now)
@@ -144,21 +144,22 @@ def _authority(
     elif _load_one(place, _waiting(key_place)) is not None:
         key_place = _waiting(key_place)
     anew = (
-        f"bring both files back from a copy, or remove {directory} and run site.yml: clients then need "
-        "the new ca.crt"
+        f"restore both files from a backup, or remove {directory} and run site.yml: clients then "
+        "need the new ca.crt"
     )
     if not key_place.exists() or not place.exists():
         missing = place if key_place.exists() else key_place
-        raise UserError(f"found no {missing}, expected the fleet's authority whole; {anew}")
+        raise UserError(f"found no {missing}, expected the fleet's complete certificate authority; {anew}")
     mode = stat.S_IMODE(key_place.stat().st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(
-            f"found {key_place} with mode {mode:04o}, expected one that its owner alone can read; run "
-            f"chmod 600 {key_place}, or, if others could have read it, remove {directory} and run site.yml"
+            f"found {key_place} with mode {mode:04o}, expected a file that only its owner can read; "
+            f"run chmod 600 {key_place}, or, if others could have read it, remove {directory} and "
+            "run site.yml"
         )
     loaded = _load(place, key_place)
     if loaded is None:
-        raise UserError(f"found {key_place} and {place} that don't belong together, or half a file; {anew}")
+        raise UserError(f"found {key_place} and {place} that don't match, or an incomplete file; {anew}")
     ca, key = loaded
     if ca.not_valid_after_utc - now < datetime.timedelta(days=HOST_DAYS):
         raise UserError(f"found {place}, which ends on {ca.not_valid_after_utc:%Y-%m-%d}; {anew}")
@@ -168,9 +169,10 @@ def _authority(
 def _write_pair(
     place: Path, key_place: Path, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey
 ) -> None:
-    """Replace a certificate and its key; killed at any moment, the certificate there has its key beside it.
+    """Replace a certificate and its key so that a kill at any moment leaves the certificate with its key
+    beside it.
 
-    The key waits under another name until its certificate is there.
+    The key waits under another name until its certificate is in place.
     """
     _write(_waiting(key_place), _private(key))
     _write(place, _public(certificate))
@@ -182,7 +184,7 @@ def _waiting(key_place: Path) -> Path:
 
 
 def _settle(key_place: Path) -> None:
-    """Give a key that waits its name, where its certificate is there; take it away where it is not."""
+    """Give a waiting key its name if its certificate is in place; otherwise remove it."""
     waiting = _waiting(key_place)
     if not waiting.exists():
         return
@@ -194,7 +196,7 @@ def _settle(key_place: Path) -> None:
 
 
 def _load(place: Path, key_place: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    """Return certificate and key, which may wait yet; none where they are not, or don't belong together."""
+    """Return certificate and key, which may still be waiting; None if they are missing or don't match."""
     return _load_one(place, key_place) or _load_one(place, _waiting(key_place))
 
 
@@ -226,7 +228,7 @@ def _kept_host(
     try:
         certificate.verify_directly_issued_by(ca)
         held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except Exception:  # cryptography raises several kinds; each means that it can't be used
+    except Exception:  # cryptography raises several types; each means that it can't be used
         return None
     good = begin <= now and end - now >= (end - begin) / 3 and list(held) == list(wanted)
     return loaded if good else None

@@ -1,7 +1,7 @@
-"""Keys that the controller makes once for a fleet and keeps, each in a file: whole, or not there at all.
+"""Keys that the controller creates once for a fleet and stores in files: complete, or not at all.
 
-A file of less is never taken for a key: not one that a crash cut off, that others can read, or that is weak.
-What stands against it is said with the file's name, never with anything of its content.
+Anything less is never used as a key: not one that a crash cut off, that others can read, or that is weak.
+Errors give the file's name, never any of its content.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minimax_metal.common.files import directory_beneath, new_file, read_bounded
 from minimax_metal.plan.keys import DIFFERENT, FORM, SHORTEST
 
 LENGTH: Final = 48
-"""Characters of a key that is made: about 285 bits."""
+"""Length of a new key: about 285 bits."""
 LARGEST: Final = 4096
 _ALPHABET: Final = string.ascii_letters + string.digits
 
@@ -29,15 +29,15 @@ def make(length: int = LENGTH) -> str:
 
 
 def kept(path: Path, length: int = LENGTH, *, keep: bool = True) -> str:
-    """Return the key in a file; make it where there is none.
+    """Return the key in a file; create it if there is none.
 
     Args:
-        path: the file; its directory is made with mode 0700.
-        length: of a key that is made; a shorter one (keepalived takes 8 characters) may be read as well.
-        keep: whether a key that is made is written.
+        path: the file; its directory is created with mode 0700.
+        length: of a new key; a shorter one (keepalived uses 8 characters) may also be read.
+        keep: whether a new key is written.
 
     Raises:
-        UserError: the file is not a whole, strong key for its owner alone, or can't be read or written.
+        UserError: the file is not a complete, strong key for its owner alone, or can't be read or written.
     """
     try:
         try:
@@ -54,7 +54,7 @@ def kept(path: Path, length: int = LENGTH, *, keep: bool = True) -> str:
             ):
                 os.write(descriptor, f"{key}\n".encode())
         except FileExistsError:
-            # Another process was quicker: the fleet has one key.
+            # Another process was faster: the fleet has one key.
             return _read(path, length)
         return key
     except OSError as error:
@@ -68,7 +68,7 @@ def _read(path: Path, length: int) -> str:
     """Return the key in a file.
 
     Raises:
-        UserError: it is not a key, or not this user's alone.
+        UserError: it is not a key, or others can read it.
         OSError: it can't be read.
     """
     content = read_bounded(path, LARGEST)
@@ -77,21 +77,25 @@ def _read(path: Path, length: int) -> str:
     def refuse(found: str, expected: str, remedy: str) -> UserError:
         return UserError(f"found {found} in {path}, expected {expected}; {remedy}")
 
-    again = "write it again, or remove the file so that a new key is made (clients need the new one then)"
+    again = (
+        "write it again, or remove the file so that a new key is generated (clients then need the new one)"
+    )
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise refuse(
             f"a key with mode {stat.S_IMODE(status.st_mode):04o}",
-            "one that its owner alone can read",
+            "a file that only its owner can read",
             f"run chmod 600 {path}, and replace the key if others could have read it",
         )
     text = content.decode("ascii", "replace")
     key = text.strip()
     shortest = min(SHORTEST, length)
     if not FORM.fullmatch(key):
-        what = "nothing" if not key else "other characters than letters, digits and ._~+/=-"
+        what = "nothing" if not key else "characters other than letters, digits and ._~+/=-"
         raise refuse(what, f"one key of {shortest} or more letters, digits and ._~+/=-", again)
     if len(key) < shortest or len(set(key)) < min(DIFFERENT, length // 2):
         raise refuse("a weak key", f"{shortest} or more characters, of which many differ", again)
     if len(key) < length and not text.endswith("\n"):
-        raise refuse("a key without a line's end, as a crash leaves half of one", "a whole line", again)
+        raise refuse(
+            "a key without a newline at its end, which a crash can leave incomplete", "a complete line", again
+        )
     return key

@@ -38,7 +38,7 @@ from minimax_metal.common.files import read_bounded, write_atomic
 from minimax_metal.controller.keys.kept import kept, make
 
 FILE: Final = ".rotation.json"
-"""Hidden: Ansible takes no hidden file of an inventory's directory for an inventory."""
+"""Hidden: Ansible ignores hidden files in an inventory's directory."""
 NAMES: Final = ("api_key", "admin_api_key", "gateway_admin_key")
 """Keys of which two can be valid at once, by their file on the controller."""
 OLD, BOTH, NEW, DONE = range(4)
@@ -50,12 +50,12 @@ VERBS: Final = (START, FINISH, TAKE_BACK)
 
 @dataclass(frozen=True)
 class Rotation:
-    """A change of keys that is under way; values are secrets and not shown by ``repr``."""
+    """A key rotation in progress; values are secrets and not shown by ``repr``."""
 
     at: int
-    """Where every host was last seen to be."""
+    """Stage at which every host was last seen."""
     to: int
-    """Where the hosts are being brought; equal to ``at`` once all are there."""
+    """Stage to which the hosts are being brought; equal to ``at`` once all have reached it."""
     began: str
     """UTC, ISO 8601."""
     keys: Mapping[str, tuple[str, str]] = field(repr=False)
@@ -63,18 +63,18 @@ class Rotation:
 
     @property
     def place(self) -> int:
-        """What hosts get when a role writes their keys now."""
+        """The stage whose keys a role now writes to hosts."""
         return self.to
 
     def accepted(self, name: str) -> tuple[str, ...]:
-        """The keys that a host takes now, the one in use first."""
+        """Return the keys that a host accepts now, the one in use first."""
         old, new = self.keys[name]
         return ((old,), (old, new), (new, old), (new,))[self.place]
 
     def at_gateways(self, name: str) -> tuple[str, ...]:
-        """The same for a gateway, which is started anew for another list: the middle places are one there.
+        """The same for a gateway, which restarts for another list: for it the middle stages are one.
 
-        Hosts take the new key before a gateway sends it: engines come first on the way forward, and last on
+        Hosts accept the new key before a gateway sends it: engines come first on the way forward, and last on
         the way back.
         """
         old, new = self.keys[name]
@@ -82,10 +82,10 @@ class Rotation:
 
 
 def begin(directory: Path, names: Sequence[str]) -> Rotation:
-    """Return a change that has not begun, with new keys; nothing is written.
+    """Return a new rotation with new keys; nothing is written.
 
     Raises:
-        UserError: a name is not one of a key that can be changed like this, or a key can't be read.
+        UserError: a name is not that of a key that can be rotated, or a key can't be read.
     """
     for name in names:
         if name not in NAMES:
@@ -100,39 +100,37 @@ def begin(directory: Path, names: Sequence[str]) -> Rotation:
 def _unknown(name: str) -> str:
     if name == "gateway_virtual_auth":
         return (
-            "gateway_virtual_auth: VRRP takes one password at a time, so it can't be changed with both "
-            "valid; "
-            "remove the file from the secrets directory and run playbooks/gateway.yml at a quiet time"
+            "gateway_virtual_auth: VRRP accepts one password at a time, so it can't be rotated with "
+            "both valid; remove the file from the secrets directory and run playbooks/gateway.yml at "
+            "a quiet time"
         )
     if name == "share":
         return (
-            "share: the secret of sharing is renewed by itself when a host has left; to renew it now, run "
-            "metal keys rotate --key share"
+            "share: the sharing secret is renewed automatically when a host leaves; to renew it now, "
+            "run metal keys rotate --key share"
         )
     return f"found key {name!r}, expected one of {', '.join(NAMES)}"
 
 
 def advance(state: Rotation, verb: str) -> Rotation | None:
-    """Return the state in which the next place is being gone to; none where the verb has nothing left to do.
+    """Return the state on the way to the next stage, or None if the verb has nothing left to do.
 
     Raises:
-        UserError: the verb does not fit where the change is.
+        UserError: the verb is not allowed at the current stage.
     """
     low, high = sorted((state.at, state.to))
     if verb == START and high > NEW:
         raise UserError(
-            "found a change of keys that is being finished, expected none, or one that has not got so "
-            "far; finish it "
-            "with metal keys rotate --finish, or undo it with --take-back"
+            "found a rotation that is already being finished, expected none, or an earlier stage; "
+            "finish it with metal keys rotate --finish, or undo it with --take-back"
         )
     if verb == FINISH and high < NEW:
         raise UserError(
-            f"found a change of keys at place {PLACES[high]!r}, expected 'new': the new key is not in use "
-            f"yet; "
-            "run metal keys rotate, give clients the new key, then finish"
+            f"found a rotation at place {PLACES[high]!r}, expected 'new': the new key is not in use "
+            "yet; run metal keys rotate, give clients the new key, then finish"
         )
     if low != high:
-        # Some hosts are there and some are not: all of them first.
+        # Some hosts have reached it and some have not: bring all of them there first.
         at, to = (high, low) if verb == TAKE_BACK else (low, high)
         return replace(state, at=at, to=to)
     if verb == TAKE_BACK:
@@ -141,12 +139,12 @@ def advance(state: Rotation, verb: str) -> Rotation | None:
 
 
 def settle(state: Rotation) -> Rotation:
-    """Return the state once every host has come to where it was going."""
+    """Return the state once every host has reached the stage."""
     return replace(state, at=state.to)
 
 
 def secrets_of(directories: Iterable[Path]) -> list[str]:
-    """Return the old and the new values of every change that is under way; a broken state gives none."""
+    """Return the old and the new values of every rotation in progress; empty for a broken state."""
     found = []
     for directory in directories:
         with suppress(UserError):
@@ -156,10 +154,10 @@ def secrets_of(directories: Iterable[Path]) -> list[str]:
 
 
 def read(directory: Path) -> Rotation | None:
-    """Return the change that is under way; none where there is none.
+    """Return the rotation in progress, or None.
 
     Raises:
-        UserError: its file is broken, or not its owner's alone: nobody may guess which key is valid.
+        UserError: its file is broken, or readable by others: which key is valid must not be guessed.
     """
     path = directory / FILE
     try:
@@ -169,12 +167,11 @@ def read(directory: Path) -> Rotation | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         why = error.strerror if isinstance(error, OSError) else "not JSON"
-        raise UserError(f"found {path}: {why}; expected the state of a change of keys; {_REPAIR}") from None
+        raise UserError(f"found {path}: {why}; expected the state of a key rotation; {_REPAIR}") from None
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(
-            f"found {path} with mode {stat.S_IMODE(status.st_mode):04o}, expected 0600; run chmod 600 "
-            f"{path}, "
-            "and take the change back if others could have read it"
+            f"found {path} with mode {stat.S_IMODE(status.st_mode):04o}, expected 0600; run chmod "
+            f"600 {path}, and undo the rotation if others could have read it"
         )
     try:
         state = Rotation(
@@ -187,13 +184,13 @@ def read(directory: Path) -> Rotation | None:
         state = None
     if state is None or not _sound(state):
         raise UserError(
-            f"found {path} with something else, expected the state of a change of keys; {_REPAIR}"
+            f"found {path} with unexpected content, expected the state of a key rotation; {_REPAIR}"
         )
     return state
 
 
 _REPAIR: Final = (
-    "restore the file; or, if every host is known to have the keys of the secrets directory, remove it"
+    "restore the file; or remove it, if you know that every host has the keys of the secrets directory"
 )
 
 
@@ -210,9 +207,9 @@ def _sound(state: Rotation) -> bool:
 
 
 def write(directory: Path, state: Rotation) -> None:
-    """Keep the state, then make the keys' own files what is in use; at either end nothing of it is left.
+    """Write the state, then the keys' own files with the key in use; at either end the state is removed.
 
-    In this order: what a crash leaves between two files is put right by the next call.
+    In this order, so that the next call repairs what a crash leaves between two files.
     """
     ended = state.at == state.to and state.at in {OLD, DONE}
     if not ended:
@@ -233,13 +230,13 @@ def write(directory: Path, state: Rotation) -> None:
 
 @contextmanager
 def held(directory: Path) -> Iterator[None]:
-    """Hold the directory against another change; the kernel lets go when this process ends."""
+    """Lock the directory against other rotations; the kernel releases it when this process ends."""
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(
-            f"found {directory}: {error.strerror}; expected the fleet's directory of secrets; fix its owner"
+            f"found {directory}: {error.strerror}; expected the fleet's secrets directory; fix its owner"
         ) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -251,15 +248,15 @@ def held(directory: Path) -> Iterator[None]:
 def step(
     directory: Path, verb: str, names: Sequence[str] = NAMES, *, further: bool = False
 ) -> dict[str, Any]:
-    """Decide and write down the next place; return where hosts are to be brought, without any value.
+    """Decide and store the next stage; return where hosts are to be brought, without any value.
 
-    ``further``: an earlier step of the same run went before, and may have been the last one.
+    ``further``: an earlier step of the same run has finished, and may have been the last one.
 
     Returns:
-        ``place``: its name; empty where nothing is left to do. ``keys``: names. ``forward``: the direction.
+        ``place``: its name; empty if nothing is left to do. ``keys``: names. ``forward``: the direction.
 
     Raises:
-        UserError: the verb does not fit, or files can't be read.
+        UserError: the verb is not allowed here, or files can't be read.
     """
     with held(directory):
         state = read(directory)
@@ -268,15 +265,14 @@ def step(
         if state is None:
             if verb != START:
                 raise UserError(
-                    f"found no change of keys in {directory}, expected one that is under way; metal keys "
-                    f"rotate begins one"
+                    f"found no key rotation in {directory}, expected one in progress; metal keys "
+                    "rotate begins one"
                 )
             state = begin(directory, names)
         elif verb == START and not set(names) <= set(state.keys) and tuple(names) != NAMES:
             raise UserError(
-                f"found a change of {', '.join(state.keys)} under way, expected none of other keys; "
-                f"finish it "
-                "(--finish) or take it back (--take-back) first"
+                f"found a rotation of {', '.join(state.keys)} in progress, expected none of other "
+                "keys; finish it (--finish) or undo it (--take-back) first"
             )
         onward = advance(state, verb)
         if onward is not None:
@@ -289,8 +285,7 @@ def step(
 
 
 def arrived(directory: Path) -> str:
-    """Write down that every host is where it was brought; return that place's name, empty without a
-    change."""
+    """Note that every host has reached the stage; return its name, empty without a rotation."""
     with held(directory):
         state = read(directory)
         if state is None:
@@ -300,7 +295,7 @@ def arrived(directory: Path) -> str:
 
 
 def accepted(path: Path, *, gateway: bool = False, length: int | None = None, keep: bool = True) -> list[str]:
-    """Return the keys that count for the key in a file of the secrets directory, the one in use first.
+    """Return the accepted keys for a key file of the secrets directory, the one in use first.
 
     Raises:
         UserError: the state or the key can't be read.

@@ -1,4 +1,4 @@
-"""What stands against changing a fleet's keys; each reason with what to do instead. Pure."""
+"""Reasons why a fleet's keys can't be rotated; each with what to do instead. Pure."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ VARIABLES: Final = {
     "sglang_service_admin_api_key": "admin_api_key",
     "sglang_gateway_admin_key": "gateway_admin_key",
 }
-"""Variables by which a user gives a key of his own, and the key of the secrets directory that each
-replaces."""
+"""Variables by which a user sets a key, and the key of the secrets directory that each replaces."""
 BESIDE: Final = {
     "sglang_service_api_key": "sglang_service_accepted_api_keys",
     "sglang_gateway_api_key": "sglang_gateway_accepted_api_keys",
@@ -25,7 +24,7 @@ BESIDE: Final = {
 
 
 def given(variables: Mapping[str, Any]) -> list[str]:
-    """Return the variables by which a host is given a key of the user's; names only."""
+    """Return the variables by which a host has a user's key; names only."""
     return [name for name in VARIABLES if variables.get(name)]
 
 
@@ -37,22 +36,21 @@ def reasons(
     verb: str = START,
     names: Sequence[str] = (),
 ) -> list[str]:
-    """Return why the keys of a fleet can't be changed now, a line each.
+    """Return why the keys of a fleet can't be rotated now, one line each.
 
     Args:
         plan: the GPU host's or the gateway's.
         host: its name.
-        limit: what was typed behind ``--limit``.
+        limit: the value of ``--limit``.
         set_by_user: variables of :data:`VARIABLES` that are set somewhere in the fleet.
         verb: ``start``, ``finish`` or ``take-back``.
-        names: keys that are to be changed; none: all.
+        names: keys to rotate; none: all.
     """
     found = []
     if limit:
         found.append(
             f"{host}: found --limit {limit}, expected the whole fleet: a host that is left out would "
-            f"refuse the new "
-            "key; run without --limit"
+            "reject the new key; run without --limit"
         )
     if plan.refusals:
         found.append(
@@ -63,18 +61,17 @@ def reasons(
     keys = plan.api_keys if isinstance(plan, GatewayPlan) else all(one.keys_directory for one in services)
     if not keys:
         found.append(
-            f"{host}: found metal_api_keys: false, expected keys to change; set metal_api_keys to true "
-            f"and run site.yml"
+            f"{host}: found metal_api_keys: false, expected keys to rotate; set metal_api_keys to "
+            "true and run site.yml"
         )
         return found
     for service in services:
         if not service.proves:
             found.append(
                 f"{host}: found {service.unit} with an engine that loads no plug-ins (before 0.5.16), "
-                f"expected one "
-                "with the guard, which takes two keys; change its keys with a restart: replace the files "
-                "in the secrets "
-                "directory and run playbooks/serve.yml, or set metal_engine_release to 0.5.16 or newer"
+                "expected the guard, which accepts two keys; rotate its keys with a restart: replace the "
+                "files in the secrets directory and run playbooks/serve.yml, or set metal_engine_release to "
+                "0.5.16 or newer"
             )
     for variable in sorted(set_by_user):
         if VARIABLES.get(variable) in (tuple(names) or NAMES) and verb == START:
@@ -92,14 +89,12 @@ def _own(variable: str, names: Sequence[str]) -> str:
     beside = BESIDE.get(variable)
     if beside is None:
         return (
-            "expected a key of the secrets directory: yours is yours to change; set another one and run "
-            f"playbooks/gateway.yml{rest}"
+            "expected a key from the secrets directory: you set this one, so you rotate it; set "
+            f"another one and run playbooks/gateway.yml{rest}"
         )
     apply = "site.yml" if variable.startswith("sglang_service") else "playbooks/gateway.yml"
     return (
-        f"expected a key of the secrets directory: yours is yours to change; put the new key into "
-        f"{beside} and run "
-        f"{apply}; exchange the two and run it again; give clients the new one; take the old one out and "
-        f"run it once "
-        f"more{rest}"
+        "expected a key from the secrets directory: you set this one, so you rotate it; put the new "
+        f"key into {beside} and run {apply}; swap the two and run it again; give clients the new "
+        f"one; remove the old one and run it once more{rest}"
     )

@@ -1,1 +1,1 @@
-"""The report of a run, made from what was kept of it."""
+"""The report of a run, made from its stored events."""

@@ -1,4 +1,4 @@
-"""Reports of post-checks come from hosts: of any shape and size, made what the report can show. Pure."""
+"""Post-check reports come from hosts in any shape and size: reduced to what the report can show. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final
 from minimax_metal.common.text import one_line
 
 BYTES: Final = 8 << 20
-"""Most that is read of one report; a whole one has about 40 KB."""
+"""Maximum size of one report; a complete one has about 40 KB."""
 TEXT: Final = 2_000
 CHECKS: Final = 500
 LEVELS: Final = 50
@@ -17,12 +17,12 @@ STATUSES: Final = ("passed", "failed", "limited", "skipped")
 
 
 def host_of(name: str, hosts: Collection[str]) -> str:
-    """Return the host of a report called ``HOST.INSTANCE``: host and instance may both have dots in them."""
+    """Return host and instance of a report named ``HOST.INSTANCE``: both may contain dots."""
     return max((one for one in hosts if name.startswith(f"{one}.")), key=len, default=name.partition(".")[0])
 
 
 def shaped(raw: Any) -> dict[str, Any]:
-    """Return a report with every part of the type that is shown; what is of another type is left out."""
+    """Return a report with only the parts whose type is right."""
     raw = raw if isinstance(raw, Mapping) else {}
     counts = raw.get("counts")
     checks = raw.get("checks")
@@ -49,7 +49,7 @@ def shaped(raw: Any) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """Return a number, or the median in a mapping of some; None where it is neither."""
+    """Return a number, or the median in a mapping of some; None if it is neither."""
     if isinstance(value, Mapping):
         value = value.get("median")
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -62,7 +62,7 @@ def number(value: Any) -> float | None:
 
 
 def level(value: Any) -> int:
-    """Return how many requests at once a row of figures is of."""
+    """Return the number of concurrent requests that a row of measurements is for."""
     found = number(value)
     return int(found) if found is not None and 0 <= found < 1 << 31 else 0
 

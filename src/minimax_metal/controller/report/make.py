@@ -1,6 +1,7 @@
-"""The report of a run: one HTML file that needs nothing else, and the same as JSON.
+"""The report of a run: one self-contained HTML file, and the same as JSON.
 
-Made of the records and of what the post-checks left, so it can be made again at any time (``metal report``).
+It is made from the stored events and the post-checks' reports, so it can be made again at any time (``metal
+report``).
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ SCHEMA: Final = 1
 TEMPLATE: Final = Path(__file__).resolve().parent / "report.html.j2"
 CHECKS: Final = "checks"
 SAID: Final = (None, *(stage for stage in Stage if stage.step))
-"""Stages of which the report repeats what a task said: of the others it is in what failed or changed."""
+"""Stages whose messages the report repeats; for the others, failures and changes contain them."""
 FIGURES: Final = (
-    ("tokens a second", "tokens_per_second", 1),
+    ("tokens/s", "tokens_per_second", 1),
     ("first token, s", "first_token_seconds", 3),
-    ("tokens a second, one stream", "decode_tokens_per_second", 1),
+    ("tokens/s, one stream", "decode_tokens_per_second", 1),
 )
 
 
 def keep_checks(kept: Kept, run: Run, redactor: Redactor) -> None:
-    """Copy the reports of post-checks, which the play fetched, to the run: the next run writes them anew."""
+    """Copy the post-checks' reports, which the play fetched, to the run: the next run overwrites them."""
     for host, path in run.fetched:
         source = Path(path)
         if source.suffix != ".json":
@@ -51,7 +52,7 @@ def keep_checks(kept: Kept, run: Run, redactor: Redactor) -> None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return a report that came from a host; None where it is too large, or no mapping of JSON."""
+    """Return a report that came from a host, or None if it is too large or not a JSON mapping."""
     try:
         found = read_json(read_bounded(path, BYTES))
     except (OSError, ValueError, RecursionError):
@@ -60,7 +61,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def checks_of(kept: Kept) -> dict[str, dict[str, Any]]:
-    """Return the reports of post-checks that a run left, by ``HOST.INSTANCE``."""
+    """Return the post-check reports of a run, by ``HOST.INSTANCE``."""
     found = {}
     for path in sorted((kept.path / CHECKS).glob("*.json")):
         checked = _read(path)
@@ -94,7 +95,7 @@ def _stage(host: Host, name: str) -> dict[str, Any]:
 
 
 def _figures(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Return figures of a post-check beside those of the one before it."""
+    """Return a post-check's measurements beside those of the previous one."""
     old = {level_of(level.get("concurrency")): level for level in (before or {}).get("figures") or []}
     rows = []
     for level in now.get("figures") or []:
@@ -105,7 +106,7 @@ def _figures(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> list[d
                 change = (values[1] / values[0] - 1.0) * 100.0 if values[0] else None
                 rows.append(
                     {
-                        "name": f"{name}, {at_once} at once",
+                        "name": f"{name}, {at_once} concurrent requests",
                         "before": None if values[0] is None else round(values[0], digits),
                         "after": round(values[1], digits),
                         "change_percent": None if change is None else round(change, 1),
@@ -138,7 +139,7 @@ def _checks(kept: Kept, store: Store | None, hosts: Collection[str]) -> list[dic
 
 
 def _changes(run: Run) -> list[dict[str, Any]]:
-    """Return what changed: a task once, with the hosts it changed something on."""
+    """Return the changes: each task once, with the hosts it changed something on."""
     grouped: dict[tuple[str | None, str], dict[str, Any]] = {}
     for change in run.changes:
         one = grouped.setdefault(
@@ -153,7 +154,7 @@ def _changes(run: Run) -> list[dict[str, Any]]:
 
 
 def data_of(kept: Kept, store: Store | None = None) -> dict[str, Any]:
-    """Return the report of a run as data: what ``report.json`` holds."""
+    """Return the report of a run as data: the contents of ``report.json``."""
     run = Run().take_all(kept.records())
     about = kept.about
     stages = run.seen_stages()
@@ -229,18 +230,22 @@ def write(kept: Kept, store: Store | None = None) -> Path:
 def main(argv: Sequence[str]) -> int:
     """Run ``metal report``."""
     parser = argparse.ArgumentParser(
-        prog="metal report", description="Make the report of a run again, from what was kept of it."
+        prog="metal report", description="Rebuild the report of a run from its stored events."
     )
-    parser.add_argument("run", nargs="?", help="its name, the beginning of it, or its directory (the newest)")
-    parser.add_argument("--runs", type=Path, metavar="DIRECTORY", help="where runs are kept")
+    parser.add_argument(
+        "run", nargs="?", help="run name, the start of it, or its directory (default: the newest)"
+    )
+    parser.add_argument("--runs", type=Path, metavar="DIRECTORY", help="directory of runs")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--list", action="store_true", help="name the runs that are kept")
+    parser.add_argument("--list", action="store_true", help="list the stored runs")
     arguments = parser.parse_args(list(argv))
     store = Store(runs_directory(arguments.runs))
     if arguments.list:
         for run in store.all():
             about = run.about
-            print(f"{run.name}  {about.get('outcome', 'not over, or killed')}  {about.get('command', '')}")
+            print(
+                f"{run.name}  {about.get('outcome', 'still running, or killed')}  {about.get('command', '')}"
+            )
         return 0
     kept = store.find(arguments.run)
     if arguments.json:
@@ -250,5 +255,5 @@ def main(argv: Sequence[str]) -> int:
     try:
         print(write(kept, store))
     except OSError as error:
-        raise UserError(f"cannot write into {kept.path} ({error.strerror}); fix its rights") from None
+        raise UserError(f"can't write into {kept.path} ({error.strerror}); fix its permissions") from None
     return 0

@@ -1,7 +1,7 @@
-"""The timeline of a run as SVG: a row for each host, a stretch for each stage; pure.
+"""The timeline of a run as SVG: a row per host, a bar per stage; pure.
 
-With few hosts a row is tall and its stretches have names; with sixty it is a band, and the picture still fits
-on one screen.
+With few hosts, rows are tall and bars have names; with sixty, rows are thin and the picture still fits on one
+screen.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from minimax_metal.plan.rollout.stage import colour_of, label_of
 
 WIDTH: Final = 1160
 LABEL: Final = 130
-"""Width of the hosts' names; all sizes are in the units of the picture."""
+"""Width of the hosts' names; all sizes are in units of the picture."""
 TALL: Final = 30
 LOW: Final = 11
 """Heights of a row: with up to :data:`FEW` hosts, and with sixty."""
 FEW: Final = 8
 SCREEN: Final = 660
-"""Height that all rows share where they are many."""
+"""Total height of the rows if there are many."""
 AXIS: Final = 26
 BAD: Final = "#dc2626"
 _STEPS: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400)
@@ -34,7 +34,7 @@ def ticks(seconds: float, most: int = 10) -> list[float]:
 
 
 def row_height(hosts: int) -> float:
-    """Return how tall a row is."""
+    """Return the height of a row."""
     if hosts <= FEW:
         return TALL
     return max(LOW, min(TALL, SCREEN / hosts))

@@ -1,1 +1,1 @@
-"""A run of a playbook: started, shown as it goes, kept."""
+"""A run of a playbook: started, shown live, stored."""

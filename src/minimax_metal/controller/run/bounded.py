@@ -1,8 +1,8 @@
-"""Limits of the kernel's own for what a host may send to the controller.
+"""Kernel limits for what a host may send to the controller.
 
-A host that somebody else rules says what it likes: that a file is small, and then sends one without end.
-What is asked of the host (a size, ``head -c``) bounds nothing. Here the process that receives has the limit:
-neither it nor a program that it starts (``sftp``, ``scp``) can write a larger file, or hold more memory.
+A compromised host can claim that a file is small and then send without end. Limits that the host applies
+itself (a size, ``head -c``) prove nothing. Here the receiving process has the limit: neither it nor a program
+that it starts (``sftp``, ``scp``) can write a larger file, or use more memory.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ COPIES: Final = 16
 """How many times a file that comes as a module's answer is in memory: base64 in JSON, as bytes and text."""
 SLACK: Final = 128 << 20
 MEMORY: Final = 2 << 30
-"""Least memory that each process of Ansible's may take."""
+"""Minimum memory that each of Ansible's processes may use."""
 SHARE: Final = 4
-"""Or as much as this share of the machine's."""
+"""Or as large as this share of the machine's memory."""
 
 
 @contextlib.contextmanager
 def receiving(most: int) -> Iterator[None]:
-    """Let this process, and programs that it starts meanwhile, write files of ``most`` bytes at most.
+    """Limit files written by this process, and by programs it starts meanwhile, to ``most`` bytes.
 
-    Memory has a limit as well: enough for a file of this size that comes as a module's answer. Above the
-    limit a write fails with ``EFBIG`` (programs: ``SIGXFSZ``), and memory is refused (``MemoryError``). Both
-    limits are taken back afterwards.
+    Memory is limited as well: enough for a file of this size that comes as a module's answer. Above the limit
+    a write fails with ``EFBIG`` (programs: ``SIGXFSZ``), and memory is refused (``MemoryError``). Both limits
+    are lifted afterwards.
     """
     in_use = _data_in_use()
     with contextlib.ExitStack() as limits:
@@ -52,7 +52,7 @@ def _at_most(which: int, most: int) -> Iterator[None]:
 
 
 def _data_in_use() -> int | None:
-    """Return what counts against RLIMIT_DATA; None on systems that don't say."""
+    """Return the amount that counts against RLIMIT_DATA; None on systems that don't report it."""
     try:
         found = re.search(r"^VmData:\s+(\d+) kB$", Path("/proc/self/status").read_text("ascii"), re.MULTILINE)
     except OSError:
@@ -61,14 +61,14 @@ def _data_in_use() -> int | None:
 
 
 def limit_memory(pid: int, machine: int | None = None) -> int | None:
-    """Limit the memory of a process and of those that it starts from now on; return the limit, in bytes.
+    """Limit the memory of a process and of those it starts from now on; return the limit in bytes.
 
-    For Ansible, which holds all that a host's module prints, whatever its size. A process that asks for more
-    fails at it; the others go on. None where the system can't, or the process is gone.
+    For Ansible, which keeps everything that a host's module prints in memory, whatever its size. A process
+    that needs more fails; the others continue. None if the system can't do this, or the process has ended.
 
     Args:
         pid: the process.
-        machine: bytes of memory that this machine has; by default it is asked.
+        machine: bytes of memory that this machine has; by default it is measured.
     """
     if not hasattr(resource, "prlimit"):
         return None

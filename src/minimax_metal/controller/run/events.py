@@ -1,6 +1,6 @@
-"""The state of a run, made of its records: hosts and stages, what runs, what changed, what failed.
+"""The state of a run, computed from its events: hosts and stages, progress, changes, failures.
 
-Pure: the same records make the same state, while a run goes on and when its report is written.
+Pure: the same events give the same state, during a run and when its report is written.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ _SHARE = re.compile(r"(?P<share>\d{1,12}(?:\.\d{1,6})?) %")
 
 @dataclass
 class Passage:
-    """One host's way through one stage; times in seconds since the epoch."""
+    """One host's time in one stage; times in seconds since the epoch."""
 
     name: str
     status: str = "waiting"
     began: float = 0.0
     ended: float = 0.0
     since: float = 0.0
-    """When the host last came into it: a stage may be left and come back to, as the pull of weights is."""
+    """When the host last entered it: a host may leave and re-enter a stage, such as the pull of weights."""
     before: float = 0.0
     """Seconds spent in it before that."""
     tasks: int = 0
-    """Tasks that were asked of the host."""
+    """Number of tasks run on the host."""
     changes: int = 0
 
     @property
     def seconds(self) -> float:
-        """How long the host has spent in it, without the time it was elsewhere in between."""
+        """Seconds that the host has spent in it, without the time in other stages in between."""
         return self.seconds_at(self.ended)
 
     def seconds_at(self, now: float) -> float:
-        """How long it has spent in it at some moment while it is in it."""
+        """Seconds that it has spent in it up to some moment while it is in it."""
         return self.before + max(0.0, now - (self.since or self.began))
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of time that a host spent in a stage without a break."""
+    """An uninterrupted period that a host spent in a stage."""
 
     stage: str
     began: float
@@ -60,7 +60,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that a task changed, or would change in check mode."""
+    """One change by a task, or one it would make in check mode."""
 
     host: str
     stage: str | None
@@ -81,11 +81,11 @@ class Failure:
     at: float
     where: str = ""
     refuses: tuple[str, ...] = ()
-    """Hosts that it refused, rather than failed at something."""
+    """Hosts that it refused, instead of failing on them."""
 
     @property
     def who(self) -> str:
-        """Whom it is about: a task that speaks for the fleet runs on any host."""
+        """The hosts concerned: a task that acts for the fleet runs on any host."""
         if not self.refuses or self.host in self.refuses:
             return self.host
         more = len(self.refuses) - 1
@@ -94,7 +94,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Said:
-    """What a task had to say (``ansible.builtin.debug``)."""
+    """A task's message (``ansible.builtin.debug``)."""
 
     host: str
     stage: str | None
@@ -104,14 +104,14 @@ class Said:
 
 @dataclass(frozen=True)
 class Progress:
-    """What something long says of itself: a pull of weights, an engine that loads."""
+    """Progress of long work: a pull of weights, an engine that loads."""
 
     host: str
     what: str
     name: str
     text: str
     share: float | None
-    """Of 1; None where it does not say."""
+    """From 0 to 1; None if unknown."""
     at: float
 
 
@@ -128,12 +128,12 @@ class Host:
     failed: bool = False
     unreachable: bool = False
     cut: bool = False
-    """Whether the run ended in the middle of a task of it."""
+    """Whether the run ended in the middle of one of its tasks."""
     progress: Progress | None = None
     tasks: int = 0
     changes: int = 0
     refused: dict[str, str] = field(default_factory=dict)
-    """What refusals made of it (``refused`` or ``unreachable``), by the host whose task said them."""
+    """What refusals made of it (``refused`` or ``unreachable``), by the host whose task reported them."""
     spoke: bool = False
     """Whether the task that failed on it refused other hosts, and nothing else failed."""
 
@@ -165,7 +165,7 @@ class Run:
     failures: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     steps: list[tuple[str, float]] = field(default_factory=list)
-    """Every play and task with the time it began: what the time left is reckoned from."""
+    """Every play and task with its start time, from which the remaining time is estimated."""
     play: str = ""
     task: str = ""
     stage: str | None = None
@@ -174,15 +174,15 @@ class Run:
     began: float = 0.0
     latest: float = 0.0
     over: bool = False
-    """Whether it has ended: until then a host that is asked nothing waits for its turn."""
+    """Whether it has ended: until then an idle host is waiting for its turn."""
     stopping: str = ""
-    """How somebody asked it to stop: after the hosts in work, or now."""
+    """How the user asked it to stop: after the hosts in progress, or now."""
     said: list[Said] = field(default_factory=list)
     fetched: list[tuple[str, str]] = field(default_factory=list)
     """Files that came from a host: its name, and the path here."""
 
     def take(self, record: Record) -> None:
-        """Take in one record."""
+        """Process one event."""
         at = float(record.get("at") or self.latest)
         self.latest = max(self.latest, at)
         self.began = self.began or at
@@ -207,28 +207,28 @@ class Run:
             self.stopping = record["how"]
 
     def take_all(self, records: Iterable[Record]) -> Run:
-        """Take in many records, and return the state."""
+        """Process many events, and return the state."""
         for record in records:
             self.take(record)
         return self
 
     @property
     def seconds(self) -> float:
-        """How long it has run, by its own events."""
+        """Return how long it has run, by its own events."""
         return max(0.0, self.latest - self.began)
 
     def verdict_of(self, host: Host) -> str:
-        """Return one word for a host at this moment: its verdict, or ``waiting`` while others are at work."""
+        """Return one word for a host at this moment: its verdict, or ``waiting`` while others are busy."""
         verdict = host.verdict
         return "waiting" if not self.over and verdict in {"changed", "unchanged"} else verdict
 
     def seen_stages(self) -> list[str]:
-        """Return the stages that any host has been in, in their order."""
+        """Return the stages that any host has entered, in their order."""
         seen = {name for host in self.hosts.values() for name in host.stages}
         return [stage.value for stage in Stage if stage in seen]
 
     def tasks_done(self, host: str) -> int:
-        """Return how many tasks were asked of a host."""
+        """Return the number of tasks that ran on a host."""
         return self.hosts[host].tasks if host in self.hosts else 0
 
     def _host(self, record: Record) -> Host:
@@ -250,7 +250,7 @@ class Run:
             self._leave(host, at)
         if name:
             stage = host.stages.setdefault(name, Passage(name, began=at))
-            # What was failed and is gone on with has been rescued; its colour stays, its time goes on.
+            # A failure after which the host continues was rescued: the colour stays, the time goes on.
             if stage.status not in {"failed", "unreachable"}:
                 stage.status = RUNNING
             stage.began = stage.began or at
@@ -263,7 +263,7 @@ class Run:
         host.unreachable = False
 
     def _leave(self, host: Host, at: float) -> None:
-        """The host goes on to another stage: the one it was in is over."""
+        """Move the host to another stage: its previous one has ended."""
         if host.stage and host.stage in host.stages:
             stage = host.stages[host.stage]
             if stage.status == RUNNING:
@@ -362,9 +362,9 @@ class Run:
         failures = self.stats.get("failures", {})
         for host in self.hosts.values():
             host.busy, host.progress = False, None
-            # A failure that a rescue took care of is none of the host's; what became of it its stages say.
+            # A failure that a rescue handled is not the host's; its stages show the outcome.
             host.failed = bool(failures.get(host.name))
-            # So of a refusal: what a host can't be read for is said again, for all of them, at the end.
+            # The same for a refusal: the reasons for all hosts are repeated at the end.
             host.refused = {said: what for said, what in host.refused.items() if failures.get(said)}
             host.unreachable = bool(self.stats.get("dark", {}).get(host.name)) and host.unreachable
             for stage in host.stages.values():
@@ -386,7 +386,7 @@ class Run:
 def _label(record: Record) -> str:
     result = record.get("result") or {}
     label = result.get("label")
-    # Of a file that is copied its place on the host says more than where it lies on the controller.
+    # For a copied file, its destination on the host tells more than its path on the controller.
     if label is None or result.get("dest"):
         return _what(result)
     copied = str(record.get("action") or "").rpartition(".")[2] in {"copy", "template"}
@@ -406,7 +406,7 @@ def _lines(text: Any) -> list[str]:
 
 
 def _reason(result: Mapping[str, Any]) -> list[str]:
-    """Return why a task failed, in lines: of a loop why its items did."""
+    """Return why a task failed, in lines; for a loop, why its items did."""
     lines: list[str] = []
     items = [one for one in result.get("items") or [] if one.get("failed")]
     for one in items or [result]:

@@ -1,7 +1,7 @@
-"""The words behind ``metal rollout``: which are ours, which are ansible-playbook's, what they say to us.
+"""Options of ``metal rollout`` and its siblings: our own and ansible-playbook's.
 
-Ansible's own options are handed on as they were typed. A few are looked at as well, none is changed: which
-inventories and extra variables there are (for what must be masked), and which passwords Ansible will ask for.
+Ansible's options are passed on unchanged. A few are also inspected: inventories and extra variables (for
+masking secrets), and the passwords that Ansible will ask for.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LISTING = ("--list-hosts", "--list-tasks", "--list-tags", "--syntax-check", "--version")
-"""Options with which ansible-playbook runs nothing: it is left alone with them."""
+"""Options with which ansible-playbook runs nothing: it is called directly."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """What was typed behind the verb."""
+    """The options on the command line."""
 
     own: argparse.Namespace
     ansible: tuple[str, ...]
-    """Handed on, word by word."""
+    """Passed on, word by word."""
     inventories: tuple[Path, ...]
     extra_variables: tuple[str, ...]
     limit: str | None
     tags: tuple[str, ...]
-    """Tags that are run and, with ``-`` before them, skipped; none: all."""
+    """Tags to run and, with a leading ``-``, to skip; empty: all."""
     check: bool
     lists: bool
     passwords: tuple[tuple[str, str], ...]
-    """Passwords that Ansible will ask for: what to say, and the pattern of its question."""
+    """Passwords that Ansible will ask for: our prompt, and the pattern of its question."""
 
 
 def own_parser(verb: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    """Return the parser of the options that are ours; names that Ansible has are not among them."""
+    """Return the parser of our own options; no name clashes with Ansible's."""
     parser = argparse.ArgumentParser(
         prog=f"metal {verb}",
         usage=f"metal {verb} [--view VIEW] [--runs DIRECTORY] [any option of ansible-playbook]",
@@ -53,7 +53,7 @@ def own_parser(verb: str, description: str, epilog: str) -> argparse.ArgumentPar
         "--runs",
         type=Path,
         metavar="DIRECTORY",
-        help="where runs are kept ($XDG_STATE_HOME/minimax-metal/runs)",
+        help="directory of runs ($XDG_STATE_HOME/minimax-metal/runs)",
     )
     return parser
 
@@ -76,7 +76,7 @@ def _ansible_parser() -> argparse.ArgumentParser:
 
 
 def read_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> Words:
-    """Part the words behind a verb into ours and Ansible's."""
+    """Split the arguments into ours and Ansible's."""
     own, ansible = parser.parse_known_args(list(words))
     seen, _ = _ansible_parser().parse_known_args(ansible)
     prompts: list[tuple[str, str]] = []

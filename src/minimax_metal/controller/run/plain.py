@@ -1,4 +1,4 @@
-"""A run in plain lines: for logs, pipes, CI, and whoever wants no colours."""
+"""A run in plain lines: for logs, pipes, CI, and terminals without colours."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from minimax_metal.controller.run.records import Record
 
 
 class Show(Protocol):
-    """What shows a run while it goes on."""
+    """Displays a run in progress."""
 
     def start(self) -> None:
         """Begin."""
 
     def update(self, record: Record, run: Run) -> None:
-        """Show what a record changed."""
+        """Show what changed with an event."""
 
     def note(self, text: str) -> None:
-        """Say something that is no record."""
+        """Show a message that is not an event."""
 
     def finish(self, run: Run) -> None:
-        """End, whatever became of the run."""
+        """Finish, whatever the run's outcome."""
 
 
 class Plain:
-    """One line for each thing that happened: stages that begin and end, changes, failures, progress."""
+    """One line for each event: stages that begin and end, changes, failures, progress."""
 
     def __init__(self, output: IO[str] | None = None) -> None:
         self.output = output or sys.stdout
@@ -39,11 +39,11 @@ class Plain:
         """Begin: there is nothing to prepare."""
 
     def note(self, text: str) -> None:
-        """Say something that is no record."""
+        """Show a message that is not an event."""
         print(text, file=self.output, flush=True)
 
     def update(self, record: Record, run: Run) -> None:
-        """Print the lines that follow from a record."""
+        """Print the lines that follow from an event."""
         kind = record["kind"]
         stamp = datetime.fromtimestamp(run.latest).strftime("%H:%M:%S")
         name = str(record.get("host") or "")
@@ -78,7 +78,7 @@ class Plain:
             self.note(f"{stamp} stopping {run.stopping}")
 
     def finish(self, run: Run) -> None:
-        """Say what became of each host's last stage."""
+        """Print the result of each host's last stage."""
         for name, stage in self.stages.items():
             if name in run.hosts:
                 self.note(f"         {name}: {self._over(run, name, stage)}; {run.hosts[name].verdict}")
@@ -104,7 +104,7 @@ class Ansible:
         """Show nothing more."""
 
     def note(self, text: str) -> None:
-        """Say something that is no record."""
+        """Show a message that is not an event."""
         print(text, file=self.output, flush=True)
 
     def finish(self, run: Run) -> None:

@@ -1,7 +1,7 @@
-"""A run, event by event: what is kept of what ansible-runner hands over.
+"""A run, event by event: the stored part of ansible-runner's events.
 
-One record is one dictionary of JSON; ``events.jsonl`` holds one a line. Everything that is shown of a run,
-while it goes on and afterwards, is made of them (:mod:`minimax_metal.controller.run.events`).
+One record is a JSON dictionary; ``events.jsonl`` has one per line. Everything that is shown of a run, live
+and afterwards, is computed from them (:mod:`minimax_metal.controller.run.events`).
 
 ``kind`` is one of ``start``, ``play``, ``task``, ``begin``, ``ok``, ``changed``, ``skipped``, ``failed``,
 ``unreachable``, ``item``, ``retry``, ``line``, ``stats``, ``stop`` and ``end``; ``at`` is seconds since the
@@ -38,7 +38,7 @@ _COLOURS: Final = re.compile(r"(\x1b\[[0-9;]{0,32}m)")
 
 
 MOST_TEXT: Final = 10_000
-"""Characters of a part of a record that is read."""
+"""Maximum characters of a part of a record."""
 _TEXTS: Final = (
     "host", "task", "role", "stage", "action", "where", "play", "playbook", "text", "sort", "became", "how",
 )  # fmt: skip
@@ -46,17 +46,17 @@ _NEEDED: Final = {"line": ("text",), "item": ("became",), "stop": ("how",)}
 
 
 def plain(text: str) -> str:
-    """Return a text of a terminal without its colours, and without anything else that a terminal acts on."""
+    """Return a terminal's text without colours and other control sequences."""
     return printable(text).rstrip()
 
 
 def coloured(text: str) -> str:
-    """Return a text of a terminal with its colours, and without anything else that a terminal acts on."""
+    """Return a terminal's text with its colours, and without other control sequences."""
     return "".join(part if _COLOURS.fullmatch(part) else printable(part) for part in _COLOURS.split(text))
 
 
 def clean(value: Any) -> Any:
-    """Return a value of JSON in which no text has controls: what a host says is shown on a terminal."""
+    """Return a JSON value in which no text has control characters: it is shown on a terminal."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, Mapping):
@@ -67,7 +67,7 @@ def clean(value: Any) -> Any:
 
 
 def seconds_of(stamp: Any) -> float:
-    """Return the seconds since the epoch of a time as the runner writes it; 0 where it is none."""
+    """Return the runner's time as seconds since the epoch; 0 if it is not a time."""
     try:
         return round(datetime.fromisoformat(str(stamp)).timestamp(), 3)
     except (ValueError, OverflowError):
@@ -75,9 +75,9 @@ def seconds_of(stamp: Any) -> float:
 
 
 def shaped(raw: Any) -> Record | None:
-    """Return a record that was kept, with every part of the type that is read; None where it is none.
+    """Return a stored record with only the parts whose type is right; None if it is not a record.
 
-    The file is the controller's own. What is in it came from hosts or earlier releases, or was damaged.
+    The file is the controller's own, but its contents came from hosts or earlier releases, or may be damaged.
     """
     if not isinstance(raw, Mapping) or not isinstance(raw.get("kind"), str):
         return None
@@ -114,14 +114,14 @@ def _result(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record_of(event: Mapping[str, Any], redactor: Redactor) -> Record | None:
-    """Return what is kept of an event of ansible-runner; None where that is nothing."""
+    """Return the stored part of an ansible-runner event, or None if nothing is stored."""
     name = str(event.get("event"))
     data = _mapping(event.get("event_data"))
     made = _record(name, data, event)
     if made is None:
         return None
     made["at"] = seconds_of(event.get("created"))
-    # Controls first: a secret with an escape in its middle is one all the same.
+    # Controls first: an escape sequence inside a secret must not hide it.
     kept: Record = redactor.value(clean({key: one for key, one in made.items() if one not in (None, "", [])}))
     return kept
 
@@ -138,7 +138,7 @@ def _record(name: str, data: Mapping[str, Any], event: Mapping[str, Any]) -> Rec
     if name in _ITEMS:
         result = _mapping(data.get("res"))
         kind = "changed" if _ITEMS[name] == "ok" and result.get("changed") else _ITEMS[name]
-        # Skipped and unchanged items are many and say nothing.
+        # Skipped and unchanged items are many and carry no information.
         if kind not in {"changed", "failed"}:
             return None
         return {"kind": "item", "became": kind, "host": data.get("host"), "result": result, **_task(data)}
@@ -179,6 +179,6 @@ def _task(data: Mapping[str, Any]) -> Record:
             path,
         ),
         "action": str(data.get("resolved_action") or data.get("task_action") or ""),
-        # The directory is the user's own and of no use to a reader.
+        # The directory is the user's own and of no use to readers.
         "where": "/".join(path.rsplit("/", 3)[1:]),
     }

@@ -1,7 +1,7 @@
-"""Refusals in a run: whom they are about, which is not always the host whose task said them. Pure.
+"""Refusals in a run: the hosts concerned, which are not always the host whose task reported them. Pure.
 
-A task that speaks for the whole fleet runs once, on its first host: Ansible counts that one as failed,
-whoever is refused, and the refused ones as untouched.
+A task that acts for the whole fleet runs once, on its first host. Ansible counts that host as failed,
+whichever hosts are refused, and the refused ones as untouched.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from minimax_metal.plan.connection import AWAY
 from minimax_metal.plan.rollout.stage import Stage
 
 LOCKED: Final = "found the fleet locked by"
-"""What :func:`minimax_metal.plan.rollout.verdict.lock_refusals` says."""
+"""The text of :func:`minimax_metal.plan.rollout.verdict.lock_refusals`."""
 
 
 def is_refusal(stage: str | None, lines: Iterable[str]) -> bool:
-    """Return whether a task that failed refused something, before it was begun with."""
+    """Return whether a failed task refused something before any change."""
     return stage == Stage.PREFLIGHT or any(LOCKED in line for line in lines)
 
 
 def refused(speaker: str, lines: Iterable[str], hosts: Container[str]) -> dict[str, str]:
-    """Return by host what lines of a refusal make of it: ``refused`` or ``unreachable``.
+    """Return ``refused`` or ``unreachable`` for each host that a refusal's lines concern.
 
     Args:
-        speaker: the host whose task said them; refused itself where they name none.
-        lines: each may begin with the hosts that it is about: ``gpu01, gpu02: code: found …``.
+        speaker: the host whose task reported them; refused itself if they name no host.
+        lines: each may begin with the hosts concerned: ``gpu01, gpu02: code: found …``.
         hosts: those of the run.
     """
     found: dict[str, str] = {}

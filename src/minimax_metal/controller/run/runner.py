@@ -1,9 +1,9 @@
-"""Run a playbook through ansible-runner: the very command that a user would type, with a view beside it.
+"""Run a playbook through ansible-runner: the same command that a user would type, with a view beside it.
 
-ansible-runner starts ``ansible-playbook`` on a terminal of its own and hands over what happens, event by
-event. Its working files lie in a private directory in memory for as long as it runs; what is kept is in
-:mod:`minimax_metal.controller.run.store`. What it would set differently from a plain ``ansible-playbook``
-(host keys that are not checked, a cache of facts) is taken back.
+ansible-runner starts ``ansible-playbook`` on its own terminal and passes on each event. Its working files are
+in a private directory in memory while it runs; :mod:`minimax_metal.controller.run.store` keeps the results.
+Settings in which it differs from a plain ``ansible-playbook`` (host keys that are not checked, a cache of
+facts) are reverted.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from minimax_metal.controller.run.records import Record, coloured, plain, record
 from minimax_metal.controller.run.store import Kept
 
 CALLBACKS: Final = Path(__file__).resolve().parent / "callback"
-AFTER_HOSTS: Final = "after the hosts in work"
+AFTER_HOSTS: Final = "after the hosts in progress"
 AT_ONCE: Final = "at once"
 PATIENCE_SECONDS: Final = 20.0
-"""After the second Ctrl-C: time for Ansible to end its workers, before everything is killed."""
+"""Seconds after the second Ctrl-C in which Ansible may end its workers, before everything is killed."""
 TURN_SECONDS: Final = 1
-"""Between two looks at whether somebody wants it to stop."""
+"""Seconds between two checks for a stop request."""
 NOT_ANSIBLES: Final = ("ANSIBLE_HOST_KEY_CHECKING", "ANSIBLE_CACHE_PLUGIN", "ANSIBLE_CACHE_PLUGIN_CONNECTION",
                        "ANSIBLE_RETRY_FILES_ENABLED")  # fmt: skip
-"""What the runner sets in the environment and a plain ansible-playbook does not have."""
+"""Environment that the runner sets and a plain ansible-playbook does not."""
 
 
 @dataclass
 class Stop:
-    """Somebody's wish that the run stop, and how far it has come."""
+    """A user's request to stop the run, and its progress."""
 
     file: Path
     asked: int = 0
@@ -59,7 +59,7 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take Ctrl-C, a lost terminal and SIGTERM for the wish; give them back afterwards."""
+        """Treat Ctrl-C, a lost terminal and SIGTERM as a stop request; restore the handlers afterwards."""
         handlers = {signal.SIGINT: self._ask, signal.SIGHUP: self._once, signal.SIGTERM: self._now}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
@@ -78,7 +78,7 @@ class Stop:
         self.ask(2)
 
     def ask(self, times: int) -> None:
-        """Wish it once (stop between two hosts) or twice (stop now)."""
+        """Request it once (stop between two hosts) or twice (stop now)."""
         self.asked = max(self.asked, times)
         with contextlib.suppress(OSError):
             self.file.touch(mode=0o600)
@@ -88,9 +88,9 @@ class Stop:
                 os.kill(self.pid, signal.SIGINT)
 
     def over(self) -> bool:
-        """Return whether patience is at its end and everything is to be killed."""
+        """Return whether the time is up and everything must be killed."""
         if self.asked >= 2 and self.killed_at is None:
-            # It was asked before Ansible had said who it is.
+            # Requested before Ansible's process id was known.
             self.ask(self.asked)
             return self.pid is None
         return self.killed_at is not None and time.monotonic() - self.killed_at > PATIENCE_SECONDS
@@ -98,7 +98,7 @@ class Stop:
 
 @dataclass
 class Listener:
-    """Takes the runner's events: keeps, shows, and never stops a run for its own trouble."""
+    """Handles the runner's events: stores and shows them, and never stops a run because of its own errors."""
 
     redactor: Redactor
     show: Show
@@ -110,7 +110,7 @@ class Listener:
     troubles: list[str] = field(default_factory=list)
 
     def event(self, event: Mapping[str, Any]) -> bool:
-        """Take an event; the runner is to write none itself."""
+        """Handle an event; the runner itself must not write any."""
         try:
             text = str(event.get("stdout") or "")
             if text:
@@ -124,7 +124,7 @@ class Listener:
         return False
 
     def take(self, record: Record) -> None:
-        """Keep and show a record."""
+        """Store and show a record."""
         self.run.take(record)
         if record["kind"] == "start":
             self.stop.pid = self.run.pid
@@ -134,7 +134,7 @@ class Listener:
         self.show.update(record, self.run)
 
     def canceled(self) -> bool:
-        """Say, when the runner asks, whether everything is to be killed."""
+        """Return, when the runner asks, whether everything must be killed."""
         if self.stop.asked > self.stop.said:
             self.stop.said = self.stop.asked
             how = AFTER_HOSTS if self.stop.asked == 1 else AT_ONCE
@@ -145,9 +145,10 @@ class Listener:
         return self.stop.over()
 
     def trouble(self, error: Exception) -> None:
-        """Say once that something of a kind went wrong with the view or the record: the run goes on."""
+        """Report each kind of error in the view or the record once: the run continues."""
         text = (
-            f"the run goes on, but what is shown or kept of it is not whole: {type(error).__name__}: {error}"
+            "the run continues, but its display or stored events are incomplete: "
+            f"{type(error).__name__}: {error}"
         )
         if text not in self.troubles:
             self.troubles.append(text)
@@ -156,7 +157,7 @@ class Listener:
 
 @contextlib.contextmanager
 def workspace() -> Iterator[Path]:
-    """Yield a private directory in memory, where the machine has one, that is gone afterwards."""
+    """Yield a private directory, in memory if possible, that is removed afterwards."""
     places = (os.environ.get("XDG_RUNTIME_DIR"), "/dev/shm")  # noqa: S108  # a private directory is made in it
     base = next((place for place in places if place and os.access(place, os.W_OK | os.X_OK)), None)
     path = Path(tempfile.mkdtemp(prefix="minimax-metal-run-", dir=base))
@@ -180,7 +181,7 @@ def playbook_program() -> str:
 
 
 def ask_passwords(prompts: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Ask for the passwords that Ansible will ask for, before the view takes the terminal."""
+    """Ask for the passwords that Ansible needs, before the view uses the terminal."""
     return {pattern: getpass.getpass(question) for question, pattern in prompts}
 
 
@@ -225,20 +226,20 @@ def execute(
     stop_file_is_read: bool,
     echo: bool = False,
 ) -> tuple[int, Run, bool]:
-    """Run a command of ansible-playbook to its end.
+    """Run a command of ansible-playbook until it ends.
 
     Args:
         command: the program and its arguments.
-        kept: where records and output go.
-        show: what shows it.
-        redactor: masks secrets in all that is shown and kept.
+        kept: where records and output are stored.
+        show: displays the run.
+        redactor: masks secrets in everything shown and stored.
         passwords: answers to Ansible's questions, by the pattern of the question.
-        stop_file_is_read: whether the playbook itself looks at ``metal_rollout_stop_file`` between two hosts;
-            else a run stops between two plays or batches.
+        stop_file_is_read: whether the playbook itself checks ``metal_rollout_stop_file`` between two hosts;
+            otherwise a run stops between two plays or batches.
         echo: whether Ansible's own output is printed.
 
     Returns:
-        What ansible-playbook returned, the state at the end, and whether somebody asked it to stop.
+        ansible-playbook's exit status, the state at the end, and whether the user asked it to stop.
     """
     stop = Stop(kept.path / "stop")
     with workspace() as directory, kept.open("events.jsonl") as events, kept.open("output.log") as output:
@@ -247,7 +248,7 @@ def execute(
 
         def status(data: Mapping[str, Any], runner_config: Any) -> None:
             if data.get("status") == "running":
-                # The runner has written the whole environment down, and does not need it any more.
+                # The runner has written the whole environment to disk, and no longer needs it.
                 Path(runner_config.artifact_dir, "command").unlink(missing_ok=True)
 
         runner = Runner(
@@ -264,5 +265,5 @@ def execute(
 
 
 def hidden(words: Sequence[str], redactor: Redactor) -> str:
-    """Return a command as it may be written down."""
+    """Return a command in a form that may be stored."""
     return redactor.text(re.sub(r"\s+", " ", shlex.join(words)))

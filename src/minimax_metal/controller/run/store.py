@@ -1,7 +1,7 @@
-"""Where runs are kept on the controller: one directory for each, readable by its owner alone.
+"""Stored runs on the controller: one directory each, readable by its owner only.
 
-``run.json`` says what was run and what became of it, ``events.jsonl`` has its records, ``output.log`` what
-Ansible printed, ``report.html`` and ``report.json`` are made of them. Nothing in it holds a secret
+``run.json`` has what was run and its outcome, ``events.jsonl`` its records, ``output.log`` Ansible's output;
+``report.html`` and ``report.json`` are made from them. None of them contains a secret
 (:mod:`minimax_metal.common.redact`).
 """
 
@@ -24,12 +24,12 @@ from minimax_metal.common.files import write_atomic
 from minimax_metal.controller.run.records import Record, shaped
 
 KEPT: Final = 50
-"""Runs that are kept; older ones are removed when a new one begins."""
+"""Number of runs to keep; older ones are removed when a new one begins."""
 _NAME: Final = re.compile(r"(?P<time>\d{8}T\d{6}Z)-[a-z]+(?:-(?P<number>\d+))?")
 
 
 def runs_directory(given: Path | None = None) -> Path:
-    """Return where runs are kept."""
+    """Return the directory of stored runs."""
     if given is not None:
         return given
     base = os.environ.get("XDG_STATE_HOME")
@@ -38,24 +38,24 @@ def runs_directory(given: Path | None = None) -> Path:
 
 @dataclass(frozen=True)
 class Kept:
-    """One run on the disk."""
+    """One stored run."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """Its name, which begins with the time it began."""
+        """Its name, which begins with its start time."""
         return self.path.name
 
     @property
     def age(self) -> tuple[str, int, str]:
-        """What sorts runs by when they began; of one second, by their number."""
+        """Sort key: start time, then number within the same second."""
         found = _NAME.fullmatch(self.name)
         return (found["time"], int(found["number"] or 1), self.name) if found else ("", 0, self.name)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What ``run.json`` says; empty where it can't be read."""
+        """Return the contents of ``run.json``; empty if it can't be read."""
         with contextlib.suppress(OSError, ValueError):
             about = read_json((self.path / "run.json").read_bytes())
             if isinstance(about, dict):
@@ -63,11 +63,11 @@ class Kept:
         return {}
 
     def describe(self, about: Mapping[str, Any]) -> None:
-        """Write ``run.json`` whole."""
+        """Write ``run.json`` atomically."""
         self.write("run.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
     def write(self, name: str, text: str) -> Path:
-        """Write a file whole, readable by its owner alone; return its path."""
+        """Write a file atomically, readable by its owner only; return its path."""
         write_atomic(self.path / name, text, mode=0o600)
         return self.path / name
 
@@ -77,7 +77,7 @@ class Kept:
         return os.fdopen(handle, "a", encoding="utf-8", buffering=1)
 
     def records(self) -> Iterator[Record]:
-        """Yield its records; a last line that was cut off with the power is left out."""
+        """Yield its records; a last line cut off by a loss of power is skipped."""
         try:
             with (self.path / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
@@ -106,7 +106,7 @@ class Store:
         return sorted((Kept(path) for path in paths), key=lambda run: run.age)
 
     def find(self, name: str | None) -> Kept:
-        """Return a run by its name, by the beginning of it, or by its path; without a name the newest.
+        """Return a run by name, by the start of its name, or by path; without a name the newest.
 
         Raises:
             UserError: there is none, or there are several.
@@ -122,10 +122,10 @@ class Store:
         return found[0]
 
     def latest(self, **same: Any) -> Kept | None:
-        """Return the newest run that went well and was asked the same; None where there is none.
+        """Return the newest successful run of the same kind, or None.
 
         Args:
-            same: what its ``run.json`` must say: verb, check mode, inventories, limit, tags.
+            same: required contents of its ``run.json``: verb, check mode, inventories, limit, tags.
         """
         for run in reversed(self.all()):
             about = run.about
@@ -134,10 +134,10 @@ class Store:
         return None
 
     def new(self, verb: str, now: datetime | None = None) -> Kept:
-        """Make the directory of a new run, and remove what is older than the newest :data:`KEPT`.
+        """Create the directory of a new run, and remove runs older than the newest :data:`KEPT`.
 
         Raises:
-            UserError: it can't be made.
+            UserError: it can't be created.
         """
         stamp = f"{(now or datetime.now(UTC)).strftime('%Y%m%dT%H%M%SZ')}-{verb}"
         try:
@@ -149,8 +149,8 @@ class Store:
                     break
         except OSError as error:
             raise UserError(
-                f"cannot keep the run under {self.directory} ({error.strerror}); "
-                "name another directory with --runs"
+                f"can't store the run under {self.directory} ({error.strerror}); name another "
+                "directory with --runs"
             ) from None
         for old in self.all()[:-KEPT]:
             shutil.rmtree(old.path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The live view of a run on a terminal: hosts and stages, downloads and loads, what runs, what is left."""
+"""The live view of a run on a terminal: hosts and stages, progress bars, the current task, the time left."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from minimax_metal.plan.rollout.stage import Stage, label_of
 REFRESHES: Final = 4
 """Times a second."""
 SECONDS_FROM: Final = 2.0
-"""A stage that took less shows no time: a column of zeros hides what took long."""
+"""Shorter stages show no time: a column of zeros would hide the long ones."""
 COMPACT_BELOW: Final = 11
-"""Columns of the terminal for one stage below which times are left out."""
+"""Minimum terminal columns per stage to show times."""
 
 MARKS: Final[dict[str, tuple[str, str]]] = {
     "waiting": ("", ""),
@@ -54,7 +54,7 @@ _ORDER: Final = (
 
 
 def cell(stage: Passage | None, now: float, *, compact: bool) -> Text:
-    """Return one stage of one host."""
+    """Return the cell of one stage of one host."""
     if stage is None:
         return Text("")
     mark, style = MARKS[stage.status]
@@ -64,7 +64,7 @@ def cell(stage: Passage | None, now: float, *, compact: bool) -> Text:
 
 
 def brief(seconds: float) -> str:
-    """Return a stretch of time in five characters at most: ``42s``, ``3m05``, ``2h07``."""
+    """Return a duration in five characters at most: ``42s``, ``3m05``, ``2h07``."""
     whole = int(seconds + 0.5)
     if whole < 100:
         return f"{whole}s"
@@ -72,9 +72,9 @@ def brief(seconds: float) -> str:
 
 
 def picked(run: Run, room: int) -> tuple[list[Host], list[Host]]:
-    """Return the hosts that are shown, in the order of the run, and those there is no room for.
+    """Return the hosts to show, in the order of the run, and those that don't fit.
 
-    Room is given to those that failed and those at work before those that are done.
+    Failed and busy hosts come before finished ones.
     """
     hosts = list(run.hosts.values())
     if len(hosts) <= room:
@@ -87,7 +87,7 @@ def picked(run: Run, room: int) -> tuple[list[Host], list[Host]]:
 
 
 def hosts_table(run: Run, hosts: Sequence[Host], stages: Sequence[str], now: float, width: int) -> Table:
-    """Return hosts against stages."""
+    """Return the table of hosts and stages."""
     names = max([len(host.name) for host in hosts] or [4])
     compact = (width - names - 14) < COMPACT_BELOW * len(stages)
     table = Table(show_edge=False, pad_edge=False, header_style="bold", box=None, padding=(0, 1))
@@ -106,14 +106,14 @@ def hosts_table(run: Run, hosts: Sequence[Host], stages: Sequence[str], now: flo
 
 
 def others_line(run: Run, hosts: Sequence[Host]) -> Text:
-    """Return one line for the hosts there is no room for."""
+    """Return one line for the hosts that don't fit."""
     verdicts = [run.verdict_of(host) for host in hosts]
     counts = ", ".join(f"{verdicts.count(name)} {name}" for name in _ORDER if name in verdicts)
     return Text(f"and {len(hosts)} more: {counts}", style="dim")
 
 
 def progress_table(run: Run, limit: int) -> Table | None:
-    """Return bars of what is long: pulls of weights, engines that load."""
+    """Return progress bars of long work: pulls of weights, engines that load."""
     going = [host.progress for host in run.hosts.values() if host.progress]
     if not going:
         return None
@@ -139,13 +139,13 @@ def failure_lines(failures: Sequence[Failure], limit: int) -> list[Text]:
 
 
 def columns_of(run: Run, expected: Sequence[str]) -> list[str]:
-    """Return the stages that are columns: those that are expected, and those seen besides."""
+    """Return the stages to show as columns: the expected ones, and others that occurred."""
     seen = set(run.seen_stages()) | set(expected)
     return [stage.value for stage in Stage if stage in seen]
 
 
 class Moving(Live):
-    """Rich's live display, which asks for its picture anew at each refresh."""
+    """Rich's live display, which asks for its contents at each refresh."""
 
     def __init__(self, picture: Callable[[], RenderableType], console: Console) -> None:
         self.picture = picture
@@ -154,7 +154,7 @@ class Moving(Live):
         )
 
     def get_renderable(self) -> RenderableType:
-        """Return the picture of this moment."""
+        """Return the current display."""
         return self.picture()
 
 
@@ -180,11 +180,11 @@ class View:
         self.live = Moving(self.picture, self.console)
 
     def start(self) -> None:
-        """Take the terminal."""
+        """Take over the terminal."""
         self.live.start()
 
     def update(self, record: Record, run: Run) -> None:
-        """Remember the state; the next refresh shows it."""
+        """Store the state; the next refresh shows it."""
         self.run = run
 
     def note(self, text: str) -> None:
@@ -192,18 +192,18 @@ class View:
         self.live.console.print(text, highlight=False, markup=False)
 
     def finish(self, run: Run) -> None:
-        """Leave the last picture on the terminal."""
+        """Leave the final display on the terminal."""
         self.run, self.over = run, True
         self.live.stop()
 
     def header(self, now: float) -> Text:
-        """Return what runs, for how long, and how long still."""
+        """Return the current task, its duration, and the time left."""
         run = self.run
         text = Text(self.title, style="bold")
         text.append(f"  {spell(max(0.0, now - run.began) if run.began else 0.0)}", style="default")
         left = self.history.left(run.steps, now) if self.history and not self.over else None
         if left is not None:
-            text.append(f", about {spell(left)} left as the last run went", style="dim")
+            text.append(f", about {spell(left)} left, judging by the last run", style="dim")
         if run.stopping and not self.over:
             text.append(f"  stopping {run.stopping}", style="bold yellow")
         return text
@@ -214,7 +214,7 @@ class View:
         progress = None if self.over else progress_table(run, 6)
         failures = failure_lines(run.failures, 5)
         fixed = 6 + len(failures) + (progress.row_count + 1 if progress else 0)
-        # What stays on the terminal in the end is whole.
+        # The final display is complete.
         room = len(run.hosts) if self.over else max(3, self.console.height - fixed)
         hosts, others = picked(run, room)
         parts: list[RenderableType] = [self.header(now), Text("")]

@@ -1,1 +1,1 @@
-"""What weights must be, proved once here: by the hub, by a bundle's signature, by the user."""
+"""The expected files of weights, established once here: from the hub, a bundle's signature, or the user."""

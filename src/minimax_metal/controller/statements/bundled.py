@@ -1,4 +1,4 @@
-"""A bundle's signed manifest as the statement of a model's files."""
+"""A bundle's signed manifest as the list of a model's files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimax_metal.host.weights.web import Web
 
 
 def base_of(source: Source, repository: str, revision: str) -> str | None:
-    """Return the address of the bundle that a source is part of; None when it is not one's."""
+    """Return the address of the bundle that a source is part of, or None."""
     end = f"/weights/{repository}/{revision}"
     if source.kind != HTTP or source.endpoint is None or not source.endpoint.endswith(end):
         return None
@@ -28,22 +28,22 @@ def base_of(source: Source, repository: str, revision: str) -> str | None:
 def served(
     source: Source, repository: str, revision: str, signers: Path = signature.SIGNERS
 ) -> tuple[Proof | None, str]:
-    """Return what a served bundle's manifest states, when somebody known here signed it; else why not.
+    """Return the file list in a served bundle's manifest if a known key signed it; otherwise why not.
 
     Args:
-        source: the source that is in the bundle.
+        source: the source in the bundle.
         repository, revision: the model, as the bundle names its directory.
-        signers: public keys of those who may sign, on the controller.
+        signers: public keys of trusted signers, on the controller.
 
     Raises:
-        SourceError: the bundle can't be asked.
-        UserError: its manifest is not one, or the file of keys can't be read.
+        SourceError: the bundle does not answer.
+        UserError: its manifest is invalid, or the file of keys can't be read.
     """
     base = base_of(source, repository, revision)
     if base is None:
         return None, "not in a bundle"
     if not signers.is_file():
-        return None, f"no keys of signers in {signers}"
+        return None, f"no signers' keys in {signers}"
     content, signed = map(base64.b64decode, as_nobody(str(source), _both, str(source), base))
     signer = signature.verify(content, signed, signature.public_keys(signers))
     if signer is None:
@@ -52,7 +52,7 @@ def served(
 
 
 def of(content: bytes, where: str, signer: str, repository: str, revision: str) -> Proof:
-    """Return what a verified manifest states of a model.
+    """Return a model's file list from a verified manifest.
 
     Raises:
         UserError: it is not a bundle's manifest, or the model is not in it.
@@ -60,7 +60,7 @@ def of(content: bytes, where: str, signer: str, repository: str, revision: str) 
     try:
         raw = read_json(content)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"found {where}/{MANIFEST} that is not JSON; make the bundle again") from error
+        raise UserError(f"found {where}/{MANIFEST} that is not JSON; export the bundle again") from error
     proof = named(raw, where, now(), repository=repository, revision=revision)
     origin = f"{where}, signed by {signer}"
     return Proof(BUNDLE, origin, "controller", proof.time, proof.files, repository, revision)

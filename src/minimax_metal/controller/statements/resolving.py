@@ -1,8 +1,8 @@
-"""Resolve once, for all hosts, what the files of a model are, and keep it: on the controller.
+"""Resolve the files of a model once for all hosts, and store the result on the controller.
 
-In this order: a manifest file that the user names; what an earlier run kept; the publisher's own hub over
-HTTPS, asked from here, then from one host; a mirror's own statement, asked from here. What a mirror says is
-kept and recorded as no more than that. Nothing that a host keeps, and no other host, is asked.
+In this order: a manifest file that the user names; the result of an earlier run; the publisher's own hub over
+HTTPS, asked from here, then from one host; a mirror's own list, asked from here. A mirror's list is stored
+and recorded as no more than that. Nothing stored on a host, and no other host, is asked.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from minimax_metal.host.weights.proof import HUB, MIRROR, Proof, differences, na
 from minimax_metal.host.weights.request import DIRECTORY, Source, is_commit
 
 HOSTS_ASKED: Final = 3
-"""Hosts that try the hub, one after the other, where the controller has no way to it."""
+"""Number of hosts that try the hub, one after the other, if the controller can't reach it."""
 
 
 @dataclass(slots=True)
 class Resolved:
-    """What came of it: the proof, if anybody could give one; the sources at commits; what to warn of."""
+    """The result: the proof, if any source gave one; the sources at commits; warnings."""
 
     proof: Proof | None
     sources: tuple[Source, ...]
@@ -60,14 +60,15 @@ def resolve(
 
     Args:
         wish: the model and its sources.
-        store: the directory where the controller keeps what was resolved.
+        store: the directory where the controller stores results.
         ask: asks one source from here.
-        elsewhere: has one host of the fleet ask the publisher's hub; None when that can't say either.
-        keep: write down what was resolved (not in check mode).
+        elsewhere: has one host of the fleet ask the publisher's hub; None if that fails too.
+        keep: store the result (not in check mode).
 
     Raises:
-        UserError: the user's manifest can't be read; what is kept is damaged; or the hub states other files
-            of a commit than it did.
+        UserError: the user's manifest can't be read; the stored result is damaged; or the hub lists other
+        files
+            of a commit than before.
     """
     if wish.manifest is not None:
         return Resolved(_of_user(wish, wish.manifest), wish.sources)
@@ -114,7 +115,7 @@ def resolve(
 
 
 def _of_bundle(wish: Wish, reasons: list[str]) -> tuple[Source, Proof] | None:
-    """Return what the signed manifest of the bundle states, where the weights come from one."""
+    """Return the file list in the bundle's signed manifest, if the weights come from a bundle."""
     for source in wish.sources:
         try:
             proof, why = served(source, wish.repository, wish.revision)
@@ -128,7 +129,7 @@ def _of_bundle(wish: Wish, reasons: list[str]) -> tuple[Source, Proof] | None:
 
 
 def settled(sources: Sequence[Source], known: Sequence[tuple[Source, str]]) -> tuple[Source, ...]:
-    """Return the sources with branches as the commits that they were resolved to."""
+    """Return the sources with branches replaced by their resolved commits."""
     found = []
     for source in sources:
         for other, commit in known:
@@ -152,7 +153,7 @@ def _of_user(wish: Wish, file: Path) -> Proof:
             "expected the JSON of 'metal weights manifest DIRECTORY'; write it again"
         ) from error
     if isinstance(raw, Mapping) and "contents" in raw:
-        # A bundle's: whoever had the disk can have written it. With its signature, or not at all.
+        # A bundle's: anybody who had the disk can have written it, so only with its signature.
         return _of_bundle_at(wish, file.parent)
     proof = named(
         raw,
@@ -164,30 +165,32 @@ def _of_user(wish: Wish, file: Path) -> Proof:
     if proof.unhashed and not wish.accept_unhashed:
         raise UserError(
             f"model_weights_manifest: found no hash of {len(proof.unhashed)} files in {file}, e.g. "
-            f"{proof.unhashed[0]}; expected one of each; write it with 'metal weights manifest DIRECTORY'"
+            f"{proof.unhashed[0]}; expected one for each file; write it with 'metal weights manifest "
+            "DIRECTORY'"
         )
     return proof
 
 
 def _of_bundle_at(wish: Wish, directory: Path) -> Proof:
-    """Return what the manifest of a bundle states, on the word of who signed it.
+    """Return the file list in a bundle's manifest, by the trust in its signer.
 
     Raises:
-        UserError: it is not a bundle, or nobody who is known here signed it.
+        UserError: it is not a bundle, or no known key signed it.
     """
     bundle = bundles.read(directory)
     if bundle.signer is None:
         found = "a signature by none of the known keys" if bundle.signature else "no signature"
         raise UserError(
-            f"model_weights_manifest: found {found} on {directory / bundles.MANIFEST}, expected one by a key "
-            f"of {signature.SIGNERS}; get the signer's public key by another way than this disk, or name the "
-            "output of 'metal weights manifest DIRECTORY' for files that you trust"
+            f"model_weights_manifest: found {found} on {directory / bundles.MANIFEST}, expected one "
+            f"by a key of {signature.SIGNERS}; get the signer's public key some other way than from "
+            "this disk, or name the output of 'metal weights manifest DIRECTORY' for files that you "
+            "trust"
         )
     return of(bundle.manifest, str(directory), bundle.signer, wish.repository, wish.revision)
 
 
 def _compare(wish: Wish, kept: Kept | None, proof: Proof, store: Path) -> None:
-    """Refuse another statement about a commit than the one that was kept: a commit does not change."""
+    """Refuse a list of a commit that differs from the stored one: a commit does not change."""
     if kept is None or not is_commit(wish.revision) or kept.proof.origin != proof.origin:
         return
     if kept.proof.revision != proof.revision:
@@ -196,44 +199,45 @@ def _compare(wish: Wish, kept: Kept | None, proof: Proof, store: Path) -> None:
     if wrong:
         path, why = next(iter(sorted(wrong.items())))
         raise UserError(
-            f"{proof.origin} states other files of {wish.repository} at {wish.revision} than at "
-            f"{kept.proof.time}: {path}: {why}. A commit does not change: find out why, then remove "
-            f"{file_of(store, wish)} to take the new statement"
+            f"{proof.origin} now lists different files of {wish.repository} at {wish.revision} than "
+            f"at {kept.proof.time}: {path}: {why}. A commit does not change: find out why, then "
+            f"remove {file_of(store, wish)} to accept the new list"
         )
 
 
 def _warnings(wish: Wish, store: Path, proof: Proof | None, reasons: Sequence[str] = ()) -> list[str]:
-    """Return what a user should know about the proof, or about the lack of one."""
+    """Return warnings about the proof, or about the lack of one."""
     why = f" ({'; '.join(reasons)})" if reasons else ""
     found = []
     if proof is None:
         if any(source.kind != DIRECTORY for source in wish.sources):
             found.append(
-                f"weights of {wish.repository}: nobody outside the fleet could say what the files are{why}. "
-                "Each host is held to what its own source states, and hosts can't stand in for a source. "
-                "Give the controller a way to the hub, or set model_weights_manifest"
+                f"weights of {wish.repository}: no source outside the fleet could list the files and "
+                f"their hashes{why}. Each host is checked against its own source's list, and hosts "
+                "can't stand in for a source. Give the controller access to the hub, or set "
+                "model_weights_manifest"
             )
         return found
     if proof.by == MIRROR:
         found.append(
-            f"weights of {wish.repository}: only the mirror itself says what the files are ({proof.origin}). "
-            f"Give the controller a way to the hub, or set model_weights_manifest; then remove "
-            f"{file_of(store, wish)}"
+            f"weights of {wish.repository}: only the mirror itself lists the files and their hashes "
+            f"({proof.origin}). Give the controller access to the hub, or set "
+            f"model_weights_manifest; then remove {file_of(store, wish)}"
         )
     elif proof.by == HUB and is_commit(wish.revision) and proof.revision != wish.revision:
         found.append(
-            f"weights of {wish.repository}: {proof.origin} says what its own {proof.repository} holds at "
+            f"weights of {wish.repository}: {proof.origin} lists its own {proof.repository} at "
             f"{proof.revision}; nothing shows that these are the files of {wish.revision}. Give the "
-            "controller a way to huggingface.co, or set model_weights_manifest"
+            "controller access to huggingface.co, or set model_weights_manifest"
         )
     if not is_commit(wish.revision):
         found.append(
-            f"weights of {wish.repository}: {wish.revision} is a branch, taken as commit {proof.revision} of "
-            f"{proof.time}; set metal_model_revision to a commit"
+            f"weights of {wish.repository}: {wish.revision} is a branch; commit {proof.revision} of "
+            f"{proof.time} was taken. Set metal_model_revision to a commit"
         )
     if proof.unhashed:
         found.append(
-            f"weights of {wish.repository}: {len(proof.unhashed)} files without a stated hash are accepted "
-            "(model_weights_accept_unhashed)"
+            f"weights of {wish.repository}: {len(proof.unhashed)} files without a published hash are "
+            "accepted (model_weights_accept_unhashed)"
         )
     return found

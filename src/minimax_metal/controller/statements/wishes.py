@@ -1,4 +1,4 @@
-"""What a play wants to know about a model's files, and what the controller kept of earlier answers."""
+"""What a play asks about a model's files, and the stored answers on the controller."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from minimax_metal.host.weights.request import Source, is_commit
 
 SCHEMA: Final = 1
 RECENT: Final = 300.0
-"""Seconds for which it holds that nobody could be asked."""
+"""Seconds for which a failure to reach any source is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be resolved.
+    """What to resolve.
 
-    ``repository`` and ``revision``: as Hugging Face knows the model. ``manifest``: a file that the user
-    names. ``accept_unhashed``: take a statement that lacks hashes. ``again``: ask anew what was kept.
+    ``repository`` and ``revision``: as on Hugging Face. ``manifest``: a file that the user names.
+    ``accept_unhashed``: accept a list that lacks hashes. ``again``: ignore stored answers.
     """
 
     repository: str
@@ -46,16 +46,16 @@ class Wish:
 
     @property
     def asks_hub(self) -> bool:
-        """Whether the publisher's own hub is asked: not where the user has only other places for it."""
+        """Whether to ask the publisher's own hub: not if the user configured only other sources."""
         return asks_hub(self.sources)
 
     def candidates(self) -> list[Source]:
-        """Return who is asked, the publisher's hub first."""
+        """Return the sources to ask, the publisher's hub first."""
         return candidates(self.repository, self.revision, self.sources)
 
 
 def wish_of(arguments: Mapping[str, Any]) -> Wish:
-    """Return the wish that a play's task states.
+    """Return the wish from a task's arguments.
 
     Raises:
         UserError: an argument is missing or wrong.
@@ -78,10 +78,10 @@ def wish_of(arguments: Mapping[str, Any]) -> Wish:
 
 
 def store_directory(inventory: str) -> Path:
-    """Return where the controller keeps what was resolved for an inventory, beside the runs of the fleet.
+    """Return where the controller stores answers for an inventory, beside the runs of the fleet.
 
     Args:
-        inventory: directory of the inventory; what one fleet resolved is nothing to another.
+        inventory: directory of the inventory; fleets don't share answers.
     """
     base = os.environ.get("XDG_STATE_HOME")
     root = (Path(base) if base else Path.home() / ".local" / "state") / "minimax-metal" / "weights"
@@ -90,19 +90,19 @@ def store_directory(inventory: str) -> Path:
 
 
 def file_of(store: Path, wish: Wish) -> Path:
-    """Return the file that keeps what was resolved for a wish."""
+    """Return the file that stores the answer for a wish."""
     name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{wish.repository}@{wish.revision}").strip("-.")
     return store / f"{name}.json"
 
 
 def note_failure(store: Path, wish: Wish, reasons: Sequence[str], hosts: int) -> None:
-    """Keep for some minutes that nobody could say: of many hosts' tasks one waits for the sources."""
+    """Remember for some minutes that no source answered: of many hosts' tasks only one waits for them."""
     content = {"wish": _digest(wish), "time": time.time(), "reasons": list(reasons), "hosts": hosts}
     write_atomic(file_of(store, wish).with_suffix(".failed"), json.dumps(content) + "\n", mode=0o600)
 
 
 def recent_failure(store: Path, wish: Wish) -> tuple[list[str], int] | None:
-    """Return why nobody could say some minutes ago, and how many hosts had tried; None when long ago."""
+    """Return why no source answered some minutes ago, and how many hosts had tried; None if long ago."""
     try:
         raw: Any = read_json(read_bounded(file_of(store, wish).with_suffix(".failed"), 1 << 20))
         if raw["wish"] == _digest(wish) and 0 <= time.time() - raw["time"] < RECENT:
@@ -118,7 +118,7 @@ def _digest(wish: Wish) -> str:
 
 @contextmanager
 def locked(store: Path, keep: bool) -> Iterator[None]:
-    """One process at a time: of many hosts' tasks one asks, the others read what it kept."""
+    """One process at a time: of many hosts' tasks one asks, the others read its stored answer."""
     if not keep:
         yield
         return
@@ -139,7 +139,7 @@ class Kept:
     settled: list[tuple[Source, str]]
 
     def good_for(self, wish: Wish) -> bool:
-        """Return whether it may still speak for the wish: a mirror only while the user still names it."""
+        """Return whether it still answers the wish: a mirror's only while the user still names it."""
         if self.proof.unhashed and not wish.accept_unhashed:
             return False
         origins = {authority(source)[1] for source in wish.candidates()}
@@ -158,24 +158,24 @@ class Kept:
 
     @classmethod
     def read(cls, store: Path, wish: Wish) -> Kept | None:
-        """Return what is kept for a wish.
+        """Return the stored answer for a wish.
 
         Raises:
-            UserError: it is damaged; nobody else can say what was resolved.
+            UserError: it is damaged; no other source has this information.
         """
         file = file_of(store, wish)
         try:
             raw: Any = read_json(read_bounded(file, MOST_BYTES))
             if (raw["repository"], raw["revision"]) != (wish.repository, wish.revision):
-                return None  # another model whose name is written the same
+                return None  # another model that shares this file name
             known = [(Source.parse(one["source"]), one["commit"]) for one in raw["settled"]]
             if not all(isinstance(commit, str) and is_commit(commit) for _, commit in known):
-                raise ValueError("a branch's commit is not one")
+                raise ValueError("a branch is not a commit")
             return cls(Proof.parse(raw["proof"]), known)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError) as error:
             raise UserError(
-                f"found {file} that can't be read ({one_line(str(error), 200)}), expected what the files of "
-                f"{wish.repository} are; remove it, and the hub is asked again"
+                f"found {file} that can't be read ({one_line(str(error), 200)}), expected the list "
+                f"of files of {wish.repository}; remove it, and the hub is asked again"
             ) from error

@@ -1,1 +1,1 @@
-"""What every host serves, asked from here, and where it drifted from the inventory."""
+"""What every host serves, read from the controller, and its drift from the inventory."""

@@ -1,9 +1,9 @@
-"""``metal status``: what every host serves, how it is, and where it is not as the inventory says.
+"""``metal status``: what every host serves, its health, and its drift from the inventory.
 
-Every host is asked once, all at the same time, with one command that needs no root and disturbs nothing
+All hosts are asked in parallel, once, with a command that needs no root and disturbs nothing
 (:mod:`minimax_metal.host.status`). On a host, without an inventory, it shows that host.
 
-Exit status: 0 every host serves; 1 one does not; 2 wrong usage; 3 a host could not be reached.
+Exit status: 0 every host serves; 1 at least one does not; 2 wrong usage; 3 a host could not be reached.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ examples:
   metal status -i inventories/my-fleet --limit gpu01 --json
   metal status                                  on a host: this host
 
-Options that are none of these are ansible's own: --become-user, --ssh-extra-args ...
-exit status: 0 every host serves, 1 one does not, 2 wrong usage, 3 a host could not be reached
+All other options are passed to ansible: --become-user, --ssh-extra-args ...
+exit status: 0 every host serves, 1 at least one does not, 2 wrong usage, 3 a host could not be reached
 """
 HERE: Final = "/usr/local/bin/metal status --here --json"
 COMMAND: Final = f"timeout -k 5 20 {HERE} 2>&1 | head -c {2 << 20}"
-"""A host that hangs is given up there after 20 s, and one that talks without end after 2 MiB."""
+"""On a host, a command that hangs is ended after 20 s, and its output is cut at 2 MiB."""
 FORKS: Final = 100
 HOST_SECONDS: Final = 30
-"""Most that a host may take; it is given up here after that long, and the others are shown."""
+"""Time limit for a host on the controller; after that the other hosts are shown."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -59,10 +59,10 @@ def parser() -> argparse.ArgumentParser:
         "-i", "--inventory", metavar="PATH", type=Path, action="append", help="Ansible inventory (repeatable)"
     )
     made.add_argument("-l", "--limit", metavar="PATTERN", help="hosts of the inventory")
-    made.add_argument("--here", action="store_true", help="this host, and no other")
-    made.add_argument("--json", action="store_true", help="everything, for programs")
+    made.add_argument("--here", action="store_true", help="show this host only")
+    made.add_argument("--json", action="store_true", help="print everything as JSON")
     made.add_argument(
-        "--timeout", metavar="SECONDS", type=int, default=4, help="for a host to answer at all (%(default)s)"
+        "--timeout", metavar="SECONDS", type=int, default=4, help="seconds to wait for a host (%(default)s)"
     )
     made.add_argument("--no-drift", action="store_true", help="don't compare with the inventory")
     ansible_programs.add_options(made)
@@ -72,13 +72,13 @@ def parser() -> argparse.ArgumentParser:
 def ask_hosts(
     inventories: Sequence[Path], limit: str | None, timeout: int, more: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Ask every host at once; return Ansible's answer of each.
+    """Ask all hosts in parallel; return Ansible's answer for each.
 
     Raises:
-        UserError: no host could be asked at all: Ansible's own reason.
+        UserError: no host could be asked: Ansible's own reason.
     """
     words = ["--limit", limit] if limit else []
-    # Not through sudo: what is read may be read by all.
+    # Without sudo: everything it reads is readable by all.
     words += ["-m", "ansible.builtin.raw", "-a", COMMAND, "--forks", str(FORKS), "--timeout", str(timeout)]
     answers, done = ansible_programs.ask(
         "gpu_hosts",
@@ -91,18 +91,19 @@ def ask_hosts(
         trouble = trouble_in(done.err)
         if trouble.code == "vault-password" or trouble.code.startswith("controller-"):
             raise UserError(trouble.line())
-        read_variables(inventories, limit=limit)  # it names the groups that there are
+        read_variables(inventories, limit=limit)  # it names the existing groups
         raise UserError(
-            f"found that ansible asked no host ({one_line(ansible_programs.last_words(done), 300)}), "
-            "expected hosts in group gpu_hosts; fix the inventory or --limit: nothing was done"
+            "found that ansible contacted no host "
+            f"({one_line(ansible_programs.last_words(done), 300)}), expected hosts in group "
+            "gpu_hosts; fix the inventory or --limit: nothing was done"
         )
     return answers
 
 
 def answer_of(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of one host from Ansible's answer: ``state`` says whether it is known at all.
+    """Return one host's state from Ansible's answer: ``state`` tells whether it is known at all.
 
-    A host may answer anything, in any shape and size: what can't be read is that host's alone.
+    A host may answer anything, in any shape and size: an unreadable answer affects only that host.
     """
     if answer.get("unreadable"):
         return {"host": name, "state": "unreadable", "why": str(answer["unreadable"])}
@@ -132,7 +133,7 @@ def answer_of(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
     trouble = trouble_of(answer, name)
     if trouble.code != "host-unread":
         return {"host": name, "state": "unclear", "why": trouble.found, "remedy": trouble.remedy}
-    return {"host": name, "state": "unclear", "why": said or "no answer that can be read"}
+    return {"host": name, "state": "unclear", "why": said or "an unreadable answer"}
 
 
 def _text(value: Any) -> str:
@@ -140,7 +141,7 @@ def _text(value: Any) -> str:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return what sorts gpu2 before gpu10."""
+    """Return a key that sorts gpu2 before gpu10."""
     return [
         (-1, part) if (number := digits(part)) is None else (number, "")
         for part in re.split(r"([0-9]+)", name)
@@ -153,7 +154,7 @@ def _line(text: str) -> str:
 
 
 def gather(arguments: argparse.Namespace, more: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what is known of every host, drift among it."""
+    """Return the state of every host, including drift."""
     from minimax_metal.controller.inventory import look_for
 
     inventories = arguments.inventory
@@ -172,7 +173,7 @@ def gather(arguments: argparse.Namespace, more: Sequence[str]) -> list[dict[str,
     for host in hosts:
         variables_of = wanted.get(host["host"])
         with_drift(host, partial(_drift, variables_of) if variables_of is not None else None)
-    # What was encrypted in the inventory is compared, and never shown.
+    # Values encrypted in the inventory are compared, and never shown.
     shown: list[dict[str, Any]] = masked(hosts, secrets)
     return shown
 
@@ -188,7 +189,7 @@ def _variables(
 ) -> tuple[Mapping[str, Any], list[str]]:
     from minimax_metal.controller.inventory import Reach, read_variables_and_secrets
 
-    # ansible itself takes the passwords of its vault as well.
+    # ansible also reads the passwords of its vault.
     return read_variables_and_secrets(
         inventories, limit=limit, reach=Reach(tuple(inventory), tuple(inventory))
     )

@@ -1,8 +1,8 @@
-"""How a host's release differs from what the inventory decides today: pure.
+"""How a host's release differs from today's plan of the inventory: pure.
 
-The plan is made again from the inventory's variables and from what the recorded plan says of the host: its
-GPUs and platform do not change by themselves, and so no host is read for it. What differs then was changed in
-the inventory, in the catalogue or in the project since the release was verified.
+The plan is made again from the inventory's variables and from the recorded plan's description of the host:
+its GPUs and platform do not change by themselves, so no host is read for it. Differences come from changes to
+the inventory, the catalogue or the project since the release was verified.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COMPARED: Final[tuple[tuple[str, str, str], ...]] = (
     ("CUDA", "cuda", "version"),
     ("TLS of the fleet", "tls", "directory"),
 )
-"""What is compared before the units are: what people call it, and the part and field of a plan."""
+"""What is compared before the units: the displayed name, and the part and field of a plan."""
 SERVICE: Final[tuple[tuple[str, str], ...]] = (
     ("port", "port"),
     ("launch command", "argv"),
@@ -44,11 +44,11 @@ SERVICE: Final[tuple[tuple[str, str], ...]] = (
 
 
 def facts_of(applied: Plan, here: Mapping[str, Any]) -> HostFacts:
-    """Return the facts a recorded plan was made from, as far as decisions depend on them.
+    """Return the facts that a recorded plan was made from, as far as decisions depend on them.
 
     Args:
         applied: parts of the recorded plan (:data:`minimax_metal.host.status.look.APPLIED`).
-        here: what the host said of itself today.
+        here: the host's own status today.
     """
     platform, gpus = applied.platform, applied.gpus
     driver = str(here.get("driver") or f"{applied.driver.branch if applied.driver else 0}.0")
@@ -75,7 +75,7 @@ def facts_of(applied: Plan, here: Mapping[str, Any]) -> HostFacts:
         else (),
         nvswitches=1 if gpus and gpus.nvswitch else 0,
         loaded_driver=driver,
-        # A driver of packages: one of an installer was refused, or accepted in the inventory.
+        # A driver from packages: one from an installer was refused, or accepted in the inventory.
         packages={"nvidia-driver": driver},
         cpu_count=here.get("cpu_count"),
         memory_total_bytes=here.get("memory_total_bytes"),
@@ -84,17 +84,17 @@ def facts_of(applied: Plan, here: Mapping[str, Any]) -> HostFacts:
 
 
 def planned(host: str, variables: Mapping[str, Any], facts: HostFacts) -> Plan:
-    """Return what the inventory decides for a host with those facts.
+    """Return the inventory's plan for a host with those facts.
 
     Raises:
-        SettingsError, UserError: the inventory is not to be understood; the text says why.
+        SettingsError, UserError: the inventory is invalid; the text gives the reason.
     """
     settings = Settings.from_variables(host, with_hashes(variables))
     return plan(settings, facts, catalog_for(settings))
 
 
 def drift_of(host: str, variables: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """Return how a host's release differs from the inventory, one short text each; nothing: it does not."""
+    """Return how a host's release differs from the inventory, one short text each; empty if it does not."""
     if not here.get("applied"):
         return []
     applied = Plan.of_record(here["applied"])
@@ -106,7 +106,7 @@ def drift_of(host: str, variables: Mapping[str, Any], here: Mapping[str, Any]) -
         return [str(error)]
     if not wanted.fits:
         reasons = [refusal.code for refusal in wanted.refusals]
-        return [f"the inventory is refused now: {', '.join(reasons)}; metal plan says why"]
+        return [f"the inventory is refused now: {', '.join(reasons)}; metal plan shows why"]
     return differences(applied, wanted)
 
 
@@ -119,8 +119,12 @@ def differences(applied: Plan, wanted: Plan) -> list[str]:
         if old != new:
             found.append(f"{name} {_short(old)} -> {_short(new)}")
     old_services, new_services = ({one.unit: one for one in made.services} for made in (applied, wanted))
-    found += [f"instance {named(unit)} goes" for unit in sorted(set(old_services) - set(new_services))]
-    found += [f"instance {named(unit)} comes" for unit in sorted(set(new_services) - set(old_services))]
+    found += [
+        f"instance {named(unit)} will be removed" for unit in sorted(set(old_services) - set(new_services))
+    ]
+    found += [
+        f"instance {named(unit)} will be added" for unit in sorted(set(new_services) - set(old_services))
+    ]
     for unit in sorted(set(old_services) & set(new_services)):
         for name, field in SERVICE:
             old, new = getattr(old_services[unit], field), getattr(new_services[unit], field)
@@ -145,7 +149,7 @@ def _short(value: Any) -> str:
 
 
 def _words(old: Any, new: Any) -> str:
-    """Return what differs between two values: of lists and mappings their parts only."""
+    """Return the differences between two values: for lists and mappings their parts only."""
     if isinstance(old, tuple) and isinstance(new, tuple):
         gone, come = _only(old, new), _only(new, old)
         return ": " + " ".join([f"-[{' '.join(gone)}]"] * bool(gone) + [f"+[{' '.join(come)}]"] * bool(come))

@@ -1,1 +1,1 @@
-"""The verbs of `metal` that run where Ansible runs: arguments in, exit status out."""
+"""The verbs of `metal` that run on the controller: arguments in, exit status out."""

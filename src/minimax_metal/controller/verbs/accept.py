@@ -1,4 +1,4 @@
-"""``metal accept HOST`` on the controller: the playbook, and the report it brought."""
+"""``metal accept HOST`` on the controller: run the playbook, and show the report it fetched."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from minimax_metal.host.accept.report import BYTES, parse
 EXIT_FAILED: Final = 1
 EXIT_UNREACHABLE: Final = 2
 ANSIBLE_USAGE: Final = 1
-"""What ansible-playbook returns where it stops before the first play: no such host, an unreadable file."""
+"""ansible-playbook's exit status if it stops before the first play: no such host, an unreadable file."""
 PLAYBOOK: Final = Path("playbooks/accept.yml")
 DIRECTORY: Final = Path("accept")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What ``metal accept HOST`` was asked to do."""
+    """The arguments of ``metal accept HOST``."""
 
     host: str
     inventories: tuple[str, ...]
@@ -42,11 +42,11 @@ class Request:
 
     @property
     def place(self) -> Path:
-        """Where report and bundle of the host go."""
+        """Directory of the host's report and bundle."""
         return self.directory or Path.cwd() / DIRECTORY / self.host
 
     def command(self, root: Path, program: str) -> list[str]:
-        """The call of ansible-playbook; written out by hand it does the same."""
+        """The ansible-playbook command; it can also be typed by hand."""
         variables = {
             "metal_acceptance_directory": str(self.place.resolve()),
             "metal_acceptance_stop_engine": self.stop_engine,
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
 
 
 def accept(request: Request) -> int:
-    """Run the playbook for one host, print what it found, return the exit status."""
+    """Run the playbook for one host, print the result, return the exit status."""
     root = find_project()
     if root is None:
         raise UserError(f"found no {PLAYBOOK} here, expected a checkout of minimax-metal; run it there")
@@ -99,9 +99,9 @@ def accept(request: Request) -> int:
     if program is None:
         raise UserError("found no ansible-playbook, expected Ansible beside this command; run make setup")
     report = request.place / "report.json"
-    # An older report must never pass for this run's.
+    # An older report must never be taken for this run's.
     report.unlink(missing_ok=True)
-    # Another project's settings would not name our modules.
+    # Another project's settings would not find our modules.
     environment = {**os.environ, "ANSIBLE_CONFIG": str(root / "ansible.cfg")}
     done = subprocess.run(
         request.command(root, program),
@@ -111,11 +111,11 @@ def accept(request: Request) -> int:
     )
     if not report.is_file():
         if done.returncode == ANSIBLE_USAGE:
-            # Ansible stopped before it asked a host: said in our words where the inventory is why.
+            # Ansible stopped before it contacted a host: we explain it if the inventory is the cause.
             read_variables([Path(one) for one in request.inventories], limit=request.host)
         print(
             f"metal accept: found no report of {request.host} (ansible-playbook: {done.returncode}), "
-            "expected one; the lines above say why",
+            "expected one; the lines above show why",
             file=sys.stderr,
         )
         return EXIT_UNREACHABLE

@@ -1,4 +1,4 @@
-"""``metal bundle``: all that a fleet fetches, in one directory with a manifest.
+"""``metal bundle``: everything that a fleet downloads, in one directory with a manifest.
 
 Exit status: 0 done; 1 ``verify`` found damage; 2 something to fix.
 """
@@ -33,13 +33,13 @@ examples:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal bundle",
-        description="All that a fleet fetches in one directory, for where no uplink is.",
+        description="Collect everything a fleet downloads in one directory, for sites without an uplink.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     export = verbs.add_parser(
-        "export", help="fetch what the hosts need into a directory; goes on after a stop"
+        "export", help="download what the hosts need into a directory; resumes after an interruption"
     )
     export.add_argument("directory", type=Path)
     export.add_argument(
@@ -49,11 +49,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("wheels", "packages", "pythons", "weights"),
         help="leave a part out (repeatable)",
     )
-    export.add_argument("--dry-run", action="store_true", help="only say what would be fetched")
+    export.add_argument("--dry-run", action="store_true", help="only list what would be downloaded")
     export.add_argument(
         "--vendor-key",
         metavar="FILE=FINGERPRINT",
-        help="key of a mirror that signs NVIDIA's packages by itself",
+        help="signing key of a mirror that signs NVIDIA's packages itself",
     )
     export.add_argument(
         "--sign-key",
@@ -64,34 +64,40 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(export)
     verify = verbs.add_parser("verify", help="read every byte and compare it with the manifest")
     verify.add_argument("directory", type=Path)
-    verify.add_argument("--remove", action="store_true", help="take damaged files away, to be brought again")
+    verify.add_argument(
+        "--remove",
+        action="store_true",
+        help="remove damaged files, so that the next export or import fetches them again",
+    )
     _add_trust(verify)
-    bring = verbs.add_parser("import", help="copy a bundle, verifying each file; goes on after a stop")
+    bring = verbs.add_parser(
+        "import", help="copy a bundle and verify each file; resumes after an interruption"
+    )
     bring.add_argument("directory", type=Path)
-    bring.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="where the copy is to be")
+    bring.add_argument("--to", type=Path, required=True, metavar="DIRECTORY", help="directory to copy to")
     _add_trust(bring)
-    server = verbs.add_parser("serve", help="serve it to the fleet until ended")
+    server = verbs.add_parser("serve", help="serve it to the fleet until interrupted")
     server.add_argument("directory", type=Path)
     _add_trust(server)
     server.add_argument("--listen", default="0.0.0.0:8643", metavar="ADDRESS:PORT", help="(%(default)s)")
-    server.add_argument("--url", help="by which hosts ask; by default this machine's name")
+    server.add_argument("--url", help="name under which hosts reach this machine; by default its host name")
     server.add_argument(
         "--allow",
         action="append",
         default=[],
         metavar="NETWORK",
-        help="who may ask, such as 10.0.0.0/24 (repeatable, at least one)",
+        help="network that may connect, such as 10.0.0.0/24 (repeatable, at least one)",
     )
     server.add_argument(
-        "--user", metavar="NAME", help=f"as whom it runs where root starts it (default: {serve.NOBODY})"
+        "--user", metavar="NAME", help=f"user to serve as when started by root (default: {serve.NOBODY})"
     )
     server.add_argument(
         "--frozen",
         action="store_true",
-        help="write metal_frozen_sources too: hosts accept the bundle's package lists past their time",
+        help="also write metal_frozen_sources: hosts accept the bundle's package lists after they expire",
     )
     server.add_argument(
-        "--variables", type=Path, metavar="FILE", help="write the one variable that hosts need"
+        "--variables", type=Path, metavar="FILE", help="file to write the one variable to that hosts need"
     )
     return parser
 
@@ -101,12 +107,12 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
         "--signers",
         type=Path,
         metavar="FILE",
-        help=f"public keys (lines of .pub files) of those who sign bundles; default: {signature.SIGNERS}",
+        help=f"public keys (lines of .pub files) of trusted signers; default: {signature.SIGNERS}",
     )
     parser.add_argument(
         "--accept-unsigned",
         action="store_true",
-        help="use a bundle that none of them signed; an import notes it beside the manifest",
+        help="use a bundle that no known key signed; an import notes this beside the manifest",
     )
 
 
@@ -126,8 +132,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if os.geteuid() == 0:
         print(
-            "metal bundle: started as root, so what mirrors answer is read with root's rights; an ordinary "
-            f"user who may write to {arguments.directory} does as well",
+            "metal bundle: running as root, so answers from mirrors are parsed with root's rights; "
+            f"an ordinary user who can write to {arguments.directory} is enough",
             file=sys.stderr,
         )
     plans = make_plans(arguments)
@@ -157,7 +163,10 @@ def _export(arguments: argparse.Namespace) -> int:
     pulled = export.fetch_weights(wanted)
     bundle = export.finish(wanted, pulled)
     signed = "signed" if bundle.signature else "without a signature (--sign-key)"
-    _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, whole, {signed}")
+    _say(
+        f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1000000000.0:.2f} GB, complete, "
+        f"{signed}"
+    )
     return 0
 
 
@@ -180,14 +189,14 @@ def _pull(plan: Plan, target: Path) -> None:
         status = weights(["pull", "--request", str(path)])
     if status:
         raise UserError(
-            f"found that the weights of {plan.model.served_name} could not be pulled (status {status}, said "
-            "above), "
-            "expected them whole; run it again, it goes on, or leave them out with --without weights"
+            f"found that the weights of {plan.model.served_name} could not be pulled (status "
+            f"{status}, reported above), expected all of them; run the command again: it resumes; or "
+            "leave them out with --without weights"
         )
 
 
 def _stated(plan: Plan, sources: Any) -> dict[str, Any]:
-    """What the files of a model are, asked as a run asks: the bundle's manifest will state it for others."""
+    """Resolve the files of a model as a run does: the bundle's manifest will list them for others."""
     from minimax_metal.controller.bundle.export import scratch
     from minimax_metal.controller.statements.resolving import resolve
     from minimax_metal.controller.statements.wishes import Wish
@@ -200,9 +209,10 @@ def _stated(plan: Plan, sources: Any) -> dict[str, Any]:
         found = resolve(wish, Path(nowhere), keep=False)
     if found.proof is None:
         raise UserError(
-            f"found nobody who states the hashes of {repository} at {revision}, expected the hub or a "
-            f"source of metal_weights_source to ({'; '.join(found.warnings) or 'no answer'}); check the way "
-            "there, or leave the weights out with --without weights"
+            f"found no source that publishes the hashes of {repository} at {revision}, expected the "
+            "hub or a source of metal_weights_source to "
+            f"({'; '.join(found.warnings) or 'no answer'}); check the connection to it, or leave the "
+            "weights out with --without weights"
         )
     _say(f"weights of {repository}: {found.proof}")
     return {
@@ -222,12 +232,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not bad:
         _say(f"{bundle.directory}: {len(bundle.files)} files, {bundle.size / 1e9:.2f} GB, verified, {trust}")
         return 0
-    remedy = "they are removed:" if arguments.remove else "verify it with --remove, then"
+    remedy = "they were removed:" if arguments.remove else "verify it with --remove, then"
     if arguments.remove:
         store.remove(bundle, bad)
     print(
         f"metal bundle: found {len(bad)} of {len(bundle.files)} files of {bundle.directory} damaged, "
-        f"expected none; {remedy} export or import it again, which brings only these",
+        f"expected none; {remedy} export or import it again, which fetches only these",
         file=sys.stderr,
     )
     return 1
@@ -236,7 +246,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     source, target = arguments.directory.absolute(), arguments.to.absolute()
     if source == target or source in target.parents or target in source.parents:
-        raise UserError(f"found --to {target} inside {source} or around it, expected another place; name one")
+        raise UserError(
+            f"found --to {target} inside {source} or around it, expected a separate directory; name one"
+        )
     found = store.read(source, arguments.signers)
     trust = store.trusted(found, arguments.accept_unsigned)
     bundle = store.copy(found, target, _say, trust)

@@ -1,12 +1,11 @@
-"""``metal keys``: change the keys of a fleet while it serves, and see where such a change is.
+"""``metal keys``: rotate the keys of a fleet while it serves, and show the stage of a rotation.
 
-    metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of ansible-playbook]
+metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of ansible-playbook]
     metal keys rotate --key share [--finish] -i INVENTORY
     metal keys status --secrets DIRECTORY
 
-Three more are the playbook's own: ``step`` and ``arrived`` keep the state on the controller, ``accepted``
-asks
-an engine on its own host whether it takes exactly the keys in its file. No key is in any argument or output.
+The playbook uses three more: ``step`` and ``arrived`` store the state on the controller, ``accepted`` asks an
+engine on its own host whether it accepts exactly the keys in its file. No key is in any argument or output.
 Exit status: that of ``metal site``; ``accepted``: 0 it does, 1 it does not; 2 wrong usage, or refused.
 """
 
@@ -23,13 +22,13 @@ from minimax_metal.controller.keys import rotation
 from minimax_metal.host.weights.share.renewal import DROP, RENEW
 
 SHARE: Final = "share"
-"""The secret of sharing, of which hosts hold two by themselves (host/weights/share/renewal.py)."""
+"""The sharing secret, of which hosts themselves accept two (host/weights/share/renewal.py)."""
 ASK_SECONDS: Final = 20.0
-"""An engine that reads new keys stretches each of them first, 0.1 s of processor time."""
+"""An engine that reads new keys stretches each of them first, which takes 0.1 s of processor time."""
 
 
 def rotate(argv: Sequence[str]) -> int:
-    """Run playbooks/rotate.yml; for the secret of sharing, playbooks/rotate_share.yml."""
+    """Run playbooks/rotate.yml; for the sharing secret, playbooks/rotate_share.yml."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     way = own.add_mutually_exclusive_group()
     way.add_argument("--finish", action="store_true")
@@ -45,7 +44,9 @@ def rotate(argv: Sequence[str]) -> int:
     given: dict[str, object] = {"metal_keys_do": verb}
     if known.key:
         given["metal_keys_names"] = list(dict.fromkeys(known.key))
-    return _play("rotate", "Change the fleet's keys, with both valid meanwhile", given, rest)
+    return _play(
+        "rotate", "Rotate the fleet's keys; the old and the new one are both valid meanwhile", given, rest
+    )
 
 
 def _play(playbook: str, does: str, given: Mapping[str, object], rest: Sequence[str]) -> int:
@@ -59,50 +60,50 @@ def _play(playbook: str, does: str, given: Mapping[str, object], rest: Sequence[
 def _rotate_share(verb: str, names: Sequence[str], rest: Sequence[str]) -> int:
     if set(names) != {SHARE}:
         raise UserError(
-            "found --key share beside other keys, expected it alone: hosts share by it, clients do not "
-            "use it; run metal keys rotate once for each"
+            "found --key share beside other keys, expected it alone: only hosts use it, clients "
+            "don't; run metal keys rotate once for each"
         )
     if verb == rotation.TAKE_BACK:
         raise UserError(
-            "found --take-back for share, expected none: nobody has to be given the new secret; renew it "
-            "again instead"
+            "found --take-back for share, expected none: nobody has to be given the new secret; "
+            "renew it again instead"
         )
     do = DROP if verb == rotation.FINISH else RENEW
-    return _play("rotate_share", "Renew the secret of sharing", {"metal_share_secret_do": do}, rest)
+    return _play("rotate_share", "Renew the sharing secret", {"metal_share_secret_do": do}, rest)
 
 
 HELP: Final = f"""\
 usage: metal keys rotate [--key NAME ...] [--finish | --take-back] -i INVENTORY [any option of
 ansible-playbook]
 
-Without --finish: every engine and gateway takes the old and the new key, and the new one is the fleet's from
-then on. Give clients the new key, then:
-  --finish     the old key stops working
-  --take-back  back to the old key, from wherever a change is
+Without --finish: every engine and gateway accepts the old and the new key, and the new one becomes the
+fleet's key. Give clients the new key, then:
+  --finish     revoke the old key
+  --take-back  go back to the old key, from any stage of a rotation
   --key NAME   {", ".join(rotation.NAMES)}; by default all of them (repeatable)
-  --key share  the secret by which hosts share a pull: renewed at once, the one before valid for a day;
-               with --finish the one before stops working now
+  --key share  the secret by which hosts share a pull: renewed at once, the previous one stays valid for a
+               day; with --finish the previous one is revoked now
 
-A run that was interrupted is continued by the same command. metal keys status says where it is.
+Run the same command again to continue an interrupted run. metal keys status shows the stage.
 """
 
 
 def status(argv: Sequence[str]) -> int:
-    """Say where a change of keys is."""
+    """Print the stage of a key rotation."""
     arguments = _parser("status").parse_args(argv)
     state = rotation.read(arguments.secrets)
     if state is None:
-        print("no change of keys is under way")
+        print("no key rotation is in progress")
         return 0
     place = rotation.PLACES[state.at]
     if state.at != state.to:
-        place = f"between {place!r} and {rotation.PLACES[state.to]!r}: the run did not end; run it again"
+        place = f"between {place!r} and {rotation.PLACES[state.to]!r}: the run did not finish; run it again"
     print(f"{', '.join(sorted(state.keys))}: {place}, since {state.began}")
     return 0
 
 
 def step(argv: Sequence[str]) -> int:
-    """Decide and write down the next place; print it as JSON."""
+    """Decide and store the next stage; print it as JSON."""
     parser = _parser("step")
     parser.add_argument("--do", choices=rotation.VERBS, required=True)
     parser.add_argument("--key", action="append", default=[])
@@ -114,7 +115,7 @@ def step(argv: Sequence[str]) -> int:
 
 
 def arrived(argv: Sequence[str]) -> int:
-    """Write down that all hosts are where they were brought; print the place."""
+    """Note that all hosts have reached the stage; print its name."""
     print(rotation.arrived(_parser("arrived").parse_args(argv).secrets))
     return 0
 
@@ -126,7 +127,7 @@ def _parser(verb: str) -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="DIRECTORY",
-        help="the fleet's secrets (on the controller)",
+        help="the fleet's secrets directory (on the controller)",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""``metal plan``: what would be decided, for a fleet or for a host that does not exist yet.
+"""``metal plan``: show the plan of a fleet, or of a host that does not exist yet.
 
 Exit status: 0 everything fits, 1 a host is refused, 2 wrong usage. Ansible is never imported here.
 """
@@ -31,7 +31,7 @@ examples:
 """
 
 OPTIONS = (
-    # option, setting, what to show for its value
+    # option, setting, placeholder of its value
     ("--model", "metal_model", "NAME"),
     ("--format", "metal_model_format", "FORMAT"),
     ("--engine", "metal_engine_release", "RELEASE"),
@@ -50,7 +50,7 @@ OPTIONS = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal plan",
-        description="Say whether hosts can serve a model, how, with how much KV cache, and why not.",
+        description="Show whether and how hosts can serve a model, with how much KV cache, or why not.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -66,21 +66,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what says which hosts are planned and what is wanted of them, for :func:`make_plans`."""
+    """Add the arguments for :func:`make_plans`: the hosts to plan, and settings."""
     where = parser.add_argument_group("which hosts")
     where.add_argument("--gpu", metavar="GPU", help='what-if: a GPU, such as H20, "H20 96GB" or 8xH100')
-    where.add_argument("--count", metavar="N", type=int, help="what-if: how many of them")
+    where.add_argument("--count", metavar="N", type=int, help="what-if: number of GPUs")
     where.add_argument("--platform", metavar="NAME", help="what-if: distribution (debian12)")
     where.add_argument(
         "--inventory", "-i", metavar="PATH", type=Path, action="append", help="Ansible inventory (repeatable)"
     )
     where.add_argument("--limit", "-l", metavar="PATTERN", help="hosts of the inventory")
-    where.add_argument("--refresh", action="store_true", help="read the hosts again, not their cached facts")
     where.add_argument(
-        "--max-age", metavar="SECONDS", type=float, default=3600.0, help="age of cached facts (3600)"
+        "--refresh", action="store_true", help="gather facts again instead of using cached ones"
+    )
+    where.add_argument(
+        "--max-age",
+        metavar="SECONDS",
+        type=float,
+        default=3600.0,
+        help="maximum age of cached facts in seconds (3600)",
     )
     add_options(parser)
-    wanted = parser.add_argument_group("what is wanted (each is a metal_* variable)")
+    wanted = parser.add_argument_group("settings (each is a metal_* variable)")
     for option, variable, metavar in OPTIONS:
         meaning = DECLARED[variable].meaning.replace("`", "").replace("%", "%%")
         wanted.add_argument(option, dest=variable, metavar=metavar, help=f"{meaning} [{variable}]")
@@ -100,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def make_plans(arguments: argparse.Namespace) -> list[Plan]:
-    """The plans of the hosts that the arguments name.
+    """Return the plans of the hosts that the arguments name.
 
     Raises:
         UserError: they name none, or the inventory can't be read.
@@ -109,7 +115,7 @@ def make_plans(arguments: argparse.Namespace) -> list[Plan]:
 
 
 def _plans_and_secrets(arguments: argparse.Namespace) -> list[tuple[Plan, tuple[str, ...]]]:
-    """The plans, each with the texts in it that came out of encrypted variables."""
+    """Return the plans, each with its texts from encrypted variables."""
     variables = _variables(arguments)
     if arguments.inventory:
         return _fleet(arguments, variables)
@@ -129,13 +135,13 @@ def _variables(arguments: argparse.Namespace) -> dict[str, Any]:
     for pair in arguments.set:
         name, mark, value = pair.partition("=")
         if not mark or not name.startswith("metal_"):
-            raise UserError(f"found --set {pair}, expected --set metal_NAME=VALUE; put it right")
+            raise UserError(f"found --set {pair}, expected --set metal_NAME=VALUE; fix it")
         import yaml
 
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise UserError(f"found --set {pair}, expected a YAML value behind the equals sign") from None
+            raise UserError(f"found --set {pair}, expected a YAML value after the equals sign") from None
     return values
 
 
@@ -191,7 +197,7 @@ def _fleet(arguments: argparse.Namespace, variables: dict[str, Any]) -> list[tup
 
 
 def _with_ends(plan: Plan, secrets: Path | None) -> Plan:
-    """A plan with when the certificates of its host end, where the controller has them."""
+    """Return a plan with the end dates of its host's certificates, if the controller has them."""
     if plan.tls is None or secrets is None:
         return plan
     return with_notices(plan, ends_of(plan.host, secrets))
@@ -228,13 +234,13 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(list(argv))
     if arguments.compare:
         return _compare(arguments)
-    # What was encrypted in the inventory is decided by, and never shown.
+    # Values encrypted in the inventory are used for decisions, and never shown.
     plans = [masked(one, secrets) for one, secrets in _plans_and_secrets(arguments)]
     if arguments.json:
         json.dump([one.summary() for one in plans], sys.stdout, indent=2, ensure_ascii=False)
         sys.stdout.write("\n")
     else:
-        # Tables are for people: a program that wants JSON does not wait for their import.
+        # Tables are for people: a program that wants JSON need not wait for their import.
         from minimax_metal.controller.plan_table import show
 
         show(plans)

@@ -1,7 +1,7 @@
 """``metal site``, ``metal rollout``, ``metal rollback``: a playbook of the project, with a view and a report.
 
-What they do is what ``ansible-playbook`` does with the same words; every option of it may be given. Exit
-status: :mod:`minimax_metal.controller.run.outcome`.
+They do the same as ``ansible-playbook`` with the same options, all of which are allowed. Exit status:
+:mod:`minimax_metal.controller.run.outcome`.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ from minimax_metal.controller.run.store import Kept, Store, runs_directory
 from minimax_metal.plan.rollout.stage import CHANGE, Stage
 
 EPILOG: Final = """\
-Every option of ansible-playbook may be given, and means what it means there: -i, --limit, --tags, --check,
+All options of ansible-playbook work as they do there: -i, --limit, --tags, --check,
 --diff, -e, --vault-password-file ... Plain `ansible-playbook {playbook}` with the same options does the same.
 
-Ctrl-C once: {once}. Twice: stop now; the next run says where things stand.
+Ctrl-C once: {once}. Twice: stop now; the next run reports the state it finds.
 exit status: 0 done, 1 failed or reverted, 2 wrong usage or refused, 3 unreachable, 130 interrupted
 """
 
 
 REFUSED: Final = "'metal_acting' failed: "
-"""What stands in Ansible's words before the reason why a run has nothing to do."""
+"""Text in Ansible's output before the reason why a run has nothing to do."""
 
 
 @dataclass(frozen=True)
 class Verb:
-    """A playbook that has a verb of its own."""
+    """A playbook that has its own verb."""
 
     name: str
     playbook: str
     description: str
     expected: tuple[str, ...]
-    """Stages a whole run goes through: the columns that are there from the beginning."""
+    """Stages of a complete run: the columns that are shown from the start."""
     stops_itself: bool
-    """Whether the playbook looks at ``metal_rollout_stop_file`` between two hosts."""
+    """Whether the playbook checks ``metal_rollout_stop_file`` between two hosts."""
 
 
 _BUILD: Final = (Stage.TOOLS, Stage.TUNING, Stage.WEIGHTS, Stage.DRIVER, Stage.CUDA, Stage.ENGINE)
@@ -86,14 +86,14 @@ ROLLOUT: Final = Verb(
 ROLLBACK: Final = Verb(
     name="rollback",
     playbook="playbooks/rollback.yml",
-    description="Take hosts back to a release they still have: playbooks/rollback.yml, with a live view.",
+    description="Return hosts to a release they still have: playbooks/rollback.yml, with a live view.",
     expected=(Stage.PREFLIGHT, *(stage for stage in CHANGE if stage is not Stage.SOAK)),
     stops_itself=True,
 )
 
 
 def project() -> Path:
-    """Return the directory of the project; another project's ``site.yml`` here or above is not ours.
+    """Return the project's directory; another project's ``site.yml`` here or above does not count.
 
     Raises:
         UserError: there is none.
@@ -101,8 +101,9 @@ def project() -> Path:
     place = find_project()
     if place is None:
         raise UserError(
-            "found minimax-metal installed without its playbooks (pip brings the Python package alone), "
-            "expected a checkout; clone the repository, type make setup there, and run its .venv/bin/metal"
+            "found minimax-metal installed without its playbooks (pip installs the Python package "
+            "alone), expected a checkout; clone the repository, run make setup there, and use its "
+            ".venv/bin/metal"
         )
     return place
 
@@ -110,7 +111,7 @@ def project() -> Path:
 def view_for(
     words: Words, verb: Verb, history: History | None, environment: Mapping[str, str], terminal: bool
 ) -> Show:
-    """Return what shows a run: as asked, else the live view where somebody looks at a terminal."""
+    """Return the display of a run: the requested one, else the live view on a terminal."""
     wanted = words.own.view
     if wanted == "auto":
         plain = not terminal or environment.get("NO_COLOR") or environment.get("CI")
@@ -124,7 +125,7 @@ def view_for(
 
 
 def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
-    """Return what masks all secrets that the controller knows."""
+    """Return an object that masks all secrets that the controller knows."""
     places = []
     for inventory in words.inventories:
         directory = inventory if inventory.is_dir() else inventory.parent
@@ -141,7 +142,7 @@ def secrets_known(words: Words, passwords: Mapping[str, str]) -> Redactor:
 
 
 def earlier(store: Store, same: Mapping[str, Any]) -> History | None:
-    """Return how the last run that was asked the same went, if one went well."""
+    """Return the last successful run with the same request, if there is one."""
     run = store.latest(**same)
     if run is None:
         return None
@@ -150,21 +151,23 @@ def earlier(store: Store, same: Mapping[str, Any]) -> History | None:
 
 
 def run_verb(verb: Verb, argv: Sequence[str]) -> int:
-    """Run a verb with the words behind it; return its exit status."""
+    """Run a verb with its arguments; return its exit status."""
     once = (
-        "finish the hosts in work, then stop" if verb.stops_itself else "stop before the next play or batch"
+        "finish the hosts in progress, then stop"
+        if verb.stops_itself
+        else "stop before the next play or batch"
     )
     parser = own_parser(verb.name, verb.description, EPILOG.format(playbook=verb.playbook, once=once))
     words = read_words(parser, argv)
-    # ansible-runner is a second's import: not for --help.
+    # ansible-runner takes a second to import: not for --help.
     from minimax_metal.controller.run.runner import ask_passwords, execute, hidden, playbook_program
 
     root = project()
     playbook = root / verb.playbook
     if not playbook.is_file():
-        raise UserError(f"found no {verb.playbook} in {root}, expected a whole checkout of minimax-metal")
+        raise UserError(f"found no {verb.playbook} in {root}, expected a complete checkout of minimax-metal")
     look_for(words.inventories)
-    # Ansible would take another project's settings from the working directory; ours name our modules.
+    # Ansible would read another project's settings from the working directory; ours find our modules.
     os.environ["ANSIBLE_CONFIG"] = str(root / "ansible.cfg")
     command = [playbook_program(), *words.ansible, str(playbook)]
     if words.lists:
@@ -219,14 +222,14 @@ def run_verb(verb: Verb, argv: Sequence[str]) -> int:
 
 
 def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Show) -> None:
-    """Say what became of the run, and where it is told at length."""
+    """Print the run's outcome, and where its details are."""
     if not isinstance(show, Plain | Ansible):
         for failure in run.failures[-3:]:
             show.note(f"{failure.host}: {failure.task}:")
             for line in failure.lines[:20]:
                 show.note(f"  {line}")
     if not run.hosts:
-        # Ansible stopped before it asked a host: what it said is the reason.
+        # Ansible stopped before it contacted a host: its message is the reason.
         said = (kept.path / "output.log").read_text(encoding="utf-8").splitlines()
         reasons = [line for line in said if "nothing was done" in line] or _no_such_hosts(about, said)
         for line in dict.fromkeys(reasons):
@@ -236,7 +239,7 @@ def _close(verb: Verb, kept: Kept, run: Run, about: Mapping[str, Any], show: Sho
 
 
 def _no_such_hosts(about: Mapping[str, Any], said: Sequence[str]) -> list[str]:
-    """Say which groups and hosts there are where a limit left none; else Ansible's own last lines."""
+    """Print the existing groups and hosts if a limit left none; otherwise Ansible's last lines."""
     if any("leaves us with no hosts to target" in line for line in said):
         try:
             read_variables([Path(one) for one in about["inventories"]], limit=about["limit"])

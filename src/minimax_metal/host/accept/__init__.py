@@ -1,1 +1,1 @@
-"""Acceptance of the first host of a kind: what only its GPUs can show, in a report and a bundle."""
+"""The acceptance test for the first host of a kind: checks that need real GPUs, a report and a bundle."""

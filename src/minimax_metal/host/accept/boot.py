@@ -1,4 +1,4 @@
-"""Device nodes after a cold boot: there, usable, and made before an engine looked for them."""
+"""Device nodes after a cold boot: present, usable, and created before an engine needs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minimax_metal.host.accept.smi import sick_values
 from minimax_metal.plan.gpu_state import REPAIR
 
 CONTROL: Final = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools")
-MAKE: Final = f"systemctl status {MODULE_NODES}; nvidia-modprobe -c 0 -u makes them by hand"
+MAKE: Final = f"systemctl status {MODULE_NODES}; nvidia-modprobe -c 0 -u creates them by hand"
 PACKAGES: Final = (
     "libcuda1*",
     "libnvidia-compute*",
@@ -24,23 +24,23 @@ PACKAGES: Final = (
     "nvidia-open*",
     "nvidia-dkms*",
 )
-"""Names of packages that hold the driver's module or its libraries, on Debian and on Ubuntu."""
+"""Names of packages with the driver's module or its libraries, on Debian and on Ubuntu."""
 
 
 def gpu_nodes(context: Context) -> list[str]:
-    """Paths of the GPUs' own nodes: by the driver's minor numbers, else counted from 0."""
+    """Return the paths of the GPUs' own nodes: by the driver's minor numbers, else counted from 0."""
     minors = []
     for path in context.machine.list("/proc/driver/nvidia/gpus/*/information"):
         found = re.search(r"^Device Minor:\s*(\d+)", context.machine.read(path) or "", re.MULTILINE)
         if found:
             minors.append(int(found[1]))
-    # The plan's number counts: a GPU that the driver lost has no node, and is missed here.
+    # The plan's number counts: a GPU that the driver lost has no node, and is reported missing here.
     numbers = sorted(minors) if len(minors) >= context.gpus.count else range(context.gpus.count)
     return [f"/dev/nvidia{number}" for number in numbers]
 
 
 def check_gpus(context: Context) -> Outcome:
-    """As many GPUs of that model as the plan counts on."""
+    """nvidia-smi lists the planned number of GPUs of the planned model."""
     answer = context.ask("nvidia-smi-list", "nvidia-smi", "-L")
     wanted, name = context.gpus.count, context.gpus.name
     expected = f"{wanted} x {name}"
@@ -57,7 +57,7 @@ def check_gpus(context: Context) -> Outcome:
 
 
 def _state(context: Context, expected: str) -> Outcome | None:
-    """What keeps a GPU that is listed from being used: MIG, or values that the driver can't read."""
+    """Return what prevents a listed GPU from being used: MIG, or values that the driver can't read."""
     mode = context.ask(
         "nvidia-smi-mig", "nvidia-smi", "--query-gpu=index,mig.mode.current", "--format=csv,noheader"
     )
@@ -73,12 +73,12 @@ def _state(context: Context, expected: str) -> Outcome | None:
     first = {gpu.label: next(sick_values(gpu.log), None) for gpu in context.logged}
     sick = [f"{label}: {value}" for label, value in first.items() if value]
     if sick:
-        return failed("gpus", "; ".join(sick), f"{expected} that answer with values", REPAIR)
+        return failed("gpus", "; ".join(sick), f"{expected} that nvidia-smi can read", REPAIR)
     return None
 
 
 def check_nodes(context: Context) -> Outcome:
-    """Every device node that CUDA opens is there, for every user."""
+    """Every device node that CUDA opens exists and is accessible to every user."""
     wanted = [*gpu_nodes(context), *CONTROL]
     switched = context.gpus.nvswitch and context.link == "nvswitch"
     if switched:
@@ -98,7 +98,7 @@ def check_nodes(context: Context) -> Outcome:
     if closed:
         return failed(
             "device_nodes",
-            f"{', '.join(closed)} closed to the engine's user",
+            f"{', '.join(closed)} not accessible to the engine's user",
             "character devices that every user may read and write (crw-rw-rw-)",
             MAKE,
         )
@@ -113,7 +113,7 @@ def check_nodes(context: Context) -> Outcome:
 
 
 def installed(context: Context) -> float | None:
-    """When the driver's packages were last unpacked (dpkg writes a package's list of files then)."""
+    """Return when the driver's packages were last unpacked (dpkg then writes a package's file list)."""
     times = [
         context.machine.modified(path)
         for name in PACKAGES
@@ -123,18 +123,18 @@ def installed(context: Context) -> float | None:
 
 
 def spell_time(time: float) -> str:
-    """A moment for people."""
+    """Return a readable time."""
     return datetime.fromtimestamp(time, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def check_cold_boot(context: Context) -> Outcome:
-    """The nodes came with the boot, before the engine's units; not from somebody who made them later."""
+    """The nodes were created at boot, before the engine's units, and not by hand afterwards."""
     boot, driver = context.booted, installed(context)
     nodes = [node for path in [*gpu_nodes(context), *CONTROL] if (node := context.machine.node(path))]
-    expected = "nodes made at a boot after the driver was installed, before the engine's units"
+    expected = "device nodes created at a boot after the driver was installed, before the engine's units"
     again = "reboot the host and run this again"
     if boot is None or not nodes:
-        what = "no boot time of systemd" if boot is None else "no device nodes"
+        what = "no boot time from systemd" if boot is None else "no device nodes"
         return failed("cold_boot", what, expected, again)
     made = max(node.made for node in nodes)
     figures = {"booted": boot, "driver_installed": driver, "nodes_made": made}
@@ -144,7 +144,7 @@ def check_cold_boot(context: Context) -> Outcome:
         if unit.get("LoadState") != "loaded":
             return failed("cold_boot", f"no unit {service.unit}", expected, "run site.yml", **figures)
         ordered = set(unit.get("After", "").split())
-        # The driver's units stand between: the nodes are made before each of them (role nvidia_driver).
+        # The driver's units come in between: the nodes are created before each of them (role nvidia_driver).
         if not ordered & ({MODULE_NODES} | set(context.driver.services)):
             late.append(f"{service.unit} is not ordered after {MODULE_NODES}")
         started = unit.get("ExecMainStartTimestamp", "").removeprefix("@")
@@ -153,7 +153,7 @@ def check_cold_boot(context: Context) -> Outcome:
     if late:
         return failed("cold_boot", "; ".join(late), expected, f"{MAKE}; {again}", **figures)
     if driver is None:
-        return limited("cold_boot", "no package of the driver", expected, "a .run file? " + again, **figures)
+        return limited("cold_boot", "no driver package", expected, "a .run file? " + again, **figures)
     if boot < driver:
         return limited(
             "cold_boot",

@@ -1,4 +1,4 @@
-"""One archive to attach to a bug report: what was found, and what the host says of itself."""
+"""One archive to attach to a bug report: the results, and the host's own logs and states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimax_metal.host.accept.machine import Answer
 from minimax_metal.host.accept.redaction import Redaction
 
 JOURNAL_LINES: Final = 3000
-"""Of each instance: a start with its weights and graphs is some hundreds."""
+"""Lines per instance: a start with its weights and graphs takes some hundreds."""
 INCIDENTS: Final = 5
 _JOURNAL: Final = ("journalctl", "--boot", "--no-pager", "--output=short-iso")
 PROGRAMS: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
@@ -65,7 +65,7 @@ FILES: Final = (
 
 
 def collect(context: Context) -> Iterator[tuple[str, str]]:
-    """Names in the archive with their texts, as they are: nothing is masked yet."""
+    """Return names in the archive with their texts, not masked yet."""
     for service in context.services:
         name = f"instance-{service.instance}"
         yield f"{name}/unit.txt", _said(context.machine.run("systemctl", "cat", "--", service.unit))
@@ -97,7 +97,7 @@ def collect(context: Context) -> Iterator[tuple[str, str]]:
             for path in context.machine.list(f"{environment}/lib/python*/site-packages/*.dist-info")
         ),
     )
-    # Last: by now everything that was asked on the way is known.
+    # Last: by now the output of all checks is recorded.
     for name, answer in context.answers.items():
         yield f"asked/{name}.txt", _said(answer)
 
@@ -110,7 +110,7 @@ def _said(answer: Answer) -> str:
 
 
 def _masked(name: str, text: str, redaction: Redaction) -> str:
-    """A text without what may not leave; JSON stays JSON."""
+    """Return a text without sensitive parts; JSON stays JSON."""
     if name.endswith(".json"):
         with contextlib.suppress(ValueError):
             return json.dumps(redaction.value(read_json(text)), indent=2, ensure_ascii=False) + "\n"
@@ -118,7 +118,7 @@ def _masked(name: str, text: str, redaction: Redaction) -> str:
 
 
 def write(path: Path, texts: Mapping[str, str], redaction: Redaction) -> None:
-    """Write the archive; every text and every name goes through the redaction, and only root reads it.
+    """Write the archive; every text and every name is redacted, and only root can read it.
 
     Raises:
         OSError: it can't be written.

@@ -1,7 +1,7 @@
-"""``metal accept``: accept the first GPU host of a kind.
+"""``metal accept``: the acceptance test for the first GPU host of a kind.
 
-On the controller ``metal accept HOST --inventory I`` runs ``playbooks/accept.yml``, which carries out ``metal
-accept --local`` on the host and brings the report and the bundle here.
+On the controller ``metal accept HOST --inventory I`` runs ``playbooks/accept.yml``, which runs ``metal accept
+--local`` on the host and fetches the report and the bundle.
 
 Exit status: 0 accepted; 1 a check failed; 2 not reachable, not provisioned, or usage; 130 after Ctrl-C.
 """
@@ -52,46 +52,46 @@ def main(argv: list[str]) -> int:
 
 
 def parsed(argv: list[str]) -> argparse.Namespace:
-    """Return the arguments of ``metal accept``, whichever machine it was called on.
+    """Return the arguments of ``metal accept``, on the controller or on a host.
 
     Raises:
-        UserError: a pattern of checks that none has.
+        UserError: a pattern that matches no check.
     """
     arguments = _parser().parse_args(argv)
     for pattern in (*arguments.only, *arguments.skip):
         if not any(selected(check.name, [pattern], []) for check in CHECKS):
             names = ", ".join(check.name for check in CHECKS)
-            raise UserError(f"no check is called {pattern!r}; expected some of {names}")
+            raise UserError(f"no check is named {pattern!r}; expected some of {names}")
     return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal accept",
-        description="Accept the first GPU host of a kind: what only its own GPUs can show, as a table, JSON "
-        "and a redacted bundle to attach to a bug report.",
-        epilog="Exit status: 0 accepted; 1 a check failed; 2 not reachable, or usage. docs/accept.md says "
-        "what each check looks for, and what only a real GPU shows of it.",
+        description="Run the acceptance test for the first GPU host of a kind: checks that need real GPUs, "
+        "reported as a table, JSON and a redacted bundle to attach to a bug report.",
+        epilog="Exit status: 0 accepted; 1 a check failed; 2 not reachable, or usage. docs/accept.md "
+        "describes each check, and the part of it that needs a real GPU.",
     )
-    parser.add_argument("host", nargs="?", metavar="HOST", help="a host of the inventory")
+    parser.add_argument("host", nargs="?", metavar="HOST", help="a host in the inventory")
     parser.add_argument(
-        "-i", "--inventory", action="append", metavar="INVENTORY", help="Ansible's; may be given again"
+        "-i", "--inventory", action="append", metavar="INVENTORY", help="Ansible inventory; repeatable"
     )
-    parser.add_argument("--local", action="store_true", help="check the host this runs on, as root")
+    parser.add_argument("--local", action="store_true", help="check this host, as root")
     parser.add_argument(
         "--stop-engine",
         action="store_true",
-        help="stop the engine for the checks that need the GPUs' memory, and start it again whatever happens",
+        help="stop the engine for the checks that need the GPUs' memory, and start it again in any case",
     )
     parser.add_argument(
         "--anonymise",
         action="store_true",
-        help="take serial numbers, UUIDs, addresses and host names out of the bundle too",
+        help="also remove serial numbers, UUIDs, addresses and host names from the bundle",
     )
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="these checks; * is known"
+        "--only", action="append", default=[], metavar="NAME", help="run only these checks; * is a wildcard"
     )
-    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="all but these")
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="skip these checks")
     parser.add_argument("--list", action="store_true", help="list the checks")
     parser.add_argument("--json", action="store_true", help="print the report as JSON instead of a table")
     parser.add_argument(
@@ -99,12 +99,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=None,
         metavar="DIR",
-        help="where report and bundle go: ./accept/HOST, with --local " + str(STATE),
+        help="directory for report and bundle: ./accept/HOST, with --local " + str(STATE),
     )
     parser.add_argument(
         "--plan",
         metavar="FILE",
-        help="with --local: the plan as JSON, - for standard input; else that of the newest release record",
+        help="with --local: file with the plan as JSON, - for standard input; default: the newest release "
+        "record",
     )
     parser.add_argument(
         "--ansible",
@@ -120,7 +121,7 @@ def local(arguments: argparse.Namespace) -> int:
     """Check this host."""
     if not is_root():
         raise UserError(
-            "found a user who is not root, expected root: the sandbox of a unit is systemd's to make"
+            "found a user who is not root, expected root: only root can run a program in a unit's sandbox"
         )
     plan = _plan(arguments.plan)
     machine = Local()
@@ -145,7 +146,7 @@ def local(arguments: argparse.Namespace) -> int:
 
 
 def _plan(source: str | None) -> Mapping[str, Any]:
-    """The plan the host is measured against, as it is written down.
+    """Return the plan that the host is compared with, as recorded.
 
     Raises:
         UserError: there is none.
@@ -157,8 +158,8 @@ def _plan(source: str | None) -> Mapping[str, Any]:
             return plan
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(
-                f"found no release record at {record}, expected the plan of a host that site.yml has set up; "
-                "run site.yml, or pass --plan"
+                f"found no release record at {record}, expected the plan of a host that site.yml has "
+                "set up; run site.yml, or pass --plan"
             ) from None
     return read_plan(source)
 
@@ -166,7 +167,7 @@ def _plan(source: str | None) -> Mapping[str, Any]:
 def _keep(
     report: Report, context: Context, plan: Mapping[str, Any], directory: Path, *, anonymise: bool
 ) -> None:
-    """Write the report, its table and the bundle; what was asked of the host is collected only now."""
+    """Write the report, its table and the bundle, for which the host is queried only now."""
     machine = context.machine
     environments = [
         properties(machine, service.unit, ["Environment"]).get("Environment", "")
@@ -185,13 +186,13 @@ def _keep(
     texts |= dict(bundle.collect(context))
     try:
         place = trusted_directory(directory, create=0o700)
-        # Outcomes quote programs: the report leaves the host as well, so it is masked as the bundle is.
+        # Outcomes quote programs: the report leaves the host as well, so it is masked like the bundle.
         write_atomic(place / REPORT, texts["report.json"], mode=0o600)
         write_atomic(place / TABLE, redaction.text(texts["report.txt"]), mode=0o600)
         bundle.write(place / BUNDLE, texts, redaction)
     except OSError as error:
         raise UserError(
-            f"cannot write to {directory}: {error.strerror}; name a --directory that only root can change"
+            f"can't write to {directory}: {error.strerror}; name a --directory that only root can change"
         ) from None
 
 
@@ -209,24 +210,24 @@ def _table(report: Report) -> str:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """One run at a time on a host: two would stop and start the same engine.
+    """Allow one run at a time on a host: two would stop and start the same engine.
 
     Raises:
-        UserError: another one runs.
+        UserError: another one is running.
     """
     with LOCK.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                "found another metal accept on this host, expected none; wait for its end"
+                "found another metal accept running on this host, expected none; wait until it has finished"
             ) from None
         yield
 
 
 @contextlib.contextmanager
 def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a run as Ctrl-C does: through every `finally`."""
+    """Let SIGTERM and SIGHUP end a run like Ctrl-C, through every `finally`."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

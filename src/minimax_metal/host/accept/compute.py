@@ -15,29 +15,30 @@ from minimax_metal.plan.model import InterconnectPlan
 
 GIGA: Final = 1e9
 REPORTED_SHARE: Final = 0.85
-"""Of an all-reduce that was published for such a board; less is a finding (choice of this project)."""
+"""Share of a published all-reduce bandwidth for such a board; less is a failure (choice of this project)."""
 LINK_SHARE: Final = 0.6
-"""Of what the links could carry, where nothing was published: a ring reaches about 0.8 of it (232 of 300
-GB/s on 8 x A100, NVIDIA/nccl-tests issue 175); over PCIe it is a tenth (choice of this project)."""
+"""Share of the links' capacity if nothing was published: a ring reaches about 0.8 of it (232 of 300 GB/s on 8
+x A100, NVIDIA/nccl-tests issue 175); over PCIe it is a tenth (choice of this project).
+"""
 LEAST_DEEP_GEMM: Final = 9.0
 """Compute capability from which the engine uses DeepGEMM (deep_gemm_wrapper/configurer.py of 0.5.23)."""
 CUDA_SECONDS, REDUCE_SECONDS, COMPILE_SECONDS = 300.0, 600.0, 900.0
-BUSY: Final = "--stop-engine stops it meanwhile and starts it again"
+BUSY: Final = "--stop-engine stops it for this check and starts it again"
 
 
 @dataclass
 class Compute:
-    """The GPUs of a host for the time of these checks."""
+    """A host's GPUs during these checks."""
 
     context: Context
     sandbox: Callable[[Service], Sandbox]
     ran: dict[str, Ran] = field(default_factory=dict)
 
     def busy(self) -> str | None:
-        """Why the GPUs are not free, if they are not."""
+        """Return why the GPUs are not free, or empty."""
         running = [service.unit for service in self.context.running]
         if running:
-            return f"{' and '.join(running)} hold{'s' if len(running) == 1 else ''} the GPUs"
+            return f"{' and '.join(running)} use{'s' if len(running) == 1 else ''} the GPUs"
         try:
             memory = read_memory(self.context.gpus.indices)
         except GpuError as error:
@@ -45,20 +46,22 @@ class Compute:
         return "; ".join(memory.taken) if memory and memory.taken else None
 
     def run(self, name: str, service: Service, program: str, seconds: float) -> Ran:
-        """Run a program in an instance's sandbox and keep what it said for the bundle."""
+        """Run a program in an instance's sandbox and keep its output for the bundle."""
         ran = self.sandbox(service).run(program, seconds, count=len(service.indices))
         self.ran[name] = ran
         self.context.answers[f"program-{name}"] = Answer(0 if ran.ok else 1, ran.output, ran.how)
         return ran
 
     def cuda(self) -> Iterator[Outcome]:
-        """All cards of each instance, from within its sandbox; beside a running engine too, in half a GB."""
+        """All cards of each instance compute in its sandbox; also beside a running engine, in half a GB."""
         for service in self.context.services:
             name = self.name("cuda", service)
             ran = self.run(name, service, "cuda_cards", CUDA_SECONDS)
             count = len(service.indices)
             expected = f"torch.cuda with {count} cards in the sandbox of {service.unit}"
-            remedy = "device_nodes, driver_version; docs/service.md says which directive may be too tight"
+            remedy = (
+                "device_nodes, driver_version; docs/service.md describes which directive may be too strict"
+            )
             if not ran.ok:
                 yield failed(name, ran.words, expected, remedy, **dict(ran.answer))
                 continue
@@ -78,11 +81,11 @@ class Compute:
             )
 
     def all_reduce(self) -> Iterator[Outcome]:
-        """NCCL's all-reduce over the cards of each instance, against the catalogue's figure."""
+        """NCCL's all-reduce over the cards of each instance reaches the catalogue's value."""
         for service in self.context.services:
             name = self.name("nccl", service)
             if len(service.indices) < 2:
-                yield skipped(name, "one card has nobody to exchange with")
+                yield skipped(name, "a single GPU has no peer to communicate with")
                 continue
             ran = self.run(name, service, "all_reduce", REDUCE_SECONDS)
             if not ran.ok:
@@ -95,7 +98,7 @@ class Compute:
             )
 
     def compile(self, check: str, program: str) -> Outcome:
-        """A compiler the engine uses makes a kernel from nothing, which computes what it should."""
+        """One of the engine's compilers builds a kernel from scratch, and its result is right."""
         service = self.context.services[0]
         if check == "deep_gemm" and float(self.context.gpus.compute_capability) < LEAST_DEEP_GEMM:
             return skipped(check, f"not used on compute capability {self.context.gpus.compute_capability}")
@@ -104,7 +107,7 @@ class Compute:
             return failed(
                 check,
                 ran.words,
-                "a kernel compiled from nothing in the engine's sandbox",
+                "a kernel compiled from scratch in the engine's sandbox",
                 f"{self.context.plan.cuda.home}, a C++ compiler, Python.h, ninja: run site.yml",
             )
         version = ran.answer.get("version", "unknown")
@@ -115,23 +118,23 @@ class Compute:
         )
 
     def name(self, check: str, service: Service) -> str:
-        """The check's name, with the instance where there are several."""
+        """Return the check's name, with the instance if there are several."""
         return check if len(self.context.services) == 1 else f"{check}:{service.instance}"
 
 
 def _number(answer: Mapping[str, Any], key: str) -> float | None:
-    """A number that a program said; None where it is none, or no figure of a machine."""
+    """Return a number from a program's output; None if it is not one, or impossible for a machine."""
     value = answer.get(key)
     known = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e18
     return float(value) if known and value is not None else None
 
 
 def judge_bandwidth(answer: Mapping[str, Any], cards: int, links: InterconnectPlan | None) -> Outcome:
-    """A measured bus bandwidth (bytes a second) against what was published, else against the links."""
+    """Compare a measured bus bandwidth (bytes per second) with the published one, else with the links."""
     measured = _number(answer, "bandwidth")
     if measured is None:
         return failed(
-            "nccl", "no bandwidth in what the program said", "bytes a second", "fabric, nvlink, xid"
+            "nccl", "no bandwidth in the program's output", "bytes per second", "fabric, nvlink, xid"
         )
     reported = links.all_reduce_bandwidth if links else {}
     sources = links.all_reduce_source if links else {}
@@ -150,8 +153,8 @@ def judge_bandwidth(answer: Mapping[str, Any], cards: int, links: InterconnectPl
         return limited(
             "nccl",
             found,
-            "a figure to compare with: the catalogue has none",
-            "compare with an equal host",
+            "a reference value; the catalogue has none",
+            "compare with an identical host",
             **figures,
         )
     if measured < float(figures["least"]):
@@ -162,4 +165,4 @@ def judge_bandwidth(answer: Mapping[str, Any], cards: int, links: InterconnectPl
             "nvlink, fabric, pcie; nvidia-smi topo -m",
             **figures,
         )
-    return passed("nccl", f"{found}; asked for {float(figures['least']) / GIGA:.0f}", **figures)
+    return passed("nccl", f"{found}; expected {float(figures['least']) / GIGA:.0f}", **figures)

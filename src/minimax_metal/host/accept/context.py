@@ -1,4 +1,4 @@
-"""What a run of the checks knows: the host, its plan, and what was asked for."""
+"""The state of a run of the checks: the host, its plan, and the options."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimax_metal.plan.model import (
 )
 
 MODULE_NODES: Final = "nvidia-device-nodes.service"
-"""The unit that makes the device nodes at boot (role nvidia_driver)."""
+"""The unit that creates the device nodes at boot (role nvidia_driver)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Service:
 
     @classmethod
     def of_plan(cls, data: ServicePlan) -> Service:
-        """From its part of the plan."""
+        """Return the instance from its part of the plan."""
         return cls(
             instance=data.instance,
             unit=data.unit,
@@ -58,7 +58,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The parts of the plan of a host that serves, all there."""
+    """The parts of a serving host's plan, all present."""
 
     host: str
     gpus: GpusPlan
@@ -71,17 +71,17 @@ class Serving:
 
     @classmethod
     def of_plan(cls, plan: Plan) -> Serving:
-        """From a plan.
+        """Return the parts of a plan.
 
         Raises:
-            UserError: it lacks one of them.
+            UserError: one of them is missing.
         """
         found = {part.name: getattr(plan, part.name) for part in fields(cls)}
         lacking = [name for name, part in found.items() if not part and name not in {"host", "services"}]
         if lacking or not plan.services:
             raise UserError(
-                f"found a plan without {', '.join(lacking or ['services'])}, expected that of a host that "
-                "serves; look at metal plan"
+                f"found a plan without {', '.join(lacking or ['services'])}, expected the plan of a host "
+                "that serves; check it with metal plan"
             )
         return cls(**found)
 
@@ -93,10 +93,10 @@ class Context:
     machine: Machine
     plan: Serving
     answers: dict[str, Answer] = field(default_factory=dict)
-    """What programs said, by the name under which the bundle keeps it."""
+    """Output of programs, by its name in the bundle."""
 
     def ask(self, name: str, *command: str, seconds: float = 60.0) -> Answer:
-        """Run a program once in a run, and keep what it said for the bundle."""
+        """Run a program once per run, and keep its output for the bundle."""
         if name not in self.answers:
             self.answers[name] = self.machine.run(*command, seconds=seconds)
         return self.answers[name]
@@ -108,7 +108,7 @@ class Context:
 
     @property
     def link(self) -> str | None:
-        """The kind of what links them; None where the catalogue does not know the GPU."""
+        """The kind of interconnect between the GPUs; None if the catalogue does not know the GPU."""
         return self.gpus.interconnect.kind if self.gpus.interconnect else None
 
     @property
@@ -123,7 +123,7 @@ class Context:
 
     @cached_property
     def log(self) -> Log | None:
-        """``nvidia-smi -q``; None where it does not answer."""
+        """``nvidia-smi -q``; None if it does not answer."""
         answer = self.ask("nvidia-smi-q", "nvidia-smi", "-q", seconds=120.0)
         return parse_log(answer.out) if answer.status == 0 else None
 
@@ -134,7 +134,7 @@ class Context:
 
     @cached_property
     def booted(self) -> float | None:
-        """When the system began (seconds since 1970): systemd's own time, which a container has too."""
+        """When the system booted (seconds since 1970): systemd's own time, which a container has too."""
         answer = self.machine.run(
             "systemctl", "show", "--timestamp=unix", "--property=UserspaceTimestamp", "--value"
         )

@@ -1,4 +1,4 @@
-"""NVIDIA's own quick diagnosis, where DCGM is installed."""
+"""NVIDIA's own quick diagnosis, if DCGM is installed."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ def check_dcgm(context: Context) -> Outcome:
 
 
 def judge(answer: Answer) -> Outcome:
-    """What the program's JSON says; its exit status is not 0 for a warning either."""
+    """Return the contents of the program's JSON; its exit status is not 0 for warnings either."""
     if answer.status == NO_PROGRAM:
-        return skipped("dcgm", "DCGM is not installed", "optional: datacenter-gpu-manager-4-cuda13 of NVIDIA")
+        return skipped(
+            "dcgm", "DCGM is not installed", "optional: NVIDIA's package datacenter-gpu-manager-4-cuda13"
+        )
     if answer.status == TIMED_OUT:
         return failed("dcgm", answer.error, "a diagnosis", "nvidia-smi; journalctl -u nvidia-dcgm")
     try:
-        # Lines of plain text may come before it.
+        # Lines of plain text may precede it.
         data = read_json(answer.out[answer.out.index("{") :])
     except ValueError:
         return skipped("dcgm", f"dcgmi gave no diagnosis: {answer.words}", "systemctl start nvidia-dcgm")
@@ -49,7 +51,9 @@ def judge(answer: Answer) -> Outcome:
     figures = {"tests": names, "results": len(tests), "skipped": len(tests) - len(ran)}
     if hardware:
         found = "; ".join(dict.fromkeys(hardware))
-        return failed("dcgm", found, "every test passed", "dcgmi diag -r 1 on the host says more", **figures)
+        return failed(
+            "dcgm", found, "every test passed", "run dcgmi diag -r 1 on the host for details", **figures
+        )
     if settings:
         found = "; ".join(list(dict.fromkeys(settings))[:4])
         return limited("dcgm", found, "every test passed", "settings of the host: see persistence", **figures)
@@ -59,7 +63,7 @@ def judge(answer: Answer) -> Outcome:
 
 
 def _tests(data: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """Each result with its test's name: one per GPU. DCGM 3 and 4 wrap the same tree in other names."""
+    """Yield each result with its test's name: one per GPU. DCGM 3 and 4 wrap the same tree in other names."""
     root = data if isinstance(data, Mapping) else {}
     for key in ("DCGM Diagnostic", "DCGM GPU Diagnostic"):
         if isinstance(root.get(key), Mapping):
@@ -72,13 +76,13 @@ def _tests(data: Any) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
 
 
 def _each(holder: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    """The mappings in a list of a mapping; what is of another kind is none of DCGM's."""
+    """Return the mappings in a list of a mapping; DCGM has nothing else there."""
     found = holder.get(key)
     return [one for one in found if isinstance(one, Mapping)] if isinstance(found, list) else []
 
 
 def _warnings(result: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
-    """The reasons of a failed result: objects with a severity in DCGM 4, plain text before."""
+    """Return the reasons of a failed result: objects with a severity in DCGM 4, plain text before."""
     warnings = result.get("warnings") or result.get("warning") or []
     for one in warnings if isinstance(warnings, list) else [warnings]:
         if isinstance(one, Mapping):

@@ -1,4 +1,4 @@
-"""The driver and what it says of the GPUs' health: versions, persistence, clocks, PCIe, ECC, Xid."""
+"""The driver, and its data on the GPUs' health: versions, persistence, clocks, PCIe, ECC, Xid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minimax_metal.host.accept.outcome import Outcome, failed, limited, passed, 
 from minimax_metal.host.accept.smi import Gpu, active, throttle_reasons
 from minimax_metal.host.engine.diagnosis import XIDS, Event, Weight, Xid, find_events, find_xids
 
-MISMATCH: Final = "an upgrade without a reboot: reboot, or install one version; docs/driver.md"
+MISMATCH: Final = "an upgrade without a reboot: reboot, or install matching versions; docs/driver.md"
 SILENT: Final = "nvidia-smi -q does not answer: see check gpus"
 LIBRARIES: Final = (
     "/usr/lib/x86_64-linux-gnu/libcuda.so.*.*",
@@ -26,7 +26,7 @@ LIBRARIES: Final = (
 SLOWED: Final = frozenset(
     {"HW Slowdown", "HW Thermal Slowdown", "HW Power Brake Slowdown", "SW Thermal Slowdown", "Sync Boost"}
 )
-"""Reasons that take clocks away from an engine; a power cap and idle clocks are the normal state."""
+"""Reasons that slow an engine's clocks; a power cap and idle clocks are the normal state."""
 REPAIRS: Final = (
     ("Remapped Rows", "Pending"),
     ("Remapped Rows", "Remapping Failure Occurred"),
@@ -38,11 +38,11 @@ REPAIRS: Final = (
     ("GPU Reset Status", "Reset Required"),
     ("GPU Reset Status", "Drain and Reset Recommended"),
 )
-"""Lines that say ``Yes`` of a GPU that needs a reset, a reboot or a repair."""
+"""Lines that are ``Yes`` for a GPU that needs a reset, a reboot or a repair."""
 
 
 def check_versions(context: Context) -> Outcome:
-    """The kernel's driver and the libraries are of one version, and of the planned branch."""
+    """The kernel module and the libraries have the same version, of the planned branch."""
     expected = f"one version of driver branch {context.driver.branch}, {context.driver.minimum} or newer"
     text = context.machine.read("/proc/driver/nvidia/version")
     module = re.search(r"Kernel Module(?: for \S+)?\s+(\d+\.[\d.]*\d)", text or "")
@@ -72,7 +72,11 @@ def check_versions(context: Context) -> Outcome:
         return failed("driver_version", module[1], expected, "run site.yml", **figures)
     if module[1].split(".")[0] != context.driver.branch:
         return limited(
-            "driver_version", module[1], expected, "a driver of your own: it is new enough", **figures
+            "driver_version",
+            module[1],
+            expected,
+            "a driver that you manage yourself: it is new enough",
+            **figures,
         )
     where = f"module, nvidia-smi{' and libraries' if files else ''}"
     return passed("driver_version", f"{module[1]} in {where}", **figures)
@@ -83,7 +87,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def check_persistence(context: Context) -> Outcome:
-    """Persistence mode is on, or each first user of a GPU waits seconds for it."""
+    """Persistence mode is on; otherwise each first user of a GPU waits seconds for it."""
     if not context.logged:
         return skipped("persistence", SILENT)
     off = [gpu.label for gpu in context.logged if gpu.log.get("Persistence Mode") != "Enabled"]
@@ -98,7 +102,7 @@ def check_persistence(context: Context) -> Outcome:
 
 
 def check_clocks(context: Context) -> Outcome:
-    """Nothing slows the GPUs down: heat, the power brake, the board."""
+    """No GPU is slowed down by heat, the power brake or the board."""
     if not context.logged:
         return skipped("clocks", SILENT)
     slowed, counted = [], {}
@@ -115,7 +119,7 @@ def check_clocks(context: Context) -> Outcome:
             if microseconds and name in {"HW Thermal Slowdown", "HW Power Braking", "SW Thermal Slowdown"}:
                 counted[f"{gpu.label} {name}"] = microseconds / 1e6
     if not known:
-        return skipped("clocks", "nvidia-smi -q says nothing of what slows the clocks")
+        return skipped("clocks", "nvidia-smi -q does not report clock slowdowns")
     if slowed:
         return failed(
             "clocks", "; ".join(slowed), "no GPU slowed down", "cooling, power, nvidia-smi -q -d PERFORMANCE"
@@ -124,16 +128,16 @@ def check_clocks(context: Context) -> Outcome:
         found = "; ".join(f"{name} for {seconds:.0f} s" for name, seconds in sorted(counted.items())[:4])
         return limited(
             "clocks",
-            f"{found} since the driver was loaded, not now",
+            f"{found} since the driver was loaded, but not now",
             "no GPU slowed down",
-            "look again under load: nvidia-smi -q -d PERFORMANCE",
+            "check again under load: nvidia-smi -q -d PERFORMANCE",
             slowed_seconds=counted,
         )
-    return passed("clocks", f"nothing slows {known} GPUs")
+    return passed("clocks", f"no slowdown on {known} GPUs")
 
 
 def check_pcie(context: Context) -> Outcome:
-    """Every GPU has all the PCIe lanes it can use; the generation drops while idle and says nothing."""
+    """Every GPU has all the PCIe lanes it supports; the generation drops while idle, so it is not checked."""
     narrow, known = [], 0
     for gpu in context.logged:
         path = ("PCI", "GPU Link Info", "Link Width")
@@ -143,16 +147,19 @@ def check_pcie(context: Context) -> Outcome:
             if now < most:
                 narrow.append(f"{gpu.label}: {now} of {most} lanes")
     if not known:
-        return skipped("pcie", "nvidia-smi -q says nothing of PCIe lanes" if context.logged else SILENT)
+        return skipped("pcie", "nvidia-smi -q does not report PCIe lanes" if context.logged else SILENT)
     if narrow:
         return limited(
-            "pcie", "; ".join(narrow), "all lanes", "reseat the card or its riser; the slot may have no more"
+            "pcie",
+            "; ".join(narrow),
+            "all lanes",
+            "reseat the card or its riser; the slot may have fewer lanes",
         )
     return passed("pcie", f"all lanes of {known} GPUs")
 
 
 def check_ecc(context: Context) -> Outcome:
-    """ECC is on, no error that was not corrected since the driver was loaded, no repair that waits."""
+    """ECC is on, with no uncorrected error since the driver was loaded, and no pending repair."""
     if not context.logged:
         return skipped("ecc", SILENT)
     expected = "ECC on, no uncorrected error since the boot, no repair pending"
@@ -180,12 +187,13 @@ def check_ecc(context: Context) -> Outcome:
             "ecc",
             "; ".join(bad),
             expected,
-            "reset the GPUs or reboot; if it comes back, a repair (nvidia-smi -q -d ECC,ROW_REMAPPER)",
+            "reset the GPUs or reboot; if it returns, have the GPU repaired (nvidia-smi -q -d "
+            "ECC,ROW_REMAPPER)",
             **figures,
         )
     if not known:
-        return skipped("ecc", "these GPUs say nothing of ECC")
-    ever = f", {lifetime} uncorrected ever" if lifetime else ""
+        return skipped("ecc", "these GPUs don't report ECC")
+    ever = f", {lifetime} uncorrected in its lifetime" if lifetime else ""
     return passed("ecc", f"on, {corrected} corrected, 0 uncorrected since the boot{ever}", **figures)
 
 
@@ -197,20 +205,20 @@ def _sum(gpu: Gpu, period: str, counts: Callable[[str], bool]) -> int:
 
 
 def check_xid(context: Context) -> Outcome:
-    """The kernel logged no fault of a GPU since the boot."""
+    """The kernel has logged no GPU error since boot."""
     if not context.ask("kernel-first", *_KERNEL, "--lines=1").out.strip():
-        return skipped("xid", "the journal holds no line of this host's kernel")
+        return skipped("xid", "the journal has no messages of this host's kernel")
     answer = context.ask("kernel-nvidia", *_KERNEL, f"--grep={_WORDS}")
     lines = answer.out.splitlines()
     return judge_xids(find_xids(lines), switch_errors(lines), hardware_events(lines))
 
 
 _WORDS: Final = "NVRM|nvidia|NVSwitch|SXid|PCIe Bus Error|AER:|Hardware Error|EDAC|Memory failure|BAR [0-9]"
-"""What the driver, PCIe and memory are named in the kernel's lines; disks are no matter of this check."""
+"""Names of the driver, PCIe and memory in kernel messages; disks are not part of this check."""
 
 
 def hardware_events(lines: Sequence[str]) -> list[Event]:
-    """What the kernel says of GPUs, PCIe and memory without an Xid: a lost GPU may have none."""
+    """Return kernel messages about GPUs, PCIe and memory without an Xid: a lost GPU may have none."""
     return [
         event
         for event in find_events(lines)
@@ -223,7 +231,7 @@ _KERNEL: Final = ("journalctl", "--dmesg", "--boot", "--no-pager", "--quiet", "-
 
 @dataclass(frozen=True, slots=True)
 class SwitchError:
-    """An SXid, the fault of an NVSwitch."""
+    """An SXid, the error of an NVSwitch."""
 
     number: int
     device: str
@@ -238,7 +246,7 @@ _SXID: Final = re.compile(r"SXid \((?:PCI:)?([0-9a-fA-F:.]+)\): (\d+),? ?(Non-fa
 
 
 def switch_errors(lines: Sequence[str]) -> list[SwitchError]:
-    """The SXids in lines of the kernel's log; one that does not say that it is none counts as fatal."""
+    """Return the SXids in lines of the kernel's log; one that does not say otherwise counts as fatal."""
     found = ((_SXID.search(line), line) for line in lines)
     return [
         SwitchError(int(match[2]), match[1], not match[3], line.strip()) for match, line in found if match
@@ -248,18 +256,22 @@ def switch_errors(lines: Sequence[str]) -> list[SwitchError]:
 def judge_xids(
     xids: Sequence[Xid], switches: Sequence[SwitchError] = (), events: Sequence[Event] = ()
 ) -> Outcome:
-    """What Xids, SXids and other lines of the kernel since the boot say of a host that is to be accepted."""
+    """Judge Xids, SXids and other kernel messages since boot for a host that is to be accepted."""
     if not xids and not switches and not events:
         return passed("xid", "none since the boot")
     counts = Counter([*map(str, xids), *map(str, switches), *(event.text for event in events)])
     found = "; ".join(f"{text}{f', {count} times' if count > 1 else ''}" for text, count in counts.items())
-    expected = "no Xid, no SXid and no fault of a GPU, PCIe or memory since the boot"
+    expected = "no Xid, no SXid and no error of a GPU, PCIe or memory since boot"
     told = [*(xid.line for xid in xids), *(one.line for one in switches), *(event.line for event in events)]
     figures = {"lines": told[-50:]}
-    # One that the catalogue does not know may be the hardware: somebody has to look it up.
+    # An unknown one may be a hardware error: somebody must look it up.
     grave = any(xid.rule.operator or xid.number not in XIDS for xid in xids)
     if lost := [event for event in events if event.weight == Weight.GRAVE]:
         return failed("xid", found, expected, lost[0].remedy, **figures)
     if grave or any(one.fatal for one in switches):
-        return failed("xid", found, expected, "reset the GPU or reboot; then a repair", **figures)
-    return limited("xid", found, expected, "an application's fault as a rule; reboot, look again", **figures)
+        return failed(
+            "xid", found, expected, "reset the GPU or reboot; if it returns, have it repaired", **figures
+        )
+    return limited(
+        "xid", found, expected, "usually an application's error; reboot and check again", **figures
+    )

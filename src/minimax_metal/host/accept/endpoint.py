@@ -1,4 +1,4 @@
-"""The running endpoint: the KV cache it found room for, and a right answer."""
+"""The running endpoint: the size of its KV cache, and a correct answer."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minimax_metal.host.accept.outcome import Outcome, failed, limited, passed, 
 
 TOLERANCE: Final = 0.05
 GOLDEN: Final = ("models", "chat_parts", "tool_call")
-"""Checks of ``metal check`` whose right answers are known: the guide's question, a call with arguments."""
+"""Checks of ``metal check`` with known answers: the guide's question, a call with arguments."""
 ANSWER_SECONDS: Final = 300.0
 STOPPED: Final = "systemctl start sglang.target"
 
 
 def logged_tokens(context: Context, service: Service) -> int | None:
-    """KV tokens of one replica by the engine's log of its newest start."""
+    """Return KV tokens of one replica from the engine's log of its newest start."""
     answer = context.ask(
         f"journal-kv-{service.instance}",
         "journalctl", f"--unit={service.unit}", "--no-pager", "--quiet", "--output=cat",
@@ -30,8 +30,8 @@ def logged_tokens(context: Context, service: Service) -> int | None:
 
 
 def asked_tokens(argv: Sequence[Any]) -> int | None:
-    """A number of KV tokens that the launch line itself sets (``--max-total-tokens``)."""
-    argv = [str(word) for word in argv]  # of a record on the host
+    """Return a number of KV tokens that the launch command sets (``--max-total-tokens``)."""
+    argv = [str(word) for word in argv]  # from a record on the host
     for place, word in enumerate(argv):
         name, _, value = word.partition("=")
         if name == "--max-total-tokens":
@@ -41,14 +41,15 @@ def asked_tokens(argv: Sequence[Any]) -> int | None:
 
 
 def told_tokens(service: Service, model: str) -> int | None:
-    """KV tokens of one replica by the engine itself (``/server_info``); None where it does not answer so."""
+    """Return KV tokens of one replica from the engine (``/server_info``), or None."""
     endpoint = _endpoint(service, model)
     try:
         data = endpoint.get("/server_info").json()
         tokens = data.get("max_total_num_tokens")
         return tokens if isinstance(tokens, int) else None
     except Exception:
-        # Whatever the way there does: the log says it too, and the golden answer says why nothing answers.
+        # Any error is harmless here: the log has the number too, and golden_answer reports why nothing
+        # answers.
         return None
     finally:
         endpoint.close()
@@ -69,16 +70,16 @@ def _endpoint(service: Service, model: str) -> Any:
 def judge_tokens(
     planned: int | None, set_by_hand: int | None, logged: int | None, told: int | None
 ) -> Outcome:
-    """KV tokens of one replica: what was counted on against what the engine found room for."""
+    """Return KV tokens of one replica, planned and actual."""
     figures: dict[str, Any] = {"planned": planned, "set": set_by_hand, "logged": logged, "told": told}
     counted = logged if logged is not None else told
     wanted = set_by_hand if set_by_hand is not None else planned
     if counted is None:
-        return skipped("kv_tokens", "the engine neither logged nor says how many tokens its KV cache holds")
+        return skipped("kv_tokens", "the engine neither logs nor reports how many tokens its KV cache holds")
     if logged is not None and told is not None and logged != told:
         return failed(
             "kv_tokens",
-            f"{logged} tokens logged, {told} told",
+            f"{logged} tokens logged, {told} reported",
             "one figure",
             "another engine on that port?",
             **figures,
@@ -87,8 +88,8 @@ def judge_tokens(
         return limited(
             "kv_tokens",
             f"{counted} tokens",
-            "a figure to compare with: the plan promises none for this model",
-            "report it with the bundle, so that the catalogue can have it",
+            "a reference value; the plan has none for this model",
+            "report it with the bundle, so that it can be added to the catalogue",
             **figures,
         )
     share = counted / wanted
@@ -99,14 +100,15 @@ def judge_tokens(
             "kv_tokens",
             f"{counted} tokens, {share - 1:+.1%} of the {wanted} {what}",
             f"within {TOLERANCE:.0%}",
-            "report it with the bundle: the catalogue is off here; metal_mem_fraction_static moves it",
+            "report it with the bundle: the catalogue's value is wrong for this host; "
+            "metal_mem_fraction_static changes the capacity",
             **figures,
         )
     return passed("kv_tokens", f"{counted} tokens, {share - 1:+.1%} of the {wanted} {what}", **figures)
 
 
 def check_tokens(context: Context) -> Iterator[Outcome]:
-    """The KV cache of each replica holds what the plan counts on, within 5 %."""
+    """The KV cache of each replica holds the planned number of tokens, within 5 %."""
     model = context.plan.model.served_name
     running = {service.unit for service in context.running}
     for service in context.services:
@@ -121,20 +123,20 @@ def check_tokens(context: Context) -> Iterator[Outcome]:
 
 
 def check_answer(context: Context) -> Iterator[Outcome]:
-    """The endpoint gives answers that are known to be right."""
+    """The endpoint answers questions with known answers correctly."""
     for service in context.services:
         name = "golden_answer" if len(context.services) == 1 else f"golden_answer:{service.instance}"
         state = context.properties(service.unit, "ActiveState", "StatusText")
         if state.get("ActiveState") != "active":
             text = state.get("StatusText") or state.get("ActiveState") or "unknown"
-            yield skipped(name, f"{service.unit} does not run: {text}", STOPPED)
+            yield skipped(name, f"{service.unit} is not running: {text}", STOPPED)
         else:
             yield _asked(service, context.plan.model.served_name).named(name)
 
 
 def _asked(service: Service, model: str) -> Outcome:
-    """What one endpoint answered."""
-    # The clients take seconds to import: only for an endpoint that runs.
+    """Return one endpoint's answers."""
+    # The clients take seconds to import: only for a running endpoint.
     from minimax_metal.host.check import suite
     from minimax_metal.host.check.context import Context as Asked
     from minimax_metal.host.check.context import Options
@@ -146,7 +148,7 @@ def _asked(service: Service, model: str) -> Outcome:
         report = suite.run(Asked(endpoint, options), only=GOLDEN)
     except UnreachableError as error:
         look = f"journalctl -u {service.unit}"
-        return failed("golden_answer", f"nobody at {service.url}: {error}", "an answer", look)
+        return failed("golden_answer", f"nothing answers at {service.url}: {error}", "an answer", look)
     finally:
         endpoint.close()
     asked = [result for result in report.results if result.name in GOLDEN]
@@ -161,4 +163,4 @@ def _asked(service: Service, model: str) -> Outcome:
             **figures,
         )
     said = next(one.detail for one in asked if one.name == "chat_parts")
-    return passed("golden_answer", f"{said}, and a right tool call", **figures)
+    return passed("golden_answer", f"{said}, and a correct tool call", **figures)

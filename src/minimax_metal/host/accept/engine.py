@@ -1,7 +1,7 @@
-"""Stopping the engine for a while: whatever happens to this program, it is started again.
+"""Stop the engine temporarily, with a guaranteed restart.
 
-A small unit of systemd's waits for the end of this process and starts the engine then: after Ctrl-C, a lost
-connection or SIGKILL as well.
+A small systemd unit waits until this process ends and then starts the engine: also after Ctrl-C, a lost
+connection or SIGKILL.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ SANDBOX: Final = (
     "RestrictNamespaces=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes",
     "MemoryDenyWriteExecute=yes", "SystemCallArchitectures=native", "SystemCallFilter=@system-service",
 )  # fmt: skip
-"""It watches a process, asks systemd, and removes its own file."""
+"""It watches a process, talks to systemd, and removes its own file."""
 
 
 def guard_text(pid: int, units: Sequence[str], file: Path) -> str:
-    """The unit that starts ``units`` when process ``pid`` is gone."""
+    """Return the unit that starts ``units`` when process ``pid`` has ended."""
     return "\n".join(
         [
             "[Unit]",
-            f"Description=Starts {' and '.join(units)} again when metal accept is over",
+            f"Description=Start {' and '.join(units)} again when metal accept has finished",
             "CollectMode=inactive-or-failed",
             "[Service]",
             "Type=exec",
@@ -52,10 +52,10 @@ def guard_text(pid: int, units: Sequence[str], file: Path) -> str:
 
 @contextlib.contextmanager
 def stopped(machine: Machine, services: Sequence[Service], directory: Path = UNITS) -> Iterator[None]:
-    """Stop the instances, and start them again at the end of the block; an exception does not wait for them.
+    """Stop the instances, and start them again at the end of the block; after an exception without waiting.
 
     Raises:
-        UserError: they could not be stopped, or did not come up again; systemd is at it in either case.
+        UserError: they could not be stopped, or did not become ready; systemd keeps trying in either case.
     """
     units = [service.unit for service in services]
     if not units:
@@ -69,8 +69,8 @@ def stopped(machine: Machine, services: Sequence[Service], directory: Path = UNI
     if guard.status:
         file.unlink(missing_ok=True)
         raise UserError(
-            f"found no way to make sure of a restart ({guard.words}), expected {GUARD} to start; the engine "
-            "was left running"
+            f"found no way to ensure a restart ({guard.words}), expected {GUARD} to start; the "
+            "engine was left running"
         )
     try:
         patience = max(service.stop_seconds for service in services) + 240.0
@@ -79,12 +79,12 @@ def stopped(machine: Machine, services: Sequence[Service], directory: Path = UNI
             raise UserError(f"found {answer.words}, expected {', '.join(units)} to stop; look at its journal")
         yield
     finally:
-        # It starts them without waiting, and takes its file away.
+        # It starts them without waiting, and removes its file.
         machine.run("systemctl", "stop", GUARD)
 
 
 def await_start(machine: Machine, services: Sequence[Service]) -> bool:
-    """Wait until the instances are ready; false when one is not."""
+    """Wait until the instances are ready; false if one is not."""
     if not services:
         return True
     patience = max(service.start_seconds for service in services) + 300.0

@@ -1,4 +1,4 @@
-"""What joins the GPUs: fabric manager, fabric state, NVLinks."""
+"""Links between the GPUs: fabric manager, fabric state, NVLinks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ LOOK: Final = f"systemctl status {MANAGER}; journalctl -u {MANAGER}; docs/driver
 
 
 def check_fabric(context: Context) -> Outcome:
-    """With NVSwitches: the fabric manager runs at the driver's version, every GPU has joined the fabric.
+    """With NVSwitches, the fabric manager runs at the driver's version and every GPU has joined the fabric.
 
-    The switches of a rack (NVL72) are managed elsewhere: there only the GPUs are asked.
+    The switches of a rack (NVL72) are managed elsewhere: there only the GPUs are checked.
     """
     managed, rack = context.gpus.nvswitch, context.link == "nvl72"
     if not managed and not rack:
-        return skipped("fabric", "no NVSwitch on this host: nothing to manage")
+        return skipped("fabric", "no NVSwitch on this host: no fabric manager needed")
     if not context.logged:
         return skipped("fabric", SILENT)
     version = None
@@ -45,7 +45,7 @@ def check_fabric(context: Context) -> Outcome:
 
 
 def _manager(context: Context) -> tuple[Outcome | None, str | None]:
-    """What is wrong with the fabric manager, and the version of its package."""
+    """Return what is wrong with the fabric manager, and its package's version."""
     state = context.properties(MANAGER, "ActiveState", "Result")
     driver = context.log.driver if context.log else None
     package = context.ask(
@@ -63,7 +63,7 @@ def _manager(context: Context) -> tuple[Outcome | None, str | None]:
 
 
 def check_nvlink(context: Context) -> Outcome:
-    """Every NVLink carries data, as many as a GPU of this kind has."""
+    """Every NVLink is up, as many as a GPU of this kind has."""
     wanted = context.gpus.interconnect.nvlinks if context.gpus.interconnect else None
     kind = context.link
     answer = context.ask("nvidia-smi-nvlink", "nvidia-smi", "nvlink", "-s")
@@ -85,11 +85,17 @@ def check_nvlink(context: Context) -> Outcome:
         bad.append(f"GPU {', '.join(map(str, silent))}: no link up")
     figures = {"links": {gpu.index: dict(gpu.states) for gpu in gpus}}
     if bad:
-        return failed("nvlink", "; ".join(bad), expected, "check fabric, xid; then a repair", **figures)
+        return failed(
+            "nvlink",
+            "; ".join(bad),
+            expected,
+            "check fabric, xid; if links stay down, have the host repaired",
+            **figures,
+        )
     speeds = sorted({state for gpu in gpus for state in gpu.states.values()})
     total = sum(len(gpu.states) for gpu in gpus)
     if len(speeds) > 1:
         return limited(
-            "nvlink", f"links at {' and '.join(speeds)}", "one speed", "look at the slow ones", **figures
+            "nvlink", f"links at {' and '.join(speeds)}", "one speed", "check the slow ones", **figures
         )
     return passed("nvlink", f"{total} links up at {speeds[0]} each", **figures)

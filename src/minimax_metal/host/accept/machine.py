@@ -1,4 +1,4 @@
-"""The host as the checks see it: programs it runs, files it has. Everything that reads goes through here."""
+"""The host as the checks see it: programs and files. All reading goes through here."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from minimax_metal.common.text import one_line
 
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LARGEST: Final = 32 << 20
-"""Bytes that are kept of the head of a program's output or of a file."""
+"""Maximum bytes kept from the start of a program's output or of a file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a program said."""
+    """A program's result."""
 
     status: int
     out: str
@@ -33,13 +33,13 @@ class Answer:
 
     @property
     def words(self) -> str:
-        """All it said on one line, cut at its end to a length that a message can hold."""
+        """All its output on one line, cut at its end to fit a message."""
         return one_line(self.out[:4_000] + " " + self.error[:4_000], 300)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A device node: its mode and when it was made (seconds since 1970)."""
+    """A device node: its mode and creation time (seconds since 1970)."""
 
     path: str
     character: bool
@@ -48,27 +48,27 @@ class Node:
 
     @property
     def usable_by_all(self) -> bool:
-        """Whether every user may read and write it, as the driver makes them."""
+        """Whether every user may read and write it, as created by the driver."""
         return self.character and self.mode & 0o006 == 0o006
 
 
 class Machine(Protocol):
-    """What checks may ask of a host."""
+    """Operations that checks may use on a host."""
 
     def run(self, *command: str, seconds: float = 60.0) -> Answer:
-        """Run a program and wait for its end; 127 where there is none, 124 where it took too long."""
+        """Run a program and wait until it ends; 127 if there is none, 124 if it took too long."""
 
     def read(self, path: str) -> str | None:
-        """The text of a file, None where it can't be read."""
+        """Return the text of a file, None if it can't be read."""
 
     def node(self, path: str) -> Node | None:
-        """A device node, None where there is nothing of that name."""
+        """Return a device node, None if there is nothing of that name."""
 
     def list(self, pattern: str) -> Sequence[str]:
-        """Paths that match a pattern below /, in order."""
+        """Return paths that match a pattern below /, in order."""
 
     def modified(self, path: str) -> float | None:
-        """When a file was last written (seconds since 1970)."""
+        """Return when a file was last written (seconds since 1970)."""
 
 
 class Local:
@@ -84,7 +84,9 @@ class Local:
         return Answer(done.status, "" if done.timed_out else done.out, done.err)
 
     def read(self, path: str) -> str | None:
-        """A file's text, of a large one its head; below a service's directory it is read as that service."""
+        """Return a file's text, of a large one its start; below a service's directory it is read as that
+        service.
+        """
         try:
             with acting_as_owner_of(Path(path)):
                 return read_head(Path(path), LARGEST).decode("utf-8", "replace")
@@ -92,7 +94,9 @@ class Local:
             return None
 
     def node(self, path: str) -> Node | None:
-        """A device node; its time is that of the node itself (mknod), which opening it does not change."""
+        """Return a device node; its time is that of the node itself (mknod), which opening it does not
+        change.
+        """
         try:
             state = os.lstat(path)
         except OSError:
@@ -100,7 +104,7 @@ class Local:
         return Node(path, stat.S_ISCHR(state.st_mode), stat.S_IMODE(state.st_mode), state.st_mtime)
 
     def list(self, pattern: str) -> Sequence[str]:
-        """Paths that match, in a service's directory as that service finds them."""
+        """Return matching paths, in a service's directory as that service sees them."""
         with acting_as_owner_of(Path(pattern).parent):
             return self._list(pattern)
 
@@ -109,7 +113,7 @@ class Local:
         return sorted(str(path) for path in Path("/").glob(pattern.lstrip("/")))
 
     def modified(self, path: str) -> float | None:
-        """Its mtime."""
+        """Return its mtime."""
         try:
             return Path(path).stat().st_mtime
         except OSError:
@@ -117,9 +121,9 @@ class Local:
 
 
 def properties(machine: Machine, unit: str, names: Iterable[str]) -> Mapping[str, str]:
-    """Properties of a unit as systemd has them; times in seconds since 1970 as ``@N``.
+    """Return a unit's properties from systemd; times in seconds since 1970 as ``@N``.
 
-    A unit that nobody knows answers with ``LoadState=not-found``.
+    An unknown unit has ``LoadState=not-found``.
     """
     answer = machine.run("systemctl", "show", "--timestamp=unix", f"--property={','.join(names)}", "--", unit)
     pairs = (line.partition("=") for line in answer.out.splitlines())
@@ -127,6 +131,6 @@ def properties(machine: Machine, unit: str, names: Iterable[str]) -> Mapping[str
 
 
 def moment(text: str) -> float | None:
-    """A time of :func:`properties`."""
+    """Return a time from :func:`properties`."""
     seconds = digits(text.removeprefix("@"))
     return float(seconds) if seconds else None

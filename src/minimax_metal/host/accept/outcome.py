@@ -1,4 +1,4 @@
-"""What one check of a host found."""
+"""The result of one check of a host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATES: Final[tuple[State, ...]] = get_args(State)
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One check: ``limited`` is no fault and yet not what was to be shown, ``skipped`` was not looked at."""
+    """One check: ``limited`` is not a failure but not a full pass either, ``skipped`` was not run."""
 
     check: str
     state: State
@@ -26,17 +26,17 @@ class Outcome:
     seconds: float = 0.0
 
     def line(self, host: str) -> str:
-        """One line for people: host, what was found, what was expected, what to do."""
+        """One readable line: host, what was found, what was expected, what to do."""
         expected = f"; expected {self.expected}" if self.expected else ""
         remedy = f"; {self.remedy}" if self.remedy else ""
         return f"{host}: {self.check} {self.state}: found {self.found}{expected}{remedy}"
 
     def timed(self, seconds: float) -> Outcome:
-        """The same with how long it took."""
+        """Return the same with its duration."""
         return replace(self, seconds=round(seconds, 3))
 
     def named(self, check: str) -> Outcome:
-        """The same under another name, as for the second of two instances."""
+        """Return the same under another name, as for the second of two instances."""
         return replace(self, check=check)
 
     def row(self) -> Row:
@@ -51,9 +51,9 @@ class Outcome:
 
 
 def of_dict(data: Mapping[str, Any]) -> Outcome:
-    """An outcome from its JSON form; of another release's report the parts that this one knows.
+    """Return an outcome from its JSON form; of another release's report the known parts.
 
-    The form comes from a host: texts are made fit to print, and what is not of its type is left out.
+    The form comes from a host: texts are made printable, and values without the right type are dropped.
 
     Raises:
         ValueError: it names no check.
@@ -79,20 +79,20 @@ def _words(value: Any) -> str:
 
 
 def passed(check: str, found: str, **figures: Any) -> Outcome:
-    """What was to be shown was shown."""
+    """The check passed."""
     return Outcome(check, "passed", found, figures=figures)
 
 
 def failed(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
-    """Something else was found."""
+    """The check failed."""
     return Outcome(check, "failed", found, expected, remedy, figures)
 
 
 def limited(check: str, found: str, expected: str, remedy: str, **figures: Any) -> Outcome:
-    """No fault, but it does not show what it was to show, or is worth a look."""
+    """Not a failure, but not fully shown, or worth a look."""
     return Outcome(check, "limited", found, expected, remedy, figures)
 
 
 def skipped(check: str, why: str, remedy: str = "") -> Outcome:
-    """It was not looked at, for this reason."""
+    """The check was not run, for this reason."""
     return Outcome(check, "skipped", why, remedy=remedy)

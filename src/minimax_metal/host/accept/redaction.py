@@ -1,4 +1,4 @@
-"""What may leave a host in a bundle: no key ever; no name of the site, if that was asked for."""
+"""What may leave a host in a bundle: never a key, and no names of the site if anonymised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from minimax_metal.common.redact import Redactor, is_secret_name, secrets_of_directories
 
 KEYS: Final = (Path("/etc/sglang"), Path("/etc/sglang-gateway"), Path("/etc/minimax-metal/tokens"))
-"""Directories whose files, or those one level below, hold keys and tokens, beside configuration."""
+"""Directories whose files (or files one level below) contain keys and tokens, beside configuration."""
 TOKENS: Final = (Path("/root/.cache/huggingface"), Path("/root/.config/modelscope"))
 
 _UUID: Final = re.compile(
@@ -32,9 +32,9 @@ _KEPT: Final = frozenset({"127.0.0.1", "0.0.0.0", "::", "::1", "255.255.255.255"
 def secrets_of_host(
     directories: Iterable[Path] = KEYS, tokens: Iterable[Path] = TOKENS, environments: Iterable[str] = ()
 ) -> list[str]:
-    """Texts on a host that nobody else may read.
+    """Return secret texts on a host.
 
-    ``environments`` are what systemd prints of units' ``Environment``: values of what is named like a secret.
+    ``environments`` are units' ``Environment`` values from systemd: those named like a secret count.
     """
     found: list[str] = []
     for directory in directories:
@@ -43,7 +43,7 @@ def secrets_of_host(
         except OSError:
             continue
         for text in secrets_of_directories([directory, *below]):
-            # A line of configuration is no secret but for the value of what is named like one.
+            # A line of configuration is secret only in values named like secrets.
             named = re.fullmatch(r"[\"']?([\w-]+)[\"']?\s*[:=]\s*[\"']?([^\"'\s]+?)[\"']?,?", text)
             if named:
                 found += [named[2]] if is_secret_name(named[1].replace("-", "_")) else []
@@ -58,20 +58,20 @@ def secrets_of_host(
 
 
 class Redaction(Redactor):
-    """Masks keys and tokens in texts; with ``anonymise`` serial numbers, UUIDs, addresses and names as well.
+    """Masks keys and tokens in texts; with ``anonymise`` also serial numbers, UUIDs, addresses and names.
 
-    The same thing gets the same number everywhere, so that two files of a bundle still tell of the same GPU.
+    The same thing gets the same number everywhere, so that two files of a bundle still refer to the same GPU.
     """
 
     def __init__(self, secrets: Iterable[str], *, anonymise: bool = False, names: Iterable[str] = ()) -> None:
         super().__init__(secrets)
         self.anonymise = anonymise
-        # The longest first: a short host name is part of the long one. Nobody's name is `host`.
+        # Longest first: a short host name is part of the long one. `host` is nobody's name.
         self.names = sorted({name for name in names if len(name) > 2}, key=len, reverse=True)
         self.numbers: dict[str, dict[str, int]] = {}
 
     def text(self, text: str) -> str:
-        """Return ``text`` with nothing in it that may not leave."""
+        """Return ``text`` without anything that may not leave the host."""
         text = super().text(text)
         if not self.anonymise:
             return text

@@ -1,4 +1,4 @@
-"""The result: a table for people, JSON for machines."""
+"""The result: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from minimax_metal.host.check.table import print_table
 
 SCHEMA: Final = 1
 MOST: Final = 1_000
-"""Checks in a report; a host of 8 GPUs has about thirty."""
+"""Maximum checks in a report; a host of 8 GPUs has about thirty."""
 BYTES: Final = 16 << 20
-"""Size of a report that is read; figures of 8 GPUs take some hundred KB."""
+"""Maximum size of a report; the data of 8 GPUs takes some hundred KB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether everything was looked at."""
+        """Whether every check ran and passed."""
         return self.accepted and self.count("skipped") == 0 and self.count("limited") == 0
 
     def count(self, state: State) -> int:
-        """How many checks ended so."""
+        """Return how many checks ended in this state."""
         return sum(one.state == state for one in self.outcomes)
 
     @property
@@ -53,7 +53,7 @@ class Report:
         if not self.accepted:
             verdict = "not accepted"
         else:
-            verdict = "accepted" if self.complete else "accepted as far as it was looked at"
+            verdict = "accepted" if self.complete else "accepted, with checks skipped"
         return f"{self.host}: {verdict}: {counts or 'no check'}"
 
     def as_dict(self) -> dict[str, Any]:
@@ -78,15 +78,15 @@ class Report:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def print(self, output: IO[str]) -> None:
-        """Print the table, then every check that did not pass in full."""
+        """Print the table, then full details of every check that did not pass."""
         print_table(output, "what was found", [one.row() for one in self.outcomes], self.summary)
 
 
 def parse(text: str, source: str) -> Report:
-    """Read a report.
+    """Parse a report.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a report.
     """
     try:
         data = read_json(text)

@@ -1,8 +1,8 @@
-"""A program inside the very sandbox of an instance's unit: user, limits, environment, system calls, devices.
+"""Run a program in the same sandbox as an instance's unit: user, limits, environment, system calls, devices.
 
-A unit of our own is made of the text of the instance's (with its drop-ins, as ``systemctl cat`` prints them):
-all of ``[Service]`` but what starts, watches and restarts the engine. systemd is asked then whether both
-units have the same properties, so a difference is a finding and no assumption.
+A temporary unit is made from the text of the instance's (with its drop-ins, as ``systemctl cat`` prints
+them): all of ``[Service]`` except what starts, watches and restarts the engine. systemd is then asked whether
+both units have the same properties, so a difference is reported, not assumed away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minimax_metal.common.systemd import quote
 from minimax_metal.host.accept.machine import Machine, properties
 
 UNITS: Final = Path("/run/systemd/system")
-"""Where units live until the next boot."""
+"""Directory of units until the next boot."""
 OUTPUT: Final = Path("/run/metal-accept")
 PROGRAMS: Final = Path(__file__).with_name("programs")
 ENGINE_ONLY: Final = re.compile(
@@ -32,8 +32,9 @@ ENGINE_ONLY: Final = re.compile(
     r"|PIDFile|LoadCredential\w*|SetCredential\w*|Standard\w+|SuccessExitStatus|RemainAfterExit|GuessMainPID|Sockets"
     r"|FileDescriptorStoreMax|OOMPolicy|SyslogIdentifier)\s*="
 )
-"""Directives that start the engine, watch it, hand it keys or say where its output goes. `RuntimeDirectory`
-too: the engine's own would be removed with this unit."""
+"""Directives that start the engine, watch it, pass keys or direct its output. `RuntimeDirectory` too: the
+engine's own would be removed with this unit.
+"""
 SAME: Final = (
     "User", "Group", "SupplementaryGroups", "Environment", "EnvironmentFiles", "WorkingDirectory",
     "UMask", "LimitNOFILE", "LimitMEMLOCK", "LimitAS", "LimitCORE", "LimitNPROC", "TasksMax", "Slice",
@@ -50,31 +51,31 @@ SAME: Final = (
     "IPAddressAllow", "IPAddressDeny", "KeyringMode", "Personality", "AppArmorProfile",
     "SELinuxContext", "LogNamespace", "DynamicUser",
 )  # fmt: skip
-"""Properties that a sandbox is made of (systemd.exec(5), systemd.resource-control(5))."""
+"""Properties that make up a sandbox (systemd.exec(5), systemd.resource-control(5))."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What a program in the sandbox did."""
+    """The result of a program in the sandbox."""
 
     answer: Mapping[str, Any]
-    """The JSON object it printed last; empty where it printed none."""
+    """The last JSON object it printed; empty if it printed none."""
     how: str
-    """How it ended, ``exited with 0`` when all went well."""
+    """How it ended, ``exited with 0`` on success."""
     output: str
     differences: tuple[str, ...] = ()
     """Properties in which its unit differs from the instance's."""
 
     @property
     def ok(self) -> bool:
-        """Whether it says itself that all went well, from a sandbox that is the engine's."""
+        """Whether it reports success, from a sandbox equal to the engine's."""
         return self.answer.get("ok") is True and not self.differences
 
     @property
     def words(self) -> str:
-        """Why it did not go well, on one line."""
+        """Why it failed, on one line."""
         if self.differences:
-            return f"another sandbox than the engine's: {', '.join(self.differences)}"
+            return f"a sandbox that differs from the engine's: {', '.join(self.differences)}"
         if self.answer.get("error"):
             return str(self.answer["error"])
         last = [line.strip() for line in self.output.splitlines() if line.strip()][-1:]
@@ -82,7 +83,7 @@ class Ran:
 
 
 def service_lines(text: str) -> Iterator[str]:
-    """The lines of ``[Service]`` in unit files, continued lines joined, without comments."""
+    """Return the lines of ``[Service]`` in unit files, with continued lines joined, without comments."""
     section = ""
     for line in re.sub(r"\\\n[ \t]*", " ", text).splitlines():
         stripped = line.strip()
@@ -95,7 +96,7 @@ def service_lines(text: str) -> Iterator[str]:
 
 
 def resolve(line: str, unit: str) -> str:
-    """A line with the specifiers that mean the unit's own name put in: the other unit has another name."""
+    """Return a line with specifiers for the unit's own name replaced: the other unit has another name."""
     name = unit.removesuffix(".service")
     prefix, _, instance = name.partition("@")
     own = {
@@ -112,10 +113,10 @@ def resolve(line: str, unit: str) -> str:
 
 
 def unit_text(text: str, unit: str, slice_: str, command: Sequence[str], place: Path, seconds: float) -> str:
-    """A unit that runs ``command`` as the instance's unit runs its engine.
+    """Return a unit that runs ``command`` as the instance's unit runs its engine.
 
-    ``text`` is what ``systemctl cat`` prints of the instance, ``slice_`` where systemd puts it (instances of
-    a template have a slice of their own); ``place`` is a directory for its output.
+    ``text`` is ``systemctl cat`` of the instance, ``slice_`` its slice (instances of a template have their
+    own); ``place`` is a directory for its output.
     """
     kept = [resolve(line, unit) for line in service_lines(text) if not ENGINE_ONLY.match(line)]
     return "\n".join(
@@ -137,13 +138,13 @@ def unit_text(text: str, unit: str, slice_: str, command: Sequence[str], place: 
 
 
 def differences(machine: Machine, unit: str, other: str) -> tuple[str, ...]:
-    """Sandbox properties in which two units differ, as systemd has them."""
+    """Return sandbox properties in which two units differ, by systemd."""
     first, second = properties(machine, unit, SAME), properties(machine, other, SAME)
     return tuple(name for name in SAME if first.get(name) != second.get(name))
 
 
 def last_object(text: str) -> dict[str, Any]:
-    """The last line that is a JSON object; libraries print what they like before it."""
+    """Return the last line that is a JSON object; libraries print anything before it."""
     for line in reversed(text.splitlines()):
         if line.startswith("{"):
             with contextlib.suppress(ValueError):
@@ -166,7 +167,7 @@ class Sandbox:
         self.output = output
 
     def run(self, program: str, seconds: float, **parameters: Any) -> Ran:
-        """Run ``programs/<program>.py``; it gets its parameters as JSON and answers with JSON.
+        """Run ``programs/<program>.py`` with parameters and answer as JSON.
 
         Raises:
             OSError: the unit can't be written (not root).
@@ -187,7 +188,7 @@ class Sandbox:
             self.machine.run("systemctl", "daemon-reload")
             differ = differences(self.machine, self.unit, name)
             self.machine.run("systemctl", "start", name, seconds=seconds + 60.0)
-            # The unit is gone by now unless it failed; what became of it is in the journal's own words.
+            # The unit has ended by now unless it failed; its outcome is in the journal.
             how = self._ended(name)
             out, error = (_text(place / stream) for stream in ("out", "error"))
             return Ran(last_object(out), how, f"{error}\n{out}".strip(), differ)
@@ -209,7 +210,7 @@ class Sandbox:
 
 
 def sweep(machine: Machine, units: Path = UNITS, output: Path = OUTPUT) -> None:
-    """Take away what a run that was killed has left; nobody else may be running one."""
+    """Remove leftovers of a killed run; no other may be running."""
     left = [file for file in units.glob("metal-accept-*.service") if re.search(r"-[0-9a-f]{8}$", file.stem)]
     for file in left:
         machine.run("systemctl", "stop", file.name)
@@ -227,5 +228,5 @@ def _text(path: Path) -> str:
 
 
 def is_root() -> bool:
-    """Whether units can be made at all."""
+    """Return whether units can be created at all."""
     return os.geteuid() == 0

@@ -1,7 +1,7 @@
-"""What nvidia-smi prints, as data: pure.
+"""nvidia-smi's output as data: pure.
 
-The text form is read because it is what every release prints and people publish; its keys moved and were
-renamed from branch to branch, so a reader asks by path and gets None for what a release does not have.
+The text format is parsed because every release prints it and people publish it. Its keys were moved and
+renamed between branches, so a reader asks by path and gets None for what a release lacks.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ NOT_THERE: Final = frozenset({"N/A", "[N/A]", "None", "Unknown", "Not Supported"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of ``nvidia-smi -q`` with what is indented below it."""
+    """One line of ``nvidia-smi -q`` with the indented lines below it."""
 
     value: str | None
     below: dict[str, Entry] = field(default_factory=dict)
 
     def at(self, *path: str) -> Entry | None:
-        """The entry below, by its keys."""
+        """Return the entry below, by its keys."""
         here: Entry | None = self
         for key in path:
             here = here.below.get(key) if here else None
         return here
 
     def get(self, *path: str) -> str | None:
-        """The value there, None where there is none or the GPU has nothing to say (``N/A``)."""
+        """Return the value there, None if there is none or the GPU has no such value (``N/A``)."""
         found = self.at(*path)
         if found is None or found.value is None or found.value in NOT_THERE:
             return None
         return found.value
 
     def number(self, *path: str) -> int | None:
-        """The whole number at the head of a value, such as ``4096 MiB``."""
+        """Return the whole number at the start of a value, such as ``4096 MiB``."""
         match = re.match(r"\d+", self.get(*path) or "")
         return int(match[0]) if match else None
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU of the log, by its place in it."""
+    """One GPU of the log, by its position."""
 
     index: int
     address: str
@@ -54,7 +54,7 @@ class Gpu:
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return f"GPU {self.index} ({self.address})"
 
 
@@ -71,7 +71,7 @@ _GPU = re.compile(r"GPU ([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-F
 
 
 def parse_log(text: str) -> Log:
-    """Read ``nvidia-smi -q``, whatever sections it holds."""
+    """Parse ``nvidia-smi -q``, whatever sections it has."""
     head = Entry(None)
     gpus: list[Gpu] = []
     stack: list[tuple[int, Entry]] = [(-1, head)]
@@ -90,15 +90,15 @@ def parse_log(text: str) -> Log:
         # Processes repeat their keys: the first one is kept.
         stack[-1][1].below.setdefault(key.strip(), entry)
         stack.append((depth, entry))
-    # The head's keys are never indented; 610 names the driver's version after the kernel module.
-    # Both may be there, and prose behind either: "610.57.04 [Deprecated; …]".
+    # The head's keys are never indented; 610 names the driver's version after the kernel module. Both may be
+    # present, and followed by prose: "610.57.04 [Deprecated; …]".
     told = (version(head.get(key) or "") for key in ("Driver Version", "KMD Version"))
     driver = next((found for found in told if found), None)
     return Log(driver, head.number("Attached GPUs"), tuple(gpus))
 
 
 def sick_values(entry: Entry, path: str = "") -> Iterator[str]:
-    """Every value below that is NVML's word for an error (``Unknown Error``), with its key."""
+    """Return every value below that is an NVML error (``Unknown Error``), with its key."""
     for key, one in entry.below.items():
         name = f"{path} {key}".strip()
         if one.value is not None and (meaning := nvidia_smi.sickness(one.value)):
@@ -107,9 +107,9 @@ def sick_values(entry: Entry, path: str = "") -> Iterator[str]:
 
 
 def throttle_reasons(gpu: Gpu) -> Mapping[str, Entry] | None:
-    """What keeps the clocks down, by name with what is below; None where nvidia-smi does not say.
+    """Return the clocks' slowdown reasons, by name with sub-entries; None if nvidia-smi lacks them.
 
-    Not the counters of the same names, which hold microseconds.
+    Not the counters of the same names, which are microseconds.
     """
     for name in ("Clocks Event Reasons", "Clocks Throttle Reasons"):
         if found := gpu.log.at(name):
@@ -118,7 +118,7 @@ def throttle_reasons(gpu: Gpu) -> Mapping[str, Entry] | None:
 
 
 def active(reasons: Mapping[str, Entry]) -> Iterator[str]:
-    """Names of the reasons that are active, those below others included."""
+    """Return names of active reasons, including sub-entries."""
     for name, entry in reasons.items():
         if entry.value == "Active":
             yield name
@@ -127,7 +127,7 @@ def active(reasons: Mapping[str, Entry]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Links:
-    """NVLinks of one GPU: number to what ``nvidia-smi nvlink -s`` says of it."""
+    """NVLinks of one GPU: number to its state in ``nvidia-smi nvlink -s``."""
 
     index: int
     name: str
@@ -135,7 +135,7 @@ class Links:
 
     @property
     def down(self) -> list[int]:
-        """Links that carry nothing."""
+        """Links that are down."""
         return [number for number, state in self.states.items() if not state.endswith("GB/s")]
 
 
@@ -144,9 +144,9 @@ _LINK = re.compile(r"Link (\d{1,4}):\s*+(.*)")
 
 
 def parse_links(text: str) -> tuple[Links, ...]:
-    """Read ``nvidia-smi nvlink -s``.
+    """Parse ``nvidia-smi nvlink -s``.
 
-    Cards without NVLink are left out, and so are those whose links are all down: NVML tells both in words.
+    Cards without NVLink are skipped, and so are those whose links are all down: NVML prints prose for both.
     """
     found: list[tuple[int, str, dict[int, str]]] = []
     for line in text.splitlines():

@@ -1,4 +1,4 @@
-"""The checks in their order, and one run of them on a host."""
+"""The checks in order, and one run of them on a host."""
 
 from __future__ import annotations
 
@@ -22,28 +22,31 @@ SandboxOf = Callable[[Service], Sandbox]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check by its name: what it shows, and what only real GPUs show of it."""
+    """A check by its name: what it shows, and the part that needs real GPUs."""
 
     name: str
     about: str
 
 
 HOST: Final[tuple[tuple[Check, Callable[[Context], Outcome]], ...]] = (
-    (Check("gpus", "as many GPUs of the planned model"), boot.check_gpus),
+    (Check("gpus", "the planned number of GPUs of the planned model"), boot.check_gpus),
     (Check("device_nodes", "device nodes of every GPU, for every user"), boot.check_nodes),
-    (Check("cold_boot", "those nodes came with a boot, before the engine's units"), boot.check_cold_boot),
-    (Check("driver_version", "kernel module and libraries of one version"), driver.check_versions),
+    (
+        Check("cold_boot", "those device nodes were created at boot, before the engine's units"),
+        boot.check_cold_boot,
+    ),
+    (Check("driver_version", "kernel module and libraries have the same version"), driver.check_versions),
     (Check("persistence", "persistence mode on every GPU"), driver.check_persistence),
-    (Check("clocks", "nothing slows the GPUs down"), driver.check_clocks),
+    (Check("clocks", "no GPU is slowed down"), driver.check_clocks),
     (Check("pcie", "all PCIe lanes of every GPU"), driver.check_pcie),
     (Check("ecc", "no uncorrected memory error, no repair pending"), driver.check_ecc),
-    (Check("xid", "no fault of a GPU in the kernel's log since the boot"), driver.check_xid),
+    (Check("xid", "no GPU error in the kernel's log since boot"), driver.check_xid),
     (Check("fabric", "fabric manager and fabric state, with NVSwitches"), fabric.check_fabric),
     (Check("nvlink", "every NVLink up"), fabric.check_nvlink),
     (Check("dcgm", "dcgmi diag -r 1, where DCGM is installed"), dcgm.check_dcgm),
 )
-CUDA: Final = Check("cuda", "torch.cuda computes on all cards inside the unit's own sandbox")
-NCCL: Final = Check("nccl", "NCCL's all-reduce against the catalogue's figure")
+CUDA: Final = Check("cuda", "torch.cuda computes on all cards inside the unit's sandbox")
+NCCL: Final = Check("nccl", "NCCL's all-reduce bandwidth against the catalogue's value")
 COMPILERS: Final[tuple[tuple[Check, str], ...]] = (
     (Check("triton", "Triton compiles a kernel in the sandbox"), "compile_triton"),
     (Check("flashinfer", "FlashInfer compiles a kernel in the sandbox"), "compile_flashinfer"),
@@ -51,7 +54,7 @@ COMPILERS: Final[tuple[tuple[Check, str], ...]] = (
 )
 ENDPOINT: Final[tuple[tuple[Check, Callable[[Context], Iterator[Outcome]]], ...]] = (
     (Check("kv_tokens", "KV tokens planned against logged, within 5 %"), endpoint.check_tokens),
-    (Check("golden_answer", "answers of the endpoint that are known to be right"), endpoint.check_answer),
+    (Check("golden_answer", "the endpoint's answers to questions with known answers"), endpoint.check_answer),
 )
 CHECKS: Final = (
     *(check for check, _ in HOST),
@@ -63,7 +66,7 @@ CHECKS: Final = (
 
 
 def selected(name: str, only: Iterable[str], skip: Iterable[str]) -> bool:
-    """Whether a check is asked for."""
+    """Return whether a check is selected."""
     chosen = list(only)
     wanted = not chosen or any(fnmatchcase(name, pattern) for pattern in chosen)
     return wanted and not any(fnmatchcase(name, pattern) for pattern in skip)
@@ -81,11 +84,11 @@ class Run:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def wants(self, check: Check) -> bool:
-        """Whether a check is asked for."""
+        """Return whether a check is selected."""
         return selected(check.name, self.only, self.skip)
 
     def report(self) -> Report:
-        """Run all checks that are asked for, stop the engine meanwhile where that was asked for."""
+        """Run all selected checks, with the engine stopped meanwhile if requested."""
         began = datetime.now(UTC).isoformat(timespec="seconds")
         for check, function in HOST:
             self.take(check, lambda function=function: iter([function(self.context)]))  # type: ignore[misc]  # bound now
@@ -104,7 +107,7 @@ class Run:
         )
 
     def compute(self) -> None:
-        """The checks on the GPUs, with the engine stopped where that was asked for."""
+        """Run the checks on the GPUs, with the engine stopped if requested."""
         asked = [check for check in (CUDA, NCCL, *(one for one, _ in COMPILERS)) if self.wants(check)]
         if not asked:
             return
@@ -147,7 +150,7 @@ class Run:
             )
 
     def take(self, check: Check, function: Callable[[], Iterator[Outcome]]) -> None:
-        """Run one check and keep its outcomes. What goes wrong in it is a finding, not the end of the run."""
+        """Run one check and keep its outcomes. An exception in it is an outcome, and does not end the run."""
         if not self.wants(check):
             return
         began = time.monotonic()
@@ -158,7 +161,7 @@ class Run:
         except Exception as error:
             words = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self.outcomes.append(
-                failed(
-                    check.name, words, "a check that can be carried out", "report it with the bundle"
-                ).timed(time.monotonic() - began)
+                failed(check.name, words, "a check that can run", "report it with the bundle").timed(
+                    time.monotonic() - began
+                )
             )

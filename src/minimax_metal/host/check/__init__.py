@@ -1,1 +1,1 @@
-"""The post-check: every call the deployment guides show, made with the official clients."""
+"""The post-check: every call in the deployment guides, made with the official clients."""

@@ -1,4 +1,4 @@
-"""What an endpoint said to one question, whichever interface it came through, and what to make of it."""
+"""An endpoint's answer to one question, over either interface, and its evaluation."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ APPEND_THINK: Final = "minimax-append-think"
 _SPECIAL: Final = "a special token is in the text: tokenizer files of another revision?"
 
 LEAKS: Final[dict[str, str]] = {
-    "]<]minimax[>[": "--tool-call-parser does not fit: this is MiniMax-M3's markup, use minimax-m3",
-    "<mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
-    "</mm:think>": "--reasoning-parser does not fit: this is MiniMax-M3's tag, use minimax-m3",
-    "<minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
-    "</minimax:tool_call>": "--tool-call-parser does not fit: this is MiniMax-M2's markup, use minimax-m2",
-    '<invoke name="': "--tool-call-parser does not fit, or it gave up on a call that it could not read",
-    '<parameter name="': "--tool-call-parser does not fit, or it gave up on a call that it could not read",
-    "]<]image[>[": "a placeholder of a picture is in the text: processor files of another revision?",
+    "]<]minimax[>[": "--tool-call-parser does not match: this is MiniMax-M3's markup, use minimax-m3",
+    "<mm:think>": "--reasoning-parser does not match: this is MiniMax-M3's tag, use minimax-m3",
+    "</mm:think>": "--reasoning-parser does not match: this is MiniMax-M3's tag, use minimax-m3",
+    "<minimax:tool_call>": "--tool-call-parser does not match: this is MiniMax-M2's markup, use minimax-m2",
+    "</minimax:tool_call>": "--tool-call-parser does not match: this is MiniMax-M2's markup, use minimax-m2",
+    '<invoke name="': "--tool-call-parser does not match, or it failed on a call that it could not parse",
+    '<parameter name="': "--tool-call-parser does not match, or it failed on a call that it could not parse",
+    "]<]image[>[": "an image placeholder is in the text: processor files of another revision?",
     "[e~[": _SPECIAL,
     "]~b]": _SPECIAL,
     "]~!b[": _SPECIAL,
     "]!p~[": _SPECIAL,
 }
-"""Markup that no client should ever see, and what it means.
+"""Markup that no client should ever see, and its cause.
 
 M3's namespace token and tags leaking from a multi-turn conversation: MiniMax-AI/MiniMax-M3#31; a closing tag
 without its opening one: sgl-project/sglang PR #28715, vllm-project/vllm PR #50594.
@@ -41,7 +41,7 @@ THOUGHT: Final = re.compile(r"\A\s*<think>(?P<thought>.*?)</think>", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool: its name, its arguments as JSON text, the id its result is sent back under."""
+    """One tool call: its name, its arguments as JSON text, and the id for sending its result back."""
 
     name: str
     arguments: str
@@ -50,12 +50,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an endpoint said to one question.
+    """An endpoint's answer to one question.
 
-    ``finish`` is in the words of the OpenAI interface, of ``/v1/messages`` too. ``tokens`` are those the
-    endpoint counted as generated, None where it gave no usage. ``pieces`` are the chunks of a stream with
-    text in them, and ``first`` and ``last`` when the first and the last of them came, in seconds after the
-    question.
+    ``finish`` uses the terms of the OpenAI interface, also for ``/v1/messages``. ``tokens`` are the generated
+    tokens in the endpoint's usage, None without usage. ``pieces`` are a stream's chunks with text, and
+    ``first`` and ``last`` the arrival of the first and last of them, in seconds after the question.
     """
 
     content: str
@@ -70,12 +69,12 @@ class Answer:
 
     @property
     def visible(self) -> str:
-        """The content without the thought that ``minimax-append-think`` puts at its head."""
+        """The content without the reasoning that ``minimax-append-think`` puts at its start."""
         return THOUGHT.sub("", self.content, count=1).strip()
 
     @property
     def cut_in_reasoning(self) -> bool:
-        """Whether the answer ran into ``max_tokens`` while it still reasoned, and so has no words."""
+        """Whether the answer reached ``max_tokens`` while still reasoning, and so has no text."""
         if self.finish != "length" or self.calls:
             return False
         thinks = self.content.lstrip().startswith("<think>") and "</think>" not in self.content
@@ -88,18 +87,18 @@ class Answer:
         found = [markup for markup in LEAKS if markup in text]
         rest = THOUGHT.sub("", self.content, count=1)
         if self.finish == "length":
-            rest = rest.lstrip().removeprefix("<think>")  # cut inside the thought: nothing closes it
+            rest = rest.lstrip().removeprefix("<think>")  # cut inside the reasoning: nothing closes it
         return found or [tag for tag in ("<think>", "</think>") if tag in rest]
 
 
 def past_reasoning(answer: Answer) -> None:
-    """Raise where ``max_tokens`` cut the answer before its first word: it is not empty, it still reasoned."""
+    """Raise if ``max_tokens`` cut the answer before its text: it is not empty, it was still reasoning."""
     if answer.cut_in_reasoning:
         raise FailedError(
             "an answer after its reasoning",
-            f"cut inside its reasoning after {answer.tokens or 'all its'} tokens: "
+            f"cut off inside its reasoning after {answer.tokens or 'all its'} tokens: "
             f"{shorten(answer.reasoning or answer.content)}",
-            "more --max-tokens, or a lower reasoning_effort where the model has one",
+            "raise --max-tokens, or lower reasoning_effort if the model has it",
         )
 
 
@@ -107,7 +106,7 @@ def ended(answer: Answer, finish: str) -> None:
     """Raise unless the answer ended as expected."""
     past_reasoning(answer)
     if answer.finish != finish:
-        look = "the answer ran into max_tokens: does the engine stop at the model's end token?"
+        look = "the answer reached max_tokens: does the engine stop at the model's end token?"
         raise FailedError(
             f"finish_reason {finish}",
             f"{answer.finish} after: {shorten(answer.content or answer.reasoning)}",
@@ -116,14 +115,14 @@ def ended(answer: Answer, finish: str) -> None:
 
 
 def says_something(answer: Answer) -> None:
-    """Raise unless the answer has words."""
+    """Raise unless the answer has text."""
     past_reasoning(answer)
     if not any(character.isalpha() for character in answer.visible):
         raise FailedError("words in the answer", shorten(answer.content) or "an empty answer")
 
 
 def counted(answer: Answer, where: str = "usage") -> None:
-    """Raise unless the endpoint said how many tokens it generated."""
+    """Raise unless the endpoint reports how many tokens it generated."""
     if not answer.tokens:
         raise FailedError(f"generated tokens in {where}", f"{answer.tokens or 'none'}")
 
@@ -136,22 +135,23 @@ def holds(answer: Answer, words: Iterable[str]) -> None:
         raise FailedError(
             f"{' or '.join(map(repr, wanted))} in the answer",
             shorten(answer.content) or "an empty answer",
-            "a model that speaks but errs: are these the weights and the tokenizer of the plan? " + JOURNAL,
+            "a wrong answer in readable text: are these the weights and the tokenizer of the plan? "
+            + JOURNAL,
         )
 
 
 def counts_to_five(answer: Answer) -> None:
-    """Raise unless the answer to the counting question is right."""
+    """Raise unless the answer to the counting question is correct."""
     text = answer.visible.lower()
     if not any(_in_order(text, row) for row in questions.COUNT_ANSWERS):
         raise FailedError("one to five, in order", shorten(answer.content))
 
 
 def counted_in_pieces(answer: Answer, pieces: str, where: str) -> None:
-    """Raise unless the counting question was answered by a whole stream, in several pieces.
+    """Raise unless the counting question was answered by a complete stream, in several chunks.
 
-    ``pieces`` is what the interface sends one after another, for people, such as "chunks"; ``where`` the
-    place of the usage in the stream.
+    ``pieces`` is the name of the interface's parts in messages, such as "chunks"; ``where`` the place of the
+    usage in the stream.
     """
     if answer.pieces < 2:
         raise FailedError(
@@ -170,7 +170,7 @@ def names_colour(answer: Answer, colour: str) -> None:
     text = answer.visible.lower()
     if colour not in text or any(other in text for other in questions.COLOURS if other != colour):
         raise FailedError(
-            f"{colour!r}, the colour of the picture",
+            f"{colour!r}, the colour of the image",
             shorten(answer.content) or "an empty answer",
             "the vision part: preprocessor_config.json of the weights, and " + JOURNAL,
         )
@@ -182,15 +182,15 @@ def judge_calls(
     reasoning_parser: str | None,
     places: Sequence[Sequence[str]] = (questions.TOOL_LOCATIONS,),
 ) -> str:
-    """Judge the calls of the weather tool; return them in words.
+    """Check the calls of the weather tool; return them as text.
 
-    ``choice`` is what the request set as ``tool_choice`` (for people: auto, required, named, any);
-    ``reasoning_parser`` the one in use, None if that is not known; ``places`` holds for each call that is
-    expected the words of which one is in its location.
+    ``choice`` is the request's ``tool_choice`` (in messages: auto, required, named, any);
+    ``reasoning_parser`` the one in use, None if unknown; ``places`` has for each expected call the words of
+    which one is in its location.
 
     Raises:
         LimitedError: the call was left as text by the parser that is known to leave it so.
-        FailedError: anything else that is not right.
+        FailedError: any other error.
     """
     if not answer.calls:
         _no_calls(answer, choice, reasoning_parser)
@@ -198,7 +198,7 @@ def judge_calls(
         raise FailedError(
             f"{len(places)} call(s) of {questions.TOOL_NAME} in one answer",
             f"{len(answer.calls)}: {shorten(join([_words(call) for call in answer.calls]))}",
-            f"the tool-call parser, or a model that asks for one thing after another; {JOURNAL}",
+            f"the tool-call parser, or a model that makes one call at a time; {JOURNAL}",
         )
     found = [_arguments(call) for call in answer.calls]
     for words in places:
@@ -207,7 +207,7 @@ def judge_calls(
     for arguments in found:
         if arguments.get("unit") != questions.TOOL_UNIT:
             raise FailedError(f"unit {questions.TOOL_UNIT}", shorten(str(arguments)))
-    # A forced call may end with "stop", as the OpenAI API itself does.
+    # A forced call may end with "stop", as in the OpenAI API itself.
     if answer.finish != "tool_calls" and not (choice != "auto" and answer.finish == "stop"):
         raise FailedError("finish_reason tool_calls", f"{answer.finish}")
     return join([_words(call) for call in answer.calls])
@@ -221,8 +221,8 @@ def _no_calls(answer: Answer, choice: str, reasoning_parser: str | None) -> None
     text = answer.visible.removeprefix("<think>").lstrip()
     if choice != "auto" and appends and text[:1] in {"[", "{"} and f'"{questions.TOOL_NAME}"' in text:
         raise LimitedError(
-            f"{APPEND_THINK} leaves a call under tool_choice {choice!r} as JSON text in the content, and no "
-            "tool_calls",
+            f"with tool_choice {choice!r}, {APPEND_THINK} leaves the call as JSON text in the "
+            "content, without tool_calls",
             "--reasoning-parser minimax (M2) or minimax-m3 (M3)",
         )
     markup = next((leak for leak in answer.leaks if leak in LEAKS), None)
@@ -239,7 +239,7 @@ def _arguments(call: Call) -> dict[str, Any]:
     try:
         arguments = read_json(call.arguments)
     except ValueError:
-        raise FailedError("arguments in JSON", shorten(call.arguments) or "no arguments") from None
+        raise FailedError("JSON arguments", shorten(call.arguments) or "no arguments") from None
     if not isinstance(arguments, dict):
         raise FailedError("arguments as a JSON object", shorten(call.arguments))
     return arguments

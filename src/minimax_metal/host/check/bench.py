@@ -1,8 +1,8 @@
 """SGLang's own ``bench_serving``, run from the engine's environment against the endpoint.
 
-Its output file holds the whole ``/server_info``, the engine's key in clear included (read in 0.5.23): it is
-written to a private directory, numbers are taken from it, and the directory is removed. The key goes to the
-benchmark in its environment.
+Its output file contains the whole ``/server_info``, including the engine's key in clear (read in 0.5.23): it
+is written to a private directory, numbers are taken from it, and the directory is removed. The benchmark gets
+the key in its environment.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ FIGURES: Final = (
     "median_e2e_latency_ms",
     "p99_e2e_latency_ms",
 )
-"""What is kept, under ``bench_serving``'s own names."""
+"""Values to keep, under ``bench_serving``'s own names."""
 
 
 def check_bench(context: Context) -> str:
-    """Every prompt of the benchmark is completed; its figures go into the report."""
+    """Every prompt of the benchmark is completed; its measurements are added to the report."""
     options, endpoint = context.options, context.endpoint
     if not options.bench:
-        raise SkippedError("--bench runs it")
+        raise SkippedError("pass --bench to run it")
     tokenizer = options.bench_tokenizer or endpoint.facts.model_path
     if not tokenizer:
-        raise SkippedError("the endpoint does not say where its tokenizer is; --bench-tokenizer does")
+        raise SkippedError("the endpoint does not report where its tokenizer is; set --bench-tokenizer")
     with tempfile.TemporaryDirectory(prefix="metal-bench-") as private:
         output = Path(private) / "result.jsonl"
         argv = [str(options.bench_python), "-m", "sglang.bench_serving"]
@@ -70,7 +70,7 @@ def check_bench(context: Context) -> str:
             )
         except subprocess.TimeoutExpired:
             raise FailedError(
-                f"bench_serving done in {options.bench_timeout:.0f} s", "it was not", "--bench-timeout"
+                f"bench_serving finished in {options.bench_timeout:.0f} s", "it was not", "--bench-timeout"
             ) from None
         except OSError as error:
             raise FailedError(
@@ -79,7 +79,7 @@ def check_bench(context: Context) -> str:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         if done.returncode or not output.exists():
             raise FailedError(
-                "bench_serving to end with 0",
+                "bench_serving exiting with 0",
                 f"{done.returncode}: {shorten(said[-1]) if said else 'it printed nothing'}",
                 "--bench-python is the engine's own (bin/python of its environment)?",
             )

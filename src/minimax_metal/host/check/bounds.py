@@ -1,7 +1,7 @@
-"""Bounds for every answer of an endpoint under test: it may be hung, or somebody else's.
+"""Limits for every answer of an endpoint under test: it may hang, or be another server.
 
-The clients' time limit counts from byte to byte: an answer that comes drop by drop, or a stream that never
-ends, is never late by it, and nothing limits how much comes. Hooks of the HTTP library see to both.
+The clients' time limit restarts with every byte, so an answer that arrives drop by drop, or a stream that
+never ends, never exceeds it, and nothing limits the size. Hooks of the HTTP library enforce both.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any, Final
 import httpx2
 
 PATIENCE: Final = 4
-"""Times ``--timeout`` that all of an answer may take: a stream goes on while tokens come."""
+"""Multiple of ``--timeout`` for a whole answer: a stream continues while tokens arrive."""
 MOST_BYTES: Final = 64 << 20
-"""Of one answer; the longest of the checks has some 100 KB."""
+"""Maximum bytes of one answer; the longest of the checks has some 100 KB."""
 
 
 class _Body(httpx2.SyncByteStream):
-    """The rest of an answer, counted."""
+    """Counts the rest of an answer."""
 
     def __init__(self, stream: Any, over: threading.Timer) -> None:
         self.stream, self.over = stream, over
@@ -35,20 +35,20 @@ class _Body(httpx2.SyncByteStream):
             yield block
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close it."""
         self.over.cancel()
         self.stream.close()
 
 
 class Bounds:
-    """The hooks of some clients, and whether an answer was cut off for coming too slowly."""
+    """The hooks of some clients, and whether an answer was cut off for being too slow."""
 
     def __init__(self, timeout: float) -> None:
         self.seconds = PATIENCE * timeout
         self.late = False
 
     def options(self) -> dict[str, Any]:
-        """Options of a client: a connection for each request, so that it is known which one to end."""
+        """Return a client's options: one connection per request, so that the right one can be closed."""
         return {
             "event_hooks": {"request": [self._asked], "response": [self._answered]},
             "limits": httpx2.Limits(max_connections=None, max_keepalive_connections=0),
@@ -70,15 +70,15 @@ class Bounds:
     def _answered(self, response: httpx2.Response) -> None:
         response.stream = _Body(response.stream, response.request.extensions["over"])
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            # A few bytes may be a gigabyte once they are unpacked.
-            raise httpx2.DecodingError("a compressed answer, which nobody asked for")
+            # A few bytes may be a gigabyte when unpacked.
+            raise httpx2.DecodingError("a compressed answer, which was not requested")
 
     def _cut(self, wires: list[Any]) -> None:
         for wire in wires:
             sock = wire.get_extra_info("socket")
             if sock is None or sock.fileno() < 0:
-                continue  # over, or wrapped into the next one
+                continue  # ended, or wrapped into the next one
             self.late = True
             with contextlib.suppress(OSError):
-                # Below TLS, whose own words would wait for the other side.
+                # Below TLS, whose own shutdown would wait for the other side.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""``metal check URL --model NAME``: prove an endpoint.
+"""``metal check URL --model NAME``: test an endpoint.
 
 Exit status: 0 no check failed; 1 a check failed; 2 nothing answers at the URL, or usage.
 """
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     _check_usage(arguments)
     key = _key(arguments.api_key_file)
-    # Only now: the clients take a second to import.
+    # Imported here: the clients take a second.
     from minimax_metal.host.check import suite
     from minimax_metal.host.check.context import Context
     from minimax_metal.host.check.endpoint import Endpoint
@@ -39,12 +39,12 @@ def main(argv: list[str]) -> int:
     for pattern in (*arguments.only, *arguments.skip):
         if not any(suite.selected(check.name, [pattern], []) for check in suite.CHECKS):
             names = ", ".join(check.name for check in suite.CHECKS)
-            raise UserError(f"no check is called {pattern!r}; expected some of {names}")
+            raise UserError(f"no check is named {pattern!r}; expected some of {names}")
     try:
         endpoint = Endpoint(arguments.url, arguments.model, key, arguments.timeout, arguments.ca_file)
     except OSError as error:
         raise UserError(
-            f"cannot read certificates from {arguments.ca_file}: {error.strerror or error}; pass a PEM file"
+            f"can't read certificates from {arguments.ca_file}: {error.strerror or error}; pass a PEM file"
         ) from error
     if arguments.identity and key:
         _see_that_it_is_the_engine(endpoint.url, arguments.identity, key, arguments.ca_file)
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     except UnreachableError as error:
         said = str(error).replace(key or "\0", "[key]")
         print(
-            f"metal check: nothing answers at {endpoint.url}: {said}; systemctl status 'sglang@*' there",
+            f"metal check: nothing answers at {endpoint.url}: {said}; run systemctl status 'sglang@*' there",
             file=sys.stderr,
         )
         return EXIT_UNREACHABLE
@@ -68,18 +68,18 @@ def main(argv: list[str]) -> int:
 
 
 def _see_that_it_is_the_engine(url: str, identity: str, key: str, ca_file: Path | None) -> None:
-    """Send no key to whoever else took the port.
+    """Send no key to another program that uses the port.
 
     Raises:
-        UserError: what answers can't prove to be the engine.
+        UserError: the server can't prove to be the engine.
     """
     from minimax_metal.host.gateway.client import Web
     from minimax_metal.host.gateway.identity import Examiner, Seen
 
     if Examiner(key, Web(None, ca_file)).ask(url, identity) is Seen.FOREIGN:
         raise UserError(
-            f"{url}: what answers there is not the engine of {identity}, or has another key; expected its "
-            "proof at /metal/identity; no key was sent; find the program with ss -ltnp"
+            f"{url}: the server there is not the engine of {identity}, or has another key; expected "
+            "its proof at /metal/identity; no key was sent; find the program with ss -ltnp"
         )
 
 
@@ -94,74 +94,80 @@ def _list() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal check",
-        description="Prove an endpoint with the calls of the deployment guides and the openai and anthropic "
+        description="Test an endpoint with the calls of the deployment guides and the openai and anthropic "
         "clients.",
-        epilog="Exit status: 0 passed; 1 a check failed; 2 not reachable, or usage. The key is read from the "
-        f"environment ({KEY_VARIABLE}) or from --api-key-file. docs/check.md says what each check looks for.",
+        epilog="Exit status: 0 passed; 1 a check failed; 2 not reachable, or usage. The key is read from "
+        f"the environment ({KEY_VARIABLE}) or from --api-key-file. docs/check.md describes each "
+        "check.",
     )
     parser.add_argument("url", metavar="URL", help="http://host:port, with or without /v1")
     parser.add_argument("--model", required=True, help="the served name, e.g. MiniMaxAI/MiniMax-M2.5")
     image = parser.add_mutually_exclusive_group()
-    image.add_argument("--image", action="store_true", help="the model takes images: name three colours")
-    image.add_argument("--image-refused", action="store_true", help="the model takes none: expect a 4xx")
-    parser.add_argument(
-        "--reasoning-parser", metavar="NAME", help="the one to expect; else the engine is asked for it"
+    image.add_argument("--image", action="store_true", help="the model accepts images: ask for three colours")
+    image.add_argument(
+        "--image-refused", action="store_true", help="the model accepts no images: expect a 4xx"
     )
     parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="these checks; * is known"
+        "--reasoning-parser",
+        metavar="NAME",
+        help="the expected reasoning parser; default: the one the engine reports",
     )
-    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="all but these")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="run only these checks; * is a wildcard"
+    )
+    parser.add_argument("--skip", action="append", default=[], metavar="NAME", help="skip these checks")
     parser.add_argument("--list", action="store_true", help="list the checks; needs no URL")
 
     request = parser.add_argument_group("requests")
     request.add_argument("--timeout", type=_seconds, default=300.0, help="seconds per request (%(default)s)")
     request.add_argument(
-        "--max-tokens", type=_count, default=2048, help="per answer, thoughts included (%(default)s)"
+        "--max-tokens", type=_count, default=2048, help="per answer, including reasoning (%(default)s)"
     )
     request.add_argument(
         "--always-reasons",
         action="store_true",
-        help="the model's reasoning can't be turned off: no answer gets less than 256 tokens",
+        help="the model's reasoning can't be turned off: allow each answer at least 256 tokens",
     )
     request.add_argument(
         "--reasoning-efforts",
         type=_words,
         default=(),
         metavar="A,B",
-        help="values of reasoning_effort that the model knows, least first: each is tried",
+        help="values of reasoning_effort that the model supports, lowest first: each is tried",
     )
-    request.add_argument("--api-key-file", type=Path, metavar="FILE", help="file that holds the key")
+    request.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the API key")
     request.add_argument(
         "--identity",
         metavar="URL",
-        help="address that gateways know the engine by: it proves to be it before it is shown the key",
+        help="address under which gateways know the engine: it must prove its identity before it gets the "
+        "key",
     )
     request.add_argument(
-        "--ca-file", type=Path, metavar="FILE", help="certificates to trust, for an https URL of your own"
+        "--ca-file", type=Path, metavar="FILE", help="CA certificates to trust for an https URL"
     )
 
     limits = parser.add_argument_group("limits")
     limits.add_argument(
-        "--limit-tokens", type=_count, metavar="N", help="longest sequence; else the endpoint is asked for it"
+        "--limit-tokens", type=_count, metavar="N", help="longest sequence; default: the endpoint's own value"
     )
     limits.add_argument(
         "--long-prompt-share",
         type=_share,
         default=0.5,
         metavar="SHARE",
-        help="length of the long prompt as a share of the limit; 0 leaves it out (%(default)s)",
+        help="length of the long prompt as a share of the limit; 0 skips it (%(default)s)",
     )
     limits.add_argument(
-        "--concurrency", type=_count, default=8, metavar="N", help="requests at once (%(default)s)"
+        "--concurrency", type=_count, default=8, metavar="N", help="concurrent requests (%(default)s)"
     )
     limits.add_argument(
         "--abort-seconds",
         type=_seconds,
         default=15.0,
         metavar="S",
-        help="how long the slot of a client that left may stay taken (%(default)s)",
+        help="seconds until the slot of a disconnected client must be free (%(default)s)",
     )
-    limits.add_argument("--metrics", action="store_true", help="/metrics has to be there")
+    limits.add_argument("--metrics", action="store_true", help="require /metrics")
 
     figures = parser.add_argument_group("figures")
     figures.add_argument(
@@ -169,16 +175,16 @@ def _parser() -> argparse.ArgumentParser:
         type=_levels,
         default=(1, 4),
         metavar="N,N",
-        help="measure with so many streams at once, or none (1,4)",
+        help="measure with these numbers of concurrent streams, or none (1,4)",
     )
     figures.add_argument(
-        "--figure-tokens", type=_count, default=32, metavar="N", help="of each stream (%(default)s)"
+        "--figure-tokens", type=_count, default=32, metavar="N", help="per stream (%(default)s)"
     )
-    figures.add_argument("--bench", action="store_true", help="run SGLang's bench_serving as well")
+    figures.add_argument("--bench", action="store_true", help="also run SGLang's bench_serving")
     figures.add_argument(
         "--bench-python", type=Path, metavar="PATH", help="bin/python of the engine's environment"
     )
-    figures.add_argument("--bench-tokenizer", metavar="PATH", help="else the engine is asked for its own")
+    figures.add_argument("--bench-tokenizer", metavar="PATH", help="default: the engine's own")
     for name, default in (("prompts", 32), ("input-tokens", 256), ("output-tokens", 64), ("concurrency", 8)):
         figures.add_argument(f"--bench-{name}", type=_count, default=default, metavar="N", help="%(default)s")
     figures.add_argument(
@@ -195,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 def _words(text: str) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     if not words:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected words with commas between them: low,high")
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected values separated by commas: low,high")
     return words
 
 
@@ -205,7 +211,7 @@ def _options(arguments: argparse.Namespace) -> Options:
     return Options(
         image="accepted" if arguments.image else "refused" if arguments.image_refused else "ask",
         max_tokens=arguments.max_tokens,
-        # "auto" is the engine's word for choosing one itself; which one, it says when asked.
+        # "auto" lets the engine choose; it then reports its choice.
         reasoning_parser=None if arguments.reasoning_parser == "auto" else arguments.reasoning_parser,
         always_reasons=arguments.always_reasons,
         efforts=arguments.reasoning_efforts,
@@ -228,18 +234,18 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _check_usage(arguments: argparse.Namespace) -> None:
-    """Raise for a URL that is none and for options that need one another."""
+    """Raise for an invalid URL and for options that need one another."""
     try:
         parts = urlsplit(arguments.url)
         usable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        raise UserError(f"{arguments.url!r} is no URL of an endpoint; write it like http://gpu01:8000")
+        raise UserError(f"{arguments.url!r} is not the URL of an endpoint; write it like http://gpu01:8000")
     if parts.username is not None or parts.query or parts.fragment:
-        # Not repeated: it may hold a password.
+        # Not repeated in the message: it may contain a password.
         raise UserError(
-            f"the URL of {parts.hostname} holds more than host, port and path; the key goes into "
+            f"the URL of {parts.hostname} contains more than host, port and path; pass the key in "
             f"{KEY_VARIABLE} or --api-key-file"
         )
     if arguments.bench and arguments.bench_python is None:
@@ -258,26 +264,26 @@ def _write(report: Report, json_file: Path | None, junit_file: Path | None) -> N
         try:
             report.write(file, form)
         except OSError as error:
-            raise UserError(f"cannot write the report {file}: {error.strerror}; name another file") from error
+            raise UserError(f"can't write the report {file}: {error.strerror}; name another file") from error
 
 
 def _key(file: Path | None) -> str | None:
     """Return the key from the file, or from the environment, or None."""
     if file is None:
         key, where = os.environ.get(KEY_VARIABLE, ""), KEY_VARIABLE
-        # The guides' word for "no key".
+        # The guides' value for "no key".
         if key in {"", "EMPTY"}:
             return None
     else:
         try:
             key, where = file.read_text(encoding="utf-8").strip(), str(file)
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
-            raise UserError(
-                f"cannot read the key file {file}: {reason}; pass one that is readable"
-            ) from error
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise UserError(f"can't read the key file {file}: {reason}; pass a readable one") from error
     if not key or not all("!" <= character <= "~" for character in key):
-        raise UserError(f"{where} holds no key: expected one line of visible ASCII characters without spaces")
+        raise UserError(
+            f"{where} contains no key: expected one line of visible ASCII characters without spaces"
+        )
     return key
 
 
@@ -291,7 +297,7 @@ def _count(text: str) -> int:
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} is no time in seconds")
+        raise argparse.ArgumentTypeError(f"{text} is not a time in seconds")
     return number
 
 

@@ -1,7 +1,7 @@
-"""Checks of the OpenAI interface: what the deployment guides' clients ask, and what they get back.
+"""Checks of the OpenAI interface: requests of the deployment guides' clients, and the answers.
 
 Every check asserts more than "200": with the wrong parsers the engine answers 200 and ``stop`` to everything
-while the markup of tool calls and thoughts leaks into the text (seen with the M3 guide's own flags).
+while the markup of tool calls and reasoning leaks into the text (seen with the M3 guide's own flags).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from minimax_metal.host.check.report import join, shorten
 
 USER = "user"
 GUIDE_STREAM_TOKENS = 32
-"""Of the guide's 32,768: a whole program takes a real model half a minute and shows no more."""
+"""Instead of the guide's 32,768: a whole program takes a real model half a minute and shows no more."""
 
 REFUSALS = {400, 413, 415, 422}
-"""Statuses that refuse a picture; 404 or 401 say that nobody looked at it."""
+"""Statuses that refuse an image; 404 or 401 mean that the server did not look at it."""
 
 
 def check_models(context: Context) -> str:
@@ -73,7 +73,7 @@ def check_chat_parts(context: Context) -> str:
 
 
 def check_stream(context: Context) -> str:
-    """A stream arrives in pieces, makes sense joined, and ends with the usage that was asked for."""
+    """A stream arrives in chunks, makes sense when joined, and ends with the requested usage."""
     answer = context.stream("stream", [questions.text_message(USER, questions.COUNT_QUESTION)])
     counted_in_pieces(answer, "chunks", "the last chunk's usage (stream_options.include_usage)")
     return f"{answer.pieces} chunks, first after {answer.first:.2f} s, {answer.tokens} tokens"
@@ -94,7 +94,7 @@ def check_stream_guide(context: Context) -> str:
         seen += 1
         if not chunk.choices:
             raise FailedError(
-                "a choice in every chunk, as nobody asked for usage",
+                "a choice in every chunk, as no usage was requested",
                 f"none in chunk {seen}: {shorten(chunk.model_dump_json())}",
                 f"--stream-response-default-include-usage: {UNIT}",
             )
@@ -106,16 +106,16 @@ def check_stream_guide(context: Context) -> str:
 
 
 def check_reasoning(context: Context) -> str:
-    """The thought is where the reasoning parser in use puts it, and the answer is not lost over it."""
+    """The reasoning is where the parser in use puts it, and the answer is not lost because of it."""
     more: dict[str, Any] = {}
     if context.reasoning_parser == "minimax-m3" and not context.options.always_reasons:
-        # M3 thinks when it sees fit; the engine's request field asks for it.
+        # M3 decides itself whether to reason; the engine's request field forces it.
         more["extra_body"] = {"thinking": {"type": "enabled"}}
     answer = context.chat("reasoning", [questions.text_message(USER, questions.GUIDE_QUESTION)], **more)
     wanted = context.options.reasoning_parser
     says = context.endpoint.facts.reasoning_parser
     if wanted and context.endpoint.facts.says_parsers and says != wanted:
-        raise FailedError(f"the reasoning parser {wanted}", f"the engine says {says or 'none'}", UNIT)
+        raise FailedError(f"the reasoning parser {wanted}", f"the engine reports {says or 'none'}", UNIT)
     head = THOUGHT.match(answer.content)
     got = f"reasoning_content {shorten(answer.reasoning) or 'empty'}, content: {shorten(answer.content)}"
     leak = next((markup for markup in answer.leaks if markup in LEAKS), None)
@@ -123,24 +123,26 @@ def check_reasoning(context: Context) -> str:
     if context.appends_think or (context.reasoning_parser is None and head):
         if head is None or not head["thought"].strip() or answer.reasoning:
             raise FailedError(
-                f"a thought in <think> at the head of the content, as {APPEND_THINK} delivers it",
+                f"the reasoning in <think> at the start of the content, as {APPEND_THINK} delivers it",
                 got,
-                LEAKS[leak] if leak else f"--reasoning-parser does not fit the model: {UNIT}",
+                LEAKS[leak] if leak else f"--reasoning-parser does not match the model: {UNIT}",
             )
         return f"in content, in <think>, as {APPEND_THINK} delivers it: {shorten(head['thought'], 40)!r}"
     if not answer.reasoning.strip() or head:
         if not context.endpoint.facts.says_parsers and not answer.leaks:
-            raise SkippedError("no thought was shown, and the endpoint does not say its reasoning parser")
+            raise SkippedError(
+                "no reasoning was returned, and the endpoint does not report its reasoning parser"
+            )
         raise FailedError(
-            "a thought in reasoning_content",
+            "reasoning in reasoning_content",
             got,
-            LEAKS[leak] if leak else f"--reasoning-parser is missing or does not fit the model: {UNIT}",
+            LEAKS[leak] if leak else f"--reasoning-parser is missing or does not match the model: {UNIT}",
         )
     return f"in reasoning_content: {shorten(answer.reasoning, 40)!r}"
 
 
 def check_reasoning_effort(context: Context) -> str:
-    """Every level of ``reasoning_effort`` that the model knows is taken, and the answer is whole."""
+    """Every supported level of ``reasoning_effort`` is accepted, and the answer is complete."""
     told = []
     for effort in context.options.efforts:
         answer = context.chat(
@@ -153,7 +155,7 @@ def check_reasoning_effort(context: Context) -> str:
             raise FailedError(
                 f"reasoning at the level {effort}",
                 f"none; content: {shorten(answer.content)}",
-                f"--reasoning-parser is missing or does not fit the model: {UNIT}",
+                f"--reasoning-parser is missing or does not match the model: {UNIT}",
             )
         told.append(f"{effort} {answer.tokens or 0} tokens")
     return ", ".join(told)
@@ -169,7 +171,7 @@ def check_tool_call(context: Context) -> str:
 
 
 def check_tool_call_stream(context: Context) -> str:
-    """The same as a stream: the arguments come in pieces and are JSON when joined."""
+    """The same as a stream: the arguments arrive in chunks and are JSON when joined."""
     answer = context.stream("tool_call_stream", _asked(questions.TOOL_QUESTION), **_tools("auto"))
     return judge_calls(answer, "auto", context.reasoning_parser)
 
@@ -192,10 +194,10 @@ def check_tool_several(context: Context) -> str:
 
 
 def check_tool_round_trip(context: Context) -> str:
-    """The call goes back with the tool's result, and the answer has read it."""
+    """The call is sent back with the tool's result, and the answer uses it."""
     before = context.answers.get("tool_call")
     if before is None or not before.calls:
-        raise SkippedError("no call to answer: see tool_call")
+        raise SkippedError("no tool call to answer: see tool_call")
     calls = [
         {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
         for call in before.calls
@@ -227,16 +229,16 @@ def _forced(context: Context, name: str, words: str, choice: Any) -> str:
     try:
         return judge_calls(answer, words, context.reasoning_parser)
     except LimitedError:
-        # Known and reported here: the check of the markup has nothing to add.
+        # Known and reported here: the markup check need not repeat it.
         del context.answers[name]
         raise
 
 
-# Pictures and markup --------------------------------------------------------------------------------------
+# Images and markup ----------------------------------------------------------------------------------------
 
 
 def check_image(context: Context) -> str:
-    """Pictures of one colour are named rightly; a text model refuses them with a 4xx and lives on."""
+    """Images of one colour are named correctly; a text model refuses them with a 4xx and still answers."""
     if not context.takes_images:
         return refused_picture(context, lambda: context.chat("image", [questions.image_message("red")]))
     named = []
@@ -249,7 +251,7 @@ def check_image(context: Context) -> str:
 
 
 def refused_picture(context: Context, ask: Any) -> str:
-    """Ask a text model with a picture; return how it was refused, after it has answered once more."""
+    """Send an image to a text model; return how it was refused, after it has answered once more."""
     try:
         answer = ask()
     except STATUS_ERRORS as error:
@@ -258,16 +260,16 @@ def refused_picture(context: Context, ask: Any) -> str:
         status = error.status_code
     else:
         raise FailedError(
-            "a 4xx: the model takes text only",
+            "a 4xx: the model accepts text only",
             f"an answer: {shorten(answer.content)}",
             "is this the model of the plan? " + UNIT,
         )
     still_answers(context, "a picture")
-    return f"refused with {status}, as a text model should; answers on"
+    return f"refused with {status}, as a text model should; still answers"
 
 
 def still_answers(context: Context, after: str) -> None:
-    """Raise unless the endpoint answers a greeting after something it had to refuse."""
+    """Raise unless the endpoint answers a greeting after a request that it had to refuse."""
     try:
         answer = context.chat(f"after {after}", [questions.text_message(USER, questions.GREETING)])
     except Exception as error:
@@ -280,9 +282,9 @@ def still_answers(context: Context, after: str) -> None:
 
 
 def check_markup(context: Context) -> str:
-    """No markup of tool calls or thoughts leaked into any answer so far (asks nothing itself)."""
+    """No markup of tool calls or reasoning leaked into any answer so far (sends nothing itself)."""
     if not any(answer.content or answer.reasoning for answer in context.answers.values()):
-        raise SkippedError("no check before this one got an answer with text in it")
+        raise SkippedError("no earlier check got an answer with text")
     found: dict[str, list[str]] = {}
     for name, answer in context.answers.items():
         for markup in answer.leaks:
@@ -296,22 +298,22 @@ def check_markup(context: Context) -> str:
                 for markup, names in found.items()
             ),
             LEAKS.get(
-                first, "--reasoning-parser does not fit the model: minimax or minimax-append-think for M2"
+                first, "--reasoning-parser does not match the model: minimax or minimax-append-think for M2"
             ),
         )
     return f"none in {len(context.answers)} answers; {_thinking(context.answers.values())}"
 
 
 def _few(names: list[str], most: int = 4) -> list[str]:
-    """Return the first of many names, and how many more there are."""
+    """Return the first of many names, and the number of the others."""
     return names if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
 
 
 def _thinking(answers: Iterable[Answer]) -> str:
-    """Say how the thought is delivered."""
+    """Describe how the reasoning is delivered."""
     every = list(answers)
     if any(answer.reasoning for answer in every):
-        return "thinking in reasoning_content"
+        return "reasoning in reasoning_content"
     if any(THOUGHT.match(answer.content) for answer in every):
-        return f"thinking at the head of content in <think>, as {APPEND_THINK} delivers it"
-    return "no thinking shown"
+        return f"reasoning at the start of content in <think>, as {APPEND_THINK} delivers it"
+    return "no reasoning returned"

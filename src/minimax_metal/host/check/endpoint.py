@@ -1,4 +1,4 @@
-"""The endpoint under test: the official clients, plain requests beside them, and what it says of itself."""
+"""The endpoint under test: the official clients, plain requests, and its own information."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from minimax_metal.host.check.outcome import FailedError, SkippedError
 from minimax_metal.host.check.report import shorten
 
 NO_KEY: Final = "EMPTY"
-"""What the guides' examples pass as the key of an endpoint that has none."""
+"""The guides' placeholder for the key of an endpoint without one."""
 
 WRONG_KEY: Final = "metal-check-wrong-key"
 CONNECT_SECONDS: Final = 10.0
@@ -34,7 +34,7 @@ FINISH: Final = {
     "max_tokens": "length",
     "tool_use": "tool_calls",
 }
-"""``stop_reason`` of ``/v1/messages`` in the words of the OpenAI interface."""
+"""``stop_reason`` of ``/v1/messages`` in terms of the OpenAI interface."""
 
 NO_PROXIES: Final = {"all://": None, "http://": None, "https://": None}
 STATUS_ERRORS: Final = (openai.APIStatusError, anthropic.APIStatusError)
@@ -45,10 +45,10 @@ CLIENT_ERRORS: Final = (openai.OpenAIError, anthropic.AnthropicError)
 
 @dataclass(frozen=True)
 class Facts:
-    """What the engine says of itself; every field is None where the endpoint does not say it.
+    """The engine's own information; every field is None if the endpoint does not report it.
 
-    Read from ``/model_info``, ``/server_info`` and ``/v1/models`` (SGLang 0.5.23). ``/server_info`` holds the
-    engine's key in clear: three fields of it are taken and the rest is dropped unread.
+    Read from ``/model_info``, ``/server_info`` and ``/v1/models`` (SGLang 0.5.23). ``/server_info`` contains
+    the engine's key in clear: three fields of it are used and the rest is dropped.
     """
 
     reasoning_parser: str | None = None
@@ -68,9 +68,9 @@ R = TypeVar("R")
 
 
 def _understood(ask: Callable[P, R]) -> Callable[P, R]:
-    """Make an answer of another form than the interface's the endpoint's failure, not this program's.
+    """Treat an answer in another format as the endpoint's failure, not this program's.
 
-    The clients' libraries check next to nothing of what they parse: ``null`` for an answer is None.
+    The clients' libraries validate next to nothing: ``null`` for an answer is None.
     """
 
     @wraps(ask)
@@ -79,17 +79,17 @@ def _understood(ask: Callable[P, R]) -> Callable[P, R]:
             return ask(*arguments, **more)
         except (AttributeError, TypeError, LookupError, RecursionError) as error:
             said = f"{type(error).__name__}: {shorten(str(error))}"
-            raise FailedError("an answer in the form of the interface", said) from error
+            raise FailedError("an answer in the API's format", said) from error
 
     return asked
 
 
 class Endpoint:
-    """One endpoint with the clients that talk to it.
+    """One endpoint with its clients.
 
-    Retries are off: a check that passes at the second try has not passed. The environment's proxy is for the
-    internet, not for this host or its network; what the environment says of other providers (keys, headers,
-    organisations) stays away from this endpoint.
+    Retries are off: a check that passes on the second try has not passed. The environment's proxy is for the
+    internet, not for this host or its network; the environment's settings for other providers (keys, headers,
+    organisations) are not used for this endpoint.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Endpoint:
                 auth_token=key or NO_KEY,
                 max_retries=0,
                 timeout=anthropic.Timeout(timeout, connect=connect),
-                # This client mounts the environment's proxies itself, trust_env or not.
+                # This client uses the environment's proxies itself, trust_env or not.
                 http_client=anthropic.DefaultHttpxClient(**options, mounts=NO_PROXIES if near else {}),
             )
         self.http = openai.DefaultHttpxClient(**options, timeout=openai.Timeout(timeout, connect=connect))
@@ -137,7 +137,7 @@ class Endpoint:
         return self.http.get(f"{self.url}{path}", headers=headers, timeout=min(timeout, self.timeout))
 
     def is_there(self) -> bool:
-        """Return whether anything answers at the URL, whatever it says."""
+        """Return whether anything answers at the URL, with any status."""
         try:
             self.get("/v1/models", timeout=CONNECT_SECONDS)
         except Exception:
@@ -146,7 +146,7 @@ class Endpoint:
 
     @cached_property
     def facts(self) -> Facts:
-        """What the engine says of itself, asked once."""
+        """The engine's own information, requested once."""
         info, server, models = (self._json(path) for path in ("/model_info", "/server_info", "/v1/models"))
         listed = [entry for entry in _list(models.get("data")) if isinstance(entry, dict)]
         served = next((entry for entry in listed if entry.get("id") == self.model), {})
@@ -164,7 +164,7 @@ class Endpoint:
         )
 
     def _json(self, path: str) -> Mapping[str, Any]:
-        """Return the JSON object at a path, or nothing: a gateway need not pass the engine's own paths."""
+        """Return the JSON object at a path, or nothing: a gateway need not forward the engine's own paths."""
         try:
             response = self.get(path)
             body = response.json() if response.status_code == 200 else None
@@ -178,7 +178,7 @@ class Endpoint:
     def chat(
         self, messages: list[dict[str, Any]], *, client: openai.OpenAI | None = None, **more: Any
     ) -> Answer:
-        """Ask without streaming; ``more`` are parameters of the request."""
+        """Ask without streaming; ``more`` are additional request parameters."""
         response: Any = (client or self.openai).chat.completions.create(
             **{"model": self.model, "messages": cast(Any, messages), **more}
         )
@@ -201,7 +201,7 @@ class Endpoint:
 
     @_understood
     def stream(self, messages: list[dict[str, Any]], **more: Any) -> Answer:
-        """Ask with streaming and usage; return the answer put together."""
+        """Ask with streaming and usage; return the assembled answer."""
         begun = time.monotonic()
         content: list[str] = []
         reasoning: list[str] = []
@@ -245,10 +245,10 @@ class Endpoint:
 
     @contextmanager
     def asking(self, more: Mapping[str, Any], question: str) -> Iterator[None]:
-        """Send a question and don't wait for the answer; the connection is closed when the block ends.
+        """Send a question without waiting for the answer; the connection is closed when the block ends.
 
         Raises:
-            SkippedError: no connection to the endpoint itself can be made (a proxy stands between).
+            SkippedError: no direct connection to the endpoint is possible (a proxy is in between).
         """
         parts = urlsplit(self.url)
         body = {"model": self.model, "messages": [{"role": "user", "content": question}], **more}
@@ -271,13 +271,13 @@ class Endpoint:
 
     @_understood
     def message(self, messages: list[dict[str, Any]], **more: Any) -> tuple[Answer, list[dict[str, Any]]]:
-        """Ask ``/v1/messages`` without streaming; return the answer and its blocks as they came."""
+        """Ask ``/v1/messages`` without streaming; return the answer and its raw blocks."""
         response: Any = self.anthropic.messages.create(model=self.model, messages=cast(Any, messages), **more)
         return _from_blocks(response)
 
     @_understood
     def message_stream(self, messages: list[dict[str, Any]], **more: Any) -> Answer:
-        """Ask ``/v1/messages`` with streaming; return the answer as the client puts it together."""
+        """Ask ``/v1/messages`` with streaming; return the answer as the client assembles it."""
         pieces = 0
         with self.anthropic.messages.stream(model=self.model, messages=cast(Any, messages), **more) as stream:
             for event in stream:
@@ -314,13 +314,15 @@ def _from_blocks(response: Any) -> tuple[Answer, list[dict[str, Any]]]:
 
 
 def _thought(said: Any) -> str:
-    """Return the thought of a message or delta: SGLang's field, or vLLM's newer one (vllm PR #50594)."""
+    """Return the reasoning of a message or delta: SGLang's field, or vLLM's newer one (vllm PR #50594)."""
     return getattr(said, "reasoning_content", None) or getattr(said, "reasoning", None) or ""
 
 
 @contextmanager
 def _without_other_providers() -> Iterator[None]:
-    """Hide the clients' own variables while they are made: accounts elsewhere are not for this endpoint."""
+    """Hide the clients' own variables while they are created: other accounts must not be used for this
+    endpoint.
+    """
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(_PROVIDERS)}
     try:
         yield

@@ -1,6 +1,6 @@
-"""A smoke benchmark: time to first token and tokens per second, alone and with several requests at once.
+"""A smoke benchmark: time to first token and tokens per second, alone and with concurrent requests.
 
-It tells a healthy endpoint from a crawling one. It is no measurement of a product: few tokens, short prompts,
+It tells a healthy endpoint from a very slow one. It is not a product measurement: few tokens, short prompts,
 one run. For that, ``--bench`` runs SGLang's own ``bench_serving``.
 """
 
@@ -21,20 +21,20 @@ from minimax_metal.host.check.report import shorten
 
 
 def check_figures(context: Context) -> str:
-    """Every request of every level is answered whole; the figures go into the report."""
+    """Every request of every level is answered completely; the measurements are added to the report."""
     if not context.options.figure_levels:
-        raise SkippedError("left out by --figures none")
+        raise SkippedError("skipped by --figures none")
     levels = [_level(context, number) for number in context.options.figure_levels]
     context.figures["levels"] = levels
     return "; ".join(
-        f"{level['concurrency']} at once: {level['tokens_per_second']:.0f} tokens/s, first token after "
-        f"{level['first_token_seconds']['median']:.2f} s"
+        f"{level['concurrency']} at once: {level['tokens_per_second']:.0f} tokens/s, first token "
+        f"after {level['first_token_seconds']['median']:.2f} s"
         for level in levels
     )
 
 
 def _level(context: Context, number: int) -> dict[str, Any]:
-    """Run ``number`` streams at once; return the figures of one level (seconds, tokens per second)."""
+    """Run ``number`` concurrent streams; return one level's measurements (seconds, tokens per second)."""
     start = threading.Barrier(number)
 
     def one(place: int) -> Answer | Exception:
@@ -57,7 +57,7 @@ def _level(context: Context, number: int) -> dict[str, Any]:
     lost = [answer for answer in answers if isinstance(answer, Exception)]
     if lost:
         raise FailedError(
-            f"{number} stream(s) at once",
+            f"{number} concurrent stream(s)",
             f"{number - len(lost)}; {type(lost[0]).__name__}: {shorten(str(lost[0]))}",
         )
     whole = [answer for answer in answers if isinstance(answer, Answer)]
@@ -79,7 +79,7 @@ def _level(context: Context, number: int) -> dict[str, Any]:
 
 
 def _decode(answers: list[Answer]) -> float | None:
-    """Return one stream's tokens per second after its first token: the median, None where none has two."""
+    """Return one stream's tokens per second after its first token: the median, None if none has two."""
     rates = [
         ((answer.tokens or 0) - 1) / (answer.last - answer.first)
         for answer in answers

@@ -16,20 +16,20 @@ from minimax_metal.host.check.report import shorten
 
 FILLER: Final = "The quick brown fox jumps over the lazy dog. "
 CALIBRATION: Final = (4, 12)
-"""Repetitions of :data:`FILLER` in the two short prompts that tell how many tokens one is."""
+"""Repetitions of :data:`FILLER` in the two short prompts that show how many tokens one has."""
 
 ANSWER_TOKENS: Final = 16
-"""Of the answer to the long prompt: it is the prompt that counts."""
+"""Tokens of the answer to the long prompt: only the prompt matters."""
 
 OVER: Final = 1.1
-"""The prompt that has to be refused, in limits."""
+"""Length of the prompt that must be refused, in limits."""
 
 GUIDE_MAX_TOKENS: Final = 8192
 """``max_tokens`` of the M3 guide's chat example."""
 
 
 def check_sampling(context: Context) -> str:
-    """The guide's calls word for word, and what the engine samples with where a request says nothing.
+    """The guides' calls word for word, and the engine's sampling if a request sets nothing.
 
     The M3 guide's chat sets temperature 1.0 and top_p 0.95; the guides' curl command sets nothing.
     """
@@ -38,7 +38,7 @@ def check_sampling(context: Context) -> str:
         raise FailedError(
             "the model's own sampling defaults (generation_config.json)",
             f"--sampling-defaults {says}",
-            f"leave the flag out: {UNIT}",
+            f"remove the flag: {UNIT}",
         )
     most = min(GUIDE_MAX_TOKENS, (context.limit or 2 * GUIDE_MAX_TOKENS) // 2)
     guide = context.chat(
@@ -61,11 +61,11 @@ def check_sampling(context: Context) -> str:
     source = _generation_config(context.endpoint.facts.model_path)
     if source:
         return f"from generation_config.json: {source}"
-    return "from the model's generation_config.json" if says else "answered with none set"
+    return "from the model's generation_config.json" if says else "answered without sampling parameters"
 
 
 def _generation_config(model_path: str | None) -> str:
-    """Return the sampling values of a model folder on this machine in words, or nothing."""
+    """Return the sampling values of a model folder on this machine as text, or nothing."""
     try:
         raw = read_json((Path(model_path or "") / "generation_config.json").read_text(encoding="utf-8"))
         values = {name: raw[name] for name in ("temperature", "top_p", "top_k") if name in raw}
@@ -75,16 +75,16 @@ def _generation_config(model_path: str | None) -> str:
 
 
 def check_long_prompt(context: Context) -> str:
-    """A prompt of a share of the limit is read whole and answered."""
+    """A prompt of a share of the limit is read completely and answered."""
     share = context.options.long_prompt_share
     if share <= 0:
-        raise SkippedError("left out by --long-prompt-share 0")
+        raise SkippedError("skipped by --long-prompt-share 0")
     limit = _limit(context)
     room = min(limit, context.endpoint.facts.prompt_limit or limit)
     answer_tokens = context.budget(ANSWER_TOKENS)
     wanted = min(int(share * limit), room - answer_tokens - 64)
     prompt = _prompt(context, wanted)
-    # Cut after a few tokens, inside a thought as a rule: nothing to look for markup in.
+    # Cut after a few tokens, usually inside the reasoning: nothing to search for markup.
     answer = context.endpoint.chat(
         [questions.text_message(USER, prompt)], temperature=0, max_tokens=answer_tokens
     )
@@ -94,7 +94,7 @@ def check_long_prompt(context: Context) -> str:
         raise FailedError(
             f"about {wanted} prompt tokens read",
             f"{answer.prompt_tokens}",
-            f"a part of the prompt is cut off without a word (--allow-auto-truncate?): {UNIT}",
+            f"part of the prompt is cut off silently (--allow-auto-truncate?): {UNIT}",
         )
     return f"{answer.prompt_tokens} tokens, {100 * (answer.prompt_tokens or 0) / limit:.0f} % of {limit}"
 
@@ -114,22 +114,22 @@ def check_over_limit(context: Context) -> str:
         raise FailedError(
             "400 for a prompt over the limit",
             f"200 with {answer.prompt_tokens} prompt tokens",
-            f"prompts are cut off without a word (--allow-auto-truncate?): {UNIT}",
+            f"prompts are cut off silently (--allow-auto-truncate?): {UNIT}",
         )
     if status != 400:
         raise FailedError("400 for a prompt over the limit", f"{status}: {shorten(said)}")
     still_answers(context, "a prompt over the limit")
-    return "refused with 400; answers on"
+    return "refused with 400; still answers"
 
 
 def _limit(context: Context) -> int:
     if context.limit is None:
-        raise SkippedError("the endpoint does not say its limit (max_model_len); --limit-tokens does")
+        raise SkippedError("the endpoint does not report its limit (max_model_len); set --limit-tokens")
     return context.limit
 
 
 def _prompt(context: Context, tokens: int) -> str:
-    """Return a prompt of about this many tokens, by what two short ones were counted as."""
+    """Return a prompt of about this many tokens, estimated from two short ones."""
     few, many = CALIBRATION
     counts = [_counted(context, repeats) for repeats in CALIBRATION]
     each = (counts[1] - counts[0]) / (many - few)
@@ -143,7 +143,7 @@ def _prompt(context: Context, tokens: int) -> str:
 
 
 def _counted(context: Context, repeats: int) -> int:
-    """Return how many prompt tokens so many sentences are, asked once."""
+    """Return how many prompt tokens so many sentences are, requested once."""
     known: dict[str, Any] = context.figures.setdefault("calibration", {})
     key = str(repeats)
     if key not in known:

@@ -33,7 +33,7 @@ def check_messages(context: Context) -> str:
 
 
 def check_messages_stream(context: Context) -> str:
-    """The events of a stream, put together by the client."""
+    """The events of a stream, as the client assembles them."""
     answer = context.message_stream(
         "messages_stream", [questions.text_message(USER, questions.COUNT_QUESTION)]
     )
@@ -58,7 +58,7 @@ def check_messages_tool(context: Context) -> str:
 
 
 def check_messages_tool_stream(context: Context) -> str:
-    """The same call as a stream: the pieces of the input are JSON when joined."""
+    """The same call as a stream: the chunks of the input are JSON when joined."""
     answer = context.message_stream(
         "messages_tool_stream", [questions.text_message(USER, questions.TOOL_QUESTION)], tools=TOOLS
     )
@@ -78,7 +78,7 @@ def check_messages_tool_any(context: Context) -> str:
 
 
 def check_messages_image(context: Context) -> str:
-    """A red picture in base64 is called red; a text model refuses it with a 4xx and lives on."""
+    """A red image in base64 is called red; a text model refuses it with a 4xx and still answers."""
     content: Any = [{"type": "text", "text": questions.IMAGE_QUESTION}, questions.image_block("red")]
 
     def ask() -> Answer:
@@ -93,5 +93,5 @@ def check_messages_image(context: Context) -> str:
 
 
 def _message(context: Context, name: str, content: Any, **more: Any) -> tuple[Answer, list[dict[str, Any]]]:
-    """Ask without streaming, and keep the answer."""
+    """Ask without streaming, and store the answer."""
     return context.message(name, [{"role": USER, "content": content}], **more)

@@ -1,4 +1,4 @@
-"""Checks of what an operator relies on: keys, names, metrics, many clients at once."""
+"""Checks of features that operators rely on: keys, names, metrics, many concurrent clients."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ METRICS: Final = (
     "sglang:prompt_tokens_total",
     "sglang:generation_tokens_total",
 )
-"""Names that dashboards and alerts are built on (read from a running 0.5.23)."""
+"""Names that dashboards and alerts use (read from a running 0.5.23)."""
 
 
 def check_wrong_key(context: Context) -> str:
     """Requests with a wrong key, or with none, get 401 on both interfaces."""
     endpoint = context.endpoint
     if endpoint.key is None:
-        raise SkippedError("no key is in use: whoever reaches the port can use the endpoint")
+        raise SkippedError("no key is set: anybody who can reach the port can use the endpoint")
     greeting: list[Any] = [questions.text_message(USER, questions.GREETING)]
     wrong = endpoint.openai.with_options(api_key=WRONG_KEY)
     other = endpoint.anthropic.with_options(auth_token=WRONG_KEY)
@@ -49,7 +49,7 @@ def check_wrong_key(context: Context) -> str:
     bad = [f"{status} from {where}" for where, status in got.items() if status != 401]
     if bad:
         raise FailedError(
-            "401 from every path", join(bad), f"--api-key in the unit, or a proxy before it: {UNIT}"
+            "401 from every path", join(bad), f"set --api-key in the unit, or a proxy in front: {UNIT}"
         )
     return "401 from models, chat and messages; without a key too"
 
@@ -63,7 +63,7 @@ def _status(call: Any) -> int:
 
 
 def check_wrong_model(context: Context) -> str:
-    """A name that is not served is refused. SGLang answers it all the same: that is its known limit."""
+    """A name that is not served is refused. SGLang answers it anyway, which is a known limitation."""
     endpoint = context.endpoint
     try:
         response: Any = endpoint.openai.chat.completions.create(
@@ -81,35 +81,34 @@ def check_wrong_model(context: Context) -> str:
     if not response.choices:
         raise FailedError("400 or 404, or an answer", shorten(response.model_dump_json()))
     raise LimitedError(
-        "a model name that is not served is answered with 200: the engine does not look at it, and a typo "
-        "goes unnoticed",
-        "a router in front that knows its models",
+        "an unknown model name is answered with 200: the engine ignores the name, so typos go unnoticed",
+        "a router in front that checks model names",
     )
 
 
 def check_metrics(context: Context) -> str:
-    """Prometheus figures of the engine, when they are enabled."""
+    """The engine exposes Prometheus metrics, if they are enabled."""
     response = context.endpoint.get("/metrics")
     if response.status_code == 404 and not context.options.metrics_required:
-        raise SkippedError("not enabled (404 from /metrics): --enable-metrics has it")
+        raise SkippedError("not enabled (404 from /metrics): set --enable-metrics")
     if response.status_code != 200:
         raise FailedError("200 from /metrics", f"{response.status_code}", f"--enable-metrics: {UNIT}")
     missing = [name for name in METRICS if not re.search(rf"^{name}[{{ ]", response.text, re.MULTILINE)]
     if missing:
         raise FailedError(
-            "the engine's figures in /metrics",
+            "the engine's metrics in /metrics",
             f"none of {join(missing)}",
             "does another program answer /metrics? " + UNIT,
         )
     names = {line.split("{")[0].split(" ")[0] for line in response.text.splitlines() if line[:1] not in "# "}
-    return f"{sum(name.startswith('sglang:') for name in names)} names of the engine's"
+    return f"{sum(name.startswith('sglang:') for name in names)} engine metrics"
 
 
-# Many at once ---------------------------------------------------------------------------------------------
+# Concurrent requests --------------------------------------------------------------------------------------
 
 
 def check_concurrent(context: Context) -> str:
-    """So many requests at once: each gets its own answer, none is lost."""
+    """Each of many concurrent requests gets its own answer, and none is lost."""
     number = context.options.concurrency
     start = threading.Barrier(number)
     asked = [_ASKED[place % len(_ASKED)] for place in range(number)]
@@ -132,7 +131,7 @@ def check_concurrent(context: Context) -> str:
     ]
     if wrong:
         raise FailedError(
-            f"{number} right answers to {number} requests at once",
+            f"{number} correct answers to {number} concurrent requests",
             f"{number - len(wrong)}; {shorten(wrong[0])}",
             f"--max-running-requests, --max-queued-requests: {UNIT}; {JOURNAL}",
         )

@@ -1,4 +1,4 @@
-"""How a check ends other than passed, and what its report says then."""
+"""Outcomes of a check other than passed, and their text in the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class UnreachableError(Exception):
 
 
 class FailedError(Exception):
-    """A check found something else than it expected."""
+    """A check's result differs from the expected one."""
 
     def __init__(self, expected: str, got: str, look: str = JOURNAL) -> None:
         super().__init__(f"expected {expected}, got {got}")
@@ -27,10 +27,10 @@ class SkippedError(Exception):
 
 
 class LimitedError(Exception):
-    """A part in use is known not to do what the check asks for: no fault, and not to be hidden either."""
+    """A component in use is known not to do what the check tests: not a failure, but reported."""
 
     def __init__(self, detail: str, setting: str) -> None:
         super().__init__(detail)
         self.detail = detail
         self.setting = setting
-        """What has it: a flag, or a part to put in front."""
+        """How to avoid it: a flag, or a component to put in front."""

@@ -1,4 +1,4 @@
-"""Checks of what clients set in a request: stop sequences, several choices, seeds, schemas, probabilities."""
+"""Checks of request parameters: stop sequences, several choices, seeds, schemas, probabilities."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimax_metal.host.check.outcome import JOURNAL, UNIT, FailedError, Limited
 from minimax_metal.host.check.report import shorten
 
 STOPS: Final = ("three", "3")
-"""Each is in a right answer to the counting question, and in a thought about it."""
+"""Each is in a correct answer to the counting question, and in reasoning about it."""
 CHOICES: Final = 2
 SEED: Final = 20_261_129
 TOP: Final = 3
@@ -31,7 +31,7 @@ def check_stop(context: Context) -> str:
         raise FailedError(
             "an answer that ends before the stop sequence",
             f"{there[0]!r} in {shorten(text)}",
-            f"the request's stop is dropped on the way: {JOURNAL}",
+            f"the request's stop was dropped on the way: {JOURNAL}",
         )
     if not text.strip():
         raise FailedError("words before the stop sequence", "none")
@@ -61,9 +61,9 @@ def check_choices(context: Context) -> str:
 
 
 def check_seed(context: Context) -> str:
-    """A request with a seed is answered; whether twice alike is told, not judged.
+    """A request with a seed is answered; whether two are identical is reported, not judged.
 
-    Equal answers at a temperature want ``--enable-deterministic-inference``, which costs speed.
+    Equal answers at a temperature need ``--enable-deterministic-inference``, which costs speed.
     """
     asked = [questions.text_message(USER, questions.COUNT_QUESTION)]
     answers = [
@@ -72,7 +72,9 @@ def check_seed(context: Context) -> str:
     for answer in answers:
         says_something(answer)
     alike = answers[0].content == answers[1].content and answers[0].reasoning == answers[1].reasoning
-    return "two answers with one seed, " + ("alike" if alike else "not alike (no deterministic inference)")
+    return "two answers with the same seed, " + (
+        "alike" if alike else "not identical (no deterministic inference)"
+    )
 
 
 def check_json_schema(context: Context) -> str:
@@ -89,7 +91,7 @@ def check_json_schema(context: Context) -> str:
         # Nothing closes the tag that the parser puts first: a client that parses the content fails.
         del context.answers["json_schema"]
         raise LimitedError(
-            f"{APPEND_THINK} puts <think> before JSON that a schema asks for",
+            f"{APPEND_THINK} puts <think> before JSON requested by a schema",
             "--reasoning-parser minimax (M2) or minimax-m3 (M3)",
         )
     try:
@@ -104,12 +106,14 @@ def check_json_schema(context: Context) -> str:
         and isinstance(value["sunny"], bool)
     )
     if not fits:
-        raise FailedError("JSON that fits the schema", shorten(text), f"--grammar-backend: {UNIT}; {JOURNAL}")
+        raise FailedError(
+            "JSON that matches the schema", shorten(text), f"--grammar-backend: {UNIT}; {JOURNAL}"
+        )
     return shorten(json.dumps(value, ensure_ascii=False))
 
 
 def check_logprobs(context: Context) -> str:
-    """``logprobs`` gives a probability for each token, with the likeliest ones beside it."""
+    """``logprobs`` gives a probability for each token, with the most likely ones beside it."""
     response: Any = context.endpoint.openai.chat.completions.create(
         model=context.endpoint.model,
         messages=[{"role": "user", "content": questions.GREETING}],
@@ -125,11 +129,9 @@ def check_logprobs(context: Context) -> str:
         raise FailedError("logprobs of every token", "none", f"a gateway that drops logprobs, or {JOURNAL}")
     for token in tokens:
         if not (isinstance(token.logprob, float) and math.isfinite(token.logprob) and token.logprob <= 0):
-            raise FailedError(
-                "logarithms of probabilities, 0 or less", f"{token.logprob} for {token.token!r}"
-            )
+            raise FailedError("log probabilities, 0 or less", f"{token.logprob} for {token.token!r}")
         if len(token.top_logprobs) != TOP:
             raise FailedError(
-                f"{TOP} likeliest tokens each", f"{len(token.top_logprobs)} for {token.token!r}"
+                f"the {TOP} most likely tokens each", f"{len(token.top_logprobs)} for {token.token!r}"
             )
-    return f"{len(tokens)} tokens, {TOP} likeliest each"
+    return f"{len(tokens)} tokens, the {TOP} most likely each"

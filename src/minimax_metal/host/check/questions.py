@@ -1,8 +1,8 @@
-"""What the post-check asks an endpoint, and what a sound answer holds.
+"""The post-check's questions, and what a correct answer contains.
 
-Standard library only and nothing of this package: whoever trains a model that is to pass the checks reads the
-very same words from here. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series
-question, the content parts, the ``get_weather`` tool and its Chinese question); the rest is this project's.
+Standard library only and nothing of this package: code that trains a model to pass the checks reads exactly
+these questions. Sources: the MiniMax M2.5 and M3 deployment guides for SGLang (the world-series question, the
+content parts, the ``get_weather`` tool and its Chinese question); the rest is this project's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 GREETING: Final = "hello"
-"""Any answer with a letter in it will do."""
+"""Any answer with a letter will do."""
 
 SYSTEM: Final = "You are a helpful assistant."
 """The system message of the guides' curl command."""
@@ -24,16 +24,16 @@ GUIDE_QUESTION: Final = "Who won the world series in 2020?"
 """The question of the M2.5 guide's curl command."""
 
 GUIDE_ANSWER: Final = "Dodgers"
-"""Held by a right answer to :data:`GUIDE_QUESTION`."""
+"""Contained in a correct answer to :data:`GUIDE_QUESTION`."""
 
 COUNT_QUESTION: Final = "Count from one to five."
-"""Asked as a stream: its answer is long enough to arrive in several pieces."""
+"""Asked as a stream: its answer is long enough to arrive in several chunks."""
 
 COUNT_ANSWERS: Final[tuple[tuple[str, ...], ...]] = (
     ("one", "two", "three", "four", "five"),
     ("1", "2", "3", "4", "5"),
 )
-"""Either row, in its order, is held by a right answer to :data:`COUNT_QUESTION`."""
+"""Either row, in its order, is contained in a correct answer to :data:`COUNT_QUESTION`."""
 
 TOOL_QUESTION: Final = "What is the weather in Beijing in celsius?"
 """Asked as a stream with :data:`WEATHER_TOOL`."""
@@ -44,28 +44,28 @@ TOOL_QUESTION_GUIDE: Final = "北京今天天气怎么样?请用摄氏度。"
 TOOL_NAME: Final = "get_weather"
 
 TOOL_LOCATIONS: Final = ("Beijing", "北京")
-"""One of them is held by the argument ``location`` ("Beijing, China" is as good)."""
+"""The argument ``location`` contains one of them ("Beijing, China" is as good)."""
 
 TOOL_UNIT: Final = "celsius"
 """The argument ``unit``, exactly."""
 
 TOOL_QUESTION_SEVERAL: Final = "What is the weather in Beijing and in Shanghai, both in celsius?"
-"""Asked with :data:`WEATHER_TOOL`; wants two calls in one answer."""
+"""Asked with :data:`WEATHER_TOOL`; needs two calls in one answer."""
 
 TOOL_LOCATIONS_SEVERAL: Final = (TOOL_LOCATIONS, ("Shanghai", "上海"))
-"""For each of the two calls, in any order: one of the words is held by its argument ``location``."""
+"""For each of the two calls, in any order: its argument ``location`` contains one of the words."""
 
 TOOL_RESULT: Final = "It is 21 degrees celsius."
-"""What the tool is said to have returned, sent back to the model."""
+"""The tool's pretended result, sent back to the model."""
 
 TOOL_FACT: Final = "21"
-"""Held by an answer that has read :data:`TOOL_RESULT`."""
+"""Contained in an answer that uses :data:`TOOL_RESULT`."""
 
 TOOL_RESULTS_SEVERAL: Final = ("It is 21 degrees celsius.", "It is 25 degrees celsius.")
-"""What the tool is said to have returned for the two calls, in their order."""
+"""The tool's pretended results for the two calls, in their order."""
 
 TOOL_FACTS_SEVERAL: Final = ("21", "25")
-"""Both are held by an answer that has read :data:`TOOL_RESULTS_SEVERAL`."""
+"""An answer that uses :data:`TOOL_RESULTS_SEVERAL` contains both."""
 
 UNICODE_QUESTION: Final = (
     "Say hello to the world in Chinese, then one smiley: 你好 🙂 e\u0301 العربية 👩\u200d👩\u200d👧"
@@ -73,13 +73,13 @@ UNICODE_QUESTION: Final = (
 """Characters of two to four bytes in UTF-8, a combining accent, right-to-left letters, a joined emoji."""
 
 UNICODE_ANSWERS: Final = ("你好", "世界", "您好", "🙂", "😊", "😀", "👋")
-"""One of them is held by a right answer to :data:`UNICODE_QUESTION`."""
+"""A correct answer to :data:`UNICODE_QUESTION` contains one of them."""
 
 LONG_SYSTEM_RULE: Final = "Rule {number}: answer in the language of the question, and keep to the point.\n"
-"""A long system prompt is many of these: agents send thousands of tokens before the first question."""
+"""A long system prompt repeats this: agents send thousands of tokens before the first question."""
 
 IMAGE_MARKER_QUESTION: Final = "What colour is this image? The word <image> is text."
-"""Asked beside a picture: text that looks like an engine's placeholder is not another picture."""
+"""Asked together with an image: text that looks like an engine's placeholder is not another image."""
 
 CITY_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
@@ -90,7 +90,7 @@ CITY_SCHEMA: Final[dict[str, Any]] = {
     "required": ["city", "sunny"],
     "additionalProperties": False,
 }
-"""A schema with few right answers, each of them short."""
+"""A schema with few correct answers, each of them short."""
 
 CITY_QUESTION: Final = "Name a city and say whether it is sunny there, as JSON with city and sunny."
 
@@ -122,21 +122,21 @@ WEATHER_TOOL_ANTHROPIC: Final[dict[str, Any]] = {
     "description": WEATHER_TOOL["function"]["description"],
     "input_schema": WEATHER_TOOL["function"]["parameters"],
 }
-"""The same tool as ``/v1/messages`` wants it."""
+"""The same tool in the format of ``/v1/messages``."""
 
 IMAGE_QUESTION: Final = "What colour is this image?"
 
 COLOURS: Final[Mapping[str, tuple[int, int, int]]] = MappingProxyType(
     {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 )
-"""Name of a colour, held by a right answer, and its 8-bit RGB."""
+"""Name of a colour, contained in a correct answer, and its 8-bit RGB."""
 
 IMAGE_SIDE: Final = 112
-"""Width and height of the pictures in pixels: four by four of M3's merged 28-pixel patches."""
+"""Width and height of the images in pixels: four by four of M3's merged 28-pixel patches."""
 
 
 def long_system(rules: int) -> str:
-    """Return a system prompt of so many rules."""
+    """Return a system prompt with so many rules."""
     return SYSTEM + "\n" + "".join(LONG_SYSTEM_RULE.format(number=number) for number in range(1, rules + 1))
 
 
@@ -157,13 +157,13 @@ def png(rgb: tuple[int, int, int], side: int = IMAGE_SIDE) -> bytes:
 
 
 def image_block(colour: str) -> dict[str, Any]:
-    """Return the picture of ``colour`` as a content block of ``/v1/messages``."""
+    """Return the image of ``colour`` as a content block of ``/v1/messages``."""
     data = base64.b64encode(png(COLOURS[colour])).decode("ascii")
     return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
 
 
 def image_url(colour: str) -> str:
-    """Return the picture of ``colour`` (a key of :data:`COLOURS`) as a ``data:`` URL."""
+    """Return the image of ``colour`` (a key of :data:`COLOURS`) as a ``data:`` URL."""
     return "data:image/png;base64," + base64.b64encode(png(COLOURS[colour])).decode("ascii")
 
 
@@ -178,7 +178,7 @@ def parts_message(role: str, text: str) -> dict[str, Any]:
 
 
 def image_message(colour: str) -> dict[str, Any]:
-    """Return the user's message of the image check: question, then picture, as in the M3 guide."""
+    """Return the user's message of the image check: question, then image, as in the M3 guide."""
     return {
         "role": "user",
         "content": [

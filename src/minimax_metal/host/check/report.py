@@ -1,4 +1,4 @@
-"""The result of a post-check: a table for people, JSON for machines, JUnit for what collects tests.
+"""The result of a post-check: a table for people, JSON for programs, JUnit for test collectors.
 
 ``docs/check.md`` describes the JSON (schema 2) field by field.
 """
@@ -31,10 +31,10 @@ Held = TypeVar("Held", "Result", "Report")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One check: what was seen, or what was expected and came instead.
+    """One check: its finding, or the expected and the actual result.
 
-    ``detail`` is what was seen (passed), the limit (limited) or the reason (skipped); ``setting`` what has
-    that which is limited.
+    ``detail`` is the finding (passed), the limitation (limited) or the reason (skipped); ``setting`` avoids
+    the limitation.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Result:
         seen = self.detail or (f"expected {self.expected}" if self.expected else "")
         lines: tuple[tuple[str, str | None], ...]
         if self.status == "limited":
-            lines = (("limit", self.detail), ("has it", self.setting))
+            lines = (("limit", self.detail), ("avoid by", self.setting))
         else:
             lines = (("expected", self.expected), ("got", self.got), ("look", self.look))
         return Row(self.name, self.status, self.seconds, seen, lines)
@@ -59,7 +59,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All checks against one endpoint, and what it said of itself (None where it did not)."""
+    """All checks against one endpoint, and its own information (None if not reported)."""
 
     url: str
     model: str
@@ -93,7 +93,7 @@ class Report:
         return f"{self.model} at {self.url}: {counts} in {self.seconds:.1f} s"
 
     def without(self, secret: str | None) -> Report:
-        """Return the report without ``secret`` in any text: an endpoint may send back what it was sent."""
+        """Return the report without ``secret`` in any text: an endpoint may send back what it received."""
         if not secret:
             return self
         results = tuple(_hide(result, secret) for result in self.results)
@@ -126,9 +126,9 @@ class Report:
         return json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n"
 
     def as_junit(self) -> str:
-        """Return JUnit XML: one suite, one case for each check.
+        """Return JUnit XML: one suite, one case per check.
 
-        JUnit has no word for a known limit: it is a skipped case whose message begins with "limited".
+        JUnit has no state for a known limitation: it is a skipped case whose message begins with "limited".
         """
         suite = ElementTree.Element(
             "testsuite",
@@ -150,7 +150,7 @@ class Report:
                 failure = ElementTree.SubElement(case, "failure", message=_printable(message))
                 failure.text = _printable(f"look: {result.look}")
             elif result.status == "limited":
-                message = f"limited: {result.detail}; {result.setting} has it"
+                message = f"limited: {result.detail}; avoided by {result.setting}"
                 ElementTree.SubElement(case, "skipped", message=_printable(message))
             elif result.status == "skipped":
                 ElementTree.SubElement(case, "skipped", message=_printable(result.detail))
@@ -162,7 +162,7 @@ class Report:
         return ElementTree.tostring(root, encoding="unicode", xml_declaration=False) + "\n"
 
     def write(self, file: Path, form: Callable[[Report], str] | None = None) -> None:
-        """Write the report, as JSON unless told; a reader sees the old one or the new one, never half of one.
+        """Write the report, by default as JSON; a reader sees the old or the new one, never a part.
 
         Raises:
             OSError: the file can't be written.
@@ -171,12 +171,12 @@ class Report:
         write_atomic(file, (form or Report.as_json)(self))
 
     def print(self, output: IO[str]) -> None:
-        """Print the table, then every limit and every failure in full."""
-        print_table(output, "what was seen", [result.row() for result in self.results], self.summary)
+        """Print the table, then full details of every limitation and failure."""
+        print_table(output, "finding", [result.row() for result in self.results], self.summary)
 
 
 def _hide(holder: Held, secret: str) -> Held:
-    """Return a copy whose texts are free of the secret, however it is written in them."""
+    """Return a copy without the secret in any text, however it is encoded."""
     forms = dict.fromkeys((secret, quote(secret, safe=""), json.dumps(secret)[1:-1]))
     changed: dict[str, Any] = {}
     for field in fields(holder):
@@ -189,7 +189,7 @@ def _hide(holder: Held, secret: str) -> Held:
 
 
 def _printable(text: str) -> str:
-    """Return ``text`` without what XML 1.0 can't hold: control characters and lone surrogates."""
+    """Return ``text`` without characters that XML 1.0 forbids: control characters and lone surrogates."""
     return _NOT_XML.sub("?", text)
 
 
@@ -197,7 +197,7 @@ _NOT_XML: Final = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def shorten(text: str, limit: int = 300) -> str:
-    """Return ``text`` on one line, cut in the middle to ``limit`` characters: both ends of an answer tell."""
+    """Return ``text`` on one line, cut in the middle to ``limit`` characters: both ends matter."""
     line = " ".join(printable(text).split())
     if len(line) <= limit:
         return line

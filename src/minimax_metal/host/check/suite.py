@@ -1,4 +1,4 @@
-"""The checks in their order, and how one run of them becomes a report."""
+"""The checks in order, and how a run of them becomes a report."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ from minimax_metal.host.check.report import Report, Result, shorten
 
 IN_TIME: Final = "an answer in time"
 PATIENCE: Final = 2
-"""Checks without an answer in time before the rest is left out: a hanging engine would take hours."""
+"""Unanswered checks before the rest is skipped: a hanging engine would take hours.
+"""
 
-KEY: Final = "the key: put it in the environment as METAL_API_KEY or pass --api-key-file"
+KEY: Final = "the key: set METAL_API_KEY in the environment or pass --api-key-file"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """A check by its name; ``run`` returns what was seen or raises."""
+    """A check by its name; ``run`` returns the finding or raises."""
 
     name: str
     run: Callable[[Context], str]
@@ -99,7 +100,7 @@ CHECKS: Final = (
 
 
 def selected(name: str, only: Iterable[str], skip: Iterable[str]) -> bool:
-    """Return whether a check is asked for by the patterns of ``--only`` and ``--skip``."""
+    """Return whether ``--only`` and ``--skip`` select a check."""
     chosen = list(only)
     wanted = not chosen or any(fnmatchcase(name, pattern) for pattern in chosen)
     return wanted and not any(fnmatchcase(name, pattern) for pattern in skip)
@@ -112,12 +113,12 @@ def run(
     only: Iterable[str] = (),
     skip: Iterable[str] = (),
 ) -> Report:
-    """Run the checks one after another and return the report, with the endpoint's key nowhere in it.
+    """Run the checks one after another and return the report, without the endpoint's key.
 
-    Where the endpoint is gone, or refuses the key, what is left is skipped with that reason.
+    If the endpoint stops answering, or rejects the key, the remaining checks are skipped with that reason.
 
     Raises:
-        UnreachableError: nobody is there to begin with.
+        UnreachableError: nothing answers at the start.
     """
     endpoint = context.endpoint
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -129,7 +130,7 @@ def run(
     over, timeouts = "", 0
     for check in checks:
         if check.name == "reasoning_effort" and not context.options.efforts:
-            continue  # Most models have no levels: a row for them would say nothing.
+            continue  # Most models have no levels: a row for them would be useless.
         if not selected(check.name, only, skip):
             results.append(Result(check.name, "skipped", 0.0, detail="left out by --only or --skip"))
             continue
@@ -140,11 +141,11 @@ def run(
         results.append(result)
         timeouts += result.expected == IN_TIME
         if lost and not endpoint.is_there():
-            over = f"the endpoint is gone since {check.name}"
+            over = f"the endpoint stopped answering during {check.name}"
         elif timeouts >= PATIENCE:
-            over = f"{timeouts} checks had no answer in time: the engine hangs"
+            over = f"{timeouts} checks got no answer in time: the engine hangs"
         elif first.status_code in {401, 403} and result.status == "failed":
-            over = f"the key was refused: see {check.name}"
+            over = f"the key was rejected: see {check.name}"
     return Report(
         url=endpoint.url,
         model=endpoint.model,
@@ -165,7 +166,7 @@ def _run_one(check: Check, context: Context) -> tuple[Result, bool]:
     bounds.late = False
     result, lost = _judged(check, context)
     if result.status == "failed" and bounds.late:
-        got = f"an answer that was not whole after {bounds.seconds:.0f} s, and was cut off"
+        got = f"an answer still incomplete after {bounds.seconds:.0f} s, cut off"
         return replace(result, expected=IN_TIME, got=got, look=JOURNAL), True
     return result, lost
 
@@ -197,13 +198,13 @@ def _judged(check: Check, context: Context) -> tuple[Result, bool]:
         if error.status_code in {401, 403}:
             look = KEY
         elif error.status_code == 404:
-            look = f"is this the engine itself, of a release that has this path? {JOURNAL}"
+            look = f"is this the engine itself, in a release that has this path? {JOURNAL}"
         return failed("status 200", f"status {error.status_code}: {shorten(error.message)}", look), False
     except CLIENT_ERRORS as error:
-        return failed("an answer that the client can read", shorten(str(error)), JOURNAL), False
+        return failed("an answer that the client can parse", shorten(str(error)), JOURNAL), False
     except Exception as error:
         # The clients build their objects without validating, so a malformed response shows only when it is
-        # read; a stream that breaks off raises whatever the HTTP library does. Never a traceback.
-        got = shorten(f"a response that cannot be read ({type(error).__name__}: {error})")
-        return failed("a whole response in the form of the interface", got, JOURNAL), True
+        # read; a broken stream raises whatever the HTTP library does. Never a traceback.
+        got = shorten(f"a response that can't be parsed ({type(error).__name__}: {error})")
+        return failed("a complete response in the API's format", got, JOURNAL), True
     return Result(check.name, "passed", time.monotonic() - begun, detail=detail), False

@@ -1,4 +1,4 @@
-"""Checks as a table for people, on a terminal or in a play's output."""
+"""Checks as a readable table, on a terminal or in a play's output."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import IO, Final
 
 PLAIN_WIDTH: Final = 86
-"""Columns of the table where no terminal sets them: in a play's output it must not depend on the day."""
+"""Table width without a terminal: in a play's output it must be constant."""
 COLOURS: Final = {"passed": "green", "failed": "bold red", "limited": "cyan", "skipped": "yellow"}
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One check: its line in the table, and what is said of it below, by label, when it is no pass."""
+    """One check: its line in the table, and details below it, by label, if it did not pass."""
 
     name: str
     state: str
@@ -24,7 +24,7 @@ class Row:
 
 
 def print_table(output: IO[str], heading: str, rows: Sequence[Row], summary: str) -> None:
-    """Print the table, then every limit and every failure in full, then the summary."""
+    """Print the table, then full details of every limitation and failure, then the summary."""
     from rich.box import SIMPLE_HEAD, SQUARE
     from rich.console import Console
     from rich.table import Table

@@ -1,7 +1,7 @@
-"""Checks of conversations as clients hold them: several turns, long system prompts, every script, two calls.
+"""Checks of real conversations: several turns, long system prompts, many scripts, two calls.
 
-A client sends back what it was given, thoughts included, and in more forms than one. Engines that answer a
-single question well have leaked markup, or lost the thread, at the second (MiniMax-AI/MiniMax-M3#31,
+A client sends back the answer it got, including reasoning, and in several forms. Engines that answer a single
+question well have leaked markup, or lost the context, at the second (MiniMax-AI/MiniMax-M3#31,
 sgl-project/sglang PR #28715).
 """
 
@@ -26,15 +26,17 @@ from minimax_metal.host.check.outcome import JOURNAL, UNIT, FailedError, Skipped
 from minimax_metal.host.check.report import join, shorten
 
 REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-"""What a decoder puts where bytes are not UTF-8: half a character was sent."""
+"""A decoder's replacement for bytes that are not UTF-8: half a character was sent."""
 SYSTEM_TOKENS: Final = 8192
-"""Of the long system prompt, or an eighth of the longest sequence: coding agents send 10,000 and more."""
+"""Maximum tokens of the long system prompt (or an eighth of the longest sequence): coding agents send 10,000
+and more.
+"""
 RULE_TOKENS: Final = 20
-"""About as many as one rule of it has in MiniMax's tokenizer; what is read is counted, not assumed."""
+"""Approximate tokens of one rule in MiniMax's tokenizer; the actual number is measured, not assumed."""
 
 
 def check_turns(context: Context) -> str:
-    """A second question after an answer that is sent back in each form that clients know."""
+    """A second question after an answer that is sent back in each form that clients use."""
     first = context.chat("turns (first)", [questions.text_message(USER, questions.GREETING)])
     says_something(first)
     forms = _as_clients_send_it_back(first)
@@ -48,11 +50,11 @@ def check_turns(context: Context) -> str:
             ],
         )
         _second(answer, name)
-    return f"second answers are right after {join(list(forms))}"
+    return f"the second answers are correct after {join(list(forms))}"
 
 
 def _as_clients_send_it_back(answer: Answer) -> dict[str, dict[str, Any]]:
-    """Return an assistant's message in the forms in which clients send it back, by what a form holds."""
+    """Return an assistant's message in the forms in which clients send it back, by description."""
     head = THOUGHT.match(answer.content)
     thought = answer.reasoning.strip() or (head["thought"].strip() if head else "") or "greet back"
     return {
@@ -80,7 +82,7 @@ def _second(answer: Answer, form: str) -> None:
 
 
 def check_messages_turns(context: Context) -> str:
-    """The same on ``/v1/messages``: the answer's own blocks go back, thoughts among them."""
+    """The same on ``/v1/messages``: the answer's own blocks are sent back, including reasoning."""
     asked = questions.text_message(USER, questions.GREETING)
     first, blocks = context.message("messages_turns (first)", [asked])
     says_something(first)
@@ -90,11 +92,11 @@ def check_messages_turns(context: Context) -> str:
     )
     kinds = join(sorted({str(block.get("type")) for block in blocks}))
     _second(answer, f"blocks of {kinds}")
-    return f"the second answer is right after blocks of {kinds}"
+    return f"the second answer is correct after blocks of {kinds}"
 
 
 def check_system_long(context: Context) -> str:
-    """A system prompt as long as an agent's is read whole, and again from the cache."""
+    """A system prompt as long as an agent's is read completely, and again from the cache."""
     limit = context.limit or SYSTEM_TOKENS // 2
     wanted = min(SYSTEM_TOKENS, limit // 8)
     rules = wanted // RULE_TOKENS
@@ -107,19 +109,19 @@ def check_system_long(context: Context) -> str:
         ended(answer, "stop")
         says_something(answer)
     counts = [answer.prompt_tokens or 0 for answer in answers]
-    # Ten tokens are the least that a rule can be: a word is a token or more.
+    # A rule has at least ten tokens: a word is a token or more.
     least = 10 * rules
     if counts[0] != counts[1] or counts[0] < least:
         raise FailedError(
-            f"the same prompt counted alike twice, {least} tokens or more",
+            f"the same prompt counted the same twice, {least} tokens or more",
             f"{counts[0]} and {counts[1]}",
-            f"a part of the system prompt is dropped: the chat template, or {UNIT}",
+            f"part of the system prompt is dropped: the chat template, or {UNIT}",
         )
     return f"{counts[0]} prompt tokens, twice"
 
 
 def check_unicode(context: Context) -> str:
-    """Characters of every length arrive whole, in one piece and streamed."""
+    """Characters of every length arrive intact, in one piece and streamed."""
     asked = [questions.text_message(USER, questions.UNICODE_QUESTION)]
     for answer in (context.chat("unicode", asked), context.stream("unicode (stream)", asked)):
         holds(answer, questions.UNICODE_ANSWERS)
@@ -127,15 +129,15 @@ def check_unicode(context: Context) -> str:
             raise FailedError(
                 "whole characters",
                 f"{REPLACEMENT!r} in {shorten(answer.content)}",
-                f"characters are cut between two pieces of a stream; {JOURNAL}",
+                f"characters are split between two chunks of a stream; {JOURNAL}",
             )
     return repr(shorten(context.answers["unicode"].visible, 80))
 
 
 def check_image_marker(context: Context) -> str:
-    """A picture beside text that looks like a placeholder of pictures is one picture."""
+    """An image beside text that looks like an image placeholder is one image."""
     if not context.takes_images:
-        raise SkippedError("the model takes text only")
+        raise SkippedError("the model accepts text only")
     message = questions.image_message("red")
     message["content"][0]["text"] = questions.IMAGE_MARKER_QUESTION
     answer = context.chat("image_marker", [message])
@@ -145,14 +147,14 @@ def check_image_marker(context: Context) -> str:
 
 
 def check_tool_parallel(context: Context) -> str:
-    """Two calls in one streamed answer; both results go back, and the answer has read both."""
+    """Two calls in one streamed answer; both results are sent back, and the answer uses both."""
     asked = [questions.text_message(USER, questions.TOOL_QUESTION_SEVERAL)]
     tools = {"tools": [questions.WEATHER_TOOL], "tool_choice": "auto", "parallel_tool_calls": True}
     answer = context.stream("tool_parallel", asked, **tools)
     words = judge_calls(answer, "auto", context.reasoning_parser, questions.TOOL_LOCATIONS_SEVERAL)
     ids = [call.id for call in answer.calls]
     if not all(ids) or len(set(ids)) != len(ids):
-        raise FailedError("an id of its own for each call", join(ids) or "none", JOURNAL)
+        raise FailedError("a distinct id for each call", join(ids) or "none", JOURNAL)
     said: dict[str, Any] = {
         "role": "assistant",
         "content": answer.content,

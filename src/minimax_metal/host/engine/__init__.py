@@ -1,1 +1,1 @@
-"""What runs on a host beside the engine: its supervisor, and the records of what was released."""
+"""Code that runs beside the engine on a host: its supervisor, diagnosis and helpers."""

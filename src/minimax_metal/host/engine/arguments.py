@@ -1,4 +1,4 @@
-"""What ``metal supervise`` is asked to do: its command line."""
+"""The command line of ``metal supervise``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Final
 from minimax_metal.common.documents import digits
 
 FREE_SECONDS: Final = 60.0
-"""How long port and GPU memory of an engine that has just ended may take to come free."""
+"""Seconds that port and GPU memory of an engine that has just ended may take to become free."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What ``metal supervise`` was asked to do; times in seconds."""
+    """Settings of ``metal supervise``; times in seconds."""
 
     instance: str
     ready_url: str
@@ -72,34 +72,42 @@ def parse(argv: Sequence[str]) -> Settings:
     """Parse the command line after ``metal supervise``."""
     parser = argparse.ArgumentParser(
         prog="metal supervise",
-        description="Start the engine for systemd (Type=notify): status line, readiness, stop.",
-        epilog="Exit status: 0 stopped on request; the engine's own (128+N for signal N) if it ended itself; "
-        "70 a GPU fault; 78 can never start; 123 hung; 124 not ready in time; 126/127 cannot be started; "
-        "2 usage.",
+        description="Run the engine under systemd (Type=notify): status line, readiness, stop.",
+        epilog="Exit status: 0 stopped on request; the engine's own (128+N for signal N) if it ended "
+        "itself; 70 a GPU error; 78 can never start; 123 hung; 124 not ready in time; 126/127 can't "
+        "be started; 2 usage.",
     )
-    parser.add_argument("--instance", required=True, help="name after the @ of the unit")
+    parser.add_argument("--instance", required=True, help="instance name after the @ of the unit")
     parser.add_argument("--ready-url", required=True, help="health URL of the engine; 200 means ready")
-    parser.add_argument("--start-timeout", required=True, type=seconds, help="seconds until ready at most")
-    parser.add_argument("--stop-timeout", required=True, type=seconds, help="seconds for requests in flight")
+    parser.add_argument("--start-timeout", required=True, type=seconds, help="maximum seconds until ready")
+    parser.add_argument(
+        "--stop-timeout",
+        required=True,
+        type=seconds,
+        help="seconds that requests in flight may take during a stop",
+    )
     parser.add_argument(
         "--gpus", type=indices, default=(), metavar="0,1,…", help="GPUs that must be free before a start"
     )
-    parser.add_argument("--secrets", type=Path, metavar="DIR", help="keys (*_key) to take out of all output")
     parser.add_argument(
-        "--state", type=Path, default=state_directory(), metavar="DIR", help="where incident reports are kept"
+        "--secrets", type=Path, metavar="DIR", help="files of keys (*_key) to mask in all output"
+    )
+    parser.add_argument(
+        "--state", type=Path, default=state_directory(), metavar="DIR", help="directory for incident reports"
     )
     parser.add_argument("--status-interval", type=seconds, default=30.0, help="seconds between status lines")
+    parser.add_argument("--watch-interval", type=seconds, default=30.0, help="seconds between health checks")
     parser.add_argument(
-        "--watch-interval", type=seconds, default=30.0, help="seconds between looks at health"
-    )
-    parser.add_argument(
-        "--hang-timeout", type=seconds, default=300.0, help="seconds without progress that are no hang yet"
+        "--hang-timeout",
+        type=seconds,
+        default=300.0,
+        help="seconds without progress before the engine counts as hung",
     )
     parser.add_argument(
         "--free-timeout",
         type=seconds,
         default=FREE_SECONDS,
-        help="seconds that port and GPUs may take to come free",
+        help="seconds until port and GPUs must be free",
     )
     parser.add_argument(
         "command", nargs="+", metavar="-- ENGINE [ARGUMENT ...]", help="the engine's command line"

@@ -50,9 +50,9 @@ from minimax_metal.host.engine.diagnosis.reading import ready_before_end
 
 EXIT_NOTHING: Final = 1
 BYTES: Final = 16 << 20
-"""Read from the end of a log: the last start is there."""
+"""Bytes read from the end of a log: the last start is there."""
 LINES: Final = 20_000
-"""Newest lines that are read; an engine that starts and dies writes some thousands."""
+"""Newest lines to read; an engine that starts and crashes writes some thousands."""
 SECONDS: Final = 60.0
 JOURNAL_SECONDS: Final = 60.0
 
@@ -110,16 +110,16 @@ def read_unit(unit: str) -> str:
 
 
 def is_active(unit: str) -> bool:
-    """Return whether systemd says that the unit runs; no where it can't be asked."""
+    """Return whether systemd reports the unit as running; false if it can't be asked."""
     if "@" not in unit and "." not in unit:
         unit = f"sglang@{unit}"
     return program.run(["systemctl", "is-active", "--quiet", unit], seconds=10.0).ok
 
 
 def before_this_start(text: str) -> str:
-    """Return a unit's journal up to the start of the engine that runs; empty where there was no other.
+    """Return a unit's journal up to the start of the running engine; empty if there was no earlier one.
 
-    What a running engine warned of is no reason of an end.
+    A running engine's warnings are not the reason of an end.
     """
     first = _first_time(text)
     return "\n".join(line for line in text.splitlines() if 0 < _time(line) < first)
@@ -133,7 +133,7 @@ def _time(line: str) -> int:
 
 
 def _first_time(text: str) -> int:
-    """When the unit's last start began, in microseconds since 1970; else when the journal begins."""
+    """Return when the unit's last start began, in microseconds since 1970; else when the journal begins."""
     moment = 0
     for line in text.splitlines():
         if '"Starting ' in line or "server_args=" in line or not moment:
@@ -142,9 +142,9 @@ def _first_time(text: str) -> int:
 
 
 def explain(text: str, port: int | None = None) -> Reason | None:
-    """Why the engine ended whose log this is; none when it does not say."""
+    """Return why the engine with this log ended, or None if it does not tell."""
     lines = list(read_lines(text.splitlines()[-LINES:]))
-    # One limit for all three readings, whatever the lines are made of.
+    # One limit for all three readings, whatever the lines contain.
     share = SECONDS / 3
     until = time.monotonic() + share
     kernel = [
@@ -165,7 +165,7 @@ def explain(text: str, port: int | None = None) -> Reason | None:
 
 
 def _port(lines: Sequence[Line]) -> int | None:
-    """The endpoint's port, as the engine prints its arguments."""
+    """Return the endpoint's port from the arguments that the engine prints."""
     for line in lines:
         for sign in (
             "Uvicorn running on http://",
@@ -185,14 +185,14 @@ def _port(lines: Sequence[Line]) -> int | None:
 
 
 def status_of(reason: Reason | None) -> int:
-    """The exit status: by who acts."""
+    """Return the exit status: by who must act."""
     if reason is None:
         return EXIT_NOTHING
     return {Who.OPERATOR: EXIT_GPU, Who.USER: EXIT_NEVER, Who.WEIGHTS: EXIT_NEVER}.get(reason.who, 0)
 
 
 def document(reason: Reason | None) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Return the output for ``--json``."""
     if reason is None:
         return {"schema": 1, "code": None, "who": None, "cause": None, "remedy": None, "restart": None,
                 "evidence": [], "exit_status": EXIT_NOTHING}  # fmt: skip
@@ -210,13 +210,13 @@ def document(reason: Reason | None) -> dict[str, Any]:
 
 
 def shown(reason: Reason | None) -> str:
-    """What is printed for people."""
+    """Return the readable output."""
     if reason is None:
         return (
-            "cause:    none found: no line says why an engine ended\n"
-            "remedy:   give the whole log from the engine's start on, and the kernel's (journalctl --dmesg)"
+            "cause:    none found: no line explains why an engine ended\nremedy:   pass the whole "
+            "log since the engine's start, and the kernel's (journalctl --dmesg)"
         )
-    remedy = reason.remedy or "no rule knows these words: look at the evidence; a restart may do"
+    remedy = reason.remedy or "no rule matches these messages: check the evidence; a restart may help"
     lines = [f"cause:    {one_line(reason.cause or reason.text, 600)}  [{reason.code}]"]
     lines += [f"acts:     {ACTS[reason.who]}", f"remedy:   {remedy}"]
     for number, line in enumerate(reason.evidence):
@@ -228,13 +228,15 @@ def main(argv: list[str]) -> int:
     """Run ``metal explain``; return its exit status."""
     parser = argparse.ArgumentParser(
         prog="metal explain",
-        description="Say why an engine ended, from a journal or log: cause, who acts, remedy, evidence.",
+        description="Explain why an engine ended, from a journal or log: cause, who acts, remedy, evidence.",
         epilog="Exit status: 0 the next start may succeed; 1 nothing found; 2 usage; 70 the operator acts; "
         "78 the user acts (settings, packages, weights).",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="a log; - for standard input (the default)")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="a log file; - for standard input (the default)"
+    )
     parser.add_argument("--unit", metavar="UNIT", help="read this unit's journal: sglang@NAME, or NAME")
-    parser.add_argument("--port", type=int, help="the endpoint's port, where the log does not name it")
+    parser.add_argument("--port", type=int, help="the endpoint's port, if the log does not show it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     if arguments.unit and arguments.file:
@@ -252,7 +254,7 @@ def main(argv: list[str]) -> int:
 
 
 def _say_running(unit: str, *, as_json: bool) -> int:
-    """Say that a unit runs and that its journal holds no end; return the exit status."""
+    """Report that a unit is running and that its journal contains no end; return the exit status."""
     if as_json:
         print(json.dumps({**document(None), "running": True, "exit_status": 0}, indent=2))
     else:

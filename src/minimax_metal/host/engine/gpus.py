@@ -1,5 +1,6 @@
-"""Who holds memory of the GPUs, and whether they can be used at all, asked of nvidia-smi: before a start and
-after a stop."""
+"""Which programs hold GPU memory, and whether the GPUs can be used at all, from nvidia-smi: before a start
+and after a stop.
+"""
 
 from __future__ import annotations
 
@@ -24,52 +25,52 @@ FORMAT: Final = "--format=csv,noheader,nounits"
 class GpuError(Exception):
     """A GPU, or nvidia-smi, does not answer as it should; the text is one line.
 
-    ``remedy`` says what to do; ``operator`` whether the host has to be drained.
+    ``remedy`` is what to do; ``operator`` whether the host must be drained.
     """
 
     def __init__(self, text: str, remedy: str = "", *, operator: bool = True) -> None:
         super().__init__(text)
-        self.remedy = remedy or "look at the GPUs, reset them or reboot the host"
+        self.remedy = remedy or "check the GPUs, reset them or reboot the host"
         self.operator = operator
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that holds memory of a GPU."""
+    """A process that holds GPU memory."""
 
     gpu: int
     pid: int
     program: str
     mib: int | None
-    """None where nvidia-smi does not say how much (``[N/A]``): that is not 0."""
+    """None if nvidia-smi does not report the amount (``[N/A]``), which is not 0."""
 
     @property
     def ghost(self) -> bool:
-        """Whether the process is gone and its memory is not."""
+        """Whether the process has ended but its memory is still in use."""
         return not Path(f"/proc/{self.pid}").exists()
 
     @property
     def daemon(self) -> str | None:
-        """What a known daemon is called."""
+        """The name of a known daemon."""
         return nvidia_smi.daemon(self.program)
 
     def __str__(self) -> str:
-        what = "a process that is gone" if self.ghost else self.daemon or one_line(self.program, 200)
-        amount = "memory of unknown size" if self.mib is None else f"{self.mib} MiB"
-        return f"GPU {self.gpu}: {amount} held by {what} (pid {self.pid})"
+        what = "a process that no longer exists" if self.ghost else self.daemon or one_line(self.program, 200)
+        amount = "an unknown amount of memory" if self.mib is None else f"{self.mib} MiB"
+        return f"GPU {self.gpu}: {amount} used by {what} (pid {self.pid})"
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What is in use on some GPUs."""
+    """Use of some GPUs."""
 
     used_mib: dict[int, int | None]
     holders: tuple[Holder, ...]
     mig: tuple[int, ...] = ()
-    """GPUs on which MIG is on: an engine can't use them whole."""
+    """GPUs with MIG on: an engine can't use them whole."""
 
     def _full(self, gpu: int) -> bool:
-        """One threshold, whether or not processes are listed; daemons that keep a little are no obstacle."""
+        """One threshold, whether or not processes are listed; daemons that keep a little don't matter."""
         used = self.used_mib.get(gpu)
         listed = [holder for holder in self.holders if holder.gpu == gpu]
         if used is not None:
@@ -80,7 +81,7 @@ class Memory:
 
     @property
     def taken(self) -> list[str]:
-        """One line for each holder of a GPU that is not free, or for the GPU where none is listed."""
+        """One line for each process on a GPU that is not free, or for the GPU if none is listed."""
         lines: list[str] = []
         for gpu, mib in sorted(self.used_mib.items()):
             if not self._full(gpu):
@@ -97,7 +98,7 @@ def _ask(path: str, *arguments: str, stop: Callable[[], bool]) -> program.Answer
 def _ours(
     path: str, indices: Sequence[int], warned: Sequence[tuple[str, str]], stop: Callable[[], bool]
 ) -> list[tuple[str, str]]:
-    """Which of the GPUs that nvidia-smi warns of are these; all where their addresses can't be told."""
+    """Return which of these GPUs nvidia-smi warns about; all if their addresses are unknown."""
     if not warned:
         return []
     rows = nvidia_smi.rows(_ask(path, "--query-gpu=index,pci.bus_id", FORMAT, stop=stop).out)
@@ -107,7 +108,7 @@ def _ours(
 
 
 def _table(path: str, indices: Sequence[int], stop: Callable[[], bool]) -> str:
-    """The table of all GPUs, with MIG where this nvidia-smi knows it.
+    """Return the table of all GPUs, with MIG if this nvidia-smi supports it.
 
     Raises:
         GpuError: there is none.
@@ -124,12 +125,12 @@ def _table(path: str, indices: Sequence[int], stop: Callable[[], bool]) -> str:
         if warned:
             told = ", ".join(f"the GPU at {address}: {words}" for address, words in warned[:8])
             raise GpuError(
-                f"nvidia-smi warns of {told}",
-                "drain the host, reset that GPU (nvidia-smi --gpu-reset) or reboot; if it stays, have it "
-                "repaired",
+                f"nvidia-smi warns: {told}",
+                "drain the host, reset that GPU (nvidia-smi --gpu-reset) or reboot; if the error "
+                "stays, have it repaired",
             )
         if answer.ok or (answer.status == nvidia_smi.WARNED and known is None):
-            # A lost GPU is not in the table then, or has no values there.
+            # A lost GPU is missing from the table then, or has no values.
             return answer.out
         words = one_line(f"{answer.out} {answer.err}", 200)
         if known is None:
@@ -140,15 +141,15 @@ def _table(path: str, indices: Sequence[int], stop: Callable[[], bool]) -> str:
             operator=known.operator,
         )
     raise GpuError(
-        "nvidia-smi knows none of the fields asked for", "install the planned driver", operator=False
+        "nvidia-smi knows none of the requested fields", "install the planned driver", operator=False
     )
 
 
 def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False) -> Memory | None:
-    """What is in use on the GPUs with these indices; none where there is no nvidia-smi.
+    """Return the use of the GPUs with these indices; None if there is no nvidia-smi.
 
     Raises:
-        GpuError: nvidia-smi is there and does not answer, or one of these GPUs is sick or missing.
+        GpuError: nvidia-smi exists but does not answer, or one of these GPUs is sick or missing.
     """
     path = shutil.which("nvidia-smi")
     if path is None:
@@ -160,16 +161,16 @@ def read_memory(indices: Sequence[int], stop: Callable[[], bool] = lambda: False
     for index, cells in sorted(rows.items()):
         if sick := nvidia_smi.row_sickness(cells):
             raise GpuError(
-                f"GPU {index}: nvidia-smi says {sick}",
-                f"drain the host, reset GPU {index} (nvidia-smi --gpu-reset -i {index}) or reboot; if it "
-                "comes back, have it repaired",
+                f"GPU {index}: nvidia-smi reports {sick}",
+                f"drain the host, reset GPU {index} (nvidia-smi --gpu-reset -i {index}) or reboot; "
+                "if the error returns, have it repaired",
             )
     missing = sorted(set(indices) - set(rows))
     if missing:
         names = ", ".join(map(str, missing))
         raise GpuError(
             f"GPU {names}: not in nvidia-smi's list",
-            "look at dmesg for NVRM and at nvidia-smi -L; reboot the host, or have the GPU repaired",
+            "look for NVRM in dmesg and check nvidia-smi -L; reboot the host, or have the GPU repaired",
         )
     by_uuid = {cells[1]: index for index, cells in rows.items() if len(cells) > 1}
     used = {index: nvidia_smi.mib(cells[2]) if len(cells) > 2 else None for index, cells in rows.items()}

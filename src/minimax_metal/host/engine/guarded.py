@@ -1,9 +1,9 @@
-"""Whether the engine serves with the guard in it: asked once, before it is said to be ready.
+"""Whether the engine serves with the guard in it: checked once, before it is reported ready.
 
-The engine goes on without a plug-in that it could not load. What it would serve then has no bound and no
-class of routes, so the unit is not ready until the guard gave the proof that only it can give
-(``engine_plugin``, ``identity.py``). Where the plan counts on no guard (a release without plug-ins, no keys),
-nobody asks.
+The engine continues without a plug-in that it could not load. It would then serve without limits and with all
+routes open, so the unit is not ready until the guard has given the proof that only it can give
+(``engine_plugin``, ``identity.py``). If the plan expects no guard (a release without plug-ins, no keys),
+there is no check.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minimax_metal.host.engine_plugin.minimax_metal_engine.identity import PATH,
 
 ASK_SECONDS: Final = 5.0
 MISSING_SECONDS: Final = 15.0
-"""How long a ready engine may go without its guard; the server may only just have begun."""
+"""Seconds that a ready engine may lack its guard; the server may have just started."""
 PAUSE_SECONDS: Final = 1.0
 
 
@@ -31,14 +31,14 @@ class GuardProbe:
 
     url: str
     own: Identity | None
-    """What the guard proves; none where none is counted on."""
+    """The guard's identity; None if no guard is expected."""
     note: str = ""
     since: float | None = None
     asked: float = 0.0
 
     @classmethod
     def of(cls, ready_url: str, directory: Path | None, environment: Mapping[str, str]) -> GuardProbe:
-        """By the unit's environment and keys."""
+        """Return the check by the unit's environment and keys."""
         key, address = directory / "api_key" if directory else None, environment.get("METAL_IDENTITY")
         own = None
         if address and key is not None and key.is_file():
@@ -46,7 +46,7 @@ class GuardProbe:
         return cls(urllib.parse.urljoin(ready_url, PATH), own)
 
     def is_there(self) -> bool:
-        """Whether the guard has answered; asked once a second until it has."""
+        """Return whether the guard has answered; checked once a second until it has."""
         if self.own is None:
             return True
         now = time.monotonic()
@@ -60,12 +60,12 @@ class GuardProbe:
             return True
         self.since = now if self.since is None else self.since
         self.note = (
-            f"the engine answers without its guard ({PATH}: {status}), expected the plug-in minimax-metal; "
-            "look for it in the engine's own lines, and run the playbook again"
+            f"the engine answers without its guard ({PATH}: {status}), expected the plug-in "
+            "minimax-metal; look for it in the engine's log, and run the playbook again"
         )
         return False
 
     @property
     def is_missing(self) -> bool:
-        """Whether it has not come for so long that it won't."""
+        """Return whether it has been missing for so long that it won't appear."""
         return bool(self.note) and self.since is not None and time.monotonic() - self.since >= MISSING_SECONDS

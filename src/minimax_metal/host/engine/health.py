@@ -1,10 +1,10 @@
-"""Whether the engine is ready, and later whether it still gets on: asked so that asking harms nothing.
+"""Whether the engine is ready, and later whether it makes progress: checked without disturbing it.
 
-The engine's ``/health`` generates a token. When that takes more than 20 s it counts itself unhealthy and no
-longer drains on SIGTERM (``tokenizer_manager.py``, 0.5.23), and under a long prefill it may well take longer.
-So a ready engine is watched from outside: its figures (``/metrics``) say whether requests run and whether
-tokens come, its output says whether it computes. ``/health`` is asked of an engine that has nothing to do,
-and of one that has had work and shown no progress for a long time.
+The engine's ``/health`` generates a token. If that takes more than 20 s the engine counts itself unhealthy
+and no longer drains on SIGTERM (``tokenizer_manager.py``, 0.5.23), and under a long prefill it may well take
+longer. So a ready engine is watched from outside: its metrics (``/metrics``) show whether requests run and
+whether tokens are generated, its output shows whether it computes. ``/health`` is requested only of an idle
+engine, and of a busy one without progress for a long time.
 """
 
 from __future__ import annotations
@@ -21,17 +21,19 @@ from minimax_metal.common.metrics import samples
 from minimax_metal.common.web import fetch
 
 PROBE_PAUSE_SECONDS: Final = 1.0
-"""Between two questions to the health URL while the engine starts."""
+"""Seconds between two requests to the health URL while the engine starts."""
 PROBE_TIMEOUT_SECONDS: Final = 60.0
-"""One health call. The engine gives its own generation 20 s; giving up before it does would prove nothing."""
+"""Time limit of one health request. The engine gives its own generation 20 s; giving up earlier would prove
+nothing.
+"""
 FIGURES_TIMEOUT_SECONDS: Final = 20.0
 BODY_BYTES: Final = 8 << 20
-"""Read of an answer at most: the engine's metrics have some 200 KB."""
+"""Maximum bytes of an answer; the engine's metrics have some 200 KB."""
 MOST: Final = 1e15
-"""No count of requests or tokens is larger; what is, or is not a number, is not read."""
+"""Largest count of requests or tokens; larger values, and non-numbers, are ignored."""
 LONGEST_LINE: Final = 20_000
 STRIKES: Final = 3
-"""Failed looks in a row that make a hang."""
+"""Consecutive failed checks that count as a hang."""
 
 BUSY: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 MOVING: Final = (
@@ -41,11 +43,11 @@ MOVING: Final = (
     "sglang:num_requests_total",
     "sglang:num_aborted_requests_total",
 )
-"""Figures of which one changes when the engine gets on: also while a long prompt is read in pieces."""
+"""Metrics of which one changes when the engine makes progress: also while a long prompt is read in chunks."""
 
 
 def context_for(url: str) -> ssl.SSLContext | None:
-    """For TLS to the engine: its certificate is not verified, since it is this host's own."""
+    """For TLS to the engine: its certificate is not verified, since it is on this host."""
     if not url.startswith("https:"):
         return None
     context = ssl.create_default_context()
@@ -55,10 +57,11 @@ def context_for(url: str) -> ssl.SSLContext | None:
 
 
 def ask(url: str, timeout: float, context: ssl.SSLContext | None = None) -> tuple[str, str]:
-    """The status of one call in a few words (``200``, ``port closed``, ``no answer``), and the body of a 200.
+    """Return the status of one request as a short text (``200``, ``port closed``, ``no answer``), and the
+    body of a 200.
 
-    The body is cut at :data:`BODY_BYTES`, and what comes drop by drop ends with ``timeout``. Whatever
-    a server answers, nothing is raised.
+    The body is cut at :data:`BODY_BYTES`, and a slow answer ends with ``timeout``. Whatever a server answers,
+    nothing is raised.
     """
     try:
         status, body = fetch(url, seconds=timeout, limit=BODY_BYTES, context=context or context_for(url))
@@ -72,7 +75,7 @@ def ask(url: str, timeout: float, context: ssl.SSLContext | None = None) -> tupl
 
 
 class HealthProbe(threading.Thread):
-    """Asks the health URL until it answers 200; a thread, so that the engine's death is noticed meanwhile."""
+    """Requests the health URL until it answers 200; a thread, so that the engine's end is noticed."""
 
     def __init__(self, url: str, pause: float = PROBE_PAUSE_SECONDS) -> None:
         super().__init__(name="health", daemon=True)
@@ -80,11 +83,11 @@ class HealthProbe(threading.Thread):
         self.pause = pause
         self.ready = threading.Event()
         self.halted = threading.Event()
-        self.last = "not asked yet"
+        self.last = "not checked yet"
         self.context = context_for(url)
 
     def run(self) -> None:
-        """Ask until ready or halted."""
+        """Request until ready or halted."""
         while not self.halted.is_set():
             self.last, _ = ask(self.url, PROBE_TIMEOUT_SECONDS, self.context)
             if self.last == "200":
@@ -95,7 +98,7 @@ class HealthProbe(threading.Thread):
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one look at ``/metrics`` says."""
+    """The result of reading ``/metrics`` once."""
 
     busy: bool
     moving: tuple[float, ...]
@@ -104,10 +107,9 @@ class Figures:
 
 
 def parse_figures(text: str) -> Figures | None:
-    """The figures of a scrape; none where the engine's are not in it.
+    """Return the metrics of a scrape; None if it lacks the engine's.
 
-    What is not a finite number (``NaN``, ``1e999``, HTML) is passed over, as is what no count can
-    be.
+    Anything that is not a finite number (``NaN``, ``1e999``, HTML), or impossible as a count, is skipped.
     """
     values: dict[str, float] = {}
     for name, _, value in samples(text, "sglang:"):
@@ -120,9 +122,9 @@ def parse_figures(text: str) -> Figures | None:
 
 @dataclass
 class Judge:
-    """Makes a verdict of looks: pure but for the clock it is given.
+    """Judges a series of checks: pure except for the clock it is given.
 
-    ``patience``: seconds without progress, while there is work, before the engine is asked.
+    ``patience``: seconds without progress, while there is work, before ``/health`` is requested.
     """
 
     patience: float
@@ -139,10 +141,10 @@ class Judge:
         worked: int,
         healthy: Callable[[], bool],
     ) -> bool:
-        """One look; returns whether the engine hangs.
+        """Process one check; return whether the engine hangs.
 
-        ``answered`` is whether its HTTP server answered, ``worked`` how many lines said that it computes,
-        ``healthy`` asks it for a token.
+        ``answered`` is whether its HTTP server answered, ``worked`` how many lines showed that it computes,
+        ``healthy`` requests a token.
         """
         seen = (figures.moving if figures else (), worked)
         if self.moved is None or seen != self.seen:
@@ -163,7 +165,7 @@ class Judge:
 
 @dataclass
 class Watch:
-    """Looks at a ready engine from a thread of its own, so that a slow answer holds nothing up."""
+    """Checks a ready engine from a separate thread, so that a slow answer blocks nothing."""
 
     ready_url: str
     interval: float
@@ -175,11 +177,11 @@ class Watch:
     note: str = ""
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         threading.Thread(target=self.run, name="watch", daemon=True).start()
 
     def run(self) -> None:
-        """Look until the engine hangs or the watch is halted."""
+        """Check until the engine hangs or the watch is halted."""
         judge = Judge(self.patience)
         context = context_for(self.ready_url)
         metrics = urllib.parse.urljoin(self.ready_url, "/metrics")
@@ -189,13 +191,13 @@ class Watch:
                     self.hung.set()
                     return
             except Exception as error:
-                # A watch that ends in silence would never see a hang: it says so and looks again.
-                self.note = f"the watch failed ({type(error).__name__}), looking again"
+                # If the watch ended silently, a hang would never be noticed: report the error and continue.
+                self.note = f"the health check failed ({type(error).__name__}), retrying"
 
     def look(self, judge: Judge, context: ssl.SSLContext | None, metrics: str) -> bool:
-        """Look once; return whether the engine hangs."""
+        """Check once; return whether the engine hangs."""
         status, text = ask(metrics, FIGURES_TIMEOUT_SECONDS, context)
-        # Without figures any answer of the server will do; a 404 is one.
+        # Without metrics any answer of the server counts, even a 404.
         answered = status.isdigit()
         self.figures = parse_figures(text) if status == "200" else None
         hangs = judge.look(

@@ -1,8 +1,8 @@
-"""A small report of each time the engine ended by itself or hung, kept on the host.
+"""A small report each time the engine ends unexpectedly or hangs, stored on the host.
 
 ``<state directory>/incidents/<instance>/<number>-<time>.json``, the newest ``KEPT`` of them. The number grows
-by one with each report: which is the newest, and how many there were lately, does not hang on a clock that
-may jump. Keys are taken out before anything comes here. Names are opened beneath the state directory without
+by one with each report: their order, and how many there were recently, does not depend on a clock that may
+jump. Keys are removed before anything gets here. Names are opened beneath the state directory without
 following links: it may belong to another user than the reader.
 """
 
@@ -29,14 +29,14 @@ SCHEMA: Final = 2
 """2: ``boot`` and ``uptime`` are new."""
 PROGRAM_SECONDS: Final = 20.0
 LARGEST: Final = 4 << 20
-"""Bytes of a report; 200 lines of an engine and nvidia-smi's table take some 60 KB."""
+"""Maximum bytes of a report; 200 lines of an engine and nvidia-smi's table take some 60 KB."""
 BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _NAME: Final = re.compile(r"(\d{6,12})-[0-9TZ.]{8,40}\.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """What is known of one end."""
+    """Data about one end."""
 
     instance: str
     kind: str
@@ -44,7 +44,7 @@ class Incident:
     how: str
     """How the process ended."""
     reason: str | None
-    """Why, from the engine's own words or the kernel's; none where they do not say."""
+    """The reason, from the engine's or the kernel's messages; None if unknown."""
     code: str | None
     phase: str
     age_seconds: float
@@ -52,7 +52,7 @@ class Incident:
     xids: Sequence[str]
     output: Sequence[str]
     who: str | None = None
-    """Who acts: ``restart``, ``user``, ``operator`` or ``weights``."""
+    """Who must act: ``restart``, ``user``, ``operator`` or ``weights``."""
     evidence: Sequence[str] = ()
 
 
@@ -64,20 +64,20 @@ def _answer(*command: str, stop: Callable[[], bool]) -> str | None:
 
 
 def kernel_lines(since: float) -> list[str]:
-    """The kernel's lines about GPUs and memory since a time (seconds since 1970), without controls.
+    """Return the kernel's lines about GPUs and memory since a time (seconds since 1970), without controls.
 
-    Empty where unit ``metal-kernel-lines.service`` does not run: this process may not read the journal.
+    Empty if unit ``metal-kernel-lines.service`` does not run: this process may not read the journal.
     """
     return kernel_log.read(since)
 
 
 def uptime() -> float:
-    """Seconds since the boot, sleep included: no clock that is set changes it."""
+    """Return seconds since boot, including sleep: independent of clock changes."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot() -> str:
-    """This boot's identity."""
+    """Return this boot's id."""
     try:
         return BOOT.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -91,17 +91,17 @@ def write_report(
     at: float | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Keep the report of one incident and drop the oldest; return where it is.
+    """Store the report of one incident and remove the oldest; return its path.
 
     Args:
-        directory: the incidents'; it is made where it is missing.
-        incident: what to keep.
+        directory: of incidents; created if missing.
+        incident: what to store.
         now: seconds since 1970.
-        at: seconds since the boot.
+        at: seconds since boot.
         stop: true ends the wait for nvidia-smi.
 
     Raises:
-        OSError: it can't be written (disk full, say).
+        OSError: it can't be written (a full disk, for example).
     """
     moment = datetime.fromtimestamp(time.time() if now is None else now, UTC)
     content: dict[str, Any] = {
@@ -130,7 +130,7 @@ def write_report(
 
 
 def _number(name: str) -> int:
-    """A report's number; those of releases before numbers come first."""
+    """Return a report's number; those of older releases without numbers come first."""
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else 0
 
@@ -142,7 +142,7 @@ def _names(place: int) -> list[str]:
 
 
 def reports(directory: Path, instance: str) -> list[Path]:
-    """The reports of an instance, oldest first; none where its directory is missing or a link."""
+    """Return the reports of an instance, oldest first; empty if its directory is missing or a link."""
     try:
         with directory_beneath(directory, instance) as place:
             return [directory / instance / name for name in _names(place)]
@@ -151,7 +151,7 @@ def reports(directory: Path, instance: str) -> list[Path]:
 
 
 def recent(directory: Path, instance: str, seconds: float, at: float | None = None) -> int:
-    """How many incidents the last ``seconds`` of this boot saw; ``at``: seconds since the boot."""
+    """Return the number of incidents in the last ``seconds`` of this boot; ``at``: seconds since boot."""
     newest = uptime() if at is None else at
     here, count = boot(), 0
     for path in reports(directory, instance):

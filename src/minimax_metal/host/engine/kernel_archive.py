@@ -1,4 +1,4 @@
-"""A cache's kernels as a tar archive, and back: only files below a directory are taken from one."""
+"""A cache's kernels as a tar archive, and back: only files below a directory are extracted."""
 
 from __future__ import annotations
 
@@ -16,30 +16,33 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.common.files import directory_beneath, new_file, read_beneath
 
 NOT_KERNELS: Final = frozenset({"huggingface", "modelscope"})
-"""Directories of a cache that hold a model's files or code of its repository: no kernels."""
+"""Directories of a cache with a model's files or code of its repository: no kernels."""
 NO_KERNEL: Final = (".lock", ".log", ".part", ".tmp")
-"""How names end of what compilers keep for themselves, or have not finished."""
+"""Suffixes of compilers' own files, or unfinished ones."""
 MARKER: Final = "precompiled-"
-"""How a file is called that says that all of a launch command's kernels are there; it comes last."""
+"""Name of a marker that all kernels of a launch command exist; it comes last."""
 LARGEST: Final = 1 << 30
-"""Bytes of one kernel; the largest of DeepGEMM's and FlashInfer's libraries have some tens of megabytes."""
+"""Maximum bytes of one kernel; the largest of DeepGEMM's and FlashInfer's libraries have some tens of
+megabytes.
+"""
 BYTES: Final = 64 << 30
-"""Bytes of all kernels in an archive."""
+"""Maximum bytes of all kernels in an archive."""
 FILES: Final = 500_000
 LATEST: Final = 1 << 33
-"""Seconds since 1970; a file system takes no time far beyond it."""
+"""Latest time in seconds since 1970; file systems accept no time far beyond it."""
 
 
 def is_kernel(place: PurePosixPath) -> bool:
-    """Return whether a path below a cache names what is worth sharing."""
+    """Return whether a path below a cache is worth sharing."""
     return bool(place.parts) and not NOT_KERNELS & set(place.parts) and not place.name.endswith(NO_KERNEL)
 
 
 def kernels(directory: Path) -> Iterator[Path]:
     """Yield the files of a cache that are worth sharing, as paths below it; markers come last.
 
-    Links are left out: they point at this host's places. So are pipes, and what a compiler is still writing.
-    A cache that is a link itself has none: its owner could have all of the host looked through.
+    Links are skipped: they point to places on this host. So are pipes, and files that a compiler is still
+    writing. A cache that is itself a link yields nothing: otherwise its owner could have the whole host
+    searched.
     """
     if directory.is_symlink():
         return
@@ -61,11 +64,11 @@ def kernels(directory: Path) -> Iterator[Path]:
 
 
 def stream(directory: Path, output: IO[bytes]) -> int:
-    """Write a cache's kernels as a tar archive; return how many files."""
+    """Write a cache's kernels as a tar archive; return the number of files."""
     count = 0
     with tarfile.open(fileobj=output, mode="w|") as tar:
         for name in kernels(directory):
-            # A kernel that a compiler replaced meanwhile is left out: the host that lacks it compiles it.
+            # A kernel that a compiler replaced meanwhile is left out: a host that lacks it compiles it.
             with contextlib.suppress(OSError):
                 status = (directory / name).lstat()
                 content = read_beneath(directory, name.as_posix(), LARGEST)
@@ -78,25 +81,25 @@ def stream(directory: Path, output: IO[bytes]) -> int:
 
 
 class Limited(io.RawIOBase):
-    """A stream that ends with an error after so many bytes."""
+    """A stream that ends with an error after a number of bytes."""
 
     def __init__(self, source: IO[bytes], limit: int) -> None:
         self.source, self.left = source, limit
 
     def readable(self) -> bool:
-        """Say that it is."""
+        """Return True."""
         return True
 
     def read(self, size: int = -1) -> bytes:
         """Return up to ``size`` bytes.
 
         Raises:
-            ValueError: that is more than there may be.
+            ValueError: the limit is exceeded.
         """
         block = self.source.read(size)
         self.left -= len(block)
         if self.left < 0:
-            raise ValueError("more bytes than all kernels of a host have")
+            raise ValueError("more data than a host's kernels can have")
         return block
 
 
@@ -106,7 +109,7 @@ def members(
     """Yield the kernels in an archive, as new members of a tar archive with their content.
 
     Raises:
-        UserError: it can't be read, or holds anything but files below a directory.
+        UserError: it can't be read, or contains anything but files below a directory.
     """
     count = 0
     try:
@@ -116,11 +119,13 @@ def members(
                 parts = place.parts
                 if not member.isreg() or place.is_absolute() or ".." in parts or not is_kernel(place):
                     raise UserError(
-                        f"found {member.name!r} in {name}, expected files of kernels only; remove the archive"
+                        f"found {member.name!r} in {name}, expected only kernel files; remove the archive"
                     )
                 count += 1
                 if member.size > LARGEST or count > FILES:
-                    raise UserError(f"found more in {name} than kernels of a host; remove the archive")
+                    raise UserError(
+                        f"found more data in {name} than a host's kernels can have; remove the archive"
+                    )
                 content = tar.extractfile(member)
                 fresh = tarfile.TarInfo(place.as_posix())
                 fresh.size, fresh.mode = member.size, member.mode & 0o755
@@ -129,11 +134,13 @@ def members(
     except (tarfile.TarError, EOFError, zlib.error, ValueError, OverflowError, MemoryError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{name} can't be read ({error}), expected kernels of a host; remove it") from None
+        raise UserError(
+            f"{name} can't be read ({error}), expected an archive of a host's kernels; remove it"
+        ) from None
 
 
 def add(source: IO[bytes] | io.RawIOBase, mode: str, name: str, directory: Path) -> int:
-    """Add an archive's kernels to a cache as this process's user, never over a file that is there.
+    """Add an archive's kernels to a cache as this process's user, never replacing a file.
 
     Raises:
         UserError: as :func:`members`.

@@ -1,11 +1,12 @@
-"""``metal kernel-lines``: hand the engine's supervisor the kernel's lines about GPUs, memory, PCIe and disks.
+"""``metal kernel-lines``: give the engine's supervisor the kernel's messages about GPUs, memory, PCIe and
+disks.
 
-The engine runs code of others and must not read the host's journal. A small unit of root's follows the
-kernel's log and keeps the lines that :func:`concerns` in ``/run/minimax-metal/kernel-lines``, which the
-engine's group may read: ``<seconds since 1970> <text>`` in each line, the newest last. It takes no input from
-the engine.
+The engine runs foreign code and must not read the host's journal. A small unit that runs as root follows the
+kernel's log and stores the lines that :func:`concerns` selects in ``/run/minimax-metal/kernel-lines``, which
+the engine's group may read: ``<seconds since 1970> <text>`` per line, the newest last. It accepts no input
+from the engine.
 
-Exit status: 1 when journalctl ended or can't be run; systemd starts it again then.
+Exit status: 1 if journalctl ended or can't be run; systemd then restarts it.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from minimax_metal.host.engine.diagnosis.kernel import concerns
 
 PLACE: Final = Path("/run/minimax-metal/kernel-lines")
 KEPT: Final = 1_000
-"""Lines; a GPU in trouble says some tens, a link that flaps some hundreds."""
+"""Number of lines; a failing GPU causes some tens, a flapping link some hundreds."""
 LENGTH: Final = 600
-"""Characters of a line; the longest of the driver's Xids have about 400."""
+"""Maximum characters of a line; the longest Xid lines have about 400."""
 LARGEST: Final = KEPT * (LENGTH * 4 + 24)
 SETTLE_SECONDS: Final = 0.1
-"""How long lines are gathered before they are written: a failing GPU says several at once."""
+"""Seconds to collect lines before they are written: a failing GPU logs several at once."""
 JOURNAL: Final = (
     "journalctl", "--dmesg", "--boot", "--follow", "--no-tail", "--output=json", "--no-pager", "--quiet",
     "--output-fields=MESSAGE",
@@ -57,7 +58,7 @@ def of_journal(line: str) -> tuple[float, str] | None:
 
 
 def parse(content: str, since: float) -> list[str]:
-    """Return the texts in a file of :data:`PLACE` that are not older than ``since`` (seconds since 1970)."""
+    """Return the texts in a :data:`PLACE` file that are not older than ``since`` (seconds since 1970)."""
     found = []
     for line in content.splitlines():
         moment, _, text = line.partition(" ")
@@ -72,7 +73,7 @@ def parse(content: str, since: float) -> list[str]:
 
 
 def read(since: float, place: Path = PLACE) -> list[str]:
-    """Return the kernel's lines since a time; empty where there is no file, or it may not be read."""
+    """Return the kernel's lines since a time; empty if there is no file, or it may not be read."""
     try:
         return parse(read_bounded(place, LARGEST).decode("utf-8", "replace"), since)
     except OSError:
@@ -81,26 +82,26 @@ def read(since: float, place: Path = PLACE) -> list[str]:
 
 @dataclass
 class Lines:
-    """The newest lines, and the file that holds them."""
+    """The newest lines, and the file that stores them."""
 
     place: Path
     kept: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def add(self, lines: Iterable[str]) -> bool:
-        """Take lines of journalctl; return whether any of them is kept."""
+        """Process lines of journalctl; return whether any of them is stored."""
         found = [entry for line in lines if (entry := of_journal(line)) is not None]
         self.kept.extend(f"{moment:.6f} {text}" for moment, text in found)
         return bool(found)
 
     def write(self) -> None:
-        """Write them whole; for the group of this process, and for nobody else."""
+        """Write them atomically; readable only by this process's group."""
         write_atomic(self.place, "".join(f"{line}\n" for line in self.kept), mode=0o640)
 
 
 def follow(place: Path, command: Sequence[str] = JOURNAL) -> int:
     """Keep ``place`` up to date until the program that follows the journal ends; return its exit status."""
     lines = Lines(place)
-    # The file says that somebody looks, before there is anything to say.
+    # The file shows that the service runs, before there is anything to report.
     lines.write()
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL)
     if child.stdout is None:
@@ -122,7 +123,7 @@ def follow(place: Path, command: Sequence[str] = JOURNAL) -> int:
                     break
                 pending += block
                 *whole, rest = bytes(pending).split(b"\n")
-                # What never ends is no line of the journal's.
+                # A line without an end is not one of the journal's.
                 pending = bytearray(rest[: 1 << 20])
                 if lines.add(line.decode("utf-8", "replace") for line in whole) and not changed:
                     changed, since = True, time.monotonic()
@@ -139,10 +140,11 @@ def main(argv: Sequence[str]) -> int:
     """Follow the kernel's log until told to stop."""
     parser = argparse.ArgumentParser(
         prog="metal kernel-lines",
-        description="Keep the kernel's lines about GPUs and lack of memory for the engine's group to read.",
+        description="Copy the kernel's messages about GPUs and lack of memory to where the engine's group "
+        "can read them.",
     )
     parser.add_argument(
-        "--output", type=Path, default=PLACE, metavar="FILE", help="where (default: %(default)s)"
+        "--output", type=Path, default=PLACE, metavar="FILE", help="file to write (default: %(default)s)"
     )
     arguments = parser.parse_args(argv)
     try:
@@ -150,5 +152,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         print(f"metal kernel-lines: {error.filename or 'journalctl'}: {error.strerror}", file=sys.stderr)
         return 1
-    print(f"metal kernel-lines: journalctl ended with {status}; systemd starts this again", file=sys.stderr)
+    print(
+        f"metal kernel-lines: journalctl ended with {status}; systemd restarts this service", file=sys.stderr
+    )
     return 1

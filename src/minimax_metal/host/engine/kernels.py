@@ -1,10 +1,10 @@
-"""``metal kernels``: compiled kernels of one host, or of one user, as an archive for equal ones.
+"""``metal kernels``: compiled kernels of one host, or of one user, as an archive for identical ones.
 
 A cache belongs to the service that fills it. As root, everything in it is read and written as its owner, so
-that a link or a pipe in it is that user's own matter; the archive is root's.
+that a link or a pipe in it can harm only that user; the archive is root's.
 
-Exit status: 0 done, also when there was nothing to do, which the one line of output says; 2 usage, or an
-archive that can't be taken.
+Exit status: 0 done, also if there was nothing to do, which the one line of output tells; 2 usage, or an
+archive that can't be used.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from minimax_metal.host.engine.kernel_archive import BYTES, Limited, add, kernel
 MEMORY: Final = 8 << 30
 """Address space of the process that reads an archive: one that claims more is refused."""
 SECONDS: Final = 3600.0
-"""How long another user's process may take to read its cache."""
+"""Seconds that another user's process may take to read its cache."""
 NOTES: Final = Path("/var/lib/minimax-metal/kernels")
-"""Where a host notes whose kernels it took, by the name of the cache."""
+"""Where a host notes whose kernels it uses, by the name of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose files a cache's kernels are."""
+    """Return the owner of a cache's kernels."""
 
     uid: int
     gid: int
 
 
 def owner_of(directory: Path) -> Owner | None:
-    """Return whose cache this is, for root; None where it is this user's own."""
+    """Return the owner of this cache, for root; None if it is this user's own."""
     found = untrusted_owner(directory) if os.geteuid() == 0 else None
     return Owner(*found) if found else None
 
@@ -65,7 +65,7 @@ def streamed(directory: Path) -> Iterator[IO[bytes]]:
     """Yield the tar archive of a cache's kernels, read by a process of the cache's owner.
 
     Raises:
-        UserError: the cache can't be read to its end.
+        UserError: the cache can't be read completely.
     """
     reader = owner_of(directory)
     source, sink = os.pipe()
@@ -80,7 +80,7 @@ def streamed(directory: Path) -> Iterator[IO[bytes]]:
     try:
         with os.fdopen(source, "rb") as archive:
             yield archive
-            # What pads an archive's end; who sends more is not believed.
+            # Padding at an archive's end; a process that sends more is not trusted.
             whole = len(archive.read(1 << 20)) < 1 << 20
     finally:
         limit.cancel()
@@ -88,11 +88,11 @@ def streamed(directory: Path) -> Iterator[IO[bytes]]:
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     if not whole or status != 0:
-        raise UserError(f"the kernels in {directory} can't be read by their owner; look at its files")
+        raise UserError(f"the kernels in {directory} can't be read by their owner; check its files")
 
 
 def _read_and_exit(directory: Path, sink: int, reader: Owner | None) -> NoReturn:
-    """Be the reader's process: nothing of root's is left to it."""
+    """Become the reader's process, without any of root's rights."""
     status = 1
     try:
         if reader is not None:
@@ -107,11 +107,11 @@ def _read_and_exit(directory: Path, sink: int, reader: Owner | None) -> NoReturn
 
 
 def pack(directory: Path, archive: Path) -> int:
-    """Write a cache's kernels to an archive that all may read; return how many files, 0 writes none.
+    """Write a cache's kernels to an archive readable by all; return the number of files, 0 writes none.
 
     Raises:
-        UserError: the cache can't be read, or it holds more than an archive may.
-        OSError: the archive can't be written, or somebody else can write to its directory.
+        UserError: the cache can't be read, or has more than an archive may.
+        OSError: the archive can't be written, or other users can write to its directory.
     """
     folder = trusted_directory(archive.parent, create=0o755)
     count = 0
@@ -126,7 +126,7 @@ def pack(directory: Path, archive: Path) -> int:
                 streamed(directory) as source,
             ):
                 counted = Limited(source, BYTES)
-                # Read once on its way: how many there are, and that there is nothing but kernels.
+                # Read once on the way: to count them, and to check that there is nothing but kernels.
                 with tarfile.open(fileobj=packed, mode="w|") as target:
                     for member, content in members(counted, "r|", str(directory)):
                         target.addfile(member, io.BytesIO(content))
@@ -149,13 +149,14 @@ def stated(archive: Path, sha256: str | None = None) -> Iterator[IO[bytes]]:
     """Yield an archive, opened.
 
     Raises:
-        UserError: it can't be read, or has not the SHA-256 (hex) that was stated.
+        UserError: it can't be read, or does not have the given SHA-256 (hex).
     """
     try:
         opened = archive.open("rb")
     except OSError as error:
         raise UserError(
-            f"{archive} can't be read ({error.strerror}), expected kernels of a host; run site.yml again"
+            f"{archive} can't be read ({error.strerror}), expected an archive of a host's kernels; "
+            "run site.yml again"
         ) from None
     with opened as file:
         if sha256 is not None and (found := hashlib.file_digest(file, "sha256").hexdigest()) != sha256:
@@ -168,12 +169,12 @@ def stated(archive: Path, sha256: str | None = None) -> Iterator[IO[bytes]]:
 
 
 def unpack(archive: Path, directory: Path, owner: Owner | None = None, sha256: str | None = None) -> int:
-    """Add an archive's kernels to a cache, never over a file that is there; return how many were added.
+    """Add an archive's kernels to a cache, never replacing a file; return how many were added.
 
     Args:
         archive: made by :func:`pack`.
-        directory: the cache; it is made where it is missing.
-        owner: as whom root writes (default: whose the cache is).
+        directory: the cache; created if missing.
+        owner: user as which root writes (default: the cache's owner).
         sha256: of the archive, in hex; another one is refused.
 
     Raises:
@@ -197,7 +198,7 @@ def copy(source: Path, directory: Path, owner: Owner | None = None) -> int:
 
 @contextlib.contextmanager
 def _writing(directory: Path, owner: Owner | None) -> Iterator[None]:
-    """Be the cache's owner meanwhile."""
+    """Temporarily become the cache's owner."""
     if os.geteuid() != 0:
         yield
         return
@@ -209,7 +210,7 @@ def _writing(directory: Path, owner: Owner | None) -> Iterator[None]:
 
 
 def _make(directory: Path, owner: Owner) -> None:
-    """Make the part of a cache's path that only root can make; what lies below is its owner's to make."""
+    """Create the part of a cache's path that only root can create; its owner creates the rest."""
     for one in (*reversed(directory.parents), directory):
         if untrusted_owner(one.parent) is not None:
             break
@@ -219,7 +220,7 @@ def _make(directory: Path, owner: Owner) -> None:
 
 
 def note(name: str, content: Mapping[str, Any], directory: Path = NOTES) -> None:
-    """Write down whose kernels this host has in a cache.
+    """Store whose kernels this host has in a cache.
 
     Raises:
         OSError: it can't be written.
@@ -229,7 +230,7 @@ def note(name: str, content: Mapping[str, Any], directory: Path = NOTES) -> None
 
 
 def origin(name: str, directory: Path = NOTES) -> dict[str, Any] | None:
-    """Return which host built the kernels that this one took into a cache; None where it took none."""
+    """Return the host that built the kernels in this host's cache; None if it copied none."""
     try:
         content = read_json(read_bounded(directory / f"{name}.json", 1 << 16))
     except (OSError, ValueError):
@@ -254,16 +255,16 @@ def main(argv: Sequence[str]) -> int:
         if arguments.verb == "copy":
             with _little_memory():
                 number = copy(arguments.source, directory, owner)
-            print(f"copied {number} files" if number else "every kernel was there")
+            print(f"copied {number} files" if number else "no kernel was missing")
             return 0
         if arguments.built_by is not None:
             with stated(arguments.archive, arguments.sha256):
-                # First: kernels of another host are never there without a word of it.
+                # First: kernels of another host are never used without a record.
                 content = {"built_by": arguments.built_by, "sha256": arguments.sha256, "time": _now()}
                 note(directory.name, content, arguments.notes)
         with _little_memory():
             number = unpack(arguments.archive, directory, owner, arguments.sha256)
-        print(f"unpacked {number} files" if number else "every kernel was there")
+        print(f"unpacked {number} files" if number else "no kernel was missing")
     except OSError as error:
         raise UserError(
             f"{error.filename or directory}: {error.strerror or error}; check owner and mode of its directory"
@@ -273,7 +274,7 @@ def main(argv: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _little_memory() -> Iterator[None]:
-    """Take no more memory than the reading of an archive takes: one that claims to hold more is refused."""
+    """Use no more memory than reading an archive takes: one that claims to contain more is refused."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY if hard == resource.RLIM_INFINITY else hard, hard))
     try:
@@ -298,23 +299,23 @@ def _now() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="metal kernels", description="Share compiled kernels between equal hosts."
+        prog="metal kernels", description="Share compiled kernels between identical hosts."
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
-    owner = "as root: write the cache as this user (default: whose it is)"
-    count = verbs.add_parser("count", help="print how many files of kernels a cache holds")
+    owner = "as root: write the cache as this user (default: the cache's owner)"
+    count = verbs.add_parser("count", help="print the number of kernel files in a cache")
     count.add_argument("directory", type=Path)
     packing = verbs.add_parser("pack", help="write a cache's kernels to an archive")
     packing.add_argument("directory", type=Path)
     packing.add_argument("archive", type=Path)
-    unpacking = verbs.add_parser("unpack", help="add an archive's kernels to a cache; files there stay")
+    unpacking = verbs.add_parser("unpack", help="add an archive's kernels to a cache; existing files stay")
     unpacking.add_argument("archive", type=Path)
     unpacking.add_argument("directory", type=Path)
     unpacking.add_argument("--owner", metavar="USER", help=owner)
-    unpacking.add_argument("--sha256", metavar="HEX", help="of the archive; another one is refused")
-    unpacking.add_argument("--built-by", metavar="HOST", help="noted for the release record")
+    unpacking.add_argument("--sha256", metavar="HEX", help="SHA-256 of the archive; others are refused")
+    unpacking.add_argument("--built-by", metavar="HOST", help="archive name to note in the release record")
     unpacking.add_argument("--notes", type=Path, default=NOTES, help=argparse.SUPPRESS)
-    copying = verbs.add_parser("copy", help="add the kernels in one user's cache to another user's")
+    copying = verbs.add_parser("copy", help="copy the kernels of one user's cache to another user's")
     copying.add_argument("source", type=Path)
     copying.add_argument("directory", type=Path)
     copying.add_argument("--owner", metavar="USER", help=owner)

@@ -1,12 +1,13 @@
-"""Whose socket answers at the endpoint's port: read from ``/proc`` before anybody is told it is ready.
+"""Which program listens on the endpoint's port: read from ``/proc`` before the endpoint is reported ready.
 
-While an engine loads, its port is free, and any user of the host may take it. A health call then gets 200
-from whoever that is, and clients and gateways would send it keys and prompts. So a port counts as the
-engine's only when every listening socket that may get a connection to it is held by one of its processes.
+While an engine loads, its port is free, and any user of the host may bind it. A health request then gets 200
+from that program, and clients and gateways would send it keys and prompts. So a port counts as the engine's
+only if every listening socket that may receive a connection to it belongs to one of its processes.
 
 ``/proc/net/tcp`` and ``tcp6`` list the sockets of this network namespace with their inodes (the kernel's
 documentation, networking/proc_net_tcp); ``/proc/PID/fd`` links a process's descriptors to them. Those of
-another user's processes can't be read, and need not be: what the engine does not hold is somebody else's.
+another user's processes can't be read, and need not be: what the engine does not hold belongs to another
+program.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Final
 
 LISTEN: Final = "0A"
 LOST_SECONDS: Final = 15.0
-"""How long somebody else may hold the port of an engine that starts; one that has just ended may linger."""
+"""Seconds that another program may hold the port of a starting engine; one that has just ended may linger."""
 SOCKET: Final = re.compile(r"socket:\[(\d+)\]")
 
 
@@ -40,19 +41,19 @@ class Listening:
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Who listens at a port."""
+    """The listeners on a port."""
 
     own: tuple[Listening, ...]
     foreign: tuple[Listening, ...]
 
     @property
     def proven(self) -> bool:
-        """Whether the port is the engine's, and nobody else's too."""
+        """Whether the port belongs to the engine, and only to it."""
         return bool(self.own) and not self.foreign
 
 
 def listening(port: int, proc: Path = Path("/proc")) -> list[Listening]:
-    """Every socket that listens on a TCP port, whoever holds it."""
+    """Return every socket that listens on a TCP port, whatever its owner."""
     found = []
     for name in ("tcp", "tcp6"):
         try:
@@ -71,7 +72,7 @@ def listening(port: int, proc: Path = Path("/proc")) -> list[Listening]:
 
 
 def _address(digits: str) -> str:
-    """An address as the kernel prints it: words of four bytes, each in the host's byte order."""
+    """Return an address as the kernel prints it: words of four bytes, each in the host's byte order."""
     raw = bytes.fromhex(digits)
     if sys.byteorder == "little":
         raw = b"".join(raw[place : place + 4][::-1] for place in range(0, len(raw), 4))
@@ -79,13 +80,13 @@ def _address(digits: str) -> str:
 
 
 def family(root: int, proc: Path = Path("/proc")) -> set[int]:
-    """A process, all that it started, and all of its group or session."""
+    """Return a process, all its descendants, and all of its group or session."""
     parents: dict[int, tuple[int, int, int]] = {}
     for entry in proc.iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            # The name in parentheses may hold anything, blanks and parentheses too.
+            # The name in parentheses may contain anything, including blanks and parentheses.
             fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             parents[int(entry.name)] = (int(fields[1]), int(fields[2]), int(fields[3]))
         except (OSError, IndexError, ValueError):
@@ -99,13 +100,13 @@ def family(root: int, proc: Path = Path("/proc")) -> set[int]:
 
 
 def sockets(pids: Iterable[int], proc: Path = Path("/proc")) -> set[int]:
-    """Inodes of the sockets that processes hold."""
+    """Return inodes of the sockets that processes hold."""
     found = set()
     for pid in pids:
         try:
             descriptors = list((proc / str(pid) / "fd").iterdir())
         except OSError:
-            continue  # it has ended, or is another user's
+            continue  # it has ended, or belongs to another user
         for descriptor in descriptors:
             try:
                 link = descriptor.readlink()
@@ -117,16 +118,16 @@ def sockets(pids: Iterable[int], proc: Path = Path("/proc")) -> set[int]:
 
 
 def holders(root: int, port: int, proc: Path = Path("/proc")) -> Holders:
-    """Who listens at a port, as far as it could be taken for the engine whose first process is ``root``.
+    """Return the listeners on a port that may be taken for the engine with first process ``root``.
 
-    A socket at an address of its own beside the engine's (the engine at 10.0.0.5, another program at
-    127.0.0.1) gets none of the engine's connections and counts as nobody. A second socket in a group of
-    SO_REUSEPORT gets some of them: it is listed like any other.
+    A socket at another address than the engine's (the engine at 10.0.0.5, another program at 127.0.0.1) gets
+    none of the engine's connections and does not count. A second socket in a group of SO_REUSEPORT gets some
+    of them: it is listed like any other.
     """
     all_of_them = listening(port, proc)
     inodes = sockets(family(root, proc), proc) if all_of_them else set()
     own = [one for one in all_of_them if one.inode in inodes]
-    # The lists were read one after the other: what came between is seen the next time.
+    # The lists were read one after the other: changes in between are seen the next time.
     foreign = [
         one
         for one in all_of_them
@@ -137,15 +138,17 @@ def holders(root: int, port: int, proc: Path = Path("/proc")) -> Holders:
 
 @dataclass
 class Port:
-    """The endpoint's port while an engine starts: whether it is the engine's, and since when it is not."""
+    """The endpoint's port while an engine starts: whether it belongs to the engine, and since when it does
+    not.
+    """
 
     number: int
     note: str = ""
-    """Who holds it instead, for the status line; empty while nobody does."""
+    """Its other holder, for the status line; empty if there is none."""
     since: float | None = None
 
     def is_the_engines(self, root: int) -> bool:
-        """Whether the port is proven to be held by the engine whose first process is ``root``."""
+        """Return whether the port is proven to belong to the engine with first process ``root``."""
         found = holders(root, self.number)
         self.note = foreign_text(found) if found.foreign else ""
         if not found.foreign:
@@ -156,12 +159,14 @@ class Port:
 
     @property
     def is_lost(self) -> bool:
-        """Whether somebody else has held it for so long that the engine won't get it."""
+        """Return whether another program has held it for so long that the engine won't get it."""
         return self.since is not None and time.monotonic() - self.since >= LOST_SECONDS
 
 
 def _overlap(one: Listening, other: Listening) -> bool:
-    """Whether a connection to one may reach the other. Names such as localhost stand for both families."""
+    """Return whether a connection to one address may reach the other. Names such as localhost stand for both
+    families.
+    """
     first, second = ipaddress.ip_address(one.address), ipaddress.ip_address(other.address)
     return first.is_unspecified or second.is_unspecified or _plain(first) == _plain(second)
 
@@ -172,13 +177,14 @@ def _plain(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> object:
 
 
 def foreign_text(found: Holders) -> str:
-    """Who holds the port instead of the engine, and what to do about it; one line."""
+    """Return which program holds the port instead of the engine, and what to do; one line."""
     one = found.foreign[0]
     try:
         user = f"user {pwd.getpwuid(one.uid).pw_name}"
     except KeyError:
         user = f"user number {one.uid}"
     return (
-        f"port {one.port} at {one.address} is held by a program of {user} that is not the engine's, expected "
-        f"the engine alone; find it with ss -ltnp 'sport = :{one.port}' and stop it, or set metal_port"
+        f"port {one.port} at {one.address} is used by a program of {user} that is not the engine, "
+        f"expected only the engine; find it with ss -ltnp 'sport = :{one.port}' and stop it, or set "
+        "metal_port"
     )

@@ -11,12 +11,12 @@ from typing import Final
 from minimax_metal.common.text import one_line
 
 LONGEST: Final = 4_000
-"""Characters of a value; a datagram may have some 200 KB, a status line that anybody reads far less."""
+"""Maximum characters of a value; a datagram may have some 200 KB, a useful status line far less."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notifier:
-    """Sends datagrams to the socket that systemd names in ``NOTIFY_SOCKET``; silent when it names none."""
+    """Sends datagrams to the socket in ``NOTIFY_SOCKET``; silent if it is not set."""
 
     address: str | None
 
@@ -26,9 +26,9 @@ class Notifier:
         return cls((os.environ if environment is None else environment).get("NOTIFY_SOCKET") or None)
 
     def send(self, **fields: str | int) -> bool:
-        """Send one datagram of ``KEY=value`` lines; return whether a socket took it.
+        """Send one datagram of ``KEY=value`` lines; return whether a socket accepted it.
 
-        A status line that cannot be delivered is no reason to stop an engine, so nothing is raised.
+        A status line that can't be delivered is no reason to stop an engine, so nothing is raised.
         """
         if self.address is None:
             return False

@@ -1,7 +1,7 @@
-"""What the engine prints: passed on line by line without its keys, its last lines kept, its phase read.
+"""The engine's output: passed on line by line without its keys, its last lines kept, its phase detected.
 
-The phases are the engine's own words (SGLang 0.5.23, read in its source and seen on a running engine); a
-release with other words only makes the status line say less.
+The phases are matched by the engine's own messages (SGLang 0.5.23, read in its source and seen on a running
+engine); with other messages the status line only shows less.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from minimax_metal.host.engine_plugin.minimax_metal_engine.keys import parse
 
 LINES_KEPT: Final = 300
 LONGEST_LINE: Final = 64 << 10
-"""Bytes without an end of line after which what is there is passed on."""
+"""Bytes without a line end after which the data is passed on."""
 JOIN_SECONDS: Final = 5.0
 WAITING_BYTES: Final = 16 << 20
-"""What waits for a journal that takes nothing; more is dropped, and the number of dropped lines is said."""
+"""Data that waits for a blocked journal; more is dropped, and the number of dropped lines is reported."""
 MASK: Final = "***"
 
 PHASES: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
@@ -42,25 +42,25 @@ PHASES: Final[tuple[tuple[re.Pattern[str], str], ...]] = tuple(
         (r"The server is fired up", "warmed up"),
     )
 )
-"""In the order in which an engine goes through them; a late rank never takes the line back."""
+"""In the order of an engine's phases; a late rank never moves the line back."""
 
 WORKING: Final = re.compile(r"(?:Prefill|Decode|Extend) batch|Engine forward")
 """Lines that an engine writes while it computes."""
 
 
 class Secrets:
-    """Texts that nobody may read."""
+    """Texts that must never be printed."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        # The longest first: one may be part of another.
+        # Longest first: one may be part of another.
         self.texts = sorted({text for text in texts if text}, key=len, reverse=True)
 
     @classmethod
     def of_directory(cls, directory: Path | None) -> Secrets:
-        """Those in ``<directory>/*_key``, one each, and all that ``accepted.json`` lists.
+        """Return the keys in ``<directory>/*_key``, one each, and all in ``accepted.json``.
 
         Raises:
-            OSError: a key is there and can't be read.
+            OSError: a key exists and can't be read.
         """
         if directory is None:
             return cls(())
@@ -69,22 +69,22 @@ class Secrets:
             try:
                 keys = parse((directory / ACCEPTED).read_bytes())
             except ValueError:
-                return cls(found)  # the guard refuses it by name
+                return cls(found)  # the guard reports the error
             found += [*keys.user, *keys.admin]
         return cls(found)
 
     def out_of(self, text: str) -> str:
-        """``text`` without them."""
+        """Return ``text`` without them."""
         for secret in self.texts:
             text = text.replace(secret, MASK)
         return text
 
 
 class Journal(threading.Thread):
-    """Writes lines to standard output and error without ever holding up who says them.
+    """Writes lines to standard output and error without ever blocking the caller.
 
-    A journal that is stuck (its pipe is full) would otherwise stop the engine with the first line that it
-    prints, and one that is gone would end the supervisor.
+    Otherwise a stuck journal (its pipe is full) would stop the engine with the first line that it prints, and
+    a dead one would end the supervisor.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Journal(threading.Thread):
         self._changed = threading.Condition()
 
     def say(self, text: str, descriptor: int = 2) -> None:
-        """Write a line to a descriptor, when it takes it."""
+        """Write a line to a descriptor when it accepts data."""
         data = (text + "\n").encode("utf-8", "replace")
         with self._changed:
             if self._waiting + len(data) > WAITING_BYTES:
@@ -119,9 +119,7 @@ class Journal(threading.Thread):
                 self._waiting -= len(data)
                 dropped, self._dropped = self._dropped, 0
             if dropped:
-                told = (
-                    f"metal supervise: the journal took nothing for a while: {dropped} lines were dropped\n"
-                )
+                told = f"metal supervise: the journal blocked for a while: {dropped} lines were dropped\n"
                 data = told.encode() + data
             self._write(descriptor, data)
 
@@ -133,10 +131,10 @@ class Journal(threading.Thread):
             except BlockingIOError:
                 time.sleep(0.05)
             except OSError:
-                return  # the journal is gone: the engine goes on
+                return  # the journal has ended: the engine continues
 
     def finish(self, seconds: float) -> None:
-        """Wait until all is written, for so long at most."""
+        """Wait until all is written, up to a time limit."""
         deadline = time.monotonic() + seconds
         with self._changed:
             while (self._lines or self._busy) and (rest := deadline - time.monotonic()) > 0:
@@ -144,10 +142,10 @@ class Journal(threading.Thread):
 
 
 class Output(threading.Thread):
-    """Reads the engine's output to its end."""
+    """Reads the engine's output until its end."""
 
     def __init__(self, source: IO[bytes], secrets: Secrets, sink: Callable[[str], None]) -> None:
-        """``sink`` takes each line; it must not block."""
+        """``sink`` gets each line; it must not block."""
         super().__init__(name="output", daemon=True)
         self.source = source
         self.secrets = secrets
@@ -155,11 +153,11 @@ class Output(threading.Thread):
         self.lines: deque[str] = deque(maxlen=LINES_KEPT)
         self.phase = ""
         self.worked = 0
-        """How many lines said that the engine computes."""
+        """Number of lines that show that the engine computes."""
         self._step = -1
 
     def run(self) -> None:
-        """Read until every process that holds the other end is gone."""
+        """Read until every process that holds the other end has ended."""
         rest = b""
         while chunk := self.source.read1(LONGEST_LINE):  # type: ignore[attr-defined]  # a buffered reader
             # Progress bars end their lines with a carriage return.
@@ -180,7 +178,7 @@ class Output(threading.Thread):
             self.sink(shown)
 
     def notice(self, line: str) -> None:
-        """Read phase and progress off a line."""
+        """Detect phase and progress in a line."""
         if WORKING.search(line):
             self.worked += 1
             return
@@ -195,5 +193,5 @@ class Output(threading.Thread):
         return list(self.lines)[-count:]
 
     def finish(self) -> None:
-        """Wait for what is still in the pipe, once the engine's processes are gone."""
+        """Wait for the rest of the pipe, after the engine's processes have ended."""
         self.join(JOIN_SECONDS)

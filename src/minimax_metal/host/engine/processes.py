@@ -1,4 +1,4 @@
-"""Signals, process groups and ports: what the supervisor asks of the system."""
+"""Signals, process groups and ports: the supervisor's access to the system."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from minimax_metal.common.documents import digits
 
 
 class Signals:
-    """Wakes the main loop on a signal and remembers the request to stop."""
+    """Wakes the main loop on a signal and remembers a stop request."""
 
     def __init__(self) -> None:
         self.stop: signal.Signals | None = None
         self.hurry = False
-        """A second request: whoever asks twice does not want to wait."""
+        """A second request: don't wait any longer."""
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
@@ -50,7 +50,7 @@ class Signals:
         self.stop = self.stop or signal.Signals(number)
 
     def wait(self, seconds: float) -> None:
-        """Sleep up to ``seconds``; return at once when a signal arrives."""
+        """Sleep up to ``seconds``; return immediately when a signal arrives."""
         if select.select([self._read], [], [], max(0.0, seconds))[0]:
             with contextlib.suppress(BlockingIOError):
                 while self._read.recv(512):
@@ -81,7 +81,7 @@ def accepts_connections(host: str, port: int, timeout: float = 2.0) -> bool:
 
 
 def signal_name(number: int) -> str:
-    """Return ``SIGKILL`` for 9, ``signal 99`` for what has no name."""
+    """Return ``SIGKILL`` for 9, ``signal 99`` for one without a name."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -89,7 +89,7 @@ def signal_name(number: int) -> str:
 
 
 def restarts(unit: str) -> int | None:
-    """How often systemd has started the unit again by itself since somebody did; none where it can't say."""
+    """Return how often systemd has restarted the unit since its last manual start; None if unknown."""
     answer = program.run(
         ["systemctl", "show", "--property=NRestarts", "--value", f"{unit}.service"], seconds=10.0
     )

@@ -1,4 +1,4 @@
-"""Before an engine starts: its port and its GPUs are free and sound, or it is said who holds them."""
+"""Before an engine starts: check that its port and GPUs are free and healthy, or report what holds them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minimax_metal.host.engine.output import Output
 from minimax_metal.host.engine.processes import accepts_connections, restarts
 
 DELAYS: Final = (0.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds before a start by systemd itself, by the number of incidents of the last hour."""
+"""Seconds before a restart by systemd, by the number of incidents in the last hour."""
 
 
 class Starting(Control):
@@ -28,13 +28,13 @@ class Starting(Control):
         self.output: Output | None = None
 
     def prepare(self) -> int | None:
-        """Wait until the engine may start; an exit status when it may not."""
+        """Wait until the engine may start; return an exit status if it may not."""
         self.drain.clear()
         pause = self.delay()
         if pause:
             text = f"{self.incidents_of_last_hour()} incidents"
             self.say(f"{text} within the last hour: waiting {spell(pause)} before the next start")
-            now = f"systemctl restart {self.settings.unit} starts at once"
+            now = f"systemctl restart {self.settings.unit} starts immediately"
             if not self.wait(pause, f"waiting before the next start, {text} within the last hour; {now}"):
                 return EXIT_STOPPED
         problem = self.taken()
@@ -52,23 +52,25 @@ class Starting(Control):
         return self.fail(status, f"engine was not started: {problem.text}; {self.again}")
 
     def delay(self) -> float:
-        """Seconds to wait before a start: growing with the incidents of the last hour, none by hand."""
+        """Return seconds to wait before a start: growing with the incidents in the last hour, 0 for a manual
+        start.
+        """
         if restarts(self.settings.unit) == 0:
             return 0.0
         return DELAYS[min(self.incidents_of_last_hour(), len(DELAYS) - 1)]
 
     def incidents_of_last_hour(self) -> int:
-        """How often the engine ended by itself lately."""
+        """Return how often the engine ended unexpectedly in the last hour."""
         return incidents.recent(self.settings.state / "incidents", self.settings.instance, 3600.0)
 
     def taken(self) -> Reason | None:
-        """What an engine needs and somebody else holds."""
+        """Return what the engine needs and another program holds."""
         host, port = self.settings.address
         if accepts_connections(host, port):
             return Reason(
                 "port",
-                f"port {port} is taken, expected a free one; find the program with "
-                f"ss -ltnp 'sport = :{port}' and stop it, or set metal_port",
+                f"port {port} is taken, expected a free one; find the program with ss -ltnp 'sport "
+                f"= :{port}' and stop it, or set metal_port",
                 final=True,
                 who=Who.USER,
             )
@@ -90,14 +92,14 @@ class Starting(Control):
         held = "; ".join(memory.taken)
         return Reason(
             "gpu-memory",
-            f"{held}; expected free GPUs; stop that process or, if it is gone, reset the GPU "
-            "(nvidia-smi --gpu-reset) or reboot",
+            f"{held}; expected free GPUs; stop that process or, if it no longer exists, reset the "
+            "GPU (nvidia-smi --gpu-reset) or reboot",
             final=True,
             who=Who.USER,
         )
 
     def wait(self, seconds: float, status: str) -> bool:
-        """Wait and say so; false when a stop was asked for."""
+        """Wait and report it; false if a stop was requested."""
         deadline = time.monotonic() + seconds
         self.notifier.send(STATUS=status, EXTEND_TIMEOUT_USEC=int((seconds + 30.0) * 1e6))
         while self.signals.stop is None and (rest := deadline - time.monotonic()) > 0:
@@ -113,7 +115,7 @@ class Starting(Control):
         xids: Sequence[str] = (),
         lines: Sequence[str] = (),
     ) -> Path | None:
-        """Keep a report of an incident; none where it can't be written, which hides nothing else."""
+        """Store a report of an incident; None if it can't be written, which must not hide anything else."""
         incident = incidents.Incident(
             instance=self.settings.instance,
             kind=kind,
@@ -131,5 +133,5 @@ class Starting(Control):
         try:
             return incidents.write_report(self.settings.state / "incidents", incident, stop=self.stopping)
         except OSError as error:
-            self.say(f"the report of this incident could not be kept: {error.strerror or error}")
+            self.say(f"the report of this incident could not be written: {error.strerror or error}")
             return None

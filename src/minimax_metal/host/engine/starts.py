@@ -1,4 +1,4 @@
-"""What ``systemctl show`` says of instances that start: pure, for the play that waits for them."""
+"""Parse ``systemctl show`` of starting instances: pure, for the play that waits for them."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from minimax_metal.common.documents import digits
 
 PROPERTIES: Final = ("Id", "ActiveState", "SubState", "StatusText", "NRestarts", "Result")
 REFUSED: Final = "start-limit-hit"
-"""systemd's result for a unit that failed too often: its status line is an older start's then."""
+"""systemd's result for a unit that failed too often: its status line is then from an older start."""
 _INSTANCE: Final = re.compile(r"^[^@]+@(?P<instance>.+)\.service$")
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One unit at one moment; ``status`` is what its supervisor says of itself."""
+    """One unit at one moment; ``status`` is its supervisor's status line."""
 
     unit: str
     state: str
-    """systemd's, as ``activating (auto-restart)``."""
+    """systemd's state, such as ``activating (auto-restart)``."""
     status: str
     restarts: int
     result: str = "success"
 
     @property
     def problem(self) -> str:
-        """What to say of a start that is not ready: its own words, never those of an older start."""
+        """What to print about a start that is not ready: its own messages, never those of an older start."""
         if self.result == REFUSED:
-            older = f"; the failure before: {self.status.removeprefix('failed: ')}" if self.status else ""
+            older = f"; the earlier failure: {self.status.removeprefix('failed: ')}" if self.status else ""
             return (
                 f"{self.unit} failed too often, so systemd refuses to start it; fix the cause, then "
                 f"systemctl reset-failed {self.unit} and run the playbook again{older}"
@@ -41,17 +41,17 @@ class Start:
 
     @property
     def name(self) -> str:
-        """The instance's name; the unit's where it has none."""
+        """The instance's name, or the unit's if it has none."""
         found = _INSTANCE.match(self.unit)
         return found["instance"] if found else self.unit
 
     @property
     def progress(self) -> str:
-        """How far it is, in words that only change when it gets on: without times."""
+        """Its progress, as text that only changes with progress: without times."""
         return self.status.partition(";")[0].removeprefix("starting: ") or self.state
 
     def over(self, before: Start | None) -> bool:
-        """Whether this start has failed, though systemd may try again: a wait would see only the next one."""
+        """Whether this start has failed, though systemd may retry: a wait would see only the next one."""
         return (
             self.state.startswith("failed")
             or "auto-restart" in self.state
@@ -60,7 +60,7 @@ class Start:
 
 
 def parse_starts(text: str) -> tuple[Start, ...]:
-    """Return the units of the output of ``systemctl show``, in its order; what is no unit is passed over."""
+    """Return the units in the output of ``systemctl show``, in its order; anything else is skipped."""
     starts = []
     for block in re.split(r"\n\s*\n", text.replace("\r\n", "\n")):
         values = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
@@ -80,6 +80,6 @@ def parse_starts(text: str) -> tuple[Start, ...]:
 
 
 def lines_of(starts: Sequence[Start], shown: Mapping[str, str]) -> dict[str, str]:
-    """Return, by unit, what is new to say since ``shown`` was said: ``engine NAME: how far it is``."""
+    """Return, by unit, progress that ``shown`` does not contain yet: ``engine NAME: progress``."""
     said = {start.unit: f"engine {start.name}: {start.progress}" for start in starts}
     return {unit: line for unit, line in said.items() if shown.get(unit) != line}

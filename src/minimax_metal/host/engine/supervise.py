@@ -48,14 +48,16 @@ EXIT_NOT_EXECUTABLE: Final = 126
 EXIT_NO_PROGRAM: Final = 127
 
 START_MARGIN_SECONDS: Final = 180.0
-"""What the unit's TimeoutStartSec is above ``--start-timeout``: to end an engine that is late and say why."""
+"""How much longer than ``--start-timeout`` the unit's TimeoutStartSec is: to end a late engine and report
+why.
+"""
 
 JOURNAL_SECONDS: Final = 3.0
-"""How long the end waits for a journal that does not take the last lines."""
+"""Seconds to wait at the end for a blocked journal."""
 
 
 class Supervisor(Starting):
-    """One engine process from its start to its end."""
+    """One engine process from start to end."""
 
     def __init__(self, settings: Settings, notifier: Notifier) -> None:
         super().__init__(settings, notifier)
@@ -65,7 +67,7 @@ class Supervisor(Starting):
         self.guard = GuardProbe(settings.ready_url, None)
 
     def run(self) -> int:
-        """Start the engine, see it through to its end and return the exit status of ``metal supervise``."""
+        """Start the engine, run it until it ends and return the exit status of ``metal supervise``."""
         self.journal.start()
         try:
             return self._run()
@@ -79,14 +81,14 @@ class Supervisor(Starting):
             self.guard = GuardProbe.of(self.settings.ready_url, self.settings.secrets, os.environ)
         except OSError as error:
             return self.fail(
-                EXIT_NEVER, f"cannot read {error.filename}: {error.strerror}; run the playbook again"
+                EXIT_NEVER, f"can't read {error.filename}: {error.strerror}; run the playbook again"
             )
         with self.signals.installed():
             status = self.prepare()
             if status is not None:
                 return status
             try:
-                # A group of its own, so that a stop reaches every rank the engine started.
+                # A separate group, so that a stop reaches every rank the engine started.
                 engine = subprocess.Popen(
                     self.settings.command,
                     process_group=0,
@@ -127,7 +129,7 @@ class Supervisor(Starting):
                 output.finish()
 
     def follow(self, engine: subprocess.Popen[bytes], probe: HealthProbe, watch: Watch) -> int:
-        """Follow the engine until it ends or a stop is asked for."""
+        """Follow the engine until it ends or a stop is requested."""
         ready_after: float | None = None
         next_status = 0.0
         while True:
@@ -158,11 +160,11 @@ class Supervisor(Starting):
             self.signals.wait(0.25 if ready_after is None else min(1.0, max(0.05, next_status - age)))
 
     def may_serve(self, pid: int) -> bool:
-        """Whether what answers is the engine, and the guard is in it."""
+        """Return whether the server is the engine, with the guard in it."""
         return self.port.is_the_engines(pid) and self.guard.is_there()
 
     def wrong(self) -> str:
-        """Why an engine that answers is not ready; empty when nothing is wrong."""
+        """Return why an engine that answers is not ready; empty if nothing is wrong."""
         return self.port.note or self.guard.note
 
     def describe(self, age: float, ready_after: float | None, probe: HealthProbe, watch: Watch) -> str:
@@ -177,16 +179,16 @@ class Supervisor(Starting):
             }.get(probe.last, f"waiting for {path} ({probe.last})")
             phase = self.output.phase if self.output and self.output.phase else "loading"
             limit = spell(self.settings.start_timeout)
-            return f"starting: {phase}; engine alive {spell(age)} of at most {limit}, {seen}"
+            return f"starting: {phase}; engine running for {spell(age)} of at most {limit}, {seen}"
         if watch.note:
-            return f"troubled: engine alive {spell(age)}, {watch.note}"
+            return f"troubled: engine running for {spell(age)}, {watch.note}"
         load = watch.figures
         seen = f", {load.running} requests running, {load.queued} waiting" if load else ""
-        return f"ready: engine alive {spell(age)}{seen}"
+        return f"ready: engine running for {spell(age)}{seen}"
 
     def ended(self, engine: subprocess.Popen[bytes], status: int, ready_after: float | None) -> int:
         """Report that the engine ended by itself; return its status as ours, never 0."""
-        how = f"was ended by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
+        how = f"was killed by {signal_name(-status)}" if status < 0 else f"exited with status {status}"
         when = "before it was ready" if ready_after is None else "after it had been ready"
         return self.over(
             engine,
@@ -206,15 +208,15 @@ class Supervisor(Starting):
         return self.over(engine, "timeout", how, EXIT_START_TIMEOUT)
 
     def hung(self, engine: subprocess.Popen[bytes], watch: Watch) -> int:
-        """Kill an engine that no longer gets on."""
+        """Kill an engine that hangs."""
         return self.over(engine, "hang", f"hung ({watch.note}); killed", EXIT_HUNG)
 
     def over(self, engine: subprocess.Popen[bytes], kind: str, how: str, status: int) -> int:
-        """The engine is gone, or has to be: say why, keep a report, return the exit status."""
+        """Report why the engine has ended, or must: write a report, return the exit status."""
         self.kill_group(engine)
         if self.output:
             self.output.finish()
-        # By the clock of now: it may have been set since the start.
+        # By the current clock: it may have been set since the start.
         kernel = incidents.kernel_lines(min(self.began, time.time() - self.age()) - 1.0)
         xids, events = find_xids(kernel), find_events(kernel, stop=self.stopping)
         lines = self.output.last(200) if self.output else []
@@ -231,11 +233,11 @@ class Supervisor(Starting):
             status = reason.status
         where = self.report(kind, how, reason, status, [str(xid) for xid in xids], lines)
         if self.signals.stop is not None:
-            # Somebody stops the unit: how its engine ended is no failure to start again from.
-            self.say(f"engine {how} while it was told to stop")
+            # During a requested stop the way the engine ends is not a failure to restart after.
+            self.say(f"engine {how} during a requested stop")
             return EXIT_STOPPED
         why = f": {reason.text}" if reason else ""
-        more = f"report: {where}" if where else f"its own words: journalctl -u {self.settings.unit} -n 50"
+        more = f"report: {where}" if where else f"its messages: journalctl -u {self.settings.unit} -n 50"
         return self.fail(status, f"engine {how}{why} ({more}; {self.again})")
 
 

@@ -1,1 +1,1 @@
-"""What the engine itself loads: keys, routes and media guarded before it sees a request."""
+"""Code that the engine itself loads: it guards keys, routes and media before the engine sees a request."""

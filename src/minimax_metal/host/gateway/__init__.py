@@ -1,1 +1,1 @@
-"""A gateway host's own work: the gateway's launch, and its workers that come and go."""
+"""Code for gateway hosts: the gateway's launch, and its pool of workers."""

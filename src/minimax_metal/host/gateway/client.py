@@ -1,6 +1,6 @@
-"""What is asked over HTTP: the gateway about its workers, and a worker about its requests in flight.
+"""HTTP requests to the gateway about its workers, and to a worker about its requests in flight.
 
-Standard library only. No proxy, no redirect: both are this fleet's own addresses.
+Standard library only. No proxy and no redirects: both are the fleet's own addresses.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from minimax_metal.common.web import fetch
 
 ASK_SECONDS: Final = 10.0
 MOST_BYTES: Final = 16 * 2**20
-"""More is read of no answer: it may come from anybody."""
+"""Maximum bytes of an answer: it may come from anybody."""
 RUNNING: Final = ("sglang:num_running_reqs", "sglang:num_queue_reqs")
 
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """A worker as the gateway counts it."""
+    """A worker as the gateway sees it."""
 
     url: str
     status: str
@@ -41,13 +41,13 @@ class Web:
         try:
             self.context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
         except OSError as error:
-            raise UserError(f"{ca_file}: no certificate to check with: {error}; put the file right") from None
+            raise UserError(f"{ca_file}: no CA certificate: {error}; fix the file") from None
 
     def get(self, url: str, seconds: float = ASK_SECONDS) -> tuple[int, bytes]:
         """Return status and body of a GET.
 
         Raises:
-            OSError: nothing answered, or not in time; ``ConnectionRefusedError`` where nobody listens.
+            OSError: no answer, or not in time; ``ConnectionRefusedError`` if nothing listens.
         """
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         return fetch(url, seconds=seconds, limit=MOST_BYTES, headers=headers, context=self.context)
@@ -61,7 +61,7 @@ class Gateway:
         self.web = web
 
     def workers(self) -> dict[str, Registered]:
-        """Return the workers that the gateway holds, by URL.
+        """Return the gateway's workers, by URL.
 
         Raises:
             UserError: it does not answer, or not as a gateway does.
@@ -70,18 +70,20 @@ class Gateway:
             status, body = self.web.get(f"{self.url}/workers")
         except OSError as error:
             raise UserError(
-                f"nothing answers at the gateway {self.url}: {error}; systemctl status sglang-gateway"
+                f"nothing answers at the gateway {self.url}: {error}; check systemctl status sglang-gateway"
             ) from None
         if status in {401, 403}:
             raise UserError(
-                f"the gateway {self.url} refuses the admin key ({status}); run playbooks/gateway.yml"
+                f"the gateway {self.url} rejects the admin key ({status}); run playbooks/gateway.yml"
             )
         try:
             found = [_registered(entry) for entry in read_json(body)["workers"]] if status == 200 else None
         except (ValueError, KeyError, TypeError):
             found = None
         if found is None:
-            raise UserError(f"{self.url}/workers answered {status} and no list of workers; is it a gateway?")
+            raise UserError(
+                f"{self.url}/workers answered {status} without a list of workers; is it a gateway?"
+            )
         return {worker.url: worker for worker in found}
 
 
@@ -101,10 +103,11 @@ def _count(value: Any) -> int:
 
 
 def in_flight(web: Web, url: str) -> int | None:
-    """Return how many requests a worker has running or waiting, from whomever; none where it does not say.
+    """Return a worker's number of running or waiting requests, from all clients; None if it does not report
+    it.
 
-    A worker on whose port nobody listens has none. ``/v1/loads`` is asked first, then the metrics, which
-    the engine shows without a key (both: SGLang 0.5.23).
+    It is 0 if nothing listens on the worker's port. ``/v1/loads`` is tried first, then the metrics, which the
+    engine shows without a key (both: SGLang 0.5.23).
     """
     try:
         status, body = web.get(f"{url}/v1/loads")

@@ -1,15 +1,15 @@
 """``metal gateway``: the pool of a gateway, on the gateway's own host.
 
-    metal gateway list    --config FILE [--json]
+metal gateway list    --config FILE [--json]
     metal gateway sync    --config FILE [--no-wait] [--timeout S]
     metal gateway drain   --config FILE --worker URL [--no-wait] [--timeout S]
     metal gateway undrain --config FILE --worker URL [--timeout S]
     metal gateway workers --config FILE --host NAME --worker URL [--worker URL ...]
 
-``sync``, ``drain`` and ``undrain`` say ``changed`` or ``unchanged`` as their last word, and may be called
-again at any time. Exit status: 0 done; 1 not done in time (what is in flight, or not ready, is said); 2 a
-usage error, or a gateway that can't be asked. Two more are the unit's own: ``launch`` starts smg with its
-keys, ``ready`` waits for it.
+``sync``, ``drain`` and ``undrain`` print ``changed`` or ``unchanged`` as their last word, and can be repeated
+at any time. Exit status: 0 done; 1 not done in time (requests still in flight, or workers not ready, are
+reported); 2 a usage error, or a gateway that does not answer. The unit uses two more: ``launch`` starts smg
+with its keys, ``ready`` waits for it.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ CONFIGURATION: Final = Path("/etc/sglang-gateway/admin.json")
 LOOK_SECONDS: Final = 0.25
 WATCH_SECONDS: Final = 2.0
 QUIET_LOOKS: Final = 3
-"""So many looks in a row without a request in flight: one may be between the gateway and the engine."""
+"""Consecutive checks without a request in flight: one may be between the gateway and the engine."""
 SYNC_SECONDS: Final = 30.0
 DRAIN_SECONDS: Final = 600.0
 UNDRAIN_SECONDS: Final = 120.0
 
 
 class Pool:
-    """One gateway's pool: what is wanted, and what is."""
+    """One gateway's pool: its configuration and its actual state."""
 
     def __init__(self, configuration: Configuration, path: Path | None = None) -> None:
-        """``path``: where the configuration was read; once it changes there, nothing is written after it."""
+        """``path``: where the configuration was read; once it changes there, nothing more is written."""
         self.configuration = configuration
         self.path = path
         self.written = path.stat().st_mtime_ns if path else None
@@ -77,17 +77,17 @@ class Pool:
         url = worker_url(text)
         urls = sorted(worker.url for worker in self.configuration.workers)
         if url not in urls:
-            raise UserError(f"{url} is no worker of this gateway; known are {', '.join(urls) or 'none'}")
+            raise UserError(f"{url} is not a worker of this gateway; known are {', '.join(urls) or 'none'}")
         return url
 
     def publish(self, drained: frozenset[str]) -> bool:
-        """Write state and manifest, drained first; return whether a file changed."""
+        """Write state and manifest, drained workers first; return whether a file changed."""
         remembered = write_drained(self.configuration.drained, drained)
         away = drained | (read_withheld(self.configuration) if self.proving else frozenset())
         return write_manifest(self.configuration, away) or remembered
 
     def look(self) -> frozenset[str]:
-        """Ask the workers for their proof, and publish those that gave it; return who did not."""
+        """Ask the workers for their proof, and publish those that gave it; return the others."""
         if not self.proving:
             return frozenset()
         seen = self.examiner.ask_all(self.proving)
@@ -104,18 +104,18 @@ class Pool:
         return withheld
 
     def registered(self) -> dict[str, Registered] | None:
-        """Return what the gateway holds; none where no gateway runs, so that nothing goes through it."""
+        """Return the gateway's workers; empty if no gateway runs, so that nothing goes through it."""
         try:
             self.gateway.web.get(f"{self.configuration.url}/liveness")
         except ConnectionRefusedError:
             return None
         except OSError:
-            pass  # the next call says what is wrong
+            pass  # the next request reports what is wrong
         return self.gateway.workers()
 
 
 UNPROVEN: Final = {
-    Seen.FOREIGN: "what answers there is not the engine, or has another key; ss -ltnp on its host names it",
+    Seen.FOREIGN: "the server there is not the engine, or has another key; find it with ss -ltnp on its host",
     Seen.DOWN: "nothing listens there",
     Seen.SILENT: "it does not answer",
     Seen.PROVEN: "",
@@ -123,7 +123,7 @@ UNPROVEN: Final = {
 
 
 def wait_for(what: Callable[[], bool], seconds: float) -> bool:
-    """Look until something is so; return whether it was in time. Looks at least once."""
+    """Check until a condition holds; return whether it did in time. Checks at least once."""
     deadline = time.monotonic() + seconds
     while not what():
         if time.monotonic() >= deadline:
@@ -133,7 +133,7 @@ def wait_for(what: Callable[[], bool], seconds: float) -> bool:
 
 
 def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Print every worker of the configuration, and whatever else the gateway holds."""
+    """Print every worker of the configuration, and any others in the gateway."""
     drained = read_drained(pool.configuration.drained)
     withheld = read_withheld(pool.configuration) if pool.proving else frozenset()
     registered = pool.registered()
@@ -160,21 +160,21 @@ def list_workers(pool: Pool, arguments: argparse.Namespace) -> int:
     else:
         for row in rows:
             away = ", drained" if row["drained"] else ""
-            # The status is the gateway's word, which may be a worker's.
+            # The status is text from the gateway, possibly a worker's.
             status = one_line(str(row["status"]))
             print(f"{row['url']}  {row['host'] or '-'}  {status}{away}  {row['load']} in flight")
     return 0
 
 
 def _absent(url: str, withheld: frozenset[str], registered: Mapping[str, Registered] | None) -> str:
-    """Why a worker is not in the gateway."""
+    """Return why a worker is not in the gateway."""
     if registered is None:
         return "gateway down"
     return "unproven" if url in withheld else "out"
 
 
 def sync(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Make the pool what the configuration says, less what is drained."""
+    """Make the pool match the configuration, without drained workers."""
     configuration = pool.configuration
     known = {worker.url for worker in configuration.workers}
     with only_one(configuration):
@@ -190,12 +190,13 @@ def sync(pool: Pool, arguments: argparse.Namespace) -> int:
             held = pool.registered()
             if held is None:
                 raise UserError(
-                    f"nothing listens at the gateway {configuration.url}; systemctl status sglang-gateway"
+                    f"nothing listens at the gateway {configuration.url}; check systemctl status "
+                    "sglang-gateway"
                 )
             late[:] = sorted(url for url in wanted if url not in held or held[url].status != "ready")
             return not late and not set(held) - wanted
 
-        # A worker that is down is no fault of the pool: the gateway goes on trying, and this says so.
+        # A worker that is down is not the pool's error: the gateway keeps trying, and this reports it.
         wait_for(settled, arguments.timeout)
         said += f", not ready: {', '.join(late)}" if late else ", all ready"
     print(f"{said}: {'changed' if changed else 'unchanged'}")
@@ -203,7 +204,7 @@ def sync(pool: Pool, arguments: argparse.Namespace) -> int:
 
 
 def drain(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Take a worker out of the pool and wait until nothing is in flight on it."""
+    """Take a worker out of the pool and wait until none of its requests is in flight."""
     url = pool.known(arguments.worker)
     deadline = time.monotonic() + arguments.timeout
     with only_one(pool.configuration):
@@ -230,13 +231,13 @@ def drain(pool: Pool, arguments: argparse.Namespace) -> int:
         takes_nothing_new()
         here, there = (seen[url].load if url in seen else 0), in_flight(pool.engines, url)
         count = None if there is None else max(here, there)
-        # smg forgets its own count with the worker, a few seconds after it is out: the engine's goes on.
+        # smg forgets its own count some seconds after the worker is out: the engine's remains.
         quiet = quiet + 1 if count == 0 and url not in seen else 0
         return quiet >= QUIET_LOOKS
 
     if not wait_for(nothing_in_flight, deadline - time.monotonic()):
-        left = "it does not say how many" if count is None else f"{count}"
-        left += ", and the gateway has not let it go yet" if url in seen else ""
+        left = "it does not report how many" if count is None else f"{count}"
+        left += ", and the gateway has not released it yet" if url in seen else ""
         print(f"{url}: out of the pool, requests in flight after {arguments.timeout:g} s: {left}: {word}")
         return 1
     print(f"{url}: drained, nothing in flight: {word}")
@@ -266,7 +267,7 @@ def undrain(pool: Pool, arguments: argparse.Namespace) -> int:
 
 
 def workers(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Name a host's workers anew, before it comes back into the pool by other URLs than it left it."""
+    """Replace a host's workers, before it returns to the pool with other URLs."""
     with only_one(pool.configuration):
         changed = replace_workers(arguments.config, arguments.host, arguments.worker)
     print(f"{arguments.host}: {', '.join(arguments.worker)}: {'changed' if changed else 'unchanged'}")
@@ -274,11 +275,13 @@ def workers(pool: Pool, arguments: argparse.Namespace) -> int:
 
 
 def ready(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Wait until the gateway answers; give up at once when its process is gone."""
+    """Wait until the gateway answers; give up immediately when its process has ended."""
 
     def up() -> bool:
         if arguments.pid and not Path(f"/proc/{arguments.pid}").exists():
-            raise UserError(f"the gateway's process {arguments.pid} is gone; journalctl -u sglang-gateway")
+            raise UserError(
+                f"the gateway's process {arguments.pid} no longer exists; check journalctl -u sglang-gateway"
+            )
         try:
             status, _ = pool.gateway.web.get(f"{pool.configuration.url}/liveness")
         except OSError:
@@ -294,19 +297,19 @@ def ready(pool: Pool, arguments: argparse.Namespace) -> int:
 
 
 def watch(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Ask the workers for their proof for ever; who does not give it is out of the pool within seconds."""
+    """Keep asking the workers for their proof; one without it is out of the pool within seconds."""
     paths = [path for path in (arguments.config, pool.configuration.api_key_file) if path]
     written = [path.stat().st_mtime_ns for path in paths]
     while True:
         pool.look()
         time.sleep(WATCH_SECONDS)
         if [path.stat().st_mtime_ns for path in paths] != written:
-            print("the configuration has changed: starting again", flush=True)
+            print("the configuration has changed: restarting", flush=True)
             return 0
 
 
 def healthy(pool: Pool, arguments: argparse.Namespace) -> int:
-    """Say whether the gateway has a worker to send requests to: what moves the address of two gateways."""
+    """Report whether the gateway has a worker: this moves the shared address of two gateways."""
     try:
         status, _ = pool.gateway.web.get(f"{pool.configuration.url}/readiness")
     except OSError as error:
@@ -317,8 +320,8 @@ def healthy(pool: Pool, arguments: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line's grammar."""
-    top = argparse.ArgumentParser(prog="metal gateway", description="The pool of this host's gateway.")
+    """Return the command line's parser."""
+    top = argparse.ArgumentParser(prog="metal gateway", description="Manage the pool of this host's gateway.")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
 
     def verb(name: str, line: str, seconds: float | None, *, worker: bool = False) -> argparse.ArgumentParser:
@@ -330,20 +333,28 @@ def parser() -> argparse.ArgumentParser:
             one.add_argument("--timeout", type=float, default=seconds, help=f"seconds (default: {seconds:g})")
         return one
 
-    verb("list", "workers, their state, what is in flight", None).add_argument("--json", action="store_true")
-    named = verb("workers", "name a host's workers anew: other ports, addresses or count", None)
+    verb("list", "list workers, their state and requests in flight", None).add_argument(
+        "--json", action="store_true"
+    )
+    named = verb("workers", "update a host's workers: other ports, addresses or count", None)
     named.add_argument("--host", required=True, help="its name in the inventory")
     named.add_argument("--worker", required=True, action="append", help="URL of a worker (repeatable)")
-    now = {"action": "store_true", "help": "do not wait for the gateway to follow"}
-    verb("sync", "make the pool what the configuration says", SYNC_SECONDS).add_argument("--no-wait", **now)  # type: ignore[arg-type]  # argparse's own keywords
-    out = verb("drain", "take a worker out, wait for what is in flight", DRAIN_SECONDS, worker=True)
-    out.add_argument("--no-wait", action="store_true", help="return as soon as nothing new is sent there")
-    verb("undrain", "put a worker back, wait until it is ready", UNDRAIN_SECONDS, worker=True)
-    verb("watch", "keep whoever is not the engine out of the pool (the unit's own)", None)
-    verb("healthy", "whether the gateway has a worker (keepalived's own)", None)
-    verb("ready", "wait for the gateway (the unit's own)", 60.0).add_argument("--pid", type=int)
-    launch = verbs.add_parser("launch", help="start smg with its keys (the unit's own)")
-    launch.add_argument("--keys", type=Path, required=True, help="directory of api_key and admin_key")
+    now = {"action": "store_true", "help": "don't wait until the gateway has caught up"}
+    verb("sync", "make the pool match the configuration", SYNC_SECONDS).add_argument("--no-wait", **now)  # type: ignore[arg-type]  # argparse's own keywords
+    out = verb(
+        "drain", "take a worker out of the pool and wait for requests in flight", DRAIN_SECONDS, worker=True
+    )
+    out.add_argument(
+        "--no-wait", action="store_true", help="return as soon as no new requests are sent there"
+    )
+    verb(
+        "undrain", "put a worker back into the pool and wait until it is ready", UNDRAIN_SECONDS, worker=True
+    )
+    verb("watch", "keep servers that aren't the engine out of the pool (for the unit)", None)
+    verb("healthy", "check that the gateway has a worker (for keepalived)", None)
+    verb("ready", "wait for the gateway (for the unit)", 60.0).add_argument("--pid", type=int)
+    launch = verbs.add_parser("launch", help="start smg with its keys (for the unit)")
+    launch.add_argument("--keys", type=Path, required=True, help="directory with api_key and admin_key")
     launch.add_argument("command", nargs=argparse.REMAINDER, help="-- PYTHON ARGUMENT ... of smg")
     return top
 

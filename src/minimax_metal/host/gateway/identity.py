@@ -1,9 +1,9 @@
-"""Whether a worker is the engine it was said to be: asked before it gets requests, and again all the time.
+"""Whether a worker is the expected engine: checked before it gets requests, and continuously afterwards.
 
-smg takes a worker whose ``/health`` answers 200, whoever that is. So ``metal gateway watch`` asks each worker
-for a proof that only the engine can give (``engine_plugin/minimax_metal_engine/identity.py``), without any
-key in the question, and keeps only those in smg's manifest that gave it. A worker that is down leaves the
-manifest too: whoever takes its port next has to prove itself first.
+smg accepts any worker whose ``/health`` answers 200. So ``metal gateway watch`` asks each worker for a proof
+that only the engine can give (``engine_plugin/minimax_metal_engine/identity.py``), without any key in the
+request, and keeps only workers that gave it in smg's manifest. A worker that is down leaves the manifest too:
+the next program on its port must prove itself first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from minimax_metal.host.gateway.client import Web
 ASK_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 6.0
 SILENT_LOOKS: Final = 3
-"""So many looks in a row without an answer, and a worker is out: an impostor may be silent as well."""
+"""Consecutive checks without an answer after which a worker is out: an impostor may be silent as well."""
 
 
 class Seen(Enum):
-    """What came of asking a worker."""
+    """The result of asking a worker."""
 
     PROVEN = "proven"
     FOREIGN = "foreign"
@@ -33,14 +33,14 @@ class Seen(Enum):
     DOWN = "down"
     """Nothing listens there."""
     SILENT = "silent"
-    """No answer in time: a busy engine, or a network that is cut. Nothing is concluded."""
+    """No answer in time: a busy engine, or a network failure. Nothing is concluded."""
 
 
 class Examiner:
     """Asks workers for their proof."""
 
     def __init__(self, key: str, web: Web) -> None:
-        """``web`` carries no key: nobody who is not known yet is shown one."""
+        """``web`` has no key: unproven servers never get one."""
         self.key = key
         self.web = web
         self.identities: dict[str, Identity] = {}
@@ -48,7 +48,7 @@ class Examiner:
         self.answers: dict[str, Seen] = {}
 
     def ask(self, url: str, identity: str | None = None) -> Seen:
-        """Ask one worker; ``identity``: the address that it proves to be behind, where that is another."""
+        """Ask one worker; ``identity``: the address that it proves, if that is another."""
         address = identity or url
         own = self.identities.get(address)
         if own is None:
@@ -63,13 +63,13 @@ class Examiner:
         return Seen.PROVEN if status == 200 and proven(body, own, nonce) else Seen.FOREIGN
 
     def ask_all(self, urls: Iterable[str]) -> dict[str, Seen]:
-        """Ask several at once, for ``LOOK_SECONDS`` at most: an answer without end holds nobody up."""
+        """Ask several in parallel, for ``LOOK_SECONDS`` at most: an endless answer delays nobody."""
         wanted = list(urls)
         deadline = time.monotonic() + LOOK_SECONDS
         for url in wanted:
             if url not in self.asking or not self.asking[url].is_alive():
                 self.answers.pop(url, None)
-                # A daemon: who is still waited for does not keep the program from ending.
+                # A daemon thread: a pending answer does not keep the program from ending.
                 self.asking[url] = threading.Thread(target=self._note, args=(url,), daemon=True)
                 self.asking[url].start()
         for url in wanted:
@@ -81,13 +81,13 @@ class Examiner:
 
 
 class Judge:
-    """Who gets no requests, look by look."""
+    """Workers without requests, check by check."""
 
     def __init__(self) -> None:
         self.silent: dict[str, int] = {}
 
     def withheld(self, before: Iterable[str], seen: Mapping[str, Seen]) -> frozenset[str]:
-        """Who gets none after a look: a silent worker stays what it was, but not for ever."""
+        """Return them after a check: a silent worker keeps its state, but not forever."""
         was = set(before)
         away = set()
         for url, found in seen.items():

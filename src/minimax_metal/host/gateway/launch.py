@@ -1,9 +1,9 @@
 """Start smg without its keys on a command line.
 
-smg 1.13 takes keys as arguments only (``--api-key``, ``--control-plane-api-keys``; no file, no variable), and
-a command line can be read by every user of the host. Its own entry point is a Python function, though: the
-interpreter of smg's environment is started with the arguments that anyone may see, reads the others from its
-standard input, and calls that function with both.
+smg 1.13 accepts keys as arguments only (``--api-key``, ``--control-plane-api-keys``; no file, no variable),
+and every user of the host can read a command line. Its entry point is a Python function, though: the
+interpreter of smg's environment is started with the public arguments, reads the others from its standard
+input, and calls that function with both.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ API_KEY, ADMIN_KEY = "api_key", "admin_key"
 
 
 def key_arguments(directory: Path) -> list[str]:
-    """Return smg's arguments for the keys in a directory, as systemd hands them over; either may be missing.
+    """Return smg's arguments for the keys in a directory of systemd credentials; either may be missing.
 
-    A file holds a key in each line, the one in use first: two while keys are changed. smg asks workers
-    with the
-    one in use; the other is a tenant's (``--tenant-api-key``), which it takes from clients and hands on.
+    A file has one key per line, the one in use first: two during a rotation. smg sends workers the one in
+    use; the other becomes a tenant's (``--tenant-api-key``), which it accepts from clients and forwards.
 
     Raises:
         UserError: a file can't be read.
@@ -49,19 +48,19 @@ def key_arguments(directory: Path) -> list[str]:
 
 
 def launch(directory: Path, command: Sequence[str], environment: Mapping[str, str]) -> NoReturn:
-    """Become smg: ``command`` is the Python of its environment and what follows ``smg`` on a command line.
+    """Become smg: ``command`` is the Python of its environment and the arguments after ``smg``.
 
     Raises:
-        UserError: no key can be read, or no such Python.
+        UserError: no key can be read, or there is no such Python.
     """
     if not command:
         raise UserError(
-            "found no command; expected -- PYTHON launch ARGUMENT ...; systemctl cat sglang-gateway"
+            "found no command; expected -- PYTHON launch ARGUMENT ...; check systemctl cat sglang-gateway"
         )
     secret = json.dumps(key_arguments(directory)).encode()
     python, *public = command
     read, write = os.pipe()
-    os.write(write, secret)  # far below a pipe's buffer: nobody has to read yet
+    os.write(write, secret)  # far below a pipe's buffer: this does not block
     os.close(write)
     os.dup2(read, 0)
     try:

@@ -1,12 +1,12 @@
-"""The pool of a gateway: which workers it is to know, and which of them an operator has drained.
+"""The pool of a gateway: its workers, and which of them an operator has drained.
 
 Three files on the gateway's host:
 
-- the configuration (``admin.json``), written by the role: every worker of the plan, and where the rest is;
-- the drained workers (``drained.json``), written by ``metal gateway drain`` and ``undrain`` alone;
-- the manifest (``workers.json``), made of the two: smg's own file discovery reads it whenever it changes,
-  adds what is new in it, drains what is gone from it, and tries again what did not answer. A gateway that
-  is started again reads the same file, so a drained worker stays out.
+- the configuration (``admin.json``), written by the role: every worker of the plan, and other paths;
+- the drained workers (``drained.json``), written only by ``metal gateway drain`` and ``undrain``;
+- the manifest (``workers.json``), made from the two: smg's own file discovery reads it whenever it changes,
+  adds new workers, drains removed ones, and retries unreachable ones. A restarted gateway reads the same
+  file, so a drained worker stays out.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What the role wrote for the commands on the gateway's host; no key is in it, only paths of keys."""
+    """The role's configuration for commands on the gateway's host; it has no keys, only their paths."""
 
     url: str
     """Where this host reaches its gateway."""
     ca_file: Path | None
     admin_key_file: Path | None
     api_key_file: Path | None
-    """Key of the engines, which tells how many requests are in flight on one."""
+    """Key of the engines, which report the number of requests in flight."""
     engine_ca_file: Path | None
     manifest: Path
     drained: Path
@@ -62,7 +62,7 @@ def read_configuration(path: Path) -> Configuration:
     """Read ``admin.json``.
 
     Raises:
-        UserError: it can't be read, is none, or names one worker twice.
+        UserError: it can't be read, is invalid, or names one worker twice.
     """
     raw = _read_json(path, "the gateway's configuration")
 
@@ -86,20 +86,21 @@ def read_configuration(path: Path) -> Configuration:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: found no usable {error}; expected the role's own; run playbooks/gateway.yml"
+            f"{path}: found no usable {error}; expected the file that the role writes; run "
+            "playbooks/gateway.yml"
         ) from None
     urls = [worker.url for worker in workers]
     for url in urls:
         if urls.count(url) > 1:
             hosts = " and ".join(worker.host for worker in workers if worker.url == url)
             raise UserError(
-                f"{path}: found {url} for {hosts}; expected one URL each; set metal_address of both"
+                f"{path}: found {url} for {hosts}; expected distinct URLs; set metal_address for both"
             )
     return found
 
 
 def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
-    """Put other workers of one host where its old ones stood in the configuration; return whether it changed.
+    """Replace one host's workers in the configuration in place; return whether it changed.
 
     Raises:
         UserError: the configuration can't be read, or one of the URLs is another host's.
@@ -107,7 +108,8 @@ def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
     raw = _read_json(path, "the gateway's configuration")
     read_configuration(path)
     before: list[Any] = raw["workers"]
-    # Who had to prove to be the engine has to at its new ports as well: there, too, somebody else may listen.
+    # Workers that had to prove to be the engine must do so at their new ports too: another program may listen
+    # there.
     proves = any(one.get("proves") is True for one in before if str(one["host"]) == host)
     kept = {"proves": True} if proves else {}
     wanted = [{"url": worker_url(url), "host": host, **kept} for url in dict.fromkeys(urls)]
@@ -115,7 +117,9 @@ def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
     others = [one for one in before if str(one["host"]) != host]
     for one in others:
         if worker_url(one["url"]) in {new["url"] for new in wanted}:
-            raise UserError(f"{path}: found {one['url']} for {one['host']}; expected one URL for each host")
+            raise UserError(
+                f"{path}: found {one['url']} for {one['host']}; expected distinct URLs for all hosts"
+            )
     raw["workers"] = [*others[:place], *wanted, *others[place:]]
     text = json.dumps(raw, indent=4, separators=(",", ": ")) + "\n"
     if raw["workers"] == before:
@@ -126,10 +130,10 @@ def replace_workers(path: Path, host: str, urls: Iterable[str]) -> bool:
 
 
 def worker_url(text: str) -> str:
-    """Return a worker's URL as it is compared: scheme, host and port, nothing behind.
+    """Return a worker's URL in its comparable form: scheme, host and port only.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not a URL.
     """
     try:
         parts = urlsplit(text)
@@ -139,13 +143,15 @@ def worker_url(text: str) -> str:
     host = parts.hostname or ""
     usable = host and not has_controls(host) and not any(one.isspace() for one in host)
     if parts.scheme not in {"http", "https"} or not usable or port is None or parts.path.strip("/"):
-        raise UserError(f"{one_line(text, 200)!r} is no URL of a worker; write it like http://gpu01:8000")
+        raise UserError(
+            f"{one_line(text, 200)!r} is not the URL of a worker; write it like http://gpu01:8000"
+        )
     name = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{name}:{port}"
 
 
 def read_key(path: Path | None) -> str | None:
-    """Return the key in use in a file, its first line; none without a file.
+    """Return the key in use in a file, its first line; None without a file.
 
     Raises:
         UserError: the file can't be read.
@@ -159,10 +165,10 @@ def read_key(path: Path | None) -> str | None:
 
 
 def read_drained(path: Path) -> frozenset[str]:
-    """Return the drained workers' URLs; none where nothing was ever drained.
+    """Return the drained workers' URLs; empty if nothing was ever drained.
 
     Raises:
-        UserError: the file is there and broken: a worker must not come back by that.
+        UserError: the file exists and is broken: this must not bring a worker back.
     """
     if not path.exists():
         return frozenset()
@@ -180,7 +186,7 @@ def write_drained(path: Path, drained: Iterable[str]) -> bool:
 
 
 def read_withheld(configuration: Configuration) -> frozenset[str]:
-    """Return the workers that have not proved to be the engine, those among them that never were asked."""
+    """Return the workers that have not proved to be the engine, including those never asked."""
     able = frozenset(worker.url for worker in configuration.workers if worker.proves)
     try:
         raw = read_json(_withheld(configuration).read_bytes())
@@ -200,7 +206,7 @@ def _withheld(configuration: Configuration) -> Path:
 
 
 def write_manifest(configuration: Configuration, drained: Iterable[str]) -> bool:
-    """Write the workers that are to take requests; return whether that changed the file."""
+    """Write the workers that may get requests; return whether that changed the file."""
     away = set(drained)
     workers = [
         {"id": worker.url, "url": worker.url} for worker in configuration.workers if worker.url not in away
@@ -218,7 +224,7 @@ def published(manifest: Path) -> frozenset[str]:
 
 @contextmanager
 def only_one(configuration: Configuration) -> Iterator[None]:
-    """Hold the pool against other commands that change it; the kernel lets go when this process ends."""
+    """Lock the pool against other commands; the kernel releases it when this process ends."""
     configuration.drained.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     with configuration.drained.with_suffix(".lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -235,7 +241,7 @@ def _read_json(path: Path, what: str) -> Any:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> bool:
-    """Write whole or not at all, readable by all (no secret is in it); return whether it changed."""
+    """Write atomically, readable by all (there is no secret in it); return whether it changed."""
     text = json.dumps(content, indent=1) + "\n"
     try:
         if path.read_text(encoding="utf-8") == text:

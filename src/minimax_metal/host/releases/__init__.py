@@ -1,1 +1,1 @@
-"""What a host was given: the record of each release, and how far a rollout is with it."""
+"""A host's releases: the record of each, and the progress of a rollout."""

@@ -1,11 +1,11 @@
 """``metal releases``: the releases a host keeps, and what each needs to run again without a download.
 
-A release is a record (``host/releases/record.py``): the plan that was applied and verified. What it needs is
-on the host because environments and weights are stored by version. ``prune`` gives up the oldest ones: their
-records, and engine environments that only they name; weights of a record that is gone are `metal weights
-prune`'s to remove.
+A release is a record (``host/releases/record.py``): the plan that was applied and verified. Its requirements
+are on the host because environments and weights are stored by version. ``prune`` removes the oldest ones:
+their records, and engine environments that only they use; `metal weights prune` removes the weights of
+deleted records.
 
-Exit status: 0; 1 when no such release is kept, or something that it needs is not there; 2 usage.
+Exit status: 0; 1 if no such release is kept, or one of its requirements is missing; 2 usage.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from minimax_metal.plan.model import Plan
 
 PREVIOUS: Final = "previous"
 BEGUN_FROM: Final = "begun-from"
-"""The release that was in force when the run began that the journal is of."""
+"""The active release when the journal's run began."""
 UNITS: Final = Path("/etc/systemd/system")
 
 
 class NoReleaseError(UserError):
-    """No kept release is the one that was asked for, or it can't run again."""
+    """The requested release is not kept, or can't run again."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Kept:
 
     @property
     def name(self) -> str:
-        """What it is called: ``0003-1a2b3c4d5e6f``."""
+        """Its name: ``0003-1a2b3c4d5e6f``."""
         return self.release.path.stem
 
     @cached_property
@@ -57,11 +57,11 @@ class Kept:
 
     @property
     def environment(self) -> str:
-        """The directory of the engine's environment; empty where the record names none."""
+        """The directory of the engine's environment; empty if the record names none."""
         return self.plan.engine.environment if self.plan.engine else ""
 
     def needs(self) -> list[tuple[str, Path]]:
-        """Return what must be there to run it: what it is, and where."""
+        """Return its requirements: description and path."""
         found = []
         if self.environment:
             found.append(("the engine's environment", Path(self.environment, "bin", "python")))
@@ -70,7 +70,7 @@ class Kept:
         return found
 
     def missing(self) -> list[str]:
-        """Return what it needs and is not there, in words."""
+        """Return its missing requirements, in words."""
         return [f"{what} {path}" for what, path in self.needs() if not _is_there(path)]
 
 
@@ -78,11 +78,11 @@ def _is_there(path: Path) -> bool:
     try:
         return path.exists()
     except (OSError, ValueError):
-        return False  # a name that no file has: a damaged record
+        return False  # a name that no file can have: a damaged record
 
 
 def kept(records: Records) -> list[Kept]:
-    """Return every record that can be read, oldest first."""
+    """Return every readable record, oldest first."""
     found = []
     for release in records.all():
         with contextlib.suppress(OSError, ValueError):
@@ -101,8 +101,8 @@ def chosen(
         wish: ``previous``, ``begun-from``, a number (3, 0003), a digest or its beginning, or a record's
             whole name.
         releases: the kept ones, oldest first.
-        current: name of the record in force.
-        state: the rollout's journal. Of a rollout that never ended, the release it began from is the
+        current: name of the active record.
+        state: the rollout's journal. For a rollout that never ended, the release it began from is the
             previous one.
 
     Raises:
@@ -115,7 +115,7 @@ def chosen(
         name = (state or {}).get("from_release")
         if found := [one for one in releases if one.name == name]:
             return found[0]
-        raise NoReleaseError(f"found no release that served before ({name or 'none was'}), kept: {known}")
+        raise NoReleaseError(f"found no release that served before ({name or 'none did'}), kept: {known}")
     if wish == PREVIOUS:
         others = [
             one
@@ -139,8 +139,9 @@ def chosen(
 
 
 def given_up(releases: Sequence[Kept], keep: int, current: str | None, wanted: Iterable[str]) -> list[Kept]:
-    """Return the releases that go: all but the ``keep`` newest different ones, the one in force and the
-    wanted."""
+    """Return the releases to remove: all but the ``keep`` newest distinct ones, the active one and the wanted
+    one.
+    """
     spared, digests, gone = {current, *wanted}, set(), []
     for one in reversed(releases):
         digests.add(one.release.digest)
@@ -150,7 +151,7 @@ def given_up(releases: Sequence[Kept], keep: int, current: str | None, wanted: I
 
 
 def unused_environments(gone: Sequence[Kept], left: Sequence[Kept], units: str, commands: str) -> list[Path]:
-    """Return environments that only the releases which go name: no kept one, no unit and no process."""
+    """Return environments that only the removed releases use: no kept one, no unit and no process."""
     kept_paths = {one.environment for one in left}
     paths = dict.fromkeys(one.environment for one in gone)
     return [
@@ -161,7 +162,7 @@ def unused_environments(gone: Sequence[Kept], left: Sequence[Kept], units: str, 
 
 
 def prune(records: Records, keep: int, state: Mapping[str, Any] | None, check: bool) -> list[str]:
-    """Remove what is given up; return one line for each thing.
+    """Remove them; return one line for each.
 
     Raises:
         OSError: something can't be removed.
@@ -180,7 +181,7 @@ def prune(records: Records, keep: int, state: Mapping[str, Any] | None, check: b
         if path.is_dir():
             lines.append(f"environment {path}")
             if not check:
-                # It loses its name first: no half of it is taken for a whole one.
+                # Rename first: a partly removed one must not look complete.
                 going = path.with_name(f".{path.name}.removed")
                 shutil.rmtree(going, ignore_errors=True)
                 path.rename(going)
@@ -200,7 +201,7 @@ def _text(path: Path) -> str:
 
 
 def table(releases: Sequence[Kept], current: str | None) -> list[str]:
-    """Return one line for each release, for people."""
+    """Return one line for each release."""
     lines = []
     for one in releases:
         model, engine = one.plan.model, one.plan.engine
@@ -213,16 +214,18 @@ def table(releases: Sequence[Kept], current: str | None) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run ``metal releases``; return its exit status."""
-    parser = argparse.ArgumentParser(prog="metal releases", description="The releases this host keeps.")
+    parser = argparse.ArgumentParser(
+        prog="metal releases", description="List the releases that this host keeps."
+    )
     parser.add_argument("--directory", type=Path, default=DIRECTORY, help="default: %(default)s")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("list", help="one line for each")
-    show = verbs.add_parser("show", help="print a record, if all that it needs is here")
+    verbs.add_parser("list", help="one line per release")
+    show = verbs.add_parser("show", help="print a record, if everything it needs is still on this host")
     show.add_argument("release", help="previous, a number, a digest or a name")
     show.add_argument("--journal", type=Path, default=journal.PATH, help="default: %(default)s")
-    pruning = verbs.add_parser("prune", help="give up the oldest")
-    pruning.add_argument("--keep", type=int, required=True, help="how many are kept, 1 or more")
-    pruning.add_argument("--check", action="store_true", help="remove nothing, say what would be")
+    pruning = verbs.add_parser("prune", help="remove the oldest")
+    pruning.add_argument("--keep", type=int, required=True, help="number of releases to keep, 1 or more")
+    pruning.add_argument("--check", action="store_true", help="remove nothing, only list")
     pruning.add_argument("--journal", type=Path, default=journal.PATH, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     records = Records(arguments.directory)
@@ -237,8 +240,8 @@ def main(argv: list[str]) -> int:
             one = chosen(arguments.release, kept(records), name, state)
             if missing := one.missing():
                 raise NoReleaseError(
-                    f"found release {one.name} without {' and '.join(missing)}, expected both on this host; "
-                    "roll out that release again, or name another"
+                    f"found release {one.name} without {' and '.join(missing)}, expected both on "
+                    "this host; roll out that release again, or name another"
                 )
         except NoReleaseError as error:
             print(f"metal releases: {error}", file=sys.stderr)
@@ -251,5 +254,5 @@ def main(argv: list[str]) -> int:
         for line in prune(records, arguments.keep, state, arguments.check):
             print(f"{'would remove' if arguments.check else 'removed'} {line}")
     except OSError as error:
-        raise UserError(f"cannot remove: {error}; run it as root") from error
+        raise UserError(f"can't remove: {error}; run it as root") from error
     return 0

@@ -1,11 +1,11 @@
-"""``metal rollout-state``: what a rollout is doing with this host, written before each step of it.
+"""``metal rollout-state``: a rollout's progress on this host, written before each step.
 
-``/var/lib/minimax-metal/rollout.json`` outlives the controller: whatever stops a run, the next one reads
-here from which release to which the host was on its way, and how far it came. ``ended`` is null as long as
-nobody finished.
+``/var/lib/minimax-metal/rollout.json`` outlives the controller: after any interruption, the next run reads
+here from which release to which the host was moving, and how far it got. ``ended`` is null until a run has
+finished.
 
-Standard output of a change is one word, ``recorded``. Exit status: 0; 1 when a stage or an end is recorded of
-another run than the one that began; 2 usage, or the file can't be written.
+A change prints one word, ``recorded``. Exit status: 0; 1 if a stage or an end is recorded by another run than
+the one that began; 2 usage, or the file can't be written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minimax_metal.plan.rollout.stage import CHANGE, Stage
 PATH: Final = Path("/var/lib/minimax-metal/rollout.json")
 SCHEMA: Final = 1
 RESULTS: Final = ("done", "returned", "failed")
-"""The host has the new release; it is back on the one before; neither, and it is kept out of service."""
+"""The host has the new release; it is back on the previous one; neither, and it stays out of service."""
 
 State = dict[str, Any]
 
@@ -38,12 +38,12 @@ class OtherRunError(UserError):
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601 to the second."""
+    """Return the time in UTC, as ISO 8601 to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read(path: Path = PATH) -> State | None:
-    """Return the journal; None where there is none, or none that can be read."""
+    """Return the journal; None if there is none, or it is unreadable."""
     try:
         found = read_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -54,14 +54,14 @@ def read(path: Path = PATH) -> State | None:
 def begun(
     run: str, kind: str, to_release: str, current: str | None, before: Mapping[str, Any] | None
 ) -> State:
-    """Return the journal of a run that begins with this host.
+    """Return the journal of a run that begins on this host.
 
     Args:
         run: the run's name.
         kind: ``rollout`` or ``rollback``.
-        to_release: digest of the plan that is to be applied.
-        current: name of the release record in force, none on a host that never had one.
-        before: the journal that is there; one without an end is taken over, and named.
+        to_release: digest of the plan to apply.
+        current: name of the active release record, None on a host that never had one.
+        before: the existing journal; one without an end is taken over, and named.
     """
     again = before is not None and before.get("ended") is None
     return {
@@ -81,7 +81,7 @@ def begun(
 
 
 def write(state: State, path: Path = PATH) -> None:
-    """Put a journal in the old one's place, whole or not at all.
+    """Replace the journal atomically.
 
     Raises:
         OSError: it can't be written.
@@ -106,27 +106,29 @@ def _of_run(path: Path, run: str) -> State:
     state = read(path)
     if state is None or state.get("run") != run:
         found = f"run {state.get('run')}" if state else "no journal"
-        raise OtherRunError(f"found {found} in {path}, expected run {run}; another operator is at work here")
+        raise OtherRunError(
+            f"found {found} in {path}, expected run {run}; another operator is changing this host"
+        )
     return state
 
 
 def main(argv: list[str]) -> int:
     """Run ``metal rollout-state``; return its exit status."""
     parser = argparse.ArgumentParser(
-        prog="metal rollout-state", description="What a rollout is doing with this host."
+        prog="metal rollout-state", description="Note a rollout's progress on this host."
     )
     parser.add_argument("--file", type=Path, default=PATH, help="default: %(default)s")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verbs.add_parser("show", help="print the journal as JSON, null without one")
-    begin = verbs.add_parser("begin", help="a run begins with this host")
-    begin.add_argument("--to", required=True, help="digest of the plan that is to be applied")
+    verbs.add_parser("show", help="print the journal as JSON, null if there is none")
+    begin = verbs.add_parser("begin", help="note that a run begins on this host")
+    begin.add_argument("--to", required=True, help="digest of the plan to apply")
     begin.add_argument("--kind", choices=("rollout", "rollback"), default="rollout")
     begin.add_argument("--releases", type=Path, default=DIRECTORY, help="default: %(default)s")
-    stage = verbs.add_parser("stage", help="a stage begins")
+    stage = verbs.add_parser("stage", help="note that a stage begins")
     stage.add_argument("name", choices=[*CHANGE, Stage.ROLLBACK], metavar="STAGE")
-    end = verbs.add_parser("end", help="the run has finished with this host")
+    end = verbs.add_parser("end", help="note that the run has finished on this host")
     end.add_argument("result", choices=RESULTS)
-    end.add_argument("--message", default=None, help="why, in one line")
+    end.add_argument("--message", default=None, help="the reason, in one line")
     for verb in (begin, stage, end):
         verb.add_argument("--run", required=True, help="name of the run")
     arguments = parser.parse_args(argv)
@@ -151,6 +153,6 @@ def main(argv: list[str]) -> int:
         print(error)
         return 1
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; run it as root") from error
+        raise UserError(f"can't write {path}: {error.strerror}; run it as root") from error
     print("recorded")
     return 0

@@ -1,1 +1,1 @@
-"""What this host serves and how it is: for a controller that asks, and for who is logged in here."""
+"""What this host serves and its health: for a controller, and for users logged in here."""

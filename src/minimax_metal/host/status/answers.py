@@ -1,7 +1,7 @@
-"""What hosts answer to ``metal status --here --json``: checked, bounded, made fit to show. Pure.
+"""Hosts' answers to ``metal status --here --json``: validated, bounded, made printable. Pure.
 
-A host may be broken or hostile. Everything that is shown of it or compared goes through here first, so that
-its answer can spoil its own row and no other.
+A host may be broken or hostile. Everything about it that is shown or compared passes through here first, so
+that its answer can affect only its own row.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, Final
 from minimax_metal.common.text import one_line
 
 TEXT: Final = 400
-"""Characters of one text that are kept."""
+"""Maximum characters of one text."""
 ITEMS: Final = 4_000
-"""Values that are kept of a whole answer: a plan of 8 replicas has about 600."""
+"""Maximum values of a whole answer: a plan of 8 replicas has about 600."""
 DEPTH: Final = 12
 MOST: Final = 1e12
-"""Of seconds or requests: more than that is no measurement."""
+"""Maximum seconds or requests: larger values are not measurements."""
 
 
 class UnreadableError(Exception):
-    """An answer that is not what a host of this product says; the text is one line."""
+    """An answer that no host of this product gives; the text is one line."""
 
 
 class _Budget:
@@ -31,17 +31,17 @@ class _Budget:
 
 
 def bounded(value: Any, depth: int = DEPTH, budget: _Budget | None = None) -> Any:
-    """Return a value of JSON with printable short texts, finite numbers and a bounded size.
+    """Return a JSON value with short printable texts, finite numbers and a bounded size.
 
     Raises:
-        UnreadableError: it holds more than :data:`ITEMS` values, or is deeper than :data:`DEPTH`.
+        UnreadableError: it has more than :data:`ITEMS` values, or is deeper than :data:`DEPTH`.
     """
     budget = budget or _Budget()
     budget.left -= 1
     if budget.left < 0:
         raise UnreadableError(f"an answer of more than {ITEMS} values")
     if depth < 0:
-        raise UnreadableError(f"an answer that is more than {DEPTH} levels deep")
+        raise UnreadableError(f"an answer nested more than {DEPTH} levels deep")
     if isinstance(value, str):
         return one_line(value, TEXT)
     if isinstance(value, Mapping):
@@ -56,10 +56,10 @@ def bounded(value: Any, depth: int = DEPTH, budget: _Budget | None = None) -> An
 
 
 def checked(here: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a host's answer with every part of the type that is expected.
+    """Return a host's answer with the type of every part checked.
 
     Raises:
-        UnreadableError: a part is of another type.
+        UnreadableError: a part has another type.
     """
     here = bounded(here)
     found = {key: value for key, value in here.items() if key not in {"host", "state", "why", "drift"}}
@@ -122,7 +122,7 @@ def _certificate(value: Any) -> dict[str, Any]:
     try:
         ends = None if ends is None else datetime.fromisoformat(ends).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise UnreadableError("an answer with a certificate that ends at no time") from None
+        raise UnreadableError("an answer with a certificate that has no end") from None
     return {
         "path": _part(value, "path", str, ""),
         "ends": None if ends is None else ends.isoformat(),
@@ -134,7 +134,7 @@ _PARTS: Final = ("platform", "model", "gpus", "parallelism", "engine", "driver",
 
 
 def _applied(plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parts of a recorded plan, each of the type that a comparison takes."""
+    """Return the parts of a recorded plan, each with the type that a comparison needs."""
     found = dict(plan)
     for key in _PARTS:
         if plan.get(key) is not None:

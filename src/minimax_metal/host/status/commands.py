@@ -1,6 +1,6 @@
 """``metal status`` on a host: this host, without an inventory.
 
-A controller asks ``metal status --here --json`` of every host, and compares the answers with its inventory.
+A controller runs ``metal status --here --json`` on every host, and compares the answers with its inventory.
 
 Exit status: 0 this host serves; 1 it does not; with ``--here --json`` always 0.
 """
@@ -26,16 +26,16 @@ def main(argv: Sequence[str]) -> int:
     """Run ``metal status`` on the host that it is about."""
     made = argparse.ArgumentParser(
         prog="metal status",
-        description="Show model, release, engine, driver, health, load and uptime of this host, and where it "
-        "differs from its release.",
-        epilog="Where Ansible runs, metal status -i INVENTORY shows every host of a fleet.",
+        description="Show model, release, engine, driver, health, load and uptime of this host, and its "
+        "drift from its release.",
+        epilog="On the controller, metal status -i INVENTORY shows every host of a fleet.",
         allow_abbrev=False,
     )
-    made.add_argument("--here", action="store_true", help="this host, and no other; with --json in one line")
-    made.add_argument("--json", action="store_true", help="everything, for programs")
+    made.add_argument("--here", action="store_true", help="show this host only; with --json in one line")
+    made.add_argument("--json", action="store_true", help="print everything as JSON")
     arguments = made.parse_args(list(argv))
     if arguments.here and arguments.json:
-        # What a controller asks for: fast, whole, one line.
+        # For a controller: fast, complete, one line.
         print(json.dumps(look(), ensure_ascii=False, separators=(",", ":")))
         return 0
     hosts = this_host()
@@ -49,17 +49,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def with_drift(host: dict[str, Any], compare: Callable[[Mapping[str, Any]], list[str]] | None = None) -> None:
-    """Say where a host is not as its release, and what ``compare`` finds; it spoils no other host's row."""
+    """Add how a host differs from its release, and the result of ``compare``; errors affect no other host's
+    row.
+    """
     if host["state"] != "known":
         return
     try:
         host["drift"] = local_drift(host)
         if compare is not None:
             host["drift"] += compare(host)
-        # A plan is long, and of use to who compares only.
+        # A plan is long, and only useful for comparing.
         host["applied"] = _brief(Plan.of_record(host["applied"]))
     except (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError) as error:
-        # The shape of each part was checked; what is in them is still the host's own word.
+        # The type of each part was checked; their contents are still the host's.
         why = f"a recorded plan that can't be compared ({type(error).__name__}: {one_line(str(error), 120)})"
         name = host["host"]
         host.clear()
@@ -86,14 +88,14 @@ def serves(host: Mapping[str, Any]) -> bool:
 
 
 def exit_status(hosts: Sequence[Mapping[str, Any]]) -> int:
-    """Return the exit status for what was found."""
+    """Return the exit status for the results."""
     if any(host["state"] == "unreachable" for host in hosts):
         return 3
     return 0 if all(serves(host) for host in hosts) else 1
 
 
 def this_host() -> list[dict[str, Any]]:
-    """Return what is known of the machine this runs on."""
+    """Return the status of this machine."""
     host = {"host": os.uname().nodename, "state": "known", **checked(look())}
     with_drift(host)
     return [host]

@@ -1,8 +1,8 @@
-"""What this host is doing, in one look: its release, its instances and their load, its driver, its operator.
+"""This host's status: its release, its instances and their load, its driver, its operator.
 
-The standard library alone, and nothing that disturbs: the engine is never asked for a token, its own figures
-and what the supervisor told systemd say how it is. ``metal status --here --json`` prints it on a host; a
-controller asks every host for it at once.
+Standard library only, and without disturbing anything: the engine is never asked for a token; its own metrics
+and the supervisor's systemd status show its state. ``metal status --here --json`` prints it on a host; a
+controller asks every host for it in parallel.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SCHEMA: Final = 1
 STATE: Final = Path("/var/lib/minimax-metal")
 SYSTEMD_SECONDS: Final = 5.0
 DOCUMENT_BYTES: Final = 4 << 20
-"""Most that is read of a file of ours: a release record has about 60 KB."""
+"""Maximum size of one of our files: a release record has about 60 KB."""
 FIGURES_SECONDS: Final = 1.5
-"""A status is a glance: an engine that does not show its figures in that time has none to show."""
+"""Time limit: an engine that does not send its metrics within it counts as having none."""
 PROPERTIES: Final = (
     "Id", "LoadState", "ActiveState", "SubState", "StatusText", "UnitFileState", "NRestarts",
     "ActiveEnterTimestampMonotonic",
@@ -55,7 +55,7 @@ APPLIED: Final = (
     "firewall",
     "tls",
 )
-"""Parts of a recorded plan that are sent to whoever compares it with the inventory."""
+"""Parts of a recorded plan that are sent for comparison with the inventory."""
 
 Instance = dict[str, Any]
 
@@ -64,8 +64,8 @@ def units(text: str, uptime: float) -> list[Instance]:
     """Return the instances in the output of ``systemctl show``.
 
     Args:
-        text: blocks of NAME=VALUE, parted by empty lines.
-        uptime: seconds since the machine booted, by the clock that systemd's time stamps are of.
+        text: blocks of NAME=VALUE, separated by empty lines.
+        uptime: seconds since boot, by the clock of systemd's time stamps.
     """
     found = []
     for block in text.split("\n\n"):
@@ -94,7 +94,7 @@ def units(text: str, uptime: float) -> list[Instance]:
 def health_of(active: str, status: str) -> str:
     """Return one word for an instance: ready, starting, troubled, stopping, failed, stopped.
 
-    Its supervisor says it first of all; systemd where there is no supervisor to say anything.
+    From its supervisor if possible; otherwise from systemd.
     """
     word = status.partition(":")[0]
     if active == "active":
@@ -116,7 +116,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 
 def _exists(path: str) -> bool:
-    """Return whether a recorded path is there; one that no file can have is not."""
+    """Return whether a recorded path exists; impossible ones don't."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -128,8 +128,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def driver_version(text: str) -> str | None:
-    """Return the version in ``/proc/driver/nvidia/version``; None where no driver is loaded."""
-    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text[:4096])  # the driver's has 200
+    """Return the version in ``/proc/driver/nvidia/version``; None if no driver is loaded."""
+    found = re.search(r"NVRM version:.*?\s(\d+\.\d+(?:\.\d+)?)\s", text[:4096])  # the driver's file has 200
     return found[1] if found else None
 
 
@@ -145,7 +145,7 @@ def _memory_total() -> int:
 
 
 def load_of(url: str, timeout: float = FIGURES_SECONDS) -> dict[str, Any]:
-    """Return requests that run and wait, as the engine's figures say; both None where it shows none."""
+    """Return running and waiting requests from the engine's metrics; both None if it reports none."""
     code, text = ask(urljoin(url, "/metrics"), timeout)
     figures = parse_figures(text) if code == "200" else None
     return {
@@ -158,20 +158,20 @@ def load_of(url: str, timeout: float = FIGURES_SECONDS) -> dict[str, Any]:
 def firewall_of(
     file: Path = FIREWALL_FILE, loaded: Path = FIREWALL_LOADED, socket_path: str = FIREWALL_SOCKET
 ) -> list[str]:
-    """Return how the table in force is not the one that was loaded; [] where it is.
+    """Return how the active table differs from the loaded one; [] if it doesn't.
 
-    Only root may ask nft: a unit answers on a socket of its own (role ``endpoint_firewall``).
+    Only root may run nft: a unit answers on its own socket (role ``endpoint_firewall``).
     """
     try:
         checksum = hashlib.sha256(read_bounded(file, nftables.BYTES)).hexdigest()
         noted = read_bounded(loaded, nftables.BYTES).decode(errors="replace")
     except (OSError, ValueError):
-        return ["nothing notes that the table was loaded"]
+        return ["no record that the table was loaded"]
     return nftables.state(noted, checksum, _heard(socket_path))
 
 
 def _heard(path: str) -> str:
-    """Return what is said on a socket until its end, bounded in size and time."""
+    """Return everything sent on a socket, bounded in size and time."""
     end = time.monotonic() + FIREWALL_SECONDS
     parts: list[bytes] = []
     try:
@@ -183,15 +183,15 @@ def _heard(path: str) -> str:
                 if not (part := connection.recv(65_536)):
                     return b"".join(parts).decode(errors="replace")
                 parts.append(part)
-        return "an answer without end"
+        return "an answer that does not end"
     except OSError as error:
         return f"{path}: {error.strerror or error}; run site.yml"
 
 
 def certificates_of(plan: Plan) -> list[dict[str, Any]]:
-    """Return the certificates that a recorded plan's services serve by: path, end, and whether it is there.
+    """Return the certificates of a recorded plan's services: path, end, and whether it exists.
 
-    One that only root can read is left out: this is no program of root's.
+    One that only root can read is skipped: this program does not run as root.
     """
     own = Path(plan.tls.directory) if plan.tls and plan.tls.directory else None
     paths = [service.credentials.get("tls.crt") for service in plan.services]
@@ -215,7 +215,7 @@ def look(
     load: Callable[[str], Mapping[str, Any]] = load_of,
     firewall: Callable[[], list[str]] = firewall_of,
 ) -> dict[str, Any]:
-    """Return everything ``metal status`` shows of a host (see the module)."""
+    """Return everything that ``metal status`` shows about a host (see the module)."""
     current = Records(releases).current()
     record = _json(current.path) if current else None
     recorded = _mapping((record or {}).get("plan"))

@@ -1,4 +1,4 @@
-"""The state of a fleet as people like to read it."""
+"""The state of a fleet as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.text import Text
 from minimax_metal.common.durations import spell
 
 PLAIN_WIDTH: Final = 150
-"""Columns of the table where no terminal sets them."""
+"""Width of the table without a terminal."""
 STYLES: Final[dict[str, str]] = {
     "ready": "green",
     "starting": "cyan",
@@ -42,12 +42,12 @@ def _uptime(instance: Mapping[str, Any]) -> str:
 
 def _release(host: Mapping[str, Any]) -> str:
     release = host.get("release")
-    # It is the host's word: what is no number of a release may not push the other columns away.
+    # Text from the host: an invalid release number must not push the other columns away.
     return f"{str(release.get('number', '?'))[:6]} {str(release.get('digest', '?'))[:7]}" if release else "-"
 
 
 def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:
-    """Return the rows of one host, one for each instance; one where it has none or could not be asked."""
+    """Return the rows of one host, one per instance; a single one if it has none or could not be reached."""
     name = str(host["host"])
     if host["state"] != "known":
         state = Text(host["state"], style=STYLES.get(host["state"], ""))
@@ -59,7 +59,7 @@ def rows(host: Mapping[str, Any]) -> list[list[Text | str]]:
     if lock:
         notes.append(f"locked by {lock.get('user')}@{lock.get('controller')} since {lock.get('time')}")
     if rollout and not rollout.get("ended"):
-        notes.append(f"{rollout.get('kind', 'rollout')} not over, at {rollout.get('stage')}")
+        notes.append(f"{rollout.get('kind', 'rollout')} not finished, at {rollout.get('stage')}")
     engine = applied.get("engine") or "-"
     found: list[list[Text | str]] = []
     for instance in host["instances"] or [{"instance": "", "health": "stopped"}]:
@@ -93,13 +93,13 @@ def table(hosts: Sequence[Mapping[str, Any]]) -> Table:
     made.add_column("drift", overflow="fold")
     for host in hosts:
         for row in rows(host):
-            # Not as rich's markup: a host that says "[/x]" would end the table of all.
+            # Not as rich's markup: a host that sends "[/x]" would break the whole table.
             made.add_row(*(one if isinstance(one, Text) else Text(one) for one in row))
     return made
 
 
 def summary(hosts: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line: how many hosts, how many of each kind."""
+    """Return one line: the number of hosts, and of each kind."""
     words = [
         host["state"]
         if host["state"] != "known"
@@ -111,7 +111,7 @@ def summary(hosts: Sequence[Mapping[str, Any]]) -> str:
     counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words))
     drifting = sum(bool(host.get("drift")) for host in hosts)
     return f"{len(hosts)} host{'s' if len(hosts) != 1 else ''}: {counts}" + (
-        f"; {drifting} not as the inventory says" if drifting else ""
+        f"; {drifting} drifted from the inventory" if drifting else ""
     )
 
 

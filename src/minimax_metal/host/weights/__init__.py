@@ -1,1 +1,1 @@
-"""Big files on a host: fetched by their hubs' own clients, verified always, visible only when complete."""
+"""Large files on a host: downloaded by the hubs' protocols, always verified, visible only when complete."""

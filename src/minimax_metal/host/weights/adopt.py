@@ -50,7 +50,7 @@ REFLINK, LINK, COPY = "reflinked", "linked", "copied"
 
 @dataclass
 class Adopted:
-    """What was taken: files by the way they came, bytes in all, and candidates that were not the file."""
+    """The result: files by method, total bytes, and candidates that did not match."""
 
     ways: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
@@ -62,12 +62,12 @@ class Adopted:
 
 
 def places(directory: Path, repositories: Iterator[str] | list[str], revision: str | None) -> list[Path]:
-    """Return the directories below ``directory`` that may hold a model's files under their own names.
+    """Return the directories below ``directory`` that may have a model's files under their own names.
 
     Args:
-        directory: what the user named: the files themselves, a cache, or what holds a cache.
-        repositories: ids under which hubs know the model.
-        revision: looked at first where a cache has several.
+        directory: named by the user: the files themselves, a cache, or the parent of a cache.
+        repositories: the model's ids on hubs.
+        revision: tried first if a cache has several.
     """
     found = [directory]
     for repository in repositories:
@@ -92,14 +92,14 @@ def _snapshots(root: Path, revision: str | None) -> list[Path]:
 
 
 def _blobs(places: list[Path]) -> list[Path]:
-    """Return the folders where the caches among ``places`` keep files under their hashes."""
+    """Return the folders in which the caches among ``places`` store files under their hashes."""
     found = [path.parent.parent / "blobs" for path in places if path.parent.name == "snapshots"]
     return [path for path in dict.fromkeys(found) if path.is_dir()]
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """As root, reach what lies at ``path`` in this thread as the user whose directory it is in."""
+    """As root, access ``path`` in this thread as the user who owns its directory."""
     with files_as(0, 0):
         owner = untrusted_owner(path) or (0, 0)
         with files_as(*owner):
@@ -121,9 +121,10 @@ def candidates(entry: Entry, places: list[Path], blobs: list[Path]) -> Iterator[
 
 
 def place(found: Path, target: Path, mode: str | None = None) -> str:
-    """Put a file's bytes at ``target`` by the cheapest way that leaves the file as it is; return the way.
+    """Put a file's bytes at ``target`` by the cheapest method that leaves the file unchanged; return the
+    method.
 
-    ``mode``: allow this way only (for tests).
+    ``mode``: allow only this method (for tests).
     """
     with reading(found):
         source = os.open(found, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -151,10 +152,10 @@ def place(found: Path, target: Path, mode: str | None = None) -> str:
 
 
 def _link(source: int, target: Path) -> None:
-    """Give an open file another name; where it is another user's, only root may."""
+    """Give an open file another name; for another user's file only root may."""
     folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Root makes a name only where this thread's user could: a link that was planted leads nowhere else.
+        # Root creates a name only where this thread's user could: a planted link leads nowhere else.
         probe = f"{target.name}.probe"
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=folder))
         os.unlink(probe, dir_fd=folder)
@@ -176,17 +177,17 @@ def _clone(source: int, target: Path) -> None:
 
 
 def may_link(status: os.stat_result) -> bool:
-    """Return whether a file can be shared by a hard link with owner and mode as they are."""
+    """Return whether a file can be hard-linked with its owner and mode unchanged."""
     return bool(status.st_mode & stat.S_IROTH) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def listing_of(request: Request) -> tuple[Listing | None, str]:
-    """Return what has to be there, as the first source that answers states it, and where that is from.
+    """Return the expected files, from the first source that answers, and that source.
 
-    The request's proof, or the manifest file that it names, comes first. Without an answer: the reasons.
+    The request's proof, or its manifest file, comes first. Without an answer: the reasons.
 
     Raises:
-        UserError: the manifest file cannot be read.
+        UserError: the manifest file can't be read.
     """
     stated = request.stated()
     if stated is not None:
@@ -207,18 +208,18 @@ def adopt(
     spare: int,
     workers: int | None = None,
 ) -> Adopted:
-    """Take the files of a request that are in ``directories``; they are in its staging directory then.
+    """Adopt a request's files from ``directories``; they are in its staging directory afterwards.
 
-    Each is noted as verified, so the pull that follows reads none of them again. A directory that can't be
-    read, and a source that can't be asked, is said and passed over: the pull fetches what is missing.
+    Each is noted as verified, so the following pull reads none of them again. An unreadable directory, or a
+    source that does not answer, is reported and skipped: the pull downloads what is missing.
     """
     adopted = Adopted()
     listing, where = listing_of(request)
     if listing is None:
         named = ", ".join(map(str, directories))
         say(
-            f"adopting nothing from {named}: no source says what the files have to be ({where}); without a "
-            "hub, name a whole directory as metal_weights_source"
+            f"adopting nothing from {named}: no source lists the expected files and hashes "
+            f"({where}); without a hub, name a whole directory as metal_weights_source"
         )
         return adopted
     repositories = [source.repository for source in request.sources if source.repository]
@@ -241,7 +242,7 @@ def adopt(
 
     def one(entry: Entry) -> None:
         target = staging / entry.path
-        # Without any hash there is nothing to hold the bytes against: such files are fetched.
+        # Without a hash the bytes can't be verified: such files are downloaded.
         if (entry.sha256 or entry.git_oid) is None or target.exists() or entry.size == 0:
             return
         for candidate in candidates(entry, found, blobs):
@@ -282,15 +283,15 @@ def adopt(
 
 
 def _unreadable(directory: Path, error: OSError) -> str:
-    """Say why a directory can't be looked at, and what to do: copies keep owners who can't reach them."""
+    """Explain why a directory can't be read, and what to do: copies keep owners without access to them."""
     reason = error.strerror or str(error)
     with files_as(0, 0):
         owner = untrusted_owner(directory)
     if owner is None or os.geteuid() != 0:
         return reason
     return (
-        f"it is read as its owner, user {owner[0]}, who can't: {reason}; give it to root "
-        f"(chown -R root: {shlex.quote(str(directory))}) or let that user read it"
+        f"it is read as its owner, user {owner[0]}, who can't: {reason}; give it to root (chown -R "
+        f"root: {shlex.quote(str(directory))}) or let that user read it"
     )
 
 
@@ -299,7 +300,7 @@ def _at(entry: Entry, path: str) -> Entry:
 
 
 def _cheap(candidate: Path, staging: Path) -> bool:
-    """Return whether a file may come without new blocks: it lies on the same file system."""
+    """Return whether a file may be adopted without new blocks: it is on the same file system."""
     with reading(candidate):
         device = candidate.stat().st_dev
     return device == staging.stat().st_dev

@@ -1,11 +1,12 @@
-"""What an HTTP answer means for a pull: pure functions over status, headers and the first bytes of a body.
+"""The meaning of an HTTP answer for a pull: pure functions over status, headers and the first bytes of a
+body.
 
-A range is judged by ``Content-Range``, not by the status: ModelScope answers 200 with the slice and a right
+A range is judged by ``Content-Range``, not by the status: ModelScope answers 200 with the slice and a correct
 ``Content-Range`` (modelscope/modelscope_hub issue 50), others 200 with the whole file.
 
-Who says no is told apart. A hub says it in its own form: JSON, or ``X-Error-Code`` as Hugging Face sends it.
-A page of HTML comes from something in between (a proxy, a WAF, a login page, a captive portal): that is no
-word of the hub about the model, and it may be gone in an hour.
+The origin of a refusal is determined. A hub refuses in its own format: JSON, or ``X-Error-Code`` for Hugging
+Face. An HTML page comes from something in between (a proxy, a WAF, a login page, a captive portal): it is not
+the hub's answer about the model, and it may disappear within an hour.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from minimax_metal.common.text import one_line
 from minimax_metal.host.weights.errors import SourceError
 
 BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Answers that mean "not now"."""
+"""Answers that mean "try later"."""
 MOST_PATIENCE: Final = 7 * 86_400.0
-"""Seconds of a ``Retry-After`` that are counted; a longer one is a mistake."""
+"""Maximum seconds of a ``Retry-After``; a longer one is a mistake."""
 
 _NUMBER: Final = r"([0-9]{1,18})"
 _RANGE: Final = re.compile(rf"bytes[ =]{_NUMBER}-{_NUMBER}/(?:{_NUMBER}|\*)", re.IGNORECASE)
@@ -38,14 +39,14 @@ _TITLE: Final = re.compile(r"<title[^<>]{0,200}>([^<]{1,300})", re.IGNORECASE)
 
 
 class RangeError(SourceError):
-    """The source's answer to a range is of no use; the whole file may still be."""
+    """The source's answer to a range is useless; the whole file may still work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The part of a file that an answer carries: bytes ``start`` up to ``stop``, of ``total``.
+    """The part of a file in an answer: bytes ``start`` up to ``stop``, of ``total``.
 
-    ``stop`` and ``total`` are None where the answer does not say.
+    ``stop`` and ``total`` are None if the answer does not state them.
     """
 
     start: int
@@ -54,14 +55,14 @@ class Span:
 
 
 def span_of(name: str, status: int, headers: Mapping[str, str], offset: int, end: int | None) -> Span:
-    """Return what an answer carries of a file that was asked for from ``offset`` on.
+    """Return which part of a file an answer contains, when ``offset`` was requested.
 
     Args:
         name: the source, for errors.
         status: 200 or 206.
         headers: of the answer; names in any case.
-        offset: first byte that was asked for.
-        end: where what was asked for ends; None: at the end of the file.
+        offset: first requested byte.
+        end: end of the request; None: the end of the file.
 
     Raises:
         RangeError: the part is not stated, contradicts itself, or is another one.
@@ -70,41 +71,43 @@ def span_of(name: str, status: int, headers: Mapping[str, str], offset: int, end
     encoding = headers.get("Content-Encoding", "").strip().lower()
     if encoding not in {"", "identity"}:
         raise SourceError(
-            f"{name} sends files as {one_line(encoding, 40)}, which was not asked for; whatever compresses "
-            "them on the way must pass them on as they are"
+            f"{name} sends files as {one_line(encoding, 40)}, which was not requested; the proxy or "
+            "cache that compresses them must pass them on unchanged"
         )
     if headers.get("Content-Type", "").strip().lower().startswith("multipart/byteranges"):
-        raise RangeError(f"{name} sends several parts of a file in one answer; one was asked for")
+        raise RangeError(f"{name} sends several parts of a file in one answer; one was requested")
     text = headers.get("Content-Length", "").strip()
     length = int(text) if re.fullmatch(_NUMBER, text) else None
     stated = headers.get("Content-Range")
     if stated is None:
         if status == 206:
-            raise RangeError(f"{name} sends a part of a file without saying which")
+            raise RangeError(f"{name} sends a part of a file without a Content-Range")
         return Span(0, length, length)
     found = _RANGE.fullmatch(stated.strip())
     said = one_line(stated, 80)
     if found is None:
-        raise RangeError(f"{name} sends a part of a file with Content-Range {said!r}, which names none")
+        raise RangeError(f"{name} sends a part of a file with Content-Range {said!r}, which names no range")
     first, last = int(found[1]), int(found[2])
     total = None if found[3] is None else int(found[3])
     if last < first or (total is not None and last >= total):
-        raise RangeError(f"{name} sends a part of a file with Content-Range {said!r}, which can't be")
+        raise RangeError(f"{name} sends a part of a file with Content-Range {said!r}, which is impossible")
     if length is not None and length != last + 1 - first:
         raise RangeError(f"{name} sends {length} bytes of a file as Content-Range {said!r}")
     if first > offset or last < offset or (end is not None and first >= end):
-        raise RangeError(f"{name} sends bytes {first} to {last} of a file; {offset} on was asked for")
+        raise RangeError(
+            f"{name} sends bytes {first} to {last} of a file; bytes from {offset} on were requested"
+        )
     return Span(first, last + 1, total)
 
 
 def is_page(headers: Mapping[str, str], beginning: bytes) -> bool:
-    """Return whether an answer is a page for people, by its type or its first bytes."""
+    """Return whether an answer is an HTML page, by its type or its first bytes."""
     kind = headers.get("Content-Type", "").strip().lower()
     return kind.startswith(("text/html", "application/xhtml")) or begins_page(beginning)
 
 
 _POLICY: Final = re.compile(r"blocked|curation|polic(?:y|ies)|quarantine|firewall", re.IGNORECASE)
-"""Words of a repository manager that withholds what the hub itself would give."""
+"""Texts of a repository manager that blocks what the hub itself would send."""
 
 
 def begins_page(beginning: bytes) -> bool:
@@ -113,14 +116,14 @@ def begins_page(beginning: bytes) -> bool:
 
 
 def title_of(body: bytes) -> str:
-    """Return the title of an HTML page for people, in quotes after a space; "" without one."""
+    """Return the title of an HTML page for messages, in quotes after a space; "" without one."""
     found = _TITLE.search(body[:65_536].decode("utf-8", "replace"))
     title = one_line(found[1], 80) if found else ""
     return f' "{title}"' if title else ""
 
 
 def read_json(content: bytes) -> Any:
-    """Read JSON from elsewhere; NaN and numbers of more than 19 digits are refused.
+    """Parse foreign JSON; NaN and numbers of more than 19 digits are refused.
 
     Raises:
         ValueError: it is not JSON, or nested too deep.
@@ -141,10 +144,10 @@ def read_json(content: bytes) -> Any:
 
 
 def patience(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a server asks to wait, a week at most; None when it says nothing that can be read.
+    """Return the seconds that a server asks to wait, a week at most; None if it does not.
 
-    ``Retry-After`` as seconds or as a date, which counts from the server's own ``Date``: the clock of this
-    host may be wrong. Hugging Face says the same as ``RateLimit: "api";r=0;t=55``.
+    ``Retry-After`` as seconds or as a date, relative to the server's own ``Date``: this host's clock may be
+    wrong. Hugging Face uses ``RateLimit: "api";r=0;t=55``.
     """
     after = headers.get("Retry-After", "").strip()
     if _SECONDS.fullmatch(after):
@@ -164,8 +167,8 @@ def patience(headers: Mapping[str, str]) -> float | None:
 class Refusal:
     """An answer without the document.
 
-    ``name``, ``revision``: what was asked; ``host``: who answered; ``elsewhere``: another host than the one
-    that was asked, after a redirect; ``token``: whether the request brought one.
+    ``name``, ``revision``: what was requested; ``host``: the server; ``elsewhere``: another host than the
+    requested one, after a redirect; ``token``: whether the request had one.
     """
 
     name: str
@@ -178,7 +181,7 @@ class Refusal:
     token: bool = False
 
     def error(self) -> SourceError:
-        """Return what it means."""
+        """Return its meaning."""
         code = one_line(self.headers.get("X-Error-Code", ""), 60)
         if self.status in BUSY:
             page = self._page()
@@ -189,13 +192,13 @@ class Refusal:
             )
         if self.status == 407:
             return SourceError(
-                f"{self.name}: the proxy wants a name and a password (407); put them into HTTPS_PROXY of "
-                "this host"
+                f"{self.name}: the proxy requires a user name and a password (407); set them in "
+                "HTTPS_PROXY on this host"
             )
         if self.status == 511:
             return SourceError(
-                f"{self.name}: the network wants a login first (511, a captive portal); log in, or set "
-                "HTTPS_PROXY"
+                f"{self.name}: the network requires a login first (511, a captive portal); log in, "
+                "or set HTTPS_PROXY"
             )
         if code == "GatedRepo":
             return self._gated()
@@ -226,18 +229,18 @@ class Refusal:
         title = title_of(self.body)
         if self.status == 404:
             return SourceError(
-                f"{self.name}: {self.host} answered 404 with an HTML page{title}: no model hub is there; "
-                "check the endpoint, and what stands in between (proxy, WAF)"
+                f"{self.name}: {self.host} answered 404 with an HTML page{title}: it is not a model "
+                "hub; check the endpoint, and any proxy or WAF in between"
             )
-        sign_in = " and wants a login" if self.status == 401 else ""
+        sign_in = " and requires a login" if self.status == 401 else ""
         return SourceError(
-            f"{self.name}: {self.host} answered {self.status} with an HTML page{title}{sign_in}: something "
-            "in between (proxy, WAF) refuses, not the hub; allow this host to reach it, set HTTPS_PROXY, or "
-            "use another source"
+            f"{self.name}: {self.host} answered {self.status} with an HTML page{title}{sign_in}: a "
+            "proxy or WAF in between refuses, not the hub; allow this host to reach it, set "
+            "HTTPS_PROXY, or use another source"
         )
 
     def _own_words(self) -> bool:
-        """Return whether the answer is in a hub's own form: an error code, or a JSON object."""
+        """Return whether the answer is in a hub's own format: an error code, or a JSON object."""
         if any(name.lower().startswith("x-error-") for name in self.headers):
             return True
         try:
@@ -246,10 +249,10 @@ class Refusal:
             return False
 
     def message(self) -> str:
-        """Return the hub's own sentence, "" where there is none."""
+        """Return the hub's own message, "" if there is none."""
         with contextlib.suppress(ValueError, TypeError, KeyError, IndexError, AttributeError):
             raw = read_json(self.body)
-            if "errors" in raw:  # Artifactory's form
+            if "errors" in raw:  # Artifactory's format
                 raw = raw["errors"][0]
             for key in ("error", "Message", "message"):
                 if isinstance(raw.get(key), str):
@@ -265,19 +268,19 @@ class Refusal:
 
     def _denied(self, code: str) -> SourceError:
         if self.status == 403 and self.elsewhere:
-            # A signed address that ran out, or a clock that makes it look so: the hub signs a new one.
+            # An expired signed address, or a clock that makes it look so: the hub signs a new one.
             return SourceError(f"{self.name}: {self.host} answered 403")
         if self.status == 403 and not self._own_words():
             return SourceError(
-                f"{self.name}: {self.host} answered 403 and not in a hub's form: something in between "
-                "(proxy, WAF) may refuse; allow this host to reach it, or use another source"
+                f"{self.name}: {self.host} answered 403, but not in a hub's format: a proxy or WAF "
+                "in between may refuse; allow this host to reach it, or use another source"
             )
         if self.status == 403:
             said = self.message()
             if _POLICY.search(said):
                 return SourceError(
-                    f"{self.name}: {self.host} refuses it by a policy of its own ({said}): ask who runs that "
-                    "repository manager to allow it, or use another source",
+                    f"{self.name}: {self.host} refuses it by its own policy ({said}): ask the "
+                    "administrator of that repository manager to allow it, or use another source",
                     permanent=True,
                 )
             gated = self._gated()

@@ -1,6 +1,6 @@
-"""Ask what a model's files are: a hub that states it, or a directory whose every byte is read.
+"""Get the list of a model's files: from a hub, or from a directory whose every byte is read.
 
-The controller does it for the fleet; where it has no way to the hub, one host does, and says so.
+The controller does it for the fleet; if it can't reach the hub, one host does, and records this.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from minimax_metal.host.weights.sources import DEFAULT_ENDPOINTS, open_source
 from minimax_metal.host.weights.unprivileged import list_of
 
 STALL: Final = 10.0
-"""Seconds without a byte after which a source that is asked for its list is given up."""
+"""Seconds without a byte after which a request for the list is given up."""
 TRIES: Final = 2
-"""Of a source that asks for patience."""
+"""The same for a source that asks to wait."""
 _PUBLIC: Final = {kind: DEFAULT_ENDPOINTS[kind][1] for kind in HUBS}
 
 
 def asks_hub(sources: Sequence[Source]) -> bool:
-    """Return whether the publisher's own hub is asked: not where the user has only other places for it."""
+    """Return whether to ask the publisher's own hub: not if the user configured only other sources."""
     return any(
         source.kind in {HF_MIRROR, MODELSCOPE, HUGGINGFACE}
         and (source.endpoint or _PUBLIC[source.kind]).rstrip("/") == _PUBLIC[source.kind]
@@ -47,7 +47,7 @@ def asks_hub(sources: Sequence[Source]) -> bool:
 
 
 def candidates(repository: str, revision: str, sources: Sequence[Source]) -> list[Source]:
-    """Return who is asked what a model's files are, the publisher's hub first."""
+    """Return the sources to ask for a model's files, the publisher's hub first."""
     found = []
     if asks_hub(sources):
         token = next((one.token_file for one in sources if one.kind == HUGGINGFACE), None)
@@ -61,14 +61,14 @@ def candidates(repository: str, revision: str, sources: Sequence[Source]) -> lis
 
 
 Ask = Callable[[Source], Proof]
-"""Asks one source what its files are; raises :class:`SourceError`."""
+"""Asks one source for its files; raises :class:`SourceError`."""
 
 
 def ask(source: Source, resolver: str = "controller") -> Proof:
-    """Return what a source states.
+    """Return a source's list.
 
     Raises:
-        SourceError: it can't be asked.
+        SourceError: it does not answer.
     """
     by, origin = authority(source)
     for tried in range(TRIES):
@@ -93,7 +93,7 @@ def ask(source: Source, resolver: str = "controller") -> Proof:
 def first(
     candidates: Sequence[Source], ask: Ask, accept_unhashed: bool, reasons: list[str]
 ) -> tuple[Source, Proof] | None:
-    """Return the first statement that is one, and its source; why others are none goes into ``reasons``."""
+    """Return the first valid list, and its source; reasons against the others are added to ``reasons``."""
     for source in candidates:
         try:
             proof = ask(source)
@@ -102,7 +102,7 @@ def first(
             continue
         if proof.unhashed and not accept_unhashed:
             reasons.append(
-                f"{source} states no hash of {len(proof.unhashed)} files, e.g. {proof.unhashed[0]}"
+                f"{source} publishes no hash of {len(proof.unhashed)} files, e.g. {proof.unhashed[0]}"
             )
         elif not proof.files:
             reasons.append(f"{source} lists no file")
@@ -112,25 +112,25 @@ def first(
 
 
 def for_fleet(request: Request, repository: str) -> dict[str, Any]:
-    """Return what the publisher's own hub states, asked from this host because the controller can't.
+    """Return the publisher's own hub's list, requested from this host because the controller can't.
 
     Raises:
-        UserError: the hub can't be asked either, or the user has no source that is the publisher's.
+        UserError: the hub does not answer here either, or no source of the user is the publisher's.
     """
     reasons: list[str] = []
     asked = candidates(repository, request.revision or "main", request.sources)
     hubs = [source for source in asked if authority(source)[0] == HUB]
     found = first(hubs, lambda source: ask(source, "this host"), False, reasons)
     if found is None:
-        raise UserError("; ".join(reasons) or "no source is the publisher's own hub; a mirror is not asked")
+        raise UserError("; ".join(reasons) or "no source is the publisher's own hub; mirrors are not asked")
     return found[1].as_dict()
 
 
 def of_directory(directory: Path, workers: int | None = None) -> dict[str, Any]:
-    """Read every byte of a directory, and return a manifest that states what it holds now.
+    """Read every byte of a directory, and return a manifest of its current contents.
 
     Raises:
-        UserError: it is not a directory, holds nothing, or can't be read.
+        UserError: it is not a directory, is empty, or can't be read.
     """
     if not directory.is_dir():
         raise UserError(f"found no directory {directory}, expected the model's files in it; name another")
@@ -139,7 +139,7 @@ def of_directory(directory: Path, workers: int | None = None) -> dict[str, Any]:
         with ThreadPoolExecutor(workers or workers_by_default(), thread_name_prefix="hash") as pool:
             files = tuple(pool.map(lambda entry: verify(directory, entry), listing.files))
     except (SourceError, DamagedFileError, OSError) as error:
-        raise UserError(f"{directory}: {one_line(str(error))}; look at the file, then try again") from error
+        raise UserError(f"{directory}: {one_line(str(error))}; check the file, then try again") from error
     if not files:
         raise UserError(f"found no file in {directory}, expected a model; name another directory")
     source = {"kind": DIRECTORY, "path": str(directory)}

@@ -1,6 +1,6 @@
-"""One attempt to bring every file of one source to a staging directory.
+"""One attempt to download all files from one source into a staging directory.
 
-It says what happens in events, one line of JSON each (:mod:`minimax_metal.host.weights.fetch` lists them).
+It reports its progress as events, one line of JSON each (:mod:`minimax_metal.host.weights.fetch` lists them).
 """
 
 from __future__ import annotations
@@ -36,25 +36,26 @@ from minimax_metal.host.weights.sources import ACCEPT_UNPROVED, Listing, Origin
 from minimax_metal.host.weights.web import Body
 
 ATTEMPTS: Final = 3
-"""Times a file may come with wrong bytes before its source is given up."""
+"""Times a file may have wrong bytes before its source is given up."""
 RETRIES: Final = 2
-"""Tries of one file in a row that bring nothing, within one attempt at a source."""
+"""Consecutive attempts at one file without any new bytes, within one attempt at a source."""
 LEAST: Final = 64 << 10
-"""New bytes of a file, or all that were missing, without which a connection counts as fruitless: a source
-that sends a few bytes each time would be asked for ever."""
+"""New bytes of a file, or all that were missing, without which a connection counts as fruitless: otherwise a
+source that sends a few bytes each time would be tried forever.
+"""
 
 JOURNAL: Final = "verified.jsonl"
 
 
 JOURNAL_BYTES: Final = 256 << 20
-"""Of a journal at most: one line of about 200 bytes for each file that was verified."""
+"""Maximum bytes of a journal: one line of about 200 bytes for each verified file."""
 
 
 @dataclass
 class Journal:
     """Which staged files were verified and flushed, so that a resumed pull reads none of them again.
 
-    A line counts while size and modification time of the file are what they were; no clock is asked.
+    A line is valid while the file's size and modification time are unchanged; no clock is used.
     """
 
     file: Path
@@ -74,13 +75,13 @@ class Journal:
                 except (ValueError, KeyError, TypeError):
                     continue
             if not content.endswith(b"\n"):
-                # What is appended next must not be glued to a line that a crash cut off.
+                # The next line must not be appended to one that a crash cut off.
                 with suppress(OSError), journal.file.open("ab") as file:
                     file.write(b"\n")
         return journal
 
     def knows(self, staging: Path, entry: Entry) -> Entry | None:
-        """Return the verified entry when the staged file is still the one that was verified."""
+        """Return the verified entry if the staged file is still the one that was verified."""
         line = self.lines.get(entry.path)
         if line is None:
             return None
@@ -95,13 +96,13 @@ class Journal:
         sha256 = line.get("sha256")
         if not isinstance(sha256, str) or (entry.sha256 is not None and sha256 != entry.sha256):
             return None
-        # A file that went by its hash needs no git id; one that this source knows by git id only does.
+        # A file verified by its hash needs no git id; one that this source knows only by git id does.
         if entry.sha256 is None and line.get("git_oid") != entry.git_oid:
             return None
         return Entry(entry.path, entry.size, sha256, entry.stated, entry.git_oid)
 
     def add(self, staging: Path, entry: Entry) -> None:
-        """Note a verified file; its bytes must be on the disk by now."""
+        """Note a verified file; its bytes must already be on the disk."""
         line = {
             "path": entry.path,
             "size": entry.size,
@@ -119,14 +120,14 @@ class Attempt:
 
     Args:
         origin: the source.
-        staging: where files are gathered; partial ones in its :data:`FOLDER`.
+        staging: where files are collected; partial ones in its :data:`FOLDER`.
         events: where events are written to.
-        workers: files at once.
-        pause: seconds before a file is tried again, doubled for each further try.
-        patience: seconds that a source which answers 429 or 503 is waited for before it is given up.
-        rate: bytes a second at most, all files together; 0 is no limit.
-        expected: what the catalogue says of the model, for files that nobody states a hash of.
-        accept_unproved: take such files although they don't prove that they are the model.
+        workers: parallel downloads.
+        pause: seconds before a file is retried, doubled for each further attempt.
+        patience: seconds to wait for a source that answers 429 or 503 before it is given up.
+        rate: maximum bytes per second, all files together; 0 is no limit.
+        expected: the catalogue's data on the model, for files without a published hash.
+        accept_unproved: accept such files although they don't prove that they are the model.
     """
 
     origin: Origin
@@ -141,10 +142,10 @@ class Attempt:
     have: int = 0
     fetched: int = 0
     from_peers: int = 0
-    """Of the bytes that came in, those that other hosts of the fleet sent."""
+    """Received bytes that other hosts of the fleet sent."""
     hashed: int = 0
     failures: int = 0
-    """Files given up in a row while no byte came."""
+    """Files given up in a row without any new bytes."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     halted: threading.Event = field(default_factory=threading.Event)
     served: float = field(default_factory=time.monotonic)
@@ -155,7 +156,7 @@ class Attempt:
         self.throttle = Throttle(self.rate)
         self.listed: dict[str, Entry] = {}
         self.versions: dict[str, str] = {}
-        """What the source called each file's bytes when it first sent some."""
+        """The source's identifier for each file's bytes at its first answer."""
 
     def say(self, event: str, **fields: Any) -> None:
         """Write one event."""
@@ -164,7 +165,7 @@ class Attempt:
             self.events.flush()
 
     def run(self, name: str, source: Mapping[str, Any]) -> bool:
-        """Fetch and verify everything; return whether the manifest was written."""
+        """Download and verify everything; return whether the manifest was written."""
         try:
             with self._heartbeat():
                 revision = self._run(name, source)
@@ -209,10 +210,10 @@ class Attempt:
         return listing.revision
 
     def _prove(self, listing: Listing) -> dict[str, Any]:
-        """Prove by the files themselves what nobody states a hash of; return what the manifest keeps of it.
+        """Verify files without a published hash by their own contents; return what the manifest notes of it.
 
         Raises:
-            SourceError: a file is not what it should be, and nobody accepted that.
+            SourceError: a file is not as it should be, and this was not accepted.
         """
         if all(entry.sha256 or entry.git_oid for entry in listing.files):
             return {}
@@ -221,8 +222,8 @@ class Attempt:
             return {"examined": f"{len(found.files)} files, {found.tensors} tensors, {found.bytes} bytes"}
         if not self.accept_unproved:
             raise SourceError(
-                f"what came is not proved to be the model: {found.line()}; use another source, or "
-                "accept it as it is with model_weights_accept_unproved",
+                f"the files fetched are not proved to be the model: {found.line()}; use another "
+                "source, or accept it as it is with model_weights_accept_unproved",
                 permanent=True,
             )
         self.say("note", text=f"accepted by {ACCEPT_UNPROVED}: {found.line()}")
@@ -233,7 +234,7 @@ class Attempt:
         return self._patiently(self.origin.list)
 
     def _patiently(self, ask: Callable[[], Listing]) -> Listing:
-        """Call until it answers; a source that asks for patience gets it."""
+        """Call until it answers; a source that asks to wait gets the time."""
         tries = 0
         while True:
             try:
@@ -250,7 +251,7 @@ class Attempt:
                 self.halted.wait(self.pause * 2 ** (tries - 1))
 
     def _be_patient(self, error: SourceError) -> None:
-        """Wait as long as a busy source asks, or raise when that is longer than this pull's patience."""
+        """Wait as long as a busy source asks, or raise if that exceeds this pull's patience."""
         pause = self.gate.refused(error.after)
         waited = time.monotonic() - self.served
         if waited + pause > self.patience:
@@ -261,22 +262,22 @@ class Attempt:
         self.gate.wait(self.halted)
 
     def _still_missing(self, entry: Entry) -> int:
-        """Return the bytes of a file that are not staged yet."""
+        """Return a file's bytes that are not staged yet."""
         with suppress(OSError):
             if (self.staging / entry.path).stat().st_size == entry.size:
                 return 0
         return entry.size - Part.staged(self.staging, self.origin.identity(entry), entry)
 
     def _fetch_all(self, todo: list[Entry], journal: Journal) -> dict[str, Entry]:
-        """Fetch the files side by side.
+        """Download the files in parallel.
 
-        A failure that another try may mend lets the others come to their end first: they may be served. As
-        many of these as there are workers, with no byte between them, or any other failure, end the attempt.
+        After a failure that a retry may fix, the other files are finished first: they may work. As many such
+        failures as there are workers, without a byte between them, or any other failure, end the attempt.
         """
         done: dict[str, Entry] = {}
         failure: SourceError | None = None
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="fetch")
-        # Largest first: the last to finish is then a small one.
+        # Largest first, so that the last to finish is small.
         futures = [
             pool.submit(self._one, entry, journal) for entry in sorted(todo, key=lambda entry: -entry.size)
         ]
@@ -298,7 +299,7 @@ class Attempt:
         return done
 
     def _one(self, entry: Entry, journal: Journal) -> Entry:
-        """Fetch one file until it is verified, flushed and noted."""
+        """Download one file until it is verified, flushed and noted."""
         try:
             return self._there(entry, journal) or self._note(
                 self._fetch(entry, self.staging / entry.path), journal
@@ -307,9 +308,9 @@ class Attempt:
             raise transport_error("the staging directory", error) from error
 
     def _there(self, entry: Entry, journal: Journal) -> Entry | None:
-        """Verify a file that was there before this attempt, but not noted; None: it is not, or not any more.
+        """Verify a file that existed before this attempt, but was not noted; None if it is missing or wrong.
 
-        An older pull may have left it, or it is one of a damaged directory.
+        An older pull may have left it, or it is from a damaged directory.
         """
         target = self.staging / entry.path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -325,7 +326,7 @@ class Attempt:
             return None
 
     def _fetch(self, entry: Entry, target: Path) -> Entry:
-        """Receive one file, in as many connections as it takes; each goes on where the last one ended."""
+        """Receive one file, with as many connections as needed; each continues where the last one ended."""
         damaged = fruitless = 0
         while True:
             with Part.open(self.staging, self.origin.identity(entry), entry) as part:
@@ -364,11 +365,11 @@ class Attempt:
                 return found
 
     def _receive(self, entry: Entry, part: Part) -> None:
-        """Take the rest of a file from one connection; raise :class:`SourceError` when it ends too early."""
+        """Receive the rest of a file from one connection; raise :class:`SourceError` if it ends too early."""
         with self.origin.open(entry, part.offset) as body:
             self.gate.passed()
             if body.total is not None and body.total != entry.size:
-                raise SourceError(f"{entry.path} has {body.total} bytes there, expected {entry.size}")
+                raise SourceError(f"{entry.path} has {body.total} bytes at the source, expected {entry.size}")
             self._same_version(entry, part, body)
             position = body.start
             for block in body.blocks:
@@ -378,11 +379,13 @@ class Attempt:
                 self.throttle.take(len(block))
                 with self.lock:
                     self.fetched += len(block)
-                # Some mirrors send the whole file whatever was asked: what is here already is passed over.
+                # Some mirrors send the whole file for any range: existing bytes are skipped.
                 news = block[max(0, part.offset - position) :]
                 position += len(block)
                 if position > entry.size:
-                    raise SourceError(f"{entry.path} is longer there than the {entry.size} bytes expected")
+                    raise SourceError(
+                        f"{entry.path} is longer at the source than the {entry.size} bytes expected"
+                    )
                 if news:
                     part.write(news)
                     with self.lock:
@@ -394,7 +397,7 @@ class Attempt:
             )
 
     def _same_version(self, entry: Entry, part: Part, body: Body) -> None:
-        """Begin a file anew that nobody states a hash of, when it is another one there by now."""
+        """Restart a file without a published hash if it has changed at the source."""
         if entry.sha256 or entry.git_oid or body.version is None:
             return
         before = self.versions.setdefault(entry.path, body.version)
@@ -402,7 +405,7 @@ class Attempt:
             self.versions[entry.path] = body.version
             self._lose(part.offset)
             part.restart()
-            raise SourceError(f"{entry.path} changed there while it was read; beginning it anew")
+            raise SourceError(f"{entry.path} changed at the source while it was read; starting it again")
 
     def _note(self, found: Entry, journal: Journal) -> Entry:
         journal.add(self.staging, found)
@@ -419,7 +422,7 @@ class Attempt:
 
     @contextmanager
     def _heartbeat(self) -> Iterator[None]:
-        """Say every second how much is here, when that changed."""
+        """Report every second how much has arrived, if that changed."""
         ended = threading.Event()
 
         said: tuple[int, ...] = ()
@@ -441,7 +444,7 @@ class Attempt:
         try:
             yield
         except BaseException:
-            tell()  # what came within the last second counts for the source, too
+            tell()  # bytes of the last second count for the source, too
             raise
         finally:
             ended.set()

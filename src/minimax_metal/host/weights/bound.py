@@ -1,4 +1,4 @@
-"""A source that is held to the proof of a pull: its list is compared first, its bytes are hashed later."""
+"""A source bound to the proof of a pull: its list is compared first, its bytes are hashed later."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from minimax_metal.host.weights.sources import DEFAULT_ENDPOINTS, Listing, Origi
 from minimax_metal.host.weights.web import Body
 
 WHAT_TO_DO: Final = (
-    "give the fleet a statement of the files from outside it: let the controller reach the hub, or set "
-    "model_weights_manifest to a file that 'metal weights manifest DIRECTORY' wrote; or take them as they "
-    "are with model_weights_accept_unhashed"
+    "give the fleet a list of the files from outside it: let the controller reach the hub, or set "
+    "model_weights_manifest to a file that 'metal weights manifest DIRECTORY' wrote; or accept them "
+    "as they are with model_weights_accept_unhashed"
 )
 
 
 def authority(source: Source) -> tuple[str, str]:
-    """Return who speaks when a source states what its files are (:data:`HUB`, :data:`MIRROR`), and where.
+    """Return who vouches when a source lists its files (:data:`HUB`, :data:`MIRROR`), and its address.
 
     A hub is its publisher's own address over HTTPS; any other address is a mirror.
     """
@@ -55,14 +55,14 @@ def authority(source: Source) -> tuple[str, str]:
 
 @dataclass
 class Bound:
-    """A source, and what its files have to be.
+    """A source, and the expected files.
 
     Args:
         origin: the source, opened.
-        source: the same, as the request names it.
-        proof: what the files have to be; None where nobody outside the fleet could say.
-        accept_unhashed: take files that nobody states a hash of.
-        note: told one line for people.
+        source: the same, as in the request.
+        proof: the expected files; None if no source outside the fleet listed them.
+        accept_unhashed: accept files without a published hash.
+        note: called with one line for people.
     """
 
     origin: Origin
@@ -74,33 +74,35 @@ class Bound:
     listed: tuple[Entry, ...] = field(default=(), init=False)
 
     def list(self) -> Listing:
-        """Return the files as the proof states them.
+        """Return the files as listed in the proof.
 
         Raises:
-            SourceError: the source can't be asked, or has other files.
+            SourceError: the source does not answer, or has other files.
         """
         if self.proof is None and self.source.kind in HUBS and not is_commit(self.source.revision):
             branch = self.source.revision or "its default branch"
             self.note(
-                f"{self.source} is asked for {branch}: a branch may change, and nobody else states its files"
+                f"{self.source} is asked for {branch}: a branch may change, and no other source "
+                "lists its files"
             )
         return self.bind(self.origin.list(), str(self.source))
 
     def bind(self, listing: Listing, where: str) -> Listing:
-        """Return the files that have to come, of those that ``where`` lists.
+        """Return the expected files, out of those that ``where`` lists.
 
         Raises:
-            SourceError: files are missing there or are stated otherwise, or nobody states their hashes.
+            SourceError: files are missing there or differ, or no source publishes their hashes.
         """
         files = listing.files
         if self.proof is not None:
             files = self._of_proof(self.proof, listing, where)
         unhashed = [entry.path for entry in files if entry.sha256 is None and entry.git_oid is None]
-        # A directory that the user named is the user's own word; it is judged by what is in its files.
+        # The user vouches for a directory that they named; it is judged by its files' contents.
         own_word = self.proof is None and self.source.kind == DIRECTORY
         if unhashed and not self.accept_unhashed and not own_word:
             raise SourceError(
-                f"{where}: nobody states a hash of {len(unhashed)} file(s), e.g. {unhashed[0]}; {WHAT_TO_DO}",
+                f"{where}: no source publishes a hash of {len(unhashed)} file(s), e.g. "
+                f"{unhashed[0]}; {WHAT_TO_DO}",
                 permanent=True,
             )
         self.listed = files
@@ -114,14 +116,14 @@ class Bound:
         if fatal:
             path, why = next(iter(sorted(fatal.items())))
             raise SourceError(
-                f"{where} has other files than stated: {path}: {why}"
+                f"{where} has other files than listed: {path}: {why}"
                 + (f", and {len(fatal) - 1} more" if len(fatal) > 1 else "")
-                + f"; stated by {proof}",
+                + f"; listed by {proof}",
                 permanent=True,
             )
         if wrong:
             some = ", ".join(sorted(wrong)[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            self.note(f"{where} has a text of its own as {some}: left out, the engine does not read it")
+            self.note(f"{where} has a different text in {some}: left out, the engine does not read it")
         return tuple(entry for entry in proof.files if entry.path not in wrong)
 
     def open(
@@ -131,16 +133,16 @@ class Bound:
         return self.origin.open(entry, offset, end)
 
     def identity(self, entry: Entry) -> str | None:
-        """Return the hash that binds a file, else what the source knows it by."""
+        """Return the hash that identifies a file, else the source's identifier."""
         return entry.sha256 or entry.git_oid or self.origin.identity(entry)
 
     def shared_identity(self, entry: Entry) -> str | None:
-        """Return what other hosts know a file by; None for one that is not taken from them."""
+        """Return the identifier under which other hosts know a file; None for one that is not shared."""
         hashed = entry.sha256 or entry.git_oid
         return hashed or (self.origin.identity(entry) if self.accept_unhashed else None)
 
     def record(self) -> Mapping[str, Any]:
-        """Return what the manifest keeps: who states what the files are, and what was accepted."""
+        """Return what the manifest notes: the source of the file list, and what was accepted."""
         unhashed = [entry.path for entry in self.listed if entry.sha256 is None and entry.git_oid is None]
         if self.proof is not None:
             about = self.proof.about
@@ -158,8 +160,8 @@ class Bound:
             about = proof.about
             if self.source.kind == DIRECTORY and unhashed and self.by != HOSTS:
                 about["text"] = (
-                    f"files of {origin} as they are there, without hashes, read by {proof.resolver} "
-                    f"at {proof.time}"
+                    f"files of {origin} as found there, without hashes, read by {proof.resolver} at "
+                    f"{proof.time}"
                 )
         if not unhashed:
             return about

@@ -1,4 +1,4 @@
-"""``metal weights verify``: read every byte of a model directory again, as fast as the disk gives them."""
+"""``metal weights verify``: read every byte of a model directory again, at disk speed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minimax_metal.host.weights.manifest import FOLDER, DamagedFileError, Entry,
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was found: a line per damaged file, files the manifest does not know, bytes, seconds."""
+    """The result: a line per damaged file, files that are not in the manifest, bytes, seconds."""
 
     damaged: tuple[str, ...]
     strangers: tuple[str, ...]
@@ -24,7 +24,7 @@ class Verification:
 
 
 def workers_by_default() -> int:
-    """Return how many files are read at once: one a core (which hashes 1-2 GB/s), 16 at most."""
+    """Return how many files are read in parallel: one per core (which hashes 1-2 GB/s), 16 at most."""
     return max(1, min(16, len(os.sched_getaffinity(0))))
 
 
@@ -39,9 +39,9 @@ def reread(
 
     Args:
         directory: the model directory.
-        manifest: what has to be in it.
-        workers: files at once.
-        progress: told the bytes read and the bytes in total, every ``interval`` seconds.
+        manifest: its expected contents.
+        workers: files read in parallel.
+        progress: called with the bytes read and the total, every ``interval`` seconds.
         interval: seconds.
     """
     begun = time.monotonic()
@@ -58,7 +58,7 @@ def reread(
         except DamagedFileError as error:
             return str(error)
         except OSError as error:
-            return f"{entry.path} cannot be read: {error.strerror}"
+            return f"{entry.path} can't be read: {error.strerror}"
         return None
 
     def tell() -> None:
@@ -69,7 +69,7 @@ def reread(
     teller.start()
     try:
         with ThreadPoolExecutor(workers or workers_by_default(), thread_name_prefix="verify") as pool:
-            # Largest first: the last to finish is then a small one.
+            # Largest first, so that the last to finish is small.
             found = list(pool.map(one, sorted(manifest.files, key=lambda entry: -entry.size)))
     finally:
         ended.set()

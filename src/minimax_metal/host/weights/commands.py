@@ -57,7 +57,7 @@ EXIT_NOT_YET: Final = 6
 
 
 class StoppedError(BaseException):
-    """SIGTERM arrived. Not an :class:`Exception`: nothing on the way out may take it for a failed source."""
+    """SIGTERM arrived. Not an :class:`Exception`: no handler on the way may take it for a failed source."""
 
 
 def main(argv: list[str]) -> int:
@@ -70,9 +70,9 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="metal weights",
-        description="A model's weights on this host.",
+        description="Manage models' weights on this host.",
         epilog="Exit status: 0 verified; 1 failed or damaged; 2 usage, or in use; 3 not complete (check); "
-        "pull: 4 disk too small, 5 refused by every source for good (1 may pass with time).",
+        "pull: 4 disk too small, 5 permanently refused by every source (1 may pass with time).",
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -85,49 +85,53 @@ def _parser() -> argparse.ArgumentParser:
         name: str, run: Callable[[Request, argparse.Namespace], int], text: str
     ) -> argparse.ArgumentParser:
         verb = verb_of(name, lambda arguments: run(Request.read(arguments.request), arguments), text)
-        verb.add_argument("--request", required=True, type=Path, metavar="FILE", help="what to pull, as JSON")
+        verb.add_argument(
+            "--request", required=True, type=Path, metavar="FILE", help="file with the request, as JSON"
+        )
         return verb
 
     defaults = Options()
-    puller = add("pull", _pull, "fetch, verify and make visible; goes on where an earlier pull stopped")
+    puller = add("pull", _pull, "fetch, verify and publish; resumes an interrupted pull")
     knobs: tuple[tuple[str, type, str], ...] = (
-        ("workers", int, "files at once"),
+        ("workers", int, "files fetched in parallel"),
         ("stall", float, "seconds without a byte before a connection is dropped"),
-        ("attempts", int, "fruitless attempts at a source"),
+        ("attempts", int, "failed attempts per source"),
         ("backoff", float, "seconds before the next attempt"),
-        ("patience", float, "seconds that a source which answers 429 or 503 is waited for"),
-        ("rate", float, "bytes a second at most, 0 for no limit"),
-        ("spare", int, "bytes left free on the disk"),
-        ("interval", float, "seconds between lines"),
+        ("patience", float, "longest wait for a source that answers 429 or 503, in seconds"),
+        ("rate", float, "bytes per second at most, 0 for no limit"),
+        ("spare", int, "bytes to leave free on the disk"),
+        ("interval", float, "seconds between progress lines"),
     )
     for knob, kind, text in knobs:
         default = getattr(defaults, knob)
         puller.add_argument(f"--{knob}", type=kind, default=default, help=f"{text} (%(default)s)")
     waiter = add("await", _await, "wait for the pull that a unit runs")
     waiter.add_argument("--timeout", type=float, default=None, help="seconds at most (default: no limit)")
-    waiter.add_argument("--json", action="store_true", help="end with what was fetched, as a line of JSON")
+    waiter.add_argument(
+        "--json", action="store_true", help="finish with a line of JSON that sums up the transfer"
+    )
     waiter.add_argument(
         "--restarts",
         type=int,
         default=follow.RESTARTS,
-        help="restarts of the unit to sit through (%(default)s)",
+        help="restarts of the unit to wait through (%(default)s)",
     )
     configurer = add(
         "share-config", _share_config, "write the configuration of the nginx that serves this host's pieces"
     )
     configurer.add_argument("--output", required=True, type=Path, metavar="FILE")
-    add("check", _check, "say whether the verified files are all there; reads sizes only, writes nothing")
+    add("check", _check, "check that the verified files are all there; reads sizes only, writes nothing")
     puller.add_argument(
-        "--repair", action="store_true", help="read every byte that is there, fetch again what is damaged"
+        "--repair", action="store_true", help="read every byte on disk, fetch damaged parts again"
     )
-    add("adopt", _adopt, "take what is on this host already, verified and linked; fetches nothing")
+    add("adopt", _adopt, "use verified files that are already on this host, by linking; fetches nothing")
     resolver = add(
-        "resolve", _resolve, "print the request's sources as JSON, branches as the commits they are"
+        "resolve", _resolve, "print the request's sources as JSON, with branches resolved to commits"
     )
     resolver.add_argument(
         "--proof",
         action="store_true",
-        help="print what the publisher's hub states of all files; the request's name is the id there",
+        help="print the publisher's list of all files; the request's name is the id there",
     )
     resolver.add_argument("--timeout", type=float, default=300.0, help="seconds at most (%(default)s)")
     writer = verb_of(
@@ -135,49 +139,58 @@ def _parser() -> argparse.ArgumentParser:
         _manifest,
         "read every byte of a directory and print a manifest, for model_weights_manifest",
     )
-    writer.add_argument("path", type=Path, help="the directory with the model's files")
-    writer.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
+    writer.add_argument("path", type=Path, help="directory with the model's files")
+    writer.add_argument("--workers", type=int, help="files in parallel (default: one per core, 16 at most)")
     checker = verb_of(
         "verify",
         _verify,
-        "say whether a directory is a whole model: every byte by its manifest, else what its files prove",
+        "check that a directory is a complete model: every byte against its manifest, or else by its "
+        "headers and index",
     )
-    checker.add_argument("path", nargs="+", type=Path, metavar="DIRECTORY", help="a model's directory, any")
-    checker.add_argument("--model", metavar="NAME", help="what it has to be, as the catalogue names it")
+    checker.add_argument("path", nargs="+", type=Path, metavar="DIRECTORY", help="a directory with a model")
+    checker.add_argument("--model", metavar="NAME", help="the expected model, by its catalogue name")
     checker.add_argument("--json", action="store_true", help="as JSON")
-    checker.add_argument("--workers", type=int, help="files at once (default: one a core, 16 at most)")
+    checker.add_argument("--workers", type=int, help="files in parallel (default: one per core, 16 at most)")
 
     def store(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         verb = verb_of(name, run, text)
-        verb.add_argument("--root", type=Path, default=stock.ROOT, help="where models are kept (%(default)s)")
+        verb.add_argument(
+            "--root", type=Path, default=stock.ROOT, help="root directory of models (%(default)s)"
+        )
         return verb
 
-    lister = store("list", _list, "what is on the disk, and what uses it")
+    lister = store("list", _list, "list models on disk, and what uses them")
     lister.add_argument("--json", action="store_true", help="as JSON")
-    remover = store("remove", _remove, "remove a model directory; refuses what a unit or a kept release uses")
+    remover = store(
+        "remove", _remove, "remove a model directory; refuses one that a unit or a kept release uses"
+    )
     remover.add_argument("path", type=Path, help="the model directory")
-    owning = store("own", _own, "make a model's directory the pull's, and those above it root's")
-    owning.add_argument("path", type=Path, help="the directory that holds the model's revisions")
-    owning.add_argument("--user", required=True, help="of the pull")
+    owning = store("own", _own, "make the pull's user own a model's directory, and root those above it")
+    owning.add_argument("path", type=Path, help="directory with the model's revisions")
+    owning.add_argument("--user", required=True, help="user of the pull")
     owning.add_argument(
-        "--before", action="append", default=[], metavar="USER", help="who owned it in earlier versions"
+        "--before", action="append", default=[], metavar="USER", help="owner in earlier versions"
     )
-    pruner = store("prune", _prune, "remove what nothing uses")
+    pruner = store("prune", _prune, "remove unused models")
     pruner.add_argument(
-        "--keep", type=int, default=0, metavar="N", help="unused revisions kept of each model (%(default)s)"
+        "--keep", type=int, default=0, metavar="N", help="unused revisions to keep per model (%(default)s)"
     )
     pruner.add_argument(
-        "--spare", type=Path, action="append", default=[], metavar="PATH", help="a directory to keep anyway"
+        "--spare",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a directory to keep in any case",
     )
-    pruner.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    pruner.add_argument("--dry-run", action="store_true", help="only list what would be removed")
     return parser
 
 
 def become_owner(request: Request) -> None:
-    """As root, go on as the owner of the directory that holds the model, as its unit does.
+    """As root, continue as the owner of the directory that contains the model, like its unit.
 
-    Nothing is left there then that the unit could not continue, and what comes from elsewhere is not handled
-    as root.
+    So nothing is left there that the unit could not continue, and foreign data is not processed as root.
     """
     if os.geteuid() != 0 or request.owner is not None:
         return
@@ -219,8 +232,8 @@ def _pull(request: Request, arguments: argparse.Namespace) -> int:
         return EXIT_FAILED
     except StoppedError:
         flush(request.staging)
-        reporter.state("stopped", "stopped; the next pull goes on from here")
-        # systemd takes an end by SIGTERM, not an exit status, for a stop that was asked for.
+        reporter.state("stopped", "stopped; the next pull resumes from here")
+        # systemd treats an end by SIGTERM, not an exit status, as a requested stop.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
@@ -245,7 +258,7 @@ def _await(request: Request, arguments: argparse.Namespace) -> int:
         return EXIT_FAILED
     state = follow.read_state(request)
     if request.unit is not None and os.geteuid() == 0 and follow.forget_failure(request.unit):
-        print(f"weights {request.name}: {request.unit} had failed earlier, and is not failed any more")
+        print(f"weights {request.name}: reset the earlier failure of {request.unit}")
     print(f"weights {request.name}: {state.get('text') or 'verified'} at {request.path}")
     if arguments.json:
         print(json.dumps({key: state[key] for key in ("fetched", "peers", "seconds") if key in state}))
@@ -271,10 +284,10 @@ def _check(request: Request, _arguments: argparse.Namespace) -> int:
 
 
 def _adopt(request: Request, _arguments: argparse.Namespace) -> int:
-    # Loaded before the rights to read this program are given up.
+    # Loaded before this process gives up the right to read this program.
     from minimax_metal.host.weights import adopt as _loaded  # noqa: F401
 
-    # Root's rights are for reading only: the model's directory is its owner's.
+    # Root's rights are for reading only: its owner writes to the model's directory.
     owner = untrusted_owner(request.path.parent) or (os.geteuid(), os.getegid())
     if os.geteuid() == 0:
         os.setgroups([])
@@ -292,7 +305,7 @@ def _share_config(request: Request, arguments: argparse.Namespace) -> int:
 
     for name in server.write(request, arguments.output):
         print(
-            f"metal weights: no address is known for {name}; it can't ask this host for pieces",
+            f"metal weights: no address is known for {name}; it can't fetch pieces from this host",
             file=sys.stderr,
         )
     return 0
@@ -324,7 +337,7 @@ def _resolve(request: Request, arguments: argparse.Namespace) -> int:
             except SourceError as error:
                 after = error.after if error.after is not None else pause
                 if error.permanent or time.monotonic() + after > deadline:
-                    # Another source may have it: this one keeps its branch, and says so when it is pulled.
+                    # Another source may have it: this one keeps its branch, and reports it when it is pulled.
                     print(f"metal weights: {error}", file=sys.stderr)
                     resolved.append(source)
                     break
@@ -359,7 +372,7 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     for one in found:
         kind = "" if one.manifest else ", not complete"
-        # Names below a model's directory are its owner's to give.
+        # The owner of a model's directory controls the names below it.
         used = "used" if one.users else "unused"
         print(one_line(f"{one.path}: {spell_bytes(one.bytes)}{kind}, {used}"))
         for user in one.users:
@@ -387,10 +400,10 @@ def _own(arguments: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         words = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(
-            f"found {arguments.path}: {words}; expected directories below {arguments.root} that are root's "
-            f"or {arguments.user}'s, and no links; fix the owner, or set metal_weights_directory"
+            f"found {arguments.path}: {words}; expected directories below {arguments.root} owned by "
+            f"root or {arguments.user}, and no links; fix the owner, or set metal_weights_directory"
         ) from error
-    print(f"given {given} to {arguments.user} and root" if given else "nothing to give")
+    print(f"given {given} to {arguments.user} and root" if given else "owners unchanged")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Connections that look at whom they reached, and that don't wait for the headers of an answer for ever."""
+"""Connections that check the reached address, and that don't wait forever for the headers of an answer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ HEADER_SECONDS: Final = 60.0
 
 @contextlib.contextmanager
 def rules(reached: Callable[[str], None], seconds: float) -> Iterator[None]:
-    """Hold this thread's requests to rules meanwhile.
+    """Apply rules to this thread's requests meanwhile.
 
     Args:
-        reached: told the IP address of every new connection that does not go through a proxy, before a byte
-            is sent; what it raises ends the request.
-        seconds: from the request to the end of the answer's headers, at most.
+        reached: called with the IP address of every new direct connection, before a byte is sent; an
+            exception from it ends the request.
+        seconds: maximum time from the request to the end of the answer's headers.
     """
     _rules.reached, _rules.seconds = reached, seconds
     try:
@@ -34,9 +34,9 @@ def rules(reached: Callable[[str], None], seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_after(seconds: float) -> Iterator[threading.Event]:
-    """End the connection of this thread's last request when what is done meanwhile takes longer.
+    """Close the connection of this thread's last request if the block takes longer.
 
-    A socket's own time limit begins anew with every byte. Yields an event that is set when it was ended.
+    A socket's own time limit restarts with every byte. Yields an event that is set if it was closed.
     """
     made: socket.socket | None = getattr(_rules, "made", None)
     late = threading.Event()
@@ -45,7 +45,7 @@ def ended_after(seconds: float) -> Iterator[threading.Event]:
         late.set()
         with contextlib.suppress(OSError):
             if made is not None:
-                # Of the socket itself: TLS has no say in this, and its object is not made for two threads.
+                # Of the socket itself: TLS must not be involved, and its object is not made for two threads.
                 socket.socket.shutdown(made, socket.SHUT_RDWR)
 
     timer = threading.Timer(seconds, end)
@@ -69,7 +69,7 @@ def _look(connection: Any, made: socket.socket) -> socket.socket:
 
 
 class _Watched:
-    """Ends a connection whose headers do not come in time: one byte a minute is no stall for a socket."""
+    """Closes a connection whose headers don't arrive in time: for a socket, a byte per minute is no stall."""
 
     def getresponse(self) -> Any:
         _rules.made = self.sock  # type: ignore[attr-defined]  # of the connection class beside it
@@ -78,10 +78,10 @@ class _Watched:
                 found = super().getresponse()  # type: ignore[misc]
             except Exception as error:
                 if late.is_set():
-                    raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end") from error
+                    raise OSError(errno.ETIMEDOUT, "the answer's headers did not end") from error
                 raise
-        if late.is_set():  # the headers were cut, and read as if they had ended there
-            raise OSError(errno.ETIMEDOUT, "the headers of the answer did not end")
+        if late.is_set():  # the headers were cut, and parsed as if they had ended there
+            raise OSError(errno.ETIMEDOUT, "the answer's headers did not end")
         return found
 
 
@@ -104,7 +104,7 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 
 class Adapter(HTTPAdapter):
-    """Makes such connections for a session of requests."""
+    """Creates such connections for a session of requests."""
 
     def init_poolmanager(self, *arguments: Any, **more: Any) -> None:
         """Make the pools of direct connections."""

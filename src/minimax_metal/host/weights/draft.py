@@ -1,4 +1,4 @@
-"""The pull of a draft for speculative decoding: that of a model, asked for with another plan."""
+"""The pull of a draft for speculative decoding: like a model's, with another plan."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from minimax_metal.plan.model import Plan, WeightsPlan, plain
 
 
 def draft_alone(plan: Plan) -> dict[str, Any]:
-    """Return the plan of a host, as plain data, with its draft in the place of the model: for the same pull.
+    """Return a host's plan as plain data, with its draft in place of the model, for the same pull.
 
     Raises:
-        UserError: the plan has no draft of a repository of its own.
+        UserError: the plan has no draft with its own repository.
     """
     draft = plan.draft
     if draft is None:
-        raise UserError(f"{plan.host}: found a plan without a draft, expected one; look at metal plan")
+        raise UserError(f"{plan.host}: found a plan without a draft, expected one; check it with metal plan")
     names = ("name", "path", "revision", "repositories", "bytes", "licence")
     model = {name: plain(getattr(draft, name)) for name in names}
     return plan.as_dict() | {

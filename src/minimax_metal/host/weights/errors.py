@@ -1,6 +1,6 @@
-"""What can go wrong between a source and the disk, as one line each. Standard library only.
+"""Errors between a source and the disk, as one line each. Standard library only.
 
-What a source says of itself ends in these lines, and they end on terminals: control characters are taken out.
+Text from a source ends up in these lines, and they end up on terminals: control characters are removed.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _LONGEST: Final = 4_000
 class SourceError(Exception):
     """A source could not serve; the text is one line.
 
-    ``permanent``: asking again will not help. ``space``: the disk is full, no other source will help either.
-    ``busy``: the source asked for patience; ``after``: for how many seconds, where it said so.
+    ``permanent``: a retry will not help. ``space``: the disk is full, no other source will help either.
+    ``busy``: the source asked to wait; ``after``: for how many seconds, if given.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class SourceError(Exception):
         self.busy = busy
         self.after = after
         self.status: int | None = None
-        """The HTTP status that it came from, and the hub's own code for it (Hugging Face: X-Error-Code)."""
+        """Its HTTP status, and the hub's own error code (Hugging Face: X-Error-Code)."""
         self.code = ""
 
 
 def transport_error(name: object, error: BaseException) -> SourceError:
-    """Return what a failed read or write means: a full disk, a forbidden path, or worth another try."""
+    """Return the meaning of a failed read or write: a full disk, a forbidden path, or worth a retry."""
     number = getattr(error, "errno", None)
     if number in {errno.ENOSPC, errno.EDQUOT}:
         return SourceError("the disk is full", permanent=True, space=True)
@@ -53,7 +53,7 @@ def transport_error(name: object, error: BaseException) -> SourceError:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and all it stems from: HTTP libraries keep the root in several places."""
+    """Yield an exception and its causes: HTTP libraries keep the root in several places."""
     seen: set[int] = set()
     waiting: list[object] = [error]
     while waiting:
@@ -66,7 +66,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def system_reason(error: BaseException) -> str | None:
-    """Return what the operating system said at the root of an error, e.g. ``Connection refused``."""
+    """Return the operating system's error at the root of an exception, e.g. ``Connection refused``."""
     for found in causes(error):
         if isinstance(found, OSError) and found.errno is not None and found.strerror:
             return os.strerror(found.errno) if found.errno in errno.errorcode else found.strerror
@@ -74,7 +74,7 @@ def system_reason(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception as one short line, without the query part of URLs (signatures live there)."""
+    """Return an exception as one short line, without the query part of URLs (which contains signatures)."""
     text = _clean(str(error)) or type(error).__name__
     text = re.sub(r"(https?://[^\s?'\")]+)\?[^\s'\")]*", r"\1", text)
     text = re.sub(r"(url: /[^\s?)]*)\?[^\s)]*", r"\1", text)

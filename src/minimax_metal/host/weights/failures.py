@@ -1,4 +1,4 @@
-"""What an exception of the HTTP library means, as one line; and bodies that come encoded."""
+"""Exceptions of the HTTP library as one line; and encoded bodies."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from minimax_metal.host.weights.errors import SourceError, causes, one_line, sys
 
 
 def failure(name: str, stall: float, error: BaseException) -> SourceError:
-    """Return what an exception of the HTTP library means."""
+    """Return the meaning of an exception of the HTTP library."""
     text = one_line(error)
     if isinstance(error, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError) or any(
         isinstance(cause, TimeoutError | urllib3.exceptions.ReadTimeoutError) for cause in causes(error)
     ):
-        return SourceError(f"{name}: not one byte in {stall:g} s")
+        return SourceError(f"{name}: no data for {stall:g} s")
     if "certificate" in text.lower():
         when = "the host's clock, " if re.search(r"not yet valid|expired", text) else ""
         return SourceError(
-            f"{name}: its certificate is refused ({certificate_reason(text)}); check {when}"
-            "the proxy and the host's CA certificates",
+            f"{name}: its certificate is rejected ({certificate_reason(text)}); check {when}the "
+            "proxy and the host's CA certificates",
             permanent=True,
         )
     if isinstance(error, requests.exceptions.ProxyError):
         if "407" in text:
             return Refusal(name, 407, {}, b"", "").error()
-        return SourceError(f"{name}: the proxy does not connect ({system_reason(error) or text})")
+        return SourceError(f"{name}: the proxy can't connect ({system_reason(error) or text})")
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
         return SourceError(f"{name}: {text}", permanent=True)
     return transport_error(name, error)
 
 
 def decoded(name: str, headers: Mapping[str, str], content: bytes, limit: int) -> bytes:
-    """Return a description as it was before it was compressed; proxies do that unasked.
+    """Return a description decompressed; proxies compress without being asked.
 
     Raises:
         SourceError: it is compressed in another way, or much too long.
@@ -48,14 +48,14 @@ def decoded(name: str, headers: Mapping[str, str], content: bytes, limit: int) -
     try:
         if encoding not in {"gzip", "x-gzip", "deflate"}:
             raise ValueError(encoding)
-        # 32: a header of gzip or of zlib, whichever is there.
+        # 32: a header of gzip or of zlib, either one.
         found = zlib.decompressobj(32 + zlib.MAX_WBITS).decompress(content, limit + 1)
         if len(found) > limit:
             raise ValueError("too long")
     except (zlib.error, ValueError) as error:
         raise SourceError(
             f"{name} sends its answer as {one_line(ValueError(encoding))}, which can't be read here; "
-            "whatever compresses it on the way must pass it on as it is"
+            "the proxy or cache that compresses it must pass it on unchanged"
         ) from error
     return found
 

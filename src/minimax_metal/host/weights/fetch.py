@@ -1,15 +1,14 @@
-"""One attempt to bring every file of one source to a staging directory, as a process of its own.
+"""One attempt to download all files from one source into a staging directory, as a separate process.
 
 ``python -m minimax_metal.host.weights.fetch`` reads a job (one line of JSON) from standard input and writes
-events, a line of JSON each, to standard output. A process, because the parent can end one that hangs and
-lose nothing but the blocks in flight. It ends by itself when its standard input is closed: no download
-outlives the pull that asked for it.
+events, a line of JSON each, to standard output. A process, because the parent can end one that hangs and lose
+only the blocks in flight. It ends when its standard input is closed: no download outlives its pull.
 
 Events: ``listed`` (revision, files, bytes, needed: bytes still to be fetched), ``progress`` (have: bytes of
-the model here, fetched: bytes that came in, peers: those of them that other hosts of the fleet sent, hashed:
-bytes read again), ``waiting`` (seconds, reason), ``note`` (text),
-``verified`` (path, size), ``damaged`` (path, reason: fetched again), ``retry`` (path, reason), ``failed``
-(reason, permanent, space), ``done`` (the manifest is written in the staging directory).
+the model here, fetched: received bytes, peers: those of them from other hosts of the fleet, hashed: bytes
+read again), ``waiting`` (seconds, reason), ``note`` (text), ``verified`` (path, size), ``damaged`` (path,
+reason: fetched again), ``retry`` (path, reason), ``failed`` (reason, permanent, space), ``done`` (the
+manifest is written in the staging directory).
 """
 
 from __future__ import annotations
@@ -37,17 +36,17 @@ from minimax_metal.host.weights.sources import open_source
 
 
 def end_with(parent: TextIO) -> None:
-    """End this process as soon as its standard input is closed: the pull that asked for it is gone."""
+    """End this process as soon as its standard input is closed: the pull that started it has ended."""
     while parent.read(4096):
         time.sleep(0)
     os._exit(1)
 
 
 def main() -> int:
-    """Run one job from standard input; return 0 when everything is verified, else 1."""
+    """Run one job from standard input; return 0 if everything is verified, else 1."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=end_with, args=(sys.stdin,), name="parent", daemon=True).start()
-    # Events own the true standard output; whatever a library prints goes to standard error.
+    # Events use the real standard output; anything that a library prints goes to standard error.
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     staging = Path(job["staging"])
@@ -59,7 +58,7 @@ def main() -> int:
     try:
         proof = None if job.get("proof") is None else Proof.parse(job["proof"])
         origin = Bound(
-            # Hashes prove more than what is in the files.
+            # Hashes prove more than the files' contents.
             open_source(
                 source, float(job.get("stall", 60.0)), expected, accept_unproved or proof is not None
             ),
@@ -96,10 +95,10 @@ def main() -> int:
 def shared(
     origin: Bound, staging: Path, events: TextIO, share: Share, stall: float, knobs: Mapping[str, Any]
 ) -> Attempt:
-    """Return an attempt that other hosts take part in.
+    """Return an attempt shared with other hosts.
 
     Raises:
-        UserError: the fleet's secret is not there.
+        UserError: the fleet's secret is missing.
     """
     return SharedAttempt(origin, staging, events, share=share, secrets=share.secrets(), stall=stall, **knobs)
 

@@ -1,7 +1,7 @@
-"""``metal weights await``: wait for the pull that a systemd unit runs, and tell its result.
+"""``metal weights await``: wait for the pull that a systemd unit runs, and report its result.
 
-A verified directory at the final path is the only success. A failure is what systemd says of the unit, with
-the pull's own last line from the state file as the reason; without a unit it is what the state file says.
+Only a verified directory at the final path is success. A failure is the unit's state in systemd, with the
+pull's own last line from the state file as the reason; without a unit it is the state file's.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from minimax_metal.host.weights.request import Request
 PROPERTIES: Final = ("LoadState", "ActiveState", "SubState", "Result", "NRestarts")
 
 STATE_BYTES: Final = 1 << 16
-"""Of what a pull says of itself: a line and some numbers."""
+"""Maximum size of a pull's state: a line and some numbers."""
 
 GRACE: Final = 5.0
-"""Seconds a unit may be inactive before that counts: a start that was asked for may still be queued."""
+"""Seconds a unit may be inactive before that counts: a requested start may still be queued."""
 
 RESTARTS: Final = 3
-"""Restarts of a failing unit that are waited through; every pull has tried several times by itself."""
+"""Restarts of a failing unit to wait through; every pull has already retried several times."""
 
 
 class AwaitError(UserError):
@@ -39,12 +39,12 @@ class AwaitError(UserError):
 
 
 class NotYetError(AwaitError):
-    """The time to wait is over, and the pull goes on."""
+    """The time to wait is over, but the pull continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class UnitState:
-    """What ``systemctl show`` says of the pull's unit."""
+    """The pull unit's state from ``systemctl show``."""
 
     load: str = ""
     active: str = ""
@@ -78,7 +78,7 @@ def show_unit(unit: str) -> UnitState:
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise AwaitError(
-            f"cannot ask systemd about {unit} ({error}); look with: systemctl status {unit}"
+            f"can't ask systemd about {unit} ({error}); check with: systemctl status {unit}"
         ) from error
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     restarts = values.get("NRestarts", "0")
@@ -92,7 +92,7 @@ def show_unit(unit: str) -> UnitState:
 
 
 def machine_is_changing() -> bool:
-    """Return whether the machine goes down or comes up: its units are then not what they will be."""
+    """Return whether the machine is shutting down or booting: the state of its units is then temporary."""
     try:
         done = subprocess.run(
             ["systemctl", "is-system-running"], capture_output=True, text=True, timeout=30, check=False
@@ -103,7 +103,7 @@ def machine_is_changing() -> bool:
 
 
 def read_state(request: Request) -> Mapping[str, Any]:
-    """Return what the pull last wrote about itself; {} when it wrote nothing."""
+    """Return the pull's latest state; {} if it wrote none."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         state = read_json(read_bounded(request.state, STATE_BYTES))
         if isinstance(state, dict):
@@ -125,16 +125,16 @@ def wait(
 
     Args:
         request: names the path, the state file and the unit.
-        timeout: seconds to wait at most; None waits for as long as the pull is at work.
-        say: told the pull's line of progress whenever it changes.
+        timeout: seconds to wait at most; None waits as long as the pull is running.
+        say: called with the pull's line of progress whenever it changes.
         ask: returns the state of a unit.
-        pause: seconds between two looks.
-        grace: seconds without anybody at work before that counts as a failure.
+        pause: seconds between two checks.
+        grace: seconds without a running pull before that counts as a failure.
         restarts: restarts by systemd after which a failing pull counts as failed.
-        changing: whether the machine is on its way down or up, when nobody at work means nothing.
+        changing: whether the machine is shutting down or booting, when a missing pull means nothing.
 
     Raises:
-        AwaitError: the pull failed, nobody pulls, or the time is over.
+        AwaitError: the pull failed, none is running, or the time is over.
     """
     begun = idle_since = time.monotonic()
     last = ""
@@ -154,7 +154,7 @@ def wait(
         if at_work:
             idle_since = now
         elif (unit is not None and unit.active == "failed") or now - idle_since >= grace:
-            # The pull may have ended well between the two looks.
+            # The pull may have succeeded between the two checks.
             if complete(request):
                 return
             if unit is None or not changing():
@@ -162,7 +162,7 @@ def wait(
             idle_since = now
         if timeout is not None and now - begun >= timeout:
             raise NotYetError(
-                f"not verified within {timeout:.0f} s, the pull goes on; last: {text or 'nothing said'}"
+                f"not verified within {timeout:.0f} s, the pull continues; last: {text or 'no message'}"
             )
         time.sleep(pause)
 
@@ -172,9 +172,9 @@ def forget_failure(
     ask: Callable[[str], UnitState] = show_unit,
     run: Callable[[list[str]], object] = lambda words: program.run(words),
 ) -> bool:
-    """Return whether a unit stood as failed although the weights are verified, and was told to forget it.
+    """Reset a unit that is still failed although the weights are verified; return whether it was.
 
-    What a user mended by hand, or another pull, leaves the unit of the one before as ``failed``.
+    After a repair by hand, or by another pull, the previous pull's unit stays ``failed``.
     """
     if ask(unit).active != "failed":
         return False
@@ -183,7 +183,7 @@ def forget_failure(
 
 
 def _is_pulling(state: Mapping[str, Any]) -> bool:
-    """Return whether the process that wrote the state still runs (where there is no unit to ask)."""
+    """Return whether the process that wrote the state still runs (if there is no unit to ask)."""
     pid = state.get("pid")
     if state.get("state") != "pulling" or not isinstance(pid, int):
         return False
@@ -197,8 +197,8 @@ def _is_pulling(state: Mapping[str, Any]) -> bool:
 
 
 def _why(request: Request, unit: UnitState | None, text: str) -> str:
-    """Return one line: the reason, what systemd says, where to look."""
-    reason = text or "the pull left no reason"
+    """Return one line: the reason, systemd's state, where to look."""
+    reason = text or "the pull gave no reason"
     if unit is None:
-        return f"{reason}; nobody is pulling {request.path}"
-    return f"{reason}; unit {request.unit} is {unit}; look with: journalctl -u {request.unit}"
+        return f"{reason}; no pull of {request.path} is running"
+    return f"{reason}; unit {request.unit} is {unit}; check with: journalctl -u {request.unit}"

@@ -40,34 +40,35 @@ DEFAULT_ENDPOINTS: Final = {
     HF_MIRROR: ("HF_ENDPOINT", "https://hf-mirror.com"),
     MODELSCOPE: ("MODELSCOPE_ENDPOINT", "https://www.modelscope.cn"),
 }
-"""Per kind of source: the variable its own client reads, and that client's default."""
+"""Per kind of source: the variable that its own client reads, and that client's default."""
 
 DEFAULT_BRANCHES: Final = {HUGGINGFACE: "main", HF_MIRROR: "main", MODELSCOPE: "master"}
 
 MODELSCOPE_LIMIT: Final = 3000
-"""Entries after which ModelScope cuts a listing off without a word (``REPO_FILES_TRUNCATION_LIMIT`` in
-``modelscope_hub`` 0.5.1)."""
+"""Entries after which ModelScope silently cuts a listing off (``REPO_FILES_TRUNCATION_LIMIT`` in
+``modelscope_hub`` 0.5.1).
+"""
 
 MOST_PAGES: Final = 50
 MOST_FOLDERS: Final = 1000
 MOST_HEADED: Final = 2000
-"""Files whose sizes are asked for one by one."""
+"""Maximum files whose sizes are requested one by one."""
 Names = list[str]
 _FINAL: Final = frozenset({"RepoNotFound", "RevisionNotFound", "GatedRepo"})
 _UNKNOWN: Final = frozenset({400, 404, 405, 422, 501})
-"""How servers answer to a path or a parameter that they don't know."""
+"""Servers' answers to an unknown path or parameter."""
 
 
 @contextlib.contextmanager
 def reading(source: Source) -> Iterator[None]:
-    """Turn a listing of another shape than documented into one line."""
+    """Report a listing in an undocumented format as one line."""
     try:
         yield
     except UserError as error:
         raise SourceError(f"{source}: {error}", permanent=True) from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         raise SourceError(
-            f"{source} describes its files in a way that is not understood ({type(error).__name__}: "
+            f"{source} describes its files in an unknown way ({type(error).__name__}: "
             f"{one_line(str(error), 200)})",
             permanent=True,
         ) from error
@@ -81,14 +82,14 @@ def endpoint_of(source: Source) -> str:
 
 @dataclass
 class HuggingFace:
-    """A repository on any endpoint that speaks Hugging Face's protocol, or as much of it as mirrors do."""
+    """A repository on any endpoint with Hugging Face's protocol, or the part of it that mirrors support."""
 
     source: Source
     web: Web
     revision: str | None = field(default=None, init=False)
 
     def list(self) -> Listing:
-        """Return the files with the sizes and the SHA-256 (large files) or git ids (small ones) it states."""
+        """Return the files with their published sizes and SHA-256 (large files) or git ids (small ones)."""
         wanted = self.source.revision or DEFAULT_BRANCHES[self.source.kind]
         raw = self._described(wanted)
         with reading(self.source):
@@ -111,7 +112,9 @@ class HuggingFace:
         return f"{base}/{what}/{quote(revision, safe='')}"
 
     def _described(self, wanted: str) -> Mapping[str, Any]:
-        """Return the model's description, asked for with and without what not every mirror knows."""
+        """Return the model's description, requested with and without parameters that some mirrors don't
+        support.
+        """
         url = self._api("revision", wanted)
         try:
             raw = self.web.json(url, {"blobs": "true"})
@@ -121,7 +124,7 @@ class HuggingFace:
             try:
                 raw = self.web.json(url)
             except SourceError as again:
-                # The first answer is the one to tell: it is the hub's to the usual question.
+                # Report the first answer: it is the hub's to the usual request.
                 raise (error if again.status in _UNKNOWN else again) from again
         if not isinstance(raw, Mapping):
             raise SourceError(
@@ -132,7 +135,7 @@ class HuggingFace:
         return raw
 
     def _add_tree(self, found: dict[str, Entry], unsized: Names) -> None:
-        """Add what the tree listing states of files without a size, or of all where none was listed."""
+        """Add the tree listing's data for files without a size, or for all if none was listed."""
         revision = self.revision or self.source.revision or DEFAULT_BRANCHES[self.source.kind]
         wanted, query = set(unsized), {"recursive": "true"}
         pages: set[str] = set()
@@ -149,7 +152,7 @@ class HuggingFace:
                 unsized += [path for path in nameless if not wanted]
                 if len(found) > listings.MOST_FILES:
                     raise UserError(f"the source lists more than {listings.MOST_FILES} files")
-            # Mirrors hand on the hub's own address: only where the next page begins is taken from it.
+            # Mirrors pass on the hub's own address: only the next page's position is taken from it.
             cursor = _next_cursor(headers.get("Link", ""))
             if cursor is None or cursor in pages:
                 break
@@ -162,10 +165,10 @@ class HuggingFace:
         unsized[:] = [path for path in unsized if path not in found]
 
     def _add_headed(self, found: dict[str, Entry], unsized: Names) -> None:
-        """Ask for the sizes of the files that are left, one by one."""
+        """Request the sizes of the remaining files, one by one."""
         left = [path for path in unsized if path not in found]
         if len(left) > MOST_HEADED:
-            raise SourceError(f"{self.source} states no size for {len(left)} files", permanent=True)
+            raise SourceError(f"{self.source} gives no size for {len(left)} files", permanent=True)
         if not left:
             return
         with ThreadPoolExecutor(8, thread_name_prefix="sizes") as pool:
@@ -187,11 +190,11 @@ class HuggingFace:
                 raise
             size, etag = None, None
         if size is None:
-            # hf-mirror sends no length for some files (huggingface_hub issue 2362): a range tells it.
+            # hf-mirror sends no length for some files (huggingface_hub issue 2362): a range request gives it.
             with self.web.open(url, offset=0, end=1) as body:
                 size = body.total
         if size is None:
-            raise SourceError(f"{self.source} states no size for {path}", permanent=True)
+            raise SourceError(f"{self.source} gives no size for {path}", permanent=True)
         with reading(self.source):
             return listings.headed(path, size, etag)
 
@@ -207,12 +210,12 @@ class HuggingFace:
         return self.web.open(self._url(entry.path), offset=offset, end=end)
 
     def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash, as the hub states it."""
+        """Return the file's hash, as published by the hub."""
         return entry.sha256 or entry.git_oid
 
 
 def _next_cursor(link: str) -> str | None:
-    """Return where the next page begins, from a ``Link`` header (RFC 8288); None on the last page."""
+    """Return the start of the next page, from a ``Link`` header (RFC 8288); None on the last page."""
     found = re.search(r'<([^<>]{1,4000})>\s{0,10};\s{0,10}rel="?next"?', link[:16_384])
     if found is None:
         return None
@@ -222,7 +225,7 @@ def _next_cursor(link: str) -> str | None:
 
 @dataclass
 class ModelScope:
-    """A repository on any endpoint that speaks ModelScope's protocol."""
+    """A repository on any endpoint with ModelScope's protocol."""
 
     source: Source
     web: Web
@@ -233,7 +236,7 @@ class ModelScope:
         return f"{endpoint_of(self.source)}/api/v1/models/{self.source.repository}"
 
     def list(self) -> Listing:
-        """Return the files with the sizes and SHA-256 that the hub states, at one commit."""
+        """Return the files with their published sizes and SHA-256, at one commit."""
         wanted = self.source.revision or DEFAULT_BRANCHES[MODELSCOPE]
         revision = wanted if is_commit(wanted) else self._commit(wanted)
         self.revision = revision or wanted
@@ -244,7 +247,7 @@ class ModelScope:
             return listings.listing(found, self.revision)
 
     def _page(self, root: str | None, *, recursive: bool) -> tuple[Sequence[Entry], Sequence[str], int]:
-        """Return files, folders, and how many entries were listed."""
+        """Return files, folders, and the number of listed entries."""
         parameters = {"Revision": str(self.revision), "Recursive": str(recursive)}
         answer = self.web.json(
             f"{self._api}/repo/files", parameters | ({"Root": root} if root is not None else {})
@@ -279,7 +282,7 @@ class ModelScope:
         return files
 
     def _commit(self, branch: str) -> str | None:
-        """Return the commit of a branch or tag as git tells it; None when the hub does not speak git."""
+        """Return the commit of a branch or tag from git; None if the hub does not support git."""
         url = f"{endpoint_of(self.source)}/{self.source.repository}.git/info/refs"
         try:
             text = self.web.text(url, {"service": "git-upload-pack"})
@@ -297,7 +300,7 @@ class ModelScope:
         return self.web.open(f"{self._api}/repo", parameters, offset, end)
 
     def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash; without one a partial file is good for this pull only."""
+        """Return the file's hash; without one a partial file is only usable in this pull."""
         return entry.sha256
 
 

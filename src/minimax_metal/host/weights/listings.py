@@ -1,7 +1,7 @@
-"""What hubs say of a model's files, read into entries: pure, and strict about every type and number.
+"""Parse hubs' file lists into entries: pure, and strict about every type and number.
 
 Each reader takes parsed JSON and raises :class:`UserError` or ``TypeError``/``ValueError``/``KeyError`` for
-anything that is not as its hub describes it; the caller makes one line of that.
+anything that does not match its hub's documentation; the caller reports it in one line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minimax_metal.host.weights.manifest import Entry
 
 MOST_FILES: Final = 20_000
 MOST_SIZE: Final = 1 << 46
-"""Bytes of one file, 70 TB: a larger number is a mistake or an attack."""
+"""Maximum bytes of one file, 70 TB: a larger number is a mistake or an attack."""
 
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _GIT: Final = re.compile("[0-9a-f]{40}")
@@ -35,7 +35,7 @@ class Listing:
 
 
 def listing(files: Iterable[Entry], revision: str | None) -> Listing:
-    """Return a listing whose files can lie beside one another.
+    """Return a listing whose files can exist side by side.
 
     Raises:
         UserError: they can't.
@@ -46,7 +46,7 @@ def listing(files: Iterable[Entry], revision: str | None) -> Listing:
 
 
 def size_of(value: Any, path: str) -> int:
-    """Return a size in bytes; some hubs write it as text.
+    """Return a size in bytes; some hubs send it as text.
 
     Raises:
         UserError: it is not a size.
@@ -55,8 +55,7 @@ def size_of(value: Any, path: str) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_SIZE:
         raise UserError(
-            f"the source says that {one_line(path, 120)} has {one_line(repr(value), 40)} bytes; do not "
-            "trust it"
+            f"the source lists {one_line(path, 120)} with {one_line(repr(value), 40)} bytes; do not trust it"
         )
     return value
 
@@ -67,7 +66,7 @@ def _hash(value: Any, form: re.Pattern[str], path: str) -> str | None:
     if isinstance(value, str) and form.fullmatch(value.lower()):
         return value.lower()
     raise UserError(
-        f"the source states {one_line(repr(value), 60)} as a hash of {one_line(path, 120)}; expected "
+        f"the source gives {one_line(repr(value), 60)} as a hash of {one_line(path, 120)}; expected "
         "hexadecimal digits"
     )
 
@@ -81,7 +80,7 @@ def _list(raw: Any) -> list[Any]:
 
 
 def commit_of(value: Any) -> str | None:
-    """Return a commit id as a hub states it; None where it states none.
+    """Return a commit id from a hub; None if it sends none.
 
     Raises:
         ValueError: it is something else.
@@ -94,7 +93,7 @@ def commit_of(value: Any) -> str | None:
 
 
 def hugging_face(raw: Any, path_key: str) -> tuple[dict[str, Entry], list[str]]:
-    """Read files as Hugging Face's API lists them.
+    """Parse files as Hugging Face's API lists them.
 
     Args:
         raw: ``siblings`` of a model's description, or a tree listing.
@@ -125,14 +124,14 @@ def hugging_face(raw: Any, path_key: str) -> tuple[dict[str, Entry], list[str]]:
 
 
 def headed(path: str, size: int, etag: str | None) -> Entry:
-    """Return a file as the headers of its answer describe it: an ETag that is a hash is the hub's hash."""
+    """Return a file from the headers of its answer: an ETag that is a hash is the hub's hash."""
     sha256 = etag if etag and _SHA256.fullmatch(etag) else None
     git_oid = etag if etag and _GIT.fullmatch(etag) else None
     return Entry(path, size_of(size, path), sha256, stated=sha256 is not None, git_oid=git_oid)
 
 
 def model_scope(raw: Any) -> tuple[list[Entry], list[str]]:
-    """Read files as ModelScope's API lists them; return them, and the folders."""
+    """Parse files as ModelScope's API lists them; return them, and the folders."""
     found, folders = [], []
     for file in _list(raw):
         path = names.check(file["Path"])
@@ -150,18 +149,18 @@ class _Links(html.parser.HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        """Keep where a link leads."""
+        """Keep the target of a link."""
         if tag == "a" and len(self.found) < MOST_FILES:
             self.found += [value for name, value in attributes if name == "href" and value]
 
 
 def folder_of(content: bytes, parsed: Any) -> tuple[list[str], list[str]]:
-    """Read a folder's list as web servers write it; return the names of files, and of folders.
+    """Parse a web server's directory listing; return the names of files, and of folders.
 
     Args:
         content: an HTML page of links (nginx ``autoindex``, Apache ``mod_autoindex``, ``python -m
             http.server``), one name each, folders with a slash at the end.
-        parsed: the same as JSON where it is that (nginx ``autoindex_format json``), else None.
+        parsed: the same as JSON if it is that (nginx ``autoindex_format json``), else None.
     """
     if isinstance(parsed, list):
         wanted = [(one["name"], one.get("type") == "directory") for one in _list(parsed)]

@@ -1,4 +1,4 @@
-"""What an adoption saw that found nothing to take: told so that the reader sees why."""
+"""Why an adoption found nothing: reported so that the reader understands the reason."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHOWN: Final = 4
 
 
 def saw(directory: Path, places: Sequence[Path], entries: Sequence[Entry]) -> str:
-    """Return what is in a directory that was named for adoption, and why it is of no use.
+    """Return the contents of a directory named for adoption, and why they are useless.
 
     Args:
         directory: as the user named it.
-        places: the directories below it that were looked into.
+        places: the searched directories below it.
         entries: the files of the model.
     """
     if not directory.exists():
@@ -35,20 +35,20 @@ def saw(directory: Path, places: Sequence[Path], entries: Sequence[Entry]) -> st
     best = max(places, key=lambda place: _known(place, entries), default=directory)
     known = _known(best, entries)
     if not known:
-        return f"none of the model's {len(entries)} files is there, but {_some(names)}{_problems(best)}"
+        return f"none of the model's {len(entries)} files is in it, but {_some(names)}{_problems(best)}"
     below = "" if best == directory else f" in {one_line(str(best.relative_to(directory)), 200)}"
     wrong = [
         (entry, size) for entry in entries if (size := _size(best / entry.path)) not in {None, entry.size}
     ]
-    text = f"{known} of the model's {len(entries)} files are there by name{below}"
+    text = f"{known} of the model's {len(entries)} files are in it by name{below}"
     if wrong:
         entry, size = max(wrong, key=lambda one: one[0].size)
-        text += f", {len(wrong)} of another size, e.g. {entry.path} has {size} bytes, expected {entry.size}"
+        text += f", {len(wrong)} with another size, e.g. {entry.path} has {size} bytes, expected {entry.size}"
     return text + _problems(best)
 
 
 def _problems(place: Path) -> str:
-    """Return what the files there show by themselves: unfinished downloads, pointers, another model."""
+    """Return what the files themselves show: unfinished downloads, pointers, another model."""
     with contextlib.suppress(OSError):
         found = examine(place)
         if found.problems:

@@ -1,9 +1,9 @@
-"""The manifest of a model directory: what has to be there, and the proof that it is.
+"""The manifest of a model directory: its expected files, and the proof that they are right.
 
-Kept inside the directory as ``.minimax-metal/manifest.json``. Sizes are in bytes. ``sha256`` is what the
-bytes on this host have. ``stated`` says that the statement which the pull was held to (:mod:`.proof`) names
-that hash itself; ``git_oid`` is the git object id that it names for a small file instead. ``proof`` says who
-made that statement, and who asked for it when.
+Stored in the directory as ``.minimax-metal/manifest.json``. Sizes are in bytes. ``sha256`` is the hash of the
+bytes on this host. ``stated`` tells whether the file list that the pull was checked against (:mod:`.proof`)
+contains that hash; ``git_oid`` is the git object id that it has for a small file instead. ``proof`` is the
+source of that list, and who asked for it when.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ FOLDER: Final = ".minimax-metal"
 FILE: Final = "manifest.json"
 INDEX: Final = "model.safetensors.index.json"
 LONGEST_NAME: Final = 1000
-"""Characters of a model's name or revision at most; a commit has 40."""
+"""Maximum characters of a model's name or revision; a commit has 40."""
 MOST_BYTES: Final = 64 << 20
-"""Of a manifest or a listing: a model of 10,000 files has one of 2 MB."""
+"""Maximum size of a manifest or a listing: a model of 10,000 files has one of 2 MB."""
 MOST_FILES: Final = 100_000
 MOST_SIZE: Final = 1 << 46
-"""Bytes of one file, 70 TB. A larger number is a mistake or an attack, and nothing is computed with it."""
+"""Maximum bytes of one file, 70 TB. A larger number is a mistake or an attack, and is not used in
+computations.
+"""
 _BLOCK: Final = 1 << 20
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _GIT: Final = re.compile("[0-9a-f]{40}")
 
 
 class DamagedFileError(Exception):
-    """A file's bytes are not what the manifest says; the text is one line."""
+    """A file's bytes don't match the manifest; the text is one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One file: path below the model directory, size in bytes, SHA-256 in hex.
 
-    ``git_oid`` is the SHA-1 under which git keeps a small file, where the hub states that instead.
+    ``git_oid`` is the SHA-1 of a small file in git, if the hub publishes that instead.
     """
 
     path: str
@@ -74,27 +76,27 @@ class Entry:
                 f"{one_line(self.path, 100)!r}; do not trust it"
             )
         if not 0 <= self.size <= MOST_SIZE:
-            raise UserError(f"the source says that {self.path} has {self.size} bytes; do not trust it")
+            raise UserError(f"the source lists {self.path} with {self.size} bytes; do not trust it")
         for found, form in ((self.sha256, _SHA256), (self.git_oid, _GIT)):
             if found is not None and form.fullmatch(found) is None:
                 raise UserError(
-                    f"the source states {one_line(found, 80)!r} as a hash of {self.path}; expected "
+                    f"the source gives {one_line(found, 80)!r} as a hash of {self.path}; expected "
                     "lower-case hexadecimal digits"
                 )
         if parts.parts[0] == FOLDER:
-            raise UserError(f"the source lists {self.path!r}, a name this project keeps for itself")
+            raise UserError(f"the source lists {self.path!r}, a name reserved by this project")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """Every file of one model at one revision, and where it came from."""
+    """Every file of one model at one revision, and its source."""
 
     name: str
     revision: str | None
     source: Mapping[str, Any]
     files: tuple[Entry, ...]
     proof: Mapping[str, Any] = field(default_factory=dict)
-    """Who states what the files are (:attr:`.proof.Proof.about`); {} in manifests of older versions."""
+    """Source of the file list (:attr:`.proof.Proof.about`); {} in manifests of older versions."""
 
     @property
     def bytes(self) -> int:
@@ -119,7 +121,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> Manifest | None:
-        """Return the manifest kept in a model directory; None when there is none that can be read."""
+        """Return the manifest in a model directory; None if there is no readable one."""
         try:
             return cls.parse(read_json(read_bounded(directory / FOLDER / FILE, MOST_BYTES)))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, UserError):
@@ -127,10 +129,10 @@ class Manifest:
 
     @classmethod
     def parse(cls, raw: Any) -> Manifest:
-        """Read the JSON form.
+        """Parse the JSON form.
 
         Raises:
-            KeyError, TypeError, ValueError: it is no manifest.
+            KeyError, TypeError, ValueError: it is not a manifest.
             UserError: it names a file outside the directory.
         """
         source, proof = raw["source"], raw.get("proof") or {}
@@ -141,7 +143,7 @@ class Manifest:
             if text is not None and not isinstance(text, str):
                 raise TypeError("name or revision is not text")
             if text is not None and (has_controls(text) or len(text) > LONGEST_NAME):
-                raise ValueError("name or revision holds control characters, or is too long")
+                raise ValueError("name or revision contains control characters, or is too long")
         return cls(
             name=name,
             revision=revision,
@@ -151,7 +153,7 @@ class Manifest:
         )
 
     def write(self, directory: Path) -> Path:
-        """Keep the manifest in a model directory, on the disk before this returns."""
+        """Store the manifest in a model directory; it is on the disk when this returns."""
         folder = directory / FOLDER
         folder.mkdir(exist_ok=True)
         target = folder / FILE
@@ -160,10 +162,10 @@ class Manifest:
 
 
 def entries(raw: Any) -> tuple[Entry, ...]:
-    """Read the files of a manifest or a listing.
+    """Parse the files of a manifest or a listing.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not a list of files, or too long a one.
+        KeyError, TypeError, ValueError: it is not a list of files, or too long.
         UserError: it names a file outside the directory, or twice.
     """
     if not isinstance(raw, list) or len(raw) > MOST_FILES:
@@ -183,7 +185,7 @@ def entries(raw: Any) -> tuple[Entry, ...]:
 
 
 def missing(directory: Path, manifest: Manifest) -> list[str]:
-    """Return one line for every file that is not there in its size (reads no content)."""
+    """Return one line for every file that is missing or has another size (reads no content)."""
     lines = []
     for entry in manifest.files:
         try:
@@ -197,12 +199,12 @@ def missing(directory: Path, manifest: Manifest) -> list[str]:
 
 
 def missing_from_index(directory: Path, paths: Iterable[str]) -> list[str]:
-    """Return the files of the index's ``weight_map`` that ``paths`` lacks; [] when the model has no index.
+    """Return the files of the index's ``weight_map`` that ``paths`` lacks; [] if the model has no index.
 
     Completeness is judged by the index, never by counting names: shard numbering differs between releases.
 
     Raises:
-        DamagedFileError: the index cannot be read.
+        DamagedFileError: the index can't be read.
     """
     if not (directory / INDEX).exists():
         return []
@@ -211,20 +213,20 @@ def missing_from_index(directory: Path, paths: Iterable[str]) -> list[str]:
         if not all(isinstance(shard, str) for shard in shards):
             raise TypeError("a shard that is not text")
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedFileError(f"{INDEX} is no index of weights ({type(error).__name__})") from error
+        raise DamagedFileError(f"{INDEX} is not an index of weights ({type(error).__name__})") from error
     return sorted(shards - set(paths))
 
 
 def verify(directory: Path, entry: Entry, hashed: Callable[[int], None] = lambda _: None) -> Entry:
-    """Read one file in full and return its entry with the SHA-256 that was found.
+    """Read one file completely and return its entry with its actual SHA-256.
 
     Args:
         directory: the model directory.
-        entry: what is expected.
-        hashed: told the number of bytes after every block, for progress.
+        entry: the expected file.
+        hashed: called with the number of bytes after every block, for progress.
 
     Raises:
-        DamagedFileError: size or hash differ from what is expected, or the file is missing.
+        DamagedFileError: size or hash differ from the expected ones, or the file is missing.
     """
     path = directory / entry.path
     try:
@@ -234,7 +236,7 @@ def verify(directory: Path, entry: Entry, hashed: Callable[[int], None] = lambda
     if size != entry.size:
         raise DamagedFileError(f"{entry.path} has {size} bytes, expected {entry.size}")
     sha256 = hashlib.sha256()
-    # The object id git gives a file: SHA-1 over a header with its length, then its bytes.
+    # Git's object id of a file: SHA-1 over a header with its length, then its bytes.
     git = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False) if entry.git_oid else None
     for block in _blocks(path):
         sha256.update(block)
@@ -252,7 +254,7 @@ def verify(directory: Path, entry: Entry, hashed: Callable[[int], None] = lambda
 
 
 def git_id(path: Path) -> str:
-    """Return the object id that git gives a file: SHA-1 over a header with its length, then its bytes."""
+    """Return git's object id of a file: SHA-1 over a header with its length, then its bytes."""
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     for block in _blocks(path):
         digest.update(block)

@@ -1,4 +1,4 @@
-"""Names of files as a source states them: what may become a path on this host. Pure."""
+"""File names from a source: what may become a path on this host. Pure."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from minimax_metal.host.weights.manifest import FOLDER
 
 MOST_CHARACTERS: Final = 1000
 MOST_COMPONENT: Final = 255
-"""Bytes of one name, the file systems' own limit."""
+"""Maximum bytes of one name, the file systems' own limit."""
 _ADOPTING: Final = ".adopting"
 
 
 def check(path: object) -> str:
-    """Return a file's path below the model directory as it is.
+    """Return a file's path below the model directory unchanged.
 
     Raises:
-        UserError: it is not text, leads elsewhere, is not printable or too long, or is a name of ours.
+        UserError: it is not text, leads elsewhere, is not printable or too long, or is a reserved name.
     """
     if not isinstance(path, str):
         raise UserError(
@@ -41,16 +41,16 @@ def check(path: object) -> str:
     if _folded(parts[0]) == FOLDER or any(
         part.startswith(".") and part.endswith(_ADOPTING) for part in parts
     ):
-        raise UserError(f"the source lists {said}, a name this project keeps for itself; do not trust it")
+        raise UserError(f"the source lists {said}, a name reserved by this project; do not trust it")
     return path
 
 
 def together(paths: Iterable[str]) -> None:
-    """Check that files can lie beside one another.
+    """Check that files can exist side by side.
 
     Raises:
-        UserError: two have one name, or names that differ in case or in the form of Unicode only, or one is
-            a folder of the other.
+        UserError: two have the same name, or names that differ only in case or Unicode form, or one is a
+            folder of the other.
     """
     seen: dict[str, str] = {}
     folders: dict[str, str] = {}
@@ -58,7 +58,9 @@ def together(paths: Iterable[str]) -> None:
         key = _folded(path)
         if key in seen:
             twice = (
-                "twice" if seen[key] == path else f"and {one_line(repr(seen[key]), 120)}, one name to some"
+                "twice"
+                if seen[key] == path
+                else f"and {one_line(repr(seen[key]), 120)}, which some file systems treat as one name"
             )
             raise UserError(f"the source lists {one_line(repr(path), 120)} {twice}; do not trust it")
         seen[key] = path

@@ -1,8 +1,8 @@
-"""Whose the directories of a model are: root's down to the model's own, which is the pull's.
+"""Owners of a model's directories: root above the model's own directory, the pull's user for that one.
 
 Everything above the model's own directory belongs to root, so that no service can turn a name on the way into
-a link. Hosts of earlier versions gave all of it to the engine's user; what is still that user's is given to
-the one it belongs to now. Files of anybody else stay as they are.
+a link. On hosts of earlier versions all of it belonged to the engine's user; what still does gets its new
+owner. Other users' files stay unchanged.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def settle(leaf: Path, root: Path, owner: tuple[int, int], before: frozenset[int]) -> int:
-    """Give the directories of a model to whom they belong; return how many files and directories were given.
+    """Give a model's directories to their owners; return the number of changed files and directories.
 
     Args:
-        leaf: the directory that holds a model's revisions.
-        root: where models are kept; what lies above it is not looked at but has to be root's.
+        leaf: the directory with a model's revisions.
+        root: root directory of models; directories above it are not changed but must be root's.
         owner: uid and gid of the pull.
         before: uids that owned them in earlier versions.
 
     Raises:
-        OSError: a directory on the way is a link or can't be given, or others can write above ``root``.
+        OSError: a directory on the way is a link or can't be changed, or others can write above ``root``.
         ValueError: ``leaf`` is not below ``root``.
     """
     parts = leaf.relative_to(root).parts
@@ -44,7 +44,7 @@ def settle(leaf: Path, root: Path, owner: tuple[int, int], before: frozenset[int
             current = _enter(current, part)
             if os.fstat(current).st_uid in before:
                 os.fchown(current, *mine)
-                # Nobody else may write to it any more either.
+                # Nobody else may write to it any longer either.
                 os.fchmod(current, stat.S_IMODE(os.fstat(current).st_mode) & ~0o022)
                 given += 1
         current = _enter(current, parts[-1])
@@ -70,7 +70,7 @@ def _place(root: Path) -> tuple[Path, str]:
 
 
 def _enter(directory: int, name: str) -> int:
-    """Open a directory in an open one, made where it is missing; the latter is closed."""
+    """Open a directory in an open one, created if missing; the latter is closed."""
     try:
         with suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=directory)

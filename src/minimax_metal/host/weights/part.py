@@ -1,11 +1,11 @@
-"""A file that is still coming in: its bytes, and the hash of what is there.
+"""A partly received file: its bytes, and their hash.
 
-Bytes are hashed as they are written, so that a whole file is never read again. A partial file of an earlier
-process is read once to get its hash back (no library hands out the inner state of a SHA-256); beside it lies
-a small file of marks, the hash of everything before an offset, every :data:`STEP` bytes. What does not agree
-with its mark, for instance blocks that a power cut left empty, is cut off and fetched again, as is what lies
-behind the last mark when the machine was started again since: that costs the last bytes, not the file. A pull
-that is stopped in an orderly way, as before the driver's reboot, flushes them, and it costs nothing.
+Bytes are hashed as they are written, so that a complete file is never read again. A partial file of an
+earlier process is read once to restore its hash (no library exports the inner state of a SHA-256). Beside it
+is a small file of marks, the hash of everything before an offset, every :data:`STEP` bytes. Data that does
+not match its mark, such as blocks that a power cut left empty, is cut off and fetched again, as is everything
+after the last mark if the machine has rebooted since: that loses the last bytes, not the file. A pull that is
+stopped cleanly, as before the driver's reboot, flushes them, and loses nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Part:
-    """One incoming file; ``offset``: bytes that are there and hashed."""
+    """One incoming file; ``offset``: bytes that are received and hashed."""
 
     def __init__(self, path: Path, entry: Entry) -> None:
         self.path = path
@@ -39,7 +39,7 @@ class Part:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         self._next = STEP
         self._sha256 = hashlib.sha256()
-        # The object id git gives a file: SHA-1 over a header with its length, then its bytes.
+        # Git's object id of a file: SHA-1 over a header with its length, then its bytes.
         self._git = None
         if entry.git_oid is not None:
             self._git = hashlib.sha1(f"blob {entry.size}\0".encode(), usedforsecurity=False)
@@ -51,8 +51,8 @@ class Part:
 
         Args:
             staging: the staging directory.
-            identity: the same identity means the same bytes; None for a file that can't be continued.
-            entry: size and hashes as the source states them.
+            identity: the same identity means the same bytes; None for a file that can't be resumed.
+            entry: size and hashes from the source.
         """
         path = cls._place(staging, identity, entry.path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ class Part:
 
     @classmethod
     def staged(cls, staging: Path, identity: str | None, entry: Entry) -> int:
-        """Return how many bytes of a file are there already, unhashed as yet."""
+        """Return how many bytes of a file exist already, not hashed yet."""
         if identity is None:
             return 0
         try:
@@ -76,15 +76,17 @@ class Part:
 
     @staticmethod
     def _place(staging: Path, identity: str | None, path: str) -> Path:
-        """The same place for the same bytes from whatever source: another goes on where this one ended."""
+        """Return the same path for the same bytes from any source: another one continues where this one
+        ended.
+        """
         name = hashlib.sha256(f"{identity}\0{path}".encode()).hexdigest()[:32]
         return staging / FOLDER / PARTS / name
 
     def recall(self, read: Callable[[int], None] = lambda _: None) -> int:
-        """Hash what an earlier process left; return the bytes that were cut off as not to be trusted.
+        """Hash what an earlier process left; return the number of untrusted bytes cut off.
 
         Args:
-            read: told the number of bytes after every block, for progress.
+            read: called with the number of bytes after every block, for progress.
         """
         found = min(os.fstat(self._file).st_size, self.entry.size)
         marks, boot, flushed = self._marks()
@@ -107,7 +109,7 @@ class Part:
                     break
                 good = self._state()
         if not sound:
-            # After a reboot nobody vouches for what lies behind the last mark.
+            # After a reboot the data after the last mark is not trusted.
             self.offset, self._next, self._sha256, self._git = good
         os.ftruncate(self._file, self.offset)
         if boot != boot_id():
@@ -115,7 +117,7 @@ class Part:
         return found - self.offset
 
     def _marks(self) -> tuple[dict[int, str], str, int]:
-        """Return offset -> hash, the boot of the last bytes, and how many bytes a stop flushed."""
+        """Return offset -> hash, the boot id of the last bytes, and how many bytes a stop flushed."""
         marks: dict[int, str] = {}
         boot, flushed = "", -1
         with contextlib.suppress(OSError):
@@ -147,7 +149,7 @@ class Part:
         """Append bytes."""
         view = memoryview(block)
         while view:
-            # Up to the next mark at most, so that a mark is the hash of exactly what lies before it.
+            # Up to the next mark at most, so that a mark is the hash of exactly what precedes it.
             step = view[: self._next - self.offset]
             written = os.pwrite(self._file, step, self.offset)
             self._hash(step[:written])
@@ -177,7 +179,7 @@ class Part:
         return replace(entry, sha256=found)
 
     def restart(self) -> None:
-        """Begin anew, with nothing."""
+        """Start again, with nothing."""
         os.ftruncate(self._file, 0)
         self.marks.unlink(missing_ok=True)
         self.offset, self._next, self._sha256 = 0, STEP, hashlib.sha256()
@@ -185,13 +187,13 @@ class Part:
             self._git = hashlib.sha1(f"blob {self.entry.size}\0".encode(), usedforsecurity=False)
 
     def discard(self) -> None:
-        """Remove what is there."""
+        """Remove it."""
         self.path.unlink(missing_ok=True)
         self.marks.unlink(missing_ok=True)
 
 
 def flush(staging: Path) -> None:
-    """Flush all partial files of a pull that has ended, and note it: the machine may be about to go down."""
+    """Flush all partial files of an ended pull, and note it: the machine may be about to shut down."""
     for marks in (staging / FOLDER / PARTS).glob("*.marks"):
         with contextlib.suppress(OSError), marks.with_suffix("").open("rb") as part:
             os.fsync(part.fileno())
@@ -202,7 +204,7 @@ def flush(staging: Path) -> None:
 
 
 def boot_id() -> str:
-    """Return what names this start of the machine; empty where the kernel does not say."""
+    """Return the id of this boot; empty if the kernel does not provide one."""
     try:
         return _BOOT.read_text(encoding="ascii").strip()
     except OSError:

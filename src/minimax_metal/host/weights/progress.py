@@ -1,4 +1,4 @@
-"""What a pull is told about patience, how it ends badly, and what it says of itself meanwhile."""
+"""A pull's patience settings, its failures, and its progress reports."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from minimax_metal.host.engine.notify import Notifier
 from minimax_metal.host.weights.request import Request
 
 SPARE_BYTES: Final = 1 << 30
-"""Left free on the disk beyond the model itself (logs, the journal); choice of this project."""
+"""Bytes to leave free on the disk beyond the model (logs, the journal); choice of this project."""
 
 
 class PullError(UserError):
-    """No source could bring the model; the text is one line."""
+    """No source could deliver the model; the text is one line."""
 
 
 class NoSpaceError(PullError):
@@ -30,7 +30,7 @@ class NoSpaceError(PullError):
 
 
 class RefusedError(PullError):
-    """Every source refuses for good (no such repository, gated, damaged): pulling again won't help."""
+    """Every source permanently refuses (no such repository, gated, damaged): pulling again won't help."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +39,19 @@ class Options:
 
     workers: int = 8
     stall: float = 60.0
-    """A connection without a byte for this long is dropped, and the file goes on over another one."""
+    """A connection without a byte for this long is dropped, and the file continues over another one."""
     attempts: int = 3
-    """Attempts at one source in a row that bring nothing, before the next source is tried."""
+    """Consecutive fruitless attempts at one source before the next source is tried."""
     backoff: float = 2.0
     """Pause after the first such attempt, doubled for each further one, a minute at most."""
     interval: float = 60.0
-    """Between two lines of progress in the journal; the unit's status line follows every two seconds."""
+    """Interval between two lines of progress in the journal; the unit's status line is updated every two
+    seconds.
+    """
     patience: float = 900.0
     """A source that answers "too many requests" and serves nothing is given up after this long."""
     rate: float = 0.0
-    """Bytes a second at most; 0 is no limit."""
+    """Maximum bytes per second; 0 is no limit."""
     spare: int = SPARE_BYTES
     """Bytes left free on the disk."""
 
@@ -59,7 +61,7 @@ DEFAULTS: Final = Options()
 
 @dataclass
 class Reporter:
-    """Says how a pull is doing: on standard output, to systemd, and in a file that ``await`` reads."""
+    """Reports a pull's progress: on standard output, to systemd, and in a file that ``await`` reads."""
 
     request: Request
     notifier: Notifier = field(default_factory=Notifier.from_environment)
@@ -67,11 +69,11 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        # A hub's own words may be in it.
+        # It may contain a hub's own text.
         print(f"weights {self.request.name}: {one_line(text)}", file=self.output, flush=True)
 
     def state(self, state: str, text: str, *, silent: bool = False, **fields: Any) -> None:
-        """Print one line (unless silent), show it as the unit's status and keep it in the state file."""
+        """Print one line (unless silent), show it as the unit's status and store it in the state file."""
         if not silent:
             self.say(text)
         text = one_line(text)
@@ -84,14 +86,14 @@ class Reporter:
             "time": time.time(),
             **fields,
         }
-        with contextlib.suppress(OSError):  # on a full disk the line above has said it
+        with contextlib.suppress(OSError):  # on a full disk the line above has reported it
             write_atomic(
                 self.request.state, json.dumps(content) + "\n", owner=owner_of(self.request.state.parent)
             )
 
 
 def owner_of(directory: Path) -> tuple[int, int] | None:
-    """Return uid and gid of a directory where this process is root: the next pull may run as that user."""
+    """Return uid and gid of a directory if this process is root: the next pull may run as that user."""
     if os.geteuid() != 0:
         return None
     status = directory.stat()
@@ -99,7 +101,7 @@ def owner_of(directory: Path) -> tuple[int, int] | None:
 
 
 def spell_seconds(duration: float) -> str:
-    """Return a duration for people: ``34 s``, ``12 min``, ``3 h 07 min``."""
+    """Return a readable duration: ``34 s``, ``12 min``, ``3 h 07 min``."""
     if duration < 90:
         return f"{duration:.0f} s"
     minutes = round(duration / 60)

@@ -1,17 +1,17 @@
-"""What the files of a model have to be, as somebody outside the fleet states it: the root of trust of a pull.
+"""The files of a model as listed by a source outside the fleet: the root of trust of a pull.
 
-A proof is made once for all hosts (:mod:`.resolve`), travels in the request, and binds every source and every
-other host: a file that has another size or hash is refused, whoever sends it. As JSON::
+A proof is made once for all hosts (:mod:`.resolve`), is part of the request, and binds every source and every
+other host: a file with another size or hash is refused, whoever sends it. As JSON::
 
-    {"by": "hub",                               # hub, mirror, manifest, bundle, hosts: who states it
+{"by": "hub",                               # hub, mirror, manifest, bundle, hosts: its source
      "origin": "https://huggingface.co",        # where it was read
      "repository": "MiniMaxAI/MiniMax-M2.5", "revision": "<commit>",
      "resolver": "controller", "time": "2026-11-29T00:48:49Z",   # who asked, and when
      "files": [{"path": "config.json", "size": 612, "git_oid": "<sha1>"},
                {"path": "model-00001-of-00130.safetensors", "size": 1770000000, "sha256": "<sha256>"}]}
 
-Hugging Face states a SHA-256 of large files and git's object id of small ones: SHA-1 over the length and the
-bytes, for which nobody has found a way to other bytes with a given id.
+Hugging Face publishes a SHA-256 of large files and git's object id of small ones: SHA-1 over the length and
+the bytes, for which nobody has found a way to make other bytes with a given id.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from minimax_metal.host.weights.manifest import FOLDER, Entry, Manifest, entries
 HUB, MIRROR, MANIFEST, BUNDLE, HOSTS = "hub", "mirror", "manifest", "bundle", "hosts"
 _SAID_BY: Final = {
     HUB: "hub's hashes ({origin})",
-    MIRROR: "mirror's own statement ({origin})",
+    MIRROR: "mirror's own list ({origin})",
     MANIFEST: "manifest named by the user ({origin})",
     BUNDLE: "bundle's manifest, its signature verified ({origin})",
-    HOSTS: "user's acceptance of what other hosts of the fleet state",
+    HOSTS: "user's acceptance of what other hosts of the fleet list",
 }
 
 ACCEPT_UNHASHED: Final = "weights-unhashed"
-"""Name of the acceptance: files that nobody states a hash of are taken, and the manifest says so."""
+"""Name of the acceptance: files without a published hash are accepted, and the manifest notes it."""
 
 _DOCUMENTS: Final = frozenset(
     {".md", ".gitattributes", ".gitignore", ".pdf", ".png", ".jpg", ".jpeg", ".svg"}
@@ -46,7 +46,7 @@ _DOCUMENT_NAMES: Final = ("LICENSE", "NOTICE", "README")
 
 
 def is_document(path: str) -> bool:
-    """Return whether a file is for readers, not for the engine; hubs keep texts of their own there."""
+    """Return whether a file is for readers, not for the engine; hubs have their own versions of these."""
     name = PurePosixPath(path)
     suffix = name.suffix.lower() or name.name.lower()
     plain = suffix in {".txt", name.name.lower()}
@@ -55,7 +55,7 @@ def is_document(path: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """One statement, and who made it."""
+    """One file list, and its source."""
 
     by: str
     origin: str
@@ -71,12 +71,12 @@ class Proof:
 
     @property
     def unhashed(self) -> tuple[str, ...]:
-        """Files that it states no hash of."""
+        """Files for which it has no hash."""
         return tuple(entry.path for entry in self.files if entry.sha256 is None and entry.git_oid is None)
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a manifest and a release record keep of it: all but the files."""
+        """The part that a manifest and a release record keep: all but the files."""
         return {
             "by": self.by,
             "origin": self.origin,
@@ -100,7 +100,7 @@ class Proof:
 
     @classmethod
     def parse(cls, raw: Any) -> Proof:
-        """Read the JSON form.
+        """Parse the JSON form.
 
         Raises:
             UserError: it is not a proof.
@@ -111,24 +111,24 @@ class Proof:
             files = tuple(replace(entry, stated=entry.sha256 is not None) for entry in entries(raw["files"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
-                f"the statement of the model's files can't be read ({type(error).__name__}: "
+                f"the list of the model's files can't be read ({type(error).__name__}: "
                 f"{one_line(str(error), 200)}); run playbooks/weights.yml again"
             ) from error
         for key, value in (texts | known).items():
             if (value is not None or key in texts) and (
                 not isinstance(value, str) or one_line(value) != value
             ):
-                raise UserError("the statement of the model's files holds text with control characters")
+                raise UserError("the list of the model's files contains control characters")
         if texts["by"] not in _SAID_BY or not files:
             raise UserError(
-                f"the statement of the model's files is by {one_line(repr(texts['by']), 80)} with "
+                f"the list of the model's files is by {one_line(repr(texts['by']), 80)} with "
                 f"{len(files)} files; expected one of {', '.join(_SAID_BY)}, and at least one file"
             )
         return cls(**texts, **known, files=files)
 
 
 def now() -> str:
-    """Return the time of day as records keep it."""
+    """Return the current time in the records' format."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -141,13 +141,13 @@ def named(
     revision: str | None,
     resolver: str = "controller",
 ) -> Proof:
-    """Read a manifest file that the user named: ours, a bundle's, a proof, or Hugging Face's answer.
+    """Parse a manifest file that the user named: ours, a bundle's, a proof, or Hugging Face's answer.
 
     Args:
         raw: the file's JSON.
-        file: its path, for people.
+        file: its path, for messages.
         time: when it was last changed.
-        repository, revision: what it has to be about, where it says so.
+        repository, revision: what it must be about, if it says so.
         resolver: who reads it.
 
     Raises:
@@ -187,7 +187,7 @@ def _is_id(revision: Any) -> bool:
 
 
 def _siblings(raw: Any) -> tuple[Entry, ...]:
-    """Read the files as Hugging Face's API states them (``blobs=true``)."""
+    """Parse the files from Hugging Face's API (``blobs=true``)."""
     files = []
     for file in raw["siblings"]:
         lfs = file.get("lfs")
@@ -209,7 +209,7 @@ def _of_bundle(raw: Mapping[str, Any], base: str) -> tuple[Entry, ...]:
 
 
 def differences(wanted: Sequence[Entry], found: Sequence[Entry]) -> dict[str, str]:
-    """Return path -> what is wrong with it, for every file that ``found`` lacks or states otherwise."""
+    """Return path -> difference, for every file that ``found`` lacks or lists differently."""
     there = {entry.path: entry for entry in found}
     wrong = {}
     for entry in wanted:

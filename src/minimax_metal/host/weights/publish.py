@@ -1,4 +1,4 @@
-"""Directories of a pull: what is taken over into the staging directory, its room, and its final name."""
+"""Directories of a pull: files taken over into the staging directory, disk space, and the final name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimax_metal.host.weights.share_log import ANNOUNCED
 
 
 def reuse(final: Path, staging: Path) -> None:
-    """Link the files of a damaged directory of ours into the staging directory; each is verified there."""
+    """Link the files of one of our damaged directories into the staging directory; each is verified there."""
     manifest = Manifest.read(final)
     if manifest is None:
         return
@@ -35,12 +35,12 @@ def reuse(final: Path, staging: Path) -> None:
 
 
 def check_space(request: Request, needed: int, spare: int = SPARE_BYTES) -> None:
-    """Refuse before the pull when the disk cannot hold what is missing.
+    """Refuse before the pull if the disk does not have enough space.
 
     Args:
         request: names the disk.
-        needed: bytes still to come: the plan's figure before the source was asked, the source's own after.
-        spare: bytes to be left free.
+        needed: missing bytes: the plan's number before the source was asked, the source's own after.
+        spare: bytes to leave free.
 
     Raises:
         NoSpaceError: with the numbers.
@@ -48,8 +48,9 @@ def check_space(request: Request, needed: int, spare: int = SPARE_BYTES) -> None
     free = shutil.disk_usage(request.path.parent).free
     if needed and free < needed + spare:
         raise NoSpaceError(
-            f"the disk of {request.path.parent} has {spell_bytes(free)} free, the model needs another "
-            f"{spell_bytes(needed)} and {spell_bytes(spare)} to spare; free some or change the path"
+            f"the disk of {request.path.parent} has {spell_bytes(free)} free, the model needs "
+            f"another {spell_bytes(needed)}, with {spell_bytes(spare)} left free; free some space or "
+            "change the path"
         )
 
 
@@ -67,7 +68,7 @@ def publish(request: Request) -> None:
         directory.chmod(0o755)
     for entry in manifest.files:
         file = staging / entry.path
-        # A file that is shared with somebody by a hard link keeps its mode: it would change for them, too.
+        # A file shared by a hard link keeps its mode: it would change for its other owner, too.
         if file.stat().st_nlink == 1 and file.stat().st_mode & 0o777 != 0o644:
             file.chmod(0o644)
         sync(file)
@@ -78,7 +79,8 @@ def publish(request: Request) -> None:
         staging.rename(final)
     else:
         shutil.rmtree(replaced, ignore_errors=True)
-        # At once where the file system can: a crash never leaves the host without the model's directory.
+        # Atomically if the file system supports it: a crash never leaves the host without the model's
+        # directory.
         if exchange(staging, final):
             staging.rename(replaced)
         else:
@@ -89,7 +91,7 @@ def publish(request: Request) -> None:
 
 
 def _remove_strangers(staging: Path, manifest: Manifest) -> None:
-    """Remove everything that is no file of the model: hub clients leave caches, locks and partial files."""
+    """Remove everything but the model's files: hub clients leave caches, locks and partial files."""
     ours = {staging / FOLDER / FILE, staging / FOLDER / ANNOUNCED}
     wanted = {staging / entry.path for entry in manifest.files} | ours
     parents = {parent for path in wanted for parent in path.parents}
@@ -102,14 +104,14 @@ def _remove_strangers(staging: Path, manifest: Manifest) -> None:
 
 
 def _give_to(owner: str, directory: Path) -> None:
-    """Change owner and group (``user`` or ``user:group``) of a directory and all in it."""
+    """Change owner and group (``user`` or ``user:group``) of a directory and everything in it."""
     user, _, group = owner.partition(":")
     try:
         account = pwd.getpwnam(user)
         group_id = grp.getgrnam(group).gr_gid if group else account.pw_gid
     except KeyError as error:
         raise RefusedError(
-            f"owner {owner!r} is unknown on this host; create it or leave owner out"
+            f"owner {owner!r} does not exist on this host; create it or remove owner"
         ) from error
     for path in [directory, *directory.rglob("*")]:
         status = path.lstat()
@@ -119,7 +121,7 @@ def _give_to(owner: str, directory: Path) -> None:
 
 
 def staged_bytes(directory: Path) -> int:
-    """Return the bytes of all files below a directory, partial ones included."""
+    """Return the bytes of all files below a directory, including partial ones."""
     total = 0
     stack = [directory]
     while stack:

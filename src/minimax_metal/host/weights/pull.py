@@ -1,9 +1,9 @@
-"""Bring a model to a host: sources in order, resumed after any interruption, visible only when verified.
+"""Pull a model to a host: sources in order, resumed after any interruption, visible only when verified.
 
-The files are gathered in ``<path>.partial``; when the last one is verified the directory is flushed and
-renamed to its final name. So the final name exists only with every byte verified, and what serves from it
-meanwhile is untouched. A directory of ours that lost a file is repaired the same way: its good files are
-linked into the staging directory, the rest is fetched, and the two change places.
+The files are collected in ``<path>.partial``; when the last one is verified the directory is flushed and
+renamed to its final name. So the final name exists only with every byte verified, and what is served from it
+meanwhile stays unchanged. One of our directories that lost a file is repaired the same way: its good files
+are linked into the staging directory, the rest is downloaded, and the two are swapped.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def complete(request: Request) -> bool:
 
 
 def differs(request: Request, manifest: Manifest) -> str | None:
-    """Return why a directory with this manifest is not what is asked for; None when it is.
+    """Return why a directory with this manifest does not match the request; None if it does.
 
     Raises:
-        UserError: the manifest file that the request names can't be read.
+        UserError: the request's manifest file can't be read.
     """
     stated = request.stated()
     if stated is not None:
@@ -72,24 +72,24 @@ def differs(request: Request, manifest: Manifest) -> str | None:
     }
     known = {manifest.revision, manifest.source.get("revision")}
     if is_commit(manifest.revision) and wanted and wanted.isdisjoint(known):
-        return f"holds revision {manifest.revision}, another one is asked for"
+        return f"contains revision {manifest.revision}, another one is requested"
     return None
 
 
 def _unlike(directory: Path, manifest: Manifest, stated: Proof) -> str | None:
-    """Return the first way in which a manifest is not what is stated; texts for readers may be missing."""
+    """Return the first difference between a manifest and the file list; texts for readers may be missing."""
     there = {entry.path: entry for entry in manifest.files}
     for wanted in stated.files:
         found = there.pop(wanted.path, None)
         if found is None:
             if is_document(wanted.path):
                 continue
-            return f"lacks {wanted.path}, stated by {stated}"
+            return f"lacks {wanted.path}, listed by {stated}"
         if not _same(directory, found, wanted):
-            return f"holds another {wanted.path} than stated by {stated}"
-    # What the engine may load, and nobody stated.
+            return f"contains a different {wanted.path} than listed by {stated}"
+    # Files that the engine may load, and no source listed.
     extra = [path for path in there if not is_document(path)]
-    return f"holds {extra[0]}, a file that is not stated by {stated}" if extra else None
+    return f"contains {extra[0]}, a file that is not listed by {stated}" if extra else None
 
 
 def _same(directory: Path, found: Entry, wanted: Entry) -> bool:
@@ -101,7 +101,7 @@ def _same(directory: Path, found: Entry, wanted: Entry) -> bool:
         return True
     if found.git_oid is not None:
         return found.git_oid == wanted.git_oid
-    # A manifest of an older version, or a file that another source had stated by its SHA-256.
+    # A manifest of an older version, or a file that another source had listed by its SHA-256.
     try:
         return git_id(directory / wanted.path) == wanted.git_oid
     except OSError:
@@ -115,13 +115,13 @@ def pull(
     *,
     repair: bool = False,
 ) -> bool:
-    """Bring the model to ``request.path``; return False when it was there already.
+    """Pull the model to ``request.path``; return False if it was already there.
 
-    ``repair``: read every byte of a directory that is there, and fetch again what is damaged.
+    ``repair``: read every byte of an existing directory, and download damaged parts again.
 
     Raises:
-        NoSpaceError: the disk cannot hold it.
-        PullError: no source could serve it, or something that is not ours is in the way.
+        NoSpaceError: the disk does not have enough space.
+        PullError: no source could serve it, or a foreign file is in the way.
     """
     reporter = reporter or Reporter(request)
     if complete(request) and not repair:
@@ -135,7 +135,7 @@ def pull(
                 return False
             _pull(request, options, reporter)
     except PullError as error:
-        reporter.state("failed", str(error), silent=True)  # whoever catches it prints it
+        reporter.state("failed", str(error), silent=True)  # the caller prints it
         raise
     except OSError as error:
         failure = _os_error(request, error)
@@ -145,12 +145,12 @@ def pull(
 
 
 def adopt_only(request: Request, options: Options, reporter: Reporter) -> None:
-    """Take what is on the host already into the staging directory, and fetch nothing.
+    """Copy or link files on this host into the staging directory, without downloading.
 
-    For a caller that may read the users' directories, where the pull itself may not.
+    For a caller that may read the users' directories, while the pull itself may not.
 
     Raises:
-        PullError: the staging directory cannot be written.
+        PullError: the staging directory can't be written.
     """
     if complete(request):
         return
@@ -177,16 +177,16 @@ def siblings(request: Request) -> list[Path]:
 
 
 def _adopt(request: Request, directories: list[Path], options: Options, reporter: Reporter) -> None:
-    """Take files from ``directories`` and say what came of it."""
+    """Adopt files from ``directories`` and report the result."""
     if not directories:
         return
-    # Not at the top: it brings the HTTP library, which this process needs for nothing else.
+    # Imported here: it imports the HTTP library, which this process does not need otherwise.
     from minimax_metal.host.weights import adopt
 
-    reporter.state("pulling", f"looking at what is there: {', '.join(map(str, directories))}")
+    reporter.state("pulling", f"searching for files on this host: {', '.join(map(str, directories))}")
     adopted = adopt.adopt(request, reporter.say, directories, options.spare)
     if adopted.ways or adopted.rejected:
-        rejected = f"; {adopted.rejected} files are not what they should be" if adopted.rejected else ""
+        rejected = f"; {adopted.rejected} files don't match" if adopted.rejected else ""
         reporter.say(f"adopted {spell_bytes(adopted.bytes)}: {adopted}{rejected}")
 
 
@@ -195,7 +195,7 @@ def _os_error(request: Request, error: OSError) -> PullError:
     where = error.filename or request.path
     if found.space:
         return NoSpaceError(
-            f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
+            f"the disk of {request.path.parent} is full; free some space, the pull then resumes"
         )
     return PullError(f"{where}: {error.strerror or error}; check owner and mount of {request.path.parent}")
 
@@ -203,8 +203,8 @@ def _os_error(request: Request, error: OSError) -> PullError:
 def _pull(request: Request, options: Options, reporter: Reporter) -> None:
     if request.path.exists() and Manifest.read(request.path) is None:
         raise RefusedError(
-            f"{request.path} exists but metal did not make it; move it away (its new place can be a source "
-            "of kind directory)"
+            f"{request.path} exists but metal did not create it; move it away (its new place can be "
+            "a source of kind directory)"
         )
     staging = request.staging
     (staging / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -247,8 +247,8 @@ def _try_source(
 ) -> tuple[str | None, bool, int, int]:
     """Attempt one source until it has served or is given up.
 
-    Returns the reason (None: served), whether that is for good, the bytes that were fetched, and how many of
-    them other hosts sent.
+    Returns the reason (None: served), whether it is permanent, the downloaded bytes, and how many of them
+    other hosts sent.
     """
     fruitless = fetched = peers = 0
     while True:
@@ -258,17 +258,17 @@ def _try_source(
             return None, False, fetched, peers
         if outcome.space:
             raise NoSpaceError(
-                f"the disk of {request.path.parent} is full; free some space, the pull then goes on"
+                f"the disk of {request.path.parent} is full; free some space, the pull then resumes"
             )
         if outcome.permanent:
             return outcome.reason, True, fetched, peers
-        # Whatever came is kept, so an attempt that brought something does not count against the source.
-        # Only what is new counts: a source that sends the same bytes again and again would never be left.
+        # All received data is kept, so an attempt with new data does not count against the source. Only new
+        # data counts: otherwise a source that sends the same bytes again and again would never be given up.
         fruitless = 1 if outcome.brought else fruitless + 1
         if fruitless >= options.attempts:
             return f"{outcome.reason} ({fruitless} attempts)", False, fetched, peers
         pause = min(60.0, options.backoff * 2 ** (fruitless - 1))
-        reporter.say(f"{outcome.reason}; again in {pause:.0f} s")
+        reporter.say(f"{outcome.reason}; retrying in {pause:.0f} s")
         time.sleep(pause)
 
 
@@ -287,7 +287,7 @@ def _locked(request: Request, reporter: Reporter) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if waited % 30 == 0:
-                    reporter.say(f"another pull is at work on {request.path}; waiting for it")
+                    reporter.say(f"another pull of {request.path} is running; waiting for it")
                 time.sleep(0.5)
                 waited += 0.5
         yield

@@ -50,7 +50,7 @@ def origin_of(url: str) -> Origin:
 
 
 def kind_of(address: str) -> str:
-    """Return what an IP address is part of: public, private, link-local, loopback or reserved."""
+    """Return the kind of an IP address: public, private, link-local, loopback or reserved."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
         if found.ipv4_mapped is not None:
@@ -69,29 +69,29 @@ def kind_of(address: str) -> str:
 
 
 def may_go(home: Collection[str], kind: str) -> bool:
-    """Return whether a source with addresses of kinds ``home`` may send to an address of a kind."""
+    """Return whether a source with addresses of kinds ``home`` may redirect to an address of a kind."""
     if kind == RESERVED:
         return False
     return kind == PUBLIC or kind in home or (kind == PRIVATE and LOOPBACK in home)
 
 
 def following(name: str, url: str, location: str) -> str:
-    """Return where a redirect leads.
+    """Return the target of a redirect.
 
     Args:
         name: the source, for errors.
-        url: what was asked.
+        url: the request's.
         location: the answer's ``Location``.
 
     Raises:
-        SourceError: it may not be followed.
+        SourceError: it must not be followed.
     """
     said = one_line(location.partition("?")[0], 120)
     try:
         target = urljoin(url, location.strip())
         parts = urlsplit(target)
         scheme, host, port = origin_of(target)
-        # What connects reads URLs in its own way: both have to mean the same host.
+        # The HTTP client parses URLs in its own way: both must find the same host.
         other = urllib3.util.parse_url(target)
         if (other.host or "").strip("[]").lower() != host or (other.port or port) != port:
             raise ValueError(target)
@@ -105,27 +105,27 @@ def following(name: str, url: str, location: str) -> str:
         )
     if urlsplit(url).scheme.lower() == "https" and scheme != "https":
         raise SourceError(
-            f"{name} redirects from https to http ({one_line(host, 100)}): not followed, anyone on the way "
-            "could read and change it; use an endpoint that stays with https",
+            f"{name} redirects from https to http ({one_line(host, 100)}): not followed, anyone on "
+            "the way could read and change it; use an endpoint that stays on https",
             permanent=True,
         )
     return target
 
 
 def refused(name: str, host: str, address: str, home: Collection[str]) -> SourceError:
-    """Return the error for a redirect to an address where the source may not send."""
+    """Return the error for a redirect to an address that the source must not use."""
     kind = kind_of(address)
     what = "a reserved address" if kind == RESERVED else f"a {kind} address"
     own = ", ".join(sorted(home)) or "unknown"
     return SourceError(
-        f"{name} redirects to {one_line(host, 100)} ({address}), {what}, and is itself at a {own} one: not "
-        "followed; name that address as the source's endpoint if it is right",
+        f"{name} redirects to {one_line(host, 100)} ({address}), {what}, but is itself at a {own} "
+        "one: not followed; if that address is right, name it as the source's endpoint",
         permanent=True,
     )
 
 
 def literal(host: str) -> str | None:
-    """Return the IP address that a URL's host is, None for a name that has to be looked up."""
+    """Return a URL's host as an IP address, None for a name that must be looked up."""
     try:
         return str(ipaddress.ip_address(host.strip("[]").partition("%")[0]))
     except ValueError:
@@ -133,7 +133,7 @@ def literal(host: str) -> str | None:
 
 
 def stays_inside(host: str, port: int) -> bool:
-    """Return whether a host has addresses on this host and in private networks only."""
+    """Return whether a host has only addresses on this host and in private networks."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:

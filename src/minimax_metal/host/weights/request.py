@@ -47,13 +47,13 @@ DIRECTORY: Final = "directory"
 HTTP: Final = "http"
 HUBS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE)
 ACCEPT_UNPROVED: Final = "weights-unproved"
-"""Name of the acceptance: a directory whose files can't be proved to be a whole model is taken as it is."""
+"""Name of the acceptance: a directory whose files can't be verified as a complete model is used as it is."""
 KINDS: Final = (HUGGINGFACE, HF_MIRROR, MODELSCOPE, DIRECTORY, HTTP)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One place that has the model; ``endpoint`` None means the client's own default."""
+    """One place with the model; ``endpoint`` None means the client's own default."""
 
     kind: str
     repository: str | None = None
@@ -84,7 +84,7 @@ class Source:
 
     @classmethod
     def parse(cls, raw: Any, revision: str | None = None) -> Source:
-        """Read one source; ``revision`` is taken where it names none.
+        """Parse one source; ``revision`` is its default.
 
         Raises:
             UserError: the kind is unknown or a field it needs is missing.
@@ -105,7 +105,9 @@ class Source:
         if raw["kind"] == HTTP and endpoint is None:
             raise UserError("a source of kind http names no endpoint; add the URL of the model's directory")
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-            raise UserError(f"endpoint {endpoint!r} is no http(s) URL; write it like https://hf-mirror.com")
+            raise UserError(
+                f"endpoint {endpoint!r} is not an http(s) URL; write it like https://hf-mirror.com"
+            )
         return cls(
             kind=raw["kind"],
             repository=repository,
@@ -119,7 +121,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A model to be brought to ``path``; ``bytes`` is what the plan expects, None when it does not know."""
+    """A model to be pulled to ``path``; ``bytes`` is the plan's expectation, None if unknown."""
 
     path: Path
     name: str
@@ -132,18 +134,18 @@ class Request:
     manifest: Path | None = None
     share: Share | None = None
     proof: Proof | None = None
-    """What the files have to be, whatever a source or another host says."""
+    """The expected files, whatever a source or another host sends."""
     accept: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
-    """What a directory without a manifest has to name in its config.json; () for any."""
+    """What a directory without a manifest must name in its config.json; () for any."""
 
     @property
     def accept_unhashed(self) -> bool:
-        """Whether files that nobody states a hash of are taken."""
+        """Whether files without a published hash are accepted."""
         return ACCEPT_UNHASHED in self.accept
 
     def stated(self) -> Proof | None:
-        """Return what the files have to be: the proof, or the manifest file that the request names.
+        """Return the expected files: the proof, or the request's manifest file.
 
         Raises:
             UserError: the manifest file can't be read.
@@ -154,7 +156,7 @@ class Request:
             raw = read_json(read_bounded(self.manifest, MOST_BYTES))
             changed = datetime.fromtimestamp(self.manifest.stat().st_mtime, UTC)
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot read the manifest {self.manifest}: {error}; write it again") from error
+            raise UserError(f"can't read the manifest {self.manifest}: {error}; write it again") from error
         time = changed.strftime("%Y-%m-%dT%H:%M:%SZ")
         return named(
             raw, str(self.manifest), time, repository=None, revision=self.revision, resolver="this host"
@@ -162,36 +164,36 @@ class Request:
 
     @property
     def expected(self) -> dict[str, Any]:
-        """What a directory without a manifest has to be."""
+        """What a directory without a manifest must be."""
         return {"architectures": list(self.architectures), "bytes": self.bytes, "name": self.name}
 
     @property
     def staging(self) -> Path:
-        """Where the files are gathered: beside ``path``, so that the last step is one rename."""
+        """Where the files are collected: beside ``path``, so that the last step is one rename."""
         return self.path.with_name(f"{self.path.name}.partial")
 
     @property
     def lock(self) -> Path:
-        """Held by the one pull at work."""
+        """Held by the one running pull."""
         return self.path.with_name(f".{self.path.name}.lock")
 
     @property
     def state(self) -> Path:
-        """What the pull last said of itself."""
+        """The pull's latest state."""
         return self.path.with_name(f".{self.path.name}.state.json")
 
     @classmethod
     def parse(cls, raw: Any) -> Request:
-        """Read a request.
+        """Parse a request.
 
         Raises:
             UserError: a field is missing or wrong.
         """
         if not isinstance(raw, Mapping):
-            raise UserError("the request is no JSON object; pass the file that role model_weights writes")
+            raise UserError("the request is not a JSON object; pass the file that role model_weights writes")
         path = _text(raw, "path")
         if path is None or not path.startswith("/") or len(Path(path).parts) < 3:
-            raise UserError(f"request path {path!r} is no directory for a model; expected an absolute path")
+            raise UserError(f"request path {path!r} can't be a model's directory; expected an absolute path")
         sources = raw.get("sources")
         if not isinstance(sources, list) or not sources:
             raise UserError("the request names no source; expected a list of at least one")
@@ -199,10 +201,10 @@ class Request:
         if isinstance(expected, str):  # templates tend to quote numbers
             expected = digits(expected, 19) if digits(expected, 19) is not None else expected
         if expected is not None and (not isinstance(expected, int) or expected < 0):
-            raise UserError(f"request bytes {expected!r} is no size; expected a number of bytes or null")
+            raise UserError(f"request bytes {expected!r} is not a size; expected a number of bytes or null")
         adopt = raw.get("adopt") or []
         if not isinstance(adopt, list) or not all(isinstance(a, str) and a.startswith("/") for a in adopt):
-            raise UserError(f"request adopt {adopt!r} is no list of directories; expected absolute paths")
+            raise UserError(f"request adopt {adopt!r} is not a list of directories; expected absolute paths")
         revision, manifest = _text(raw, "revision"), _text(raw, "manifest")
         proof = raw.get("proof") or None
         accept, architectures = raw.get("accept") or [], raw.get("architectures") or []
@@ -236,10 +238,10 @@ class Request:
         """Read a request file.
 
         Raises:
-            UserError: it cannot be read, is no JSON or no request.
+            UserError: it can't be read, is not JSON or not a request.
         """
         try:
-            # Bounded, but not a regular file by necessity: a play hands it over on standard input.
+            # Bounded, but not necessarily a regular file: a play passes it on standard input.
             with file.open("rb") as stream:
                 content = stream.read(MOST_BYTES + 1)
             if len(content) > MOST_BYTES:
@@ -247,11 +249,11 @@ class Request:
             raw = read_json(content)
         except OSError as error:
             raise UserError(
-                f"cannot read the request {file}: {error.strerror}; playbooks/weights.yml writes it"
+                f"can't read the request {file}: {error.strerror}; playbooks/weights.yml writes it"
             ) from error
         except (ValueError, RecursionError) as error:
             raise UserError(
-                f"the request {file} is no JSON ({error}); run playbooks/weights.yml again"
+                f"the request {file} is not JSON ({error}); run playbooks/weights.yml again"
             ) from error
         return cls.parse(raw)
 
@@ -259,8 +261,8 @@ class Request:
 def _share(raw: Any) -> Share | None:
     """Read how a pull is shared, from the request or from the file it names.
 
-    The others come and go with every run, and matter only while something is pulled: in a file of their own
-    they leave the request as it is.
+    The other hosts change with every run, and matter only during a pull: in a file of their own they leave
+    the request unchanged.
     """
     if not isinstance(raw, str):
         return Share.parse(raw)
@@ -269,11 +271,11 @@ def _share(raw: Any) -> Share | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {raw} ({error}); run playbooks/weights.yml again") from error
+        raise UserError(f"can't read {raw} ({error}); run playbooks/weights.yml again") from error
 
 
 def _text(raw: Mapping[str, Any], key: str) -> str | None:
-    """Return a field that is a non-empty string or absent."""
+    """Return a field that is a non-empty string or missing."""
     value = raw.get(key)
     if value is None or value == "":
         return None
@@ -286,5 +288,5 @@ _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def is_commit(revision: str | None) -> bool:
-    """Return whether a revision is a whole commit id, which can't come to mean something else."""
+    """Return whether a revision is a whole commit id, whose meaning can't change."""
     return revision is not None and _COMMIT.fullmatch(revision) is not None

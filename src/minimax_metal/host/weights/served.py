@@ -1,4 +1,4 @@
-"""A model's directory that a web server hands out as plain files: nginx, Apache, Nexus "raw", any other."""
+"""A model's directory that a web server serves as plain files: nginx, Apache, Nexus "raw", any other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minimax_metal.host.weights.request import Source, is_commit
 from minimax_metal.host.weights.web import Body, Web
 
 ABSENT: Final = frozenset({403, 404, 410})
-"""How web servers say that there is no such file, or no list of a folder."""
+"""Web servers' answers for a missing file, or a folder without a listing."""
 MOST_FOLDERS: Final = 100
 COMMON: Final = (
     "config.json",
@@ -41,22 +41,22 @@ COMMON: Final = (
     "model.safetensors",
     INDEX,
 )
-"""Files that models have under these names, asked for where a server shows no list of a folder."""
+"""Files that models have under these names, requested from a server without directory listings."""
 
 
 @dataclass
 class Served:
-    """A verified directory that another host serves as plain files over HTTP, its manifest with it.
+    """A verified directory that another host serves as plain files over HTTP, including its manifest.
 
     Without a manifest the files are those that the server lists, else those that the index and the
-    configuration name. Nobody states their hashes then; what came is proved file by file.
+    configuration name. Then no hashes are published, and the files are verified one by one.
     """
 
     source: Source
     web: Web
 
     def list(self) -> Listing:
-        """Return what the manifest there says, or what is there."""
+        """Return the manifest's contents, or the existing files."""
         try:
             raw = self.web.json(f"{self.source.endpoint}/{FOLDER}/{MANIFEST}")
         except SourceError as error:
@@ -70,7 +70,7 @@ class Served:
             names.together(names.check(entry.path) for entry in manifest.files)
         wanted, there = self.source.revision, manifest.revision
         if is_commit(wanted) and is_commit(there) and wanted != there:
-            raise SourceError(f"{self.source} hold revision {there}, not {wanted}", permanent=True)
+            raise SourceError(f"{self.source} have revision {there}, not {wanted}", permanent=True)
         return Listing(manifest.files, manifest.revision)
 
     def _without_manifest(self) -> Listing:
@@ -79,15 +79,15 @@ class Served:
             files = [one for one in pool.map(self._sized, sorted(found)) if one is not None]
         if not any(entry.path.endswith(".safetensors") for entry in files):
             raise SourceError(
-                f"{self.source}: neither a manifest ({FOLDER}/{MANIFEST}) nor a list of a model's files is "
-                f"there, nor {INDEX}; expected the URL of a model's own directory",
+                f"{self.source}: it has neither a manifest ({FOLDER}/{MANIFEST}) nor a list of a "
+                f"model's files nor {INDEX}; expected the URL of a model's own directory",
                 permanent=True,
             )
         with reading(self.source):
             return listings.listing(files, self.source.revision)
 
     def _listed(self) -> set[str]:
-        """Return the files that the server's own lists of folders show; none where it shows no list."""
+        """Return the files in the server's own directory listings; empty if it has none."""
         found: set[str] = set()
         folders = [""]
         for folder in folders:
@@ -135,7 +135,7 @@ class Served:
         return found
 
     def _sized(self, path: str) -> Entry | None:
-        """Return a file with its size; None where it is not there, which the proof judges."""
+        """Return a file with its size; None if it does not exist, which the proof judges."""
         url = f"{self.source.endpoint}/{quote(path)}"
         try:
             size = self.web.head(url).size
@@ -149,7 +149,7 @@ class Served:
             with self.web.open(url, offset=0, end=1) as body:
                 size = body.total
         if size is None:
-            raise SourceError(f"{self.source} states no size for {path}", permanent=True)
+            raise SourceError(f"{self.source} gives no size for {path}", permanent=True)
         with reading(self.source):
             return Entry(names.check(path), listings.size_of(size, path))
 

@@ -1,4 +1,4 @@
-"""A session of HTTP requests that knows no ``~/.netrc``, keeps no cookies and follows nothing by itself."""
+"""A session of HTTP requests without ``~/.netrc``, cookies or automatic redirects."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from minimax_metal.host.weights.connections import Adapter
 
 
 class Bearer(requests.auth.AuthBase):
-    """The token, or none: either way ``~/.netrc`` is left unread."""
+    """The token, or none: either way ``~/.netrc`` is not read."""
 
     def __init__(self, token: str | None) -> None:
         self.token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """Put the token on a request, and nothing else."""
+        """Add the token to a request, and nothing else."""
         request.headers.pop("Authorization", None)
         if self.token:
             request.headers["Authorization"] = f"Bearer {self.token}"
@@ -27,7 +27,7 @@ class Bearer(requests.auth.AuthBase):
 
 
 class _Session(requests.Session):
-    """Follows no redirect by itself, nor prepares to: that would read the redirect's body without a limit."""
+    """Never follows a redirect, nor prepares to: that would read the redirect's body without a limit."""
 
     def resolve_redirects(self, *_: Any, **__: Any) -> Generator[requests.Response, None, None]:
         """Yield nothing."""

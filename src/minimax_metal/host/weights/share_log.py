@@ -1,14 +1,14 @@
-"""What a host tells the others, as a file that its nginx serves: sealed lines, only ever appended to.
+"""A host's announcements to the others, as a file that its nginx serves: sealed lines, only ever appended to.
 
 A line is its seals (:mod:`.keys`), a space, and JSON. A seal covers the host's name and everything since the
 last start, so that nobody without the fleet's secret can make a line, drop one or move it.
 
-A start of the pull is a line ``{"boot", "me", "piece"}``; what was said before it by the same host is then
-void. The lines after it are lists: ``["claim", key, first, last, generation]``, ``["drop", key, first,
-last]``, ``["have", key, number, sha256, generation, reader]``, ``["file", key]`` (whole and verified),
-``["origin", true or false]`` (whether this host can read it), ``["distrust", host]`` (it sends other bytes
-than it announces), ``["beat", time]`` every second, held against the ``Date`` of the same answer, so no two
-clocks are compared; ``["end"]``.
+A start of the pull is a line ``{"boot", "me", "piece"}``; it voids earlier lines of the same host. The lines
+after it are lists: ``["claim", key, first, last, generation]``, ``["drop", key, first, last]``, ``["have",
+key, number, sha256, generation, reader]``, ``["file", key]`` (complete and verified), ``["origin", true or
+false]`` (whether this host can reach it), ``["distrust", host]`` (it sends other bytes than it announces),
+``["beat", time]`` every second, compared with the ``Date`` of the same answer, so no two clocks are compared;
+``["end"]``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ LISTING: Final = "listing"
 ANNOUNCED: Final = "announced"
 """The manifest of a verified model, sealed for the other hosts; beside the manifest, or where nginx runs."""
 MOST_LINE: Final = 2000
-"""Bytes of a line; the longest that a host writes has about 300."""
+"""Maximum bytes of a line; the longest has about 300."""
 PULSE: Final = 1.0
 """Seconds between two beats."""
 FAINT: Final = 6.0
-"""Seconds without one after which a pull counts as dead."""
+"""Seconds without a beat after which a pull counts as dead."""
 
 
 class Log:
@@ -60,7 +60,7 @@ class Log:
         self.lock = threading.Lock()
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.open(self.path, flags, 0o644)
-        # A line that a crash cut off must not swallow the next; an empty line says nothing.
+        # A line that a crash cut off must not swallow the next; an empty line is ignored.
         self._add([{"boot": secrets.token_hex(16), "me": me, "piece": piece}], b"\n")
         self.beat()
 
@@ -78,17 +78,17 @@ class Log:
             self._add(lines)
 
     def beat(self) -> None:
-        """Show that the pull is at work."""
+        """Show that the pull is running."""
         self.post(["beat", round(time.time(), 1)])
 
     def close(self) -> None:
-        """Say that the pull has ended, for now."""
+        """Announce that the pull has ended, for now."""
         self.post(["end"])
         os.close(self._file)
 
 
 def chained(link: bytes, body: bytes) -> bytes:
-    """Return what stands for all lines up to this one."""
+    """Return a digest of all lines up to this one."""
     return hashlib.sha256(link + body).digest()
 
 
@@ -97,7 +97,7 @@ class Reader:
     """How far a peer's log was read; ``offset`` is where the next line begins.
 
     Args:
-        peer: the host whose log it is.
+        peer: the owner of the log.
         fleet: the fleet's secrets.
     """
 
@@ -111,7 +111,7 @@ class Reader:
     _link: bytes | None = None
 
     def feed(self, content: bytes, begin: int) -> list[Any] | None:
-        """Return the lines that a part of the log brings; None when it is not the log that was read so far.
+        """Return the lines in a part of the log; None if it is not the log that was read so far.
 
         Args:
             content: bytes of the log.
@@ -127,7 +127,7 @@ class Reader:
         for text in content[:end].splitlines():
             line = self._line(text) if text else None
             if isinstance(line, list) and line[:1] == ["beat"]:
-                # No time of a clock is later: seconds since 1970 of the year 36,812.
+                # No clock's time is later: seconds since 1970 of the year 36,812.
                 if len(line) == 2 and isinstance(line[1], int | float) and 0 <= line[1] < 1 << 40:
                     self.beat = float(line[1])
             elif line is not None:
@@ -136,11 +136,11 @@ class Reader:
         return lines
 
     def forget(self) -> None:
-        """Begin at the beginning."""
+        """Start at the beginning."""
         self.offset, self.beat, self.strange, self._link = 0, None, False, None
 
     def _line(self, text: bytes) -> list[Any] | dict[str, Any] | None:
-        """Return a line that is sealed; None for another, as a crash cuts one off.
+        """Return a sealed line; None for another, such as one cut off by a crash.
 
         After such a line nothing counts until the next start.
         """
@@ -170,7 +170,7 @@ def write_listing(
     me: str,
     fleet: Sequence[str],
 ) -> None:
-    """Say which files of the model this host fetches, for hosts that can't ask the origin themselves."""
+    """Announce which files of the model this host pulls, for hosts that can't reach the origin."""
     folder = staging / PLACE
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -191,10 +191,10 @@ def write_listing(
 
 
 def parse_listing(raw: Any) -> tuple[list[tuple[Entry, str | None]], str | None]:
-    """Read a listing of another host, or a manifest.
+    """Parse another host's listing, or a manifest.
 
     Raises:
-        KeyError, TypeError, ValueError, UserError: it is none.
+        KeyError, TypeError, ValueError, UserError: it is invalid.
     """
     revision, identities = raw["revision"], {}
     for file in raw["files"]:
@@ -210,7 +210,7 @@ def parse_listing(raw: Any) -> tuple[list[tuple[Entry, str | None]], str | None]
 
 
 def announce(directory: Path, target: Path, me: str, fleet: Sequence[str]) -> None:
-    """Seal the manifest of a model that is here whole, for the other hosts; nothing where it is not."""
+    """Seal the manifest of a complete model, for the other hosts; nothing if it is incomplete."""
     try:
         manifest = read_bounded(directory / FOLDER / FILE, MOST_BYTES)
     except OSError:

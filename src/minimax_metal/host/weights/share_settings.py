@@ -1,4 +1,4 @@
-"""What the request says about sharing: who the others are, and how much they get."""
+"""The request's settings for sharing: the other hosts, and the limits."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minimax_metal.common.text import has_controls
 from minimax_metal.host.weights import share_keys as keys
 
 CREDENTIAL: Final = "share"
-"""Name under which systemd hands the fleet's secret over (``LoadCredential=share:…``)."""
+"""Name of the systemd credential with the fleet's secret (``LoadCredential=share:…``)."""
 
 PORT: Final = 18320
 PIECE: Final = 64 << 20
-"""Bytes of a piece: small against a model (230 GB are 3,400 pieces), long against a request."""
+"""Bytes of a piece: small compared with a model (230 GB are 3,400 pieces), large compared with a request."""
 MOST_PEERS: Final = 10_000
 
 
@@ -43,17 +43,17 @@ class Share:
     port: int = PORT
     piece: int = PIECE
     origin_hosts: int = 8
-    """Hosts of the fleet that read from the origin at a time."""
+    """Hosts of the fleet that read from the origin in parallel."""
     uploads: int = 8
-    """Pieces handed out at a time; who asks for more is told to ask elsewhere."""
+    """Pieces sent in parallel; further requests are told to ask another host."""
     rate: int = 0
-    """Bytes a second handed out at most, all peers together; 0 is no limit."""
+    """Maximum bytes per second sent, to all peers together; 0 is no limit."""
     poll: float = 0.25
-    """Seconds between two looks at a peer's log, at least."""
+    """Minimum seconds between two checks of a peer's log."""
     allow: tuple[str, ...] = ()
-    """Networks that may ask, too: of peers that come from another address than their own."""
+    """Additional networks that may connect: of peers that use other source addresses."""
     secret_file: Path | None = None
-    """Where the secret lies, when no systemd hands it over."""
+    """Path of the secret, if systemd does not pass it."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class Share:
 
     @classmethod
     def parse(cls, raw: Any) -> Share | None:
-        """Read the request's field ``share``; None when there is nobody to share with.
+        """Parse the request's field ``share``; None if there is no host to share with.
 
         Raises:
             UserError: a field is missing or wrong.
@@ -70,9 +70,7 @@ class Share:
         if not raw:
             return None
         if not isinstance(raw, Mapping) or not _is_name(raw.get("me")):
-            raise UserError(
-                "request field 'share' does not say which host this is; expected 'me' and 'peers'"
-            )
+            raise UserError("request field 'share' does not name this host; expected 'me' and 'peers'")
         port = _number(raw, "port", PORT, 1, 65535)
         peers = []
         found = raw.get("peers") or []
@@ -82,7 +80,7 @@ class Share:
             if not isinstance(peer, Mapping) or not (
                 _is_name(peer.get("name")) and _is_name(peer.get("address"))
             ):
-                raise UserError(f"request share peer {peer!r} is no host; expected its name and address")
+                raise UserError(f"request share peer {peer!r} is not a host; expected its name and address")
             peers.append(Peer(peer["name"], peer["address"], _number(peer, "port", port, 1, 65535)))
         names = [raw["me"], *(peer.name for peer in peers)]
         if len(set(names)) != len(names):
@@ -95,7 +93,7 @@ class Share:
                 ipaddress.ip_network(str(network), strict=False)
             except ValueError as error:
                 raise UserError(
-                    f"model_weights_share_allow holds {network!r}, which is no network"
+                    f"model_weights_share_allow contains {network!r}, which is not a network"
                 ) from error
         if not peers:
             return None
@@ -134,17 +132,17 @@ class Share:
         """Return the fleet's secrets, the current one first (:mod:`.keys`).
 
         Raises:
-            UserError: there is none, or the file holds something else.
+            UserError: there is none, or the file contains something else.
         """
         folder = os.environ.get("CREDENTIALS_DIRECTORY")
         file = self.secret_file or (Path(folder) / CREDENTIAL if folder else None)
         if file is None:
-            raise UserError("the fleet's secret was not handed over; start the pull by its unit")
+            raise UserError("this process did not receive the fleet's secret; start the pull by its unit")
         try:
             text = read_bounded(file, 4096).decode("ascii")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
-                f"cannot read the fleet's secret {file}; run playbooks/weights.yml again"
+                f"can't read the fleet's secret {file}; run playbooks/weights.yml again"
             ) from error
         try:
             return keys.parse(text)

@@ -1,7 +1,7 @@
-"""The places a model comes from, each behind the same few calls: list the files, open one at an offset.
+"""The sources of a model, each behind the same few calls: list the files, open one at an offset.
 
-The hubs are in :mod:`.hubs`, directories that a web server hands out in :mod:`.served`; here are directories
-of this host, tokens, and what opens a source.
+The hubs are in :mod:`.hubs`, directories on web servers in :mod:`.served`; here are directories on this host,
+tokens, and the function that opens a source.
 """
 
 from __future__ import annotations
@@ -66,35 +66,35 @@ class Origin(Protocol):
     """A source opened for reading; the methods raise :class:`SourceError`."""
 
     def list(self) -> Listing:
-        """Return the files and their expected sizes and hashes."""
+        """Return the files with their expected sizes and hashes."""
 
     def open(
         self, entry: Entry, offset: int, end: int | None = None
     ) -> contextlib.AbstractContextManager[Body]:
-        """Open one file at an offset; ``end``: where what is wanted ends, which not all heed."""
+        """Open one file at an offset; ``end``: the end of the requested part, which some servers ignore."""
 
     def identity(self, entry: Entry) -> str | None:
-        """Return what a partial file is kept under: the same name means the same bytes. None: don't keep."""
+        """Return the name for a partial file: the same name means the same bytes. None: don't keep it."""
 
 
 def token_of(source: Source) -> str | None:
-    """Return the token for a source, from its file; None when there is none.
+    """Return the token for a source, from its file; None if there is none.
 
-    ``token_file`` of the source, else the credential that systemd gives the unit under the source's kind
+    ``token_file`` of the source, else the unit's systemd credential under the source's kind
     (``LoadCredential=huggingface:…``), else the file that Hugging Face's own client reads. A token for
     Hugging Face is not sent to a mirror unless it was given for the mirror.
 
     Raises:
-        UserError: the file that the request names cannot be read or is empty.
+        UserError: the file in the request can't be read or is empty.
     """
     if source.token_file is not None:
         try:
             token = read_bounded(source.token_file, MOST_TOKEN).decode("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no text"
-            raise UserError(f"cannot read the token file {source.token_file}: {reason}") from error
+            raise UserError(f"can't read the token file {source.token_file}: {reason}") from error
         if not token or len(token.split()) != 1:
-            raise UserError(f"the token file {source.token_file} holds no token; expected one line")
+            raise UserError(f"the token file {source.token_file} contains no token; expected one line")
         return token
     folders = [os.environ.get("CREDENTIALS_DIRECTORY"), None]
     candidates = [Path(folder) / source.kind for folder in folders if folder]
@@ -113,10 +113,10 @@ def open_source(
     """Return the reader for a source.
 
     Args:
-        source: where.
+        source: its description.
         stall: seconds without a byte after which a connection is dropped.
-        expected: what the catalogue says of the model, for a directory that has no manifest.
-        accept_unproved: take such a directory although its files don't prove it.
+        expected: the catalogue's data on the model, for a directory without a manifest.
+        accept_unproved: use such a directory although its files don't prove it.
     """
     if source.kind in {HUGGINGFACE, HF_MIRROR, MODELSCOPE}:
         web = Web(str(source), source.revision, token_of(source), stall)
@@ -128,7 +128,7 @@ def open_source(
 
 @dataclass
 class Directory:
-    """A directory that holds the model: a disk, an NFS path, a hub client's snapshot (links are followed)."""
+    """A directory with the model: a disk, an NFS path, a hub client's snapshot (links are followed)."""
 
     source: Source
     expected: Expected | None = None
@@ -140,15 +140,15 @@ class Directory:
         return self.source.path or Path("/nonexistent")
 
     def list(self) -> Listing:
-        """Return the directory's files, with the hashes of its manifest where it has one of ours.
+        """Return the directory's files, with the hashes of its manifest if it has one of ours.
 
-        Without a manifest every file is proved, as far as files can prove themselves (:mod:`.examine`).
+        Without a manifest every file is verified by its own contents, as far as possible (:mod:`.examine`).
 
         Raises:
-            SourceError: a file is not what it should be; the line names it.
+            SourceError: a file is not as it should be; the line names it.
         """
         if not self.root.is_dir():
-            raise SourceError(f"{self.source} does not exist or is no directory", permanent=True)
+            raise SourceError(f"{self.source} does not exist or is not a directory", permanent=True)
         manifest = Manifest.read(self.root)
         if manifest is not None:
             return Listing(manifest.files, manifest.revision)
@@ -185,7 +185,7 @@ class Directory:
             raise transport_error(self.source, error) from error
 
     def identity(self, entry: Entry) -> str | None:
-        """Return the file's hash where a manifest states it, else its place, size and time."""
+        """Return the file's hash from a manifest, else its path, size and time."""
         if entry.sha256 is not None:
             return entry.sha256
         try:

@@ -1,7 +1,7 @@
-"""What is on a host's disk: list it, remove it, and never what something uses.
+"""Models on a host's disk: list them, and remove them, but never one that is in use.
 
 In use is a model directory that a unit ``sglang@….service`` (or a drop-in of one) or a running process names
-as ``--model-path``, that a kept release record names, or that a pull is at work on.
+as ``--model-path``, that a kept release record names, or that has a running pull.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from minimax_metal.host.weights.pull import staged_bytes
 
 ROOT: Final = Path("/srv/models")
 DEPTH: Final = 5
-"""Levels below the root that are searched for model directories (the plan's own lie three below)."""
+"""Levels below the root that are searched for model directories (the plan's own are three below)."""
 
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """Where a host keeps what may name a model directory; replaced in tests."""
+    """Where a host stores what may name a model directory; replaced in tests."""
 
     units: Path = Path("/etc/systemd/system")
     releases: Path = Path("/var/lib/minimax-metal/releases")
@@ -59,7 +59,7 @@ class System:
                     if part:
                         add(
                             part["path"],
-                            f"release {file.stem} (a rollback needs it; remove {file} to give that up)",
+                            f"release {file.stem} (needed for a rollback; remove {file} to give that up)",
                         )
         for folder in self.processes.glob("[0-9]*"):
             words = _read(folder / "cmdline").split("\0")
@@ -77,7 +77,7 @@ class System:
 
 
 def model_paths(words: Collection[str]) -> Iterator[str]:
-    """Yield what a command line names as ``--model-path`` (or ``--model``), or as its draft's."""
+    """Yield a command line's ``--model-path`` (or ``--model``), and its draft's."""
     following = False
     for word in words:
         if following and word.startswith("/"):
@@ -88,11 +88,11 @@ def model_paths(words: Collection[str]) -> Iterator[str]:
 
 
 UNIT_CHARACTERS = 64 << 10
-"""What is read of a unit file: the product's own have some thousands."""
+"""Maximum bytes read of a unit file: the product's own have some thousands."""
 
 
 def _words(text: str) -> list[str]:
-    """Split a unit file into words, as far as they matter here; lines may go on after a backslash."""
+    """Split a unit file into words, as far as needed here; lines may continue after a backslash."""
     words: list[str] = []
     for line in text[:UNIT_CHARACTERS].replace("\\\n", " ").splitlines():
         try:
@@ -122,17 +122,17 @@ class Stored:
 
     @property
     def name(self) -> str:
-        """The model, for people."""
+        """The model's readable name."""
         return self.manifest.name if self.manifest else self.path.name
 
     @property
     def final(self) -> Path:
-        """The directory's name when it is complete."""
+        """The directory's name if it is complete."""
         return self.path if self.manifest else self.path.with_name(self.path.name.removesuffix(".partial"))
 
 
 def stored(root: Path, system: System) -> list[Stored]:
-    """Return every model directory below ``root``, complete and partial ones, in order of their paths."""
+    """Return every model directory below ``root``, complete and partial ones, sorted by path."""
     users = system.users()
     found = []
     for directory in _directories(root):
@@ -140,7 +140,7 @@ def stored(root: Path, system: System) -> list[Stored]:
         with acting_as_owner_of(directory.parent), contextlib.suppress(FileNotFoundError):
             manifest = None if directory.name.endswith(".partial") else Manifest.read(directory)
             if _locked(directory):
-                names = [*names, "a pull at work (stop its unit metal-weights@…)"]
+                names = [*names, "a running pull (stop its unit metal-weights@…)"]
             file = directory / FOLDER / FILE
             time = file.stat().st_mtime if manifest else directory.stat().st_mtime
             found.append(Stored(directory, manifest, staged_bytes(directory), tuple(names), time))
@@ -148,7 +148,7 @@ def stored(root: Path, system: System) -> list[Stored]:
 
 
 def _directories(root: Path) -> Iterator[Path]:
-    """Yield the directories that hold our folder, not looking inside those."""
+    """Yield the directories with our folder, not searching inside those."""
     for folder, names, _files in os.walk(root):
         here = Path(folder)
         if FOLDER in names:
@@ -164,7 +164,7 @@ def _lock_of(directory: Path) -> Path:
 
 
 def _locked(directory: Path) -> bool:
-    """Return whether a pull is at work on a directory."""
+    """Return whether a pull of a directory is running."""
     try:
         handle = os.open(_lock_of(directory), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
@@ -179,19 +179,19 @@ def _locked(directory: Path) -> bool:
 
 
 def remove(directory: Path, system: System, root: Path) -> int:
-    """Remove a model directory that nothing uses; return its bytes.
+    """Remove an unused model directory; return its bytes.
 
-    It loses its name first: whatever stops this on its way, no half of it looks complete.
+    It is renamed first: after any interruption, no part of it looks complete.
 
     Raises:
-        UserError: it is no model directory of ours, or is used, with everything that uses it.
+        UserError: it is not one of our model directories, or is used, with everything that uses it.
     """
     directory = directory.absolute()
     if not (directory / FOLDER).is_dir():
-        raise UserError(f"{directory} is no model directory of metal; see: metal weights list")
+        raise UserError(f"{directory} is not one of metal's model directories; see: metal weights list")
     users = list(system.users().get(directory.resolve(), []))
     if _locked(directory):
-        users.append("a pull at work (stop its unit metal-weights@…)")
+        users.append("a running pull (stop its unit metal-weights@…)")
     if users:
         raise UserError(f"{directory} is used by {'; by '.join(users)}")
     parent = directory.parent
@@ -208,7 +208,8 @@ def remove(directory: Path, system: System, root: Path) -> int:
             leftover.unlink(missing_ok=True)
     while root in parent.parents:
         try:
-            # An empty directory that is its owner's own goes by the rights of who owns the one around it.
+            # Whether an empty directory that its own user owns can be removed depends on the owner of the one
+            # around it.
             with acting_as_owner_of(parent.parent):
                 parent.rmdir()
         except OSError:
@@ -218,15 +219,15 @@ def remove(directory: Path, system: System, root: Path) -> int:
 
 
 def superfluous(root: Path, system: System, keep: int = 0, spared: Collection[Path] = ()) -> list[Stored]:
-    """Return what ``prune`` removes: unused directories but the ``keep`` newest of each model.
+    """Return what ``prune`` removes: unused directories except the ``keep`` newest of each model.
 
     Args:
-        root: where models are kept.
-        system: who uses them.
-        keep: unused complete directories that are kept of each model.
-        spared: directories that are kept in any case, for instance the one a play is about to use.
+        root: root directory of models.
+        system: to find users of them.
+        keep: unused complete directories to keep per model.
+        spared: directories to keep in any case, such as the one a play is about to use.
 
-    Partial directories go when no request asks for them any more.
+    Partial directories are removed when no request needs them any longer.
     """
     spared_paths = {path.resolve() for path in spared}
     requested = system.requested()

@@ -1,8 +1,8 @@
 """Ask hubs and other servers for descriptions of models, never as root.
 
-A server's answer goes through a TLS library, an HTTP library and readers of JSON and HTML. Whoever finds a
-fault in one of them gets what the process may do. Where root starts a command that asks, a child without
-rights asks for it (``nobody``, no groups), and what it says is read like any other foreign text.
+A server's answer passes through a TLS library, an HTTP library and parsers of JSON and HTML. An attacker who
+exploits one of them gets the rights of the process. If root starts a command that asks, an unprivileged child
+does it (``nobody``, no groups), and its output is parsed like any other foreign text.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from minimax_metal.host.weights.request import DIRECTORY, HUBS, Source, is_commi
 from minimax_metal.host.weights.sources import DEFAULT_BRANCHES, Origin, open_source
 
 SECONDS: Final = 900.0
-"""Until a source that is asked in a child is given up; each of its answers has a time limit of its own."""
+"""Time limit for a source asked in a child; each of its answers has its own."""
 _ENCODINGS: Final = ("ascii", "idna", "latin-1", "punycode", "utf-8", "utf-8-sig")
-"""Python loads these when they are first used, which is too late in a child that can't read Python."""
+"""Python loads these on first use, which is too late in a child that can't read Python."""
 _CERTIFICATES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def list_of(source: Source, stall: float = 60.0) -> Listing:
-    """Return the files of a source. A directory of this host is read by this process.
+    """Return the files of a source. This process itself reads a directory on this host.
 
     Raises:
-        SourceError: it can't be asked.
-        UserError: its token can't be read, or it lists what no model has.
+        SourceError: it does not answer.
+        UserError: its token can't be read, or its list is impossible for a model.
     """
     # The token is read here: it may be root's.
     origin = open_source(source, stall)
@@ -58,10 +58,10 @@ def list_of(source: Source, stall: float = 60.0) -> Listing:
 
 
 def resolve(source: Source) -> Source:
-    """Return the source at a commit instead of a branch; unchanged where it has no commits.
+    """Return the source at a commit instead of a branch; unchanged if it has no commits.
 
     Raises:
-        SourceError: it cannot be asked, or has no such branch.
+        SourceError: it does not answer, or has no such branch.
     """
     if is_commit(source.revision) or source.kind not in HUBS:
         return source
@@ -75,11 +75,11 @@ def _listed(origin: Origin) -> dict[str, Any]:
 
 
 def as_nobody(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a function that asks a server, as ``nobody`` where this process is root's; return its plain data.
+    """Run a function that asks a server, as ``nobody`` if this process is root's; return its plain data.
 
     Args:
-        name: the server, as errors name it.
-        function: returns plain data; all that it needs of this program is loaded.
+        name: the server's name in errors.
+        function: returns plain data; everything that it needs of this program is loaded.
         arguments: its arguments.
 
     Raises:
@@ -114,7 +114,7 @@ def as_nobody(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
 def _told(
     function: Callable[..., Any], arguments: tuple[Any, ...], certificates: str | None
 ) -> dict[str, Any]:
-    """Return what a function returned, or what it raised; in the child."""
+    """Return a function's result, or its error; in the child."""
     if certificates is not None:
         os.environ[_CERTIFICATES[0]] = certificates
     try:
@@ -128,10 +128,10 @@ def _told(
 
 @contextlib.contextmanager
 def _certificates() -> Iterator[str | None]:
-    """Yield where a child without rights reads the authorities' certificates; None for where it would anyway.
+    """Yield where an unprivileged child can read the CA certificates; None for the default place.
 
-    They may be below a directory that only root enters, such as root's own home: an open file is read by its
-    descriptor.
+    They may be below a directory that only root can enter, such as root's own home: an open file is read by
+    its descriptor.
     """
     path = next((found for name in _CERTIFICATES if (found := os.environ.get(name))), None) or certifi.where()
     try:

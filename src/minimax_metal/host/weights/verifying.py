@@ -1,9 +1,9 @@
-"""``metal weights verify``: is this directory the whole model? On any host, without network.
+"""``metal weights verify``: is this directory the complete model? On any host, without network.
 
-With a manifest every byte is held to its hashes. Without one the files have to prove it themselves
-(:mod:`.examine`): that finds what is missing, cut off, unfinished or of another model, not a changed weight.
+With a manifest every byte is checked against its hashes. Without one the files must prove it themselves
+(:mod:`.examine`): that finds missing, truncated, unfinished and foreign files, but not a changed weight.
 
-Exit status: 0 whole; 1 a file is not what it should be (each is named); 2 a directory can't be looked at.
+Exit status: 0 complete; 1 a file is not as it should be (each is named); 2 a directory can't be read.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BY_HASHES, BY_FILES = "hashes of the manifest", "files themselves"
 
 @dataclass(slots=True)
 class Result:
-    """What was found of one directory."""
+    """The result for one directory."""
 
     path: Path
     status: int = WHOLE
@@ -42,7 +42,7 @@ class Result:
     seconds: float = 0.0
     architectures: tuple[str, ...] = ()
     reason: str = ""
-    """Why it could not be looked at."""
+    """Why it could not be read."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -59,7 +59,7 @@ class Result:
         }
 
     def lines(self) -> list[str]:
-        """Return what people read: a line for each file, then one for the directory."""
+        """Return the readable lines: one for each file, then one for the directory."""
         where = one_line(str(self.path), 400)
         if self.status == NOT_LOOKED:
             return [f"{where}: {self.reason}"]
@@ -72,12 +72,12 @@ class Result:
                 "weights pull --repair --request FILE",
             ]
         if self.status == DAMAGED:
-            return [*lines, f"{where}: not a whole model; {len(self.problems)} problem(s), each named above"]
+            return [*lines, f"{where}: not a complete model; {len(self.problems)} problem(s), listed above"]
         rate = f" ({spell_bytes(self.bytes / self.seconds)}/s)" if self.seconds else ""
         said = (
-            f"all as in the manifest{rate}"
+            f"all match the manifest{rate}"
             if self.by == BY_HASHES
-            else "whole by headers and index; no manifest is there, so their bytes were held to no hash"
+            else "complete by headers and index; there is no manifest, so no hash was checked"
         )
         return [*lines, f"{where}: {self.files} files, {spell_bytes(self.bytes)}, {said}"]
 
@@ -92,9 +92,9 @@ def verify(
 
     Args:
         path: the model directory.
-        workers: files read at once, where there is a manifest.
-        expected: what it has to be; None: whatever it says it is.
-        progress: told bytes read and bytes in all.
+        workers: files read in parallel, if there is a manifest.
+        expected: the expected model; None: any.
+        progress: called with bytes read and the total.
     """
     result = Result(path)
     try:
@@ -121,11 +121,12 @@ def _by_hashes(
     result.by, result.files, result.bytes = BY_HASHES, len(manifest.files), found.bytes
     result.seconds = found.seconds
     for line in found.damaged:
-        # A line begins with the file's path, which may hold anything; a path here is one of the manifest's.
+        # A line begins with the file's path, which may contain anything; a path here is one of the
+        # manifest's.
         path = next((one.path for one in manifest.files if line.startswith(f"{one.path} ")), ".")
         result.problems.append({"path": path, "text": one_line(line.removeprefix(path).strip(), 500)})
     if not any(entry.size for entry in manifest.files):
-        result.problems.append({"path": f"{FOLDER}/{FILE}", "text": "names no file with any bytes in it"})
+        result.problems.append({"path": f"{FOLDER}/{FILE}", "text": "lists no file with any bytes in it"})
     result.strangers = [one_line(path, 300) for path in found.strangers]
     result.status = DAMAGED if result.problems else WHOLE
     return result
@@ -135,7 +136,7 @@ def _by_files(result: Result, expected: Expected | None) -> Result:
     found = examine(result.path, expected)
     result.problems = [{"path": problem.path, "text": problem.text} for problem in found.problems]
     if (result.path / FOLDER / FILE).exists():
-        what = "can't be read as a manifest; what follows is what the files say themselves"
+        what = "can't be read as a manifest; the following is based on the files themselves"
         result.problems.insert(0, {"path": f"{FOLDER}/{FILE}", "text": what})
     result.files, result.bytes = len(found.files), found.bytes
     result.architectures = found.architectures
@@ -144,12 +145,12 @@ def _by_files(result: Result, expected: Expected | None) -> Result:
 
 
 def expected_of(name: str, path: Path) -> Expected:
-    """Return what the catalogue says of a model; of its formats the one nearest in size to a directory.
+    """Return the catalogue's data on a model; of its formats the one nearest in size to a directory.
 
     Raises:
         UserError: the catalogue does not have it.
     """
-    from minimax_metal.catalog import load_catalog  # what the plan reads; a pull does without it
+    from minimax_metal.catalog import load_catalog  # imported for this only; a pull works without it
 
     catalog = load_catalog()
     models = {known.casefold(): formats for known, formats in catalog.models.items()}

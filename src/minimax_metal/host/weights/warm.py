@@ -1,4 +1,4 @@
-"""``metal warm``: read a directory's files into the page cache, for whoever reads them next.
+"""``metal warm``: read a directory's files into the page cache, for a later reader.
 
 Exit status: 0 read, 1 a file could not be read, 2 usage.
 """
@@ -21,23 +21,23 @@ from typing import Final
 from minimax_metal.common.errors import UserError
 
 BLOCK: Final = 8 * 1024 * 1024
-"""Bytes of one read: large enough for a disk, small enough that a stop is quick."""
+"""Bytes per read: large enough for a disk, small enough for a quick stop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Warmed:
-    """What was read."""
+    """The result."""
 
     bytes: int
     files: int
     failed: tuple[str, ...]
-    """One line for each file that could not be read."""
+    """One line for each unreadable file."""
 
 
 def warm(directory: Path, threads: int, stop: threading.Event | None = None) -> Warmed:
-    """Read every file below ``directory``, the largest first, ``threads`` at a time.
+    """Read every file below ``directory``, the largest first, ``threads`` in parallel.
 
-    What was read is thrown away: the kernel keeps it for as long as nobody needs the memory.
+    The data is discarded: the kernel keeps it in memory until the memory is needed.
 
     Raises:
         UserError: there is no such directory.
@@ -45,7 +45,7 @@ def warm(directory: Path, threads: int, stop: threading.Event | None = None) -> 
     if not directory.is_dir():
         raise UserError(f"found no directory {directory}, expected a model's weights; pull them first")
     stop = stop or threading.Event()
-    # An adopted file is a link to where it lay before; what it points to is what gets read.
+    # An adopted file is a link to its former place; its target is read.
     sizes = _sizes(directory)
     files = sorted(sizes, key=lambda path: (-sizes[path], path))
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="warm") as pool:
@@ -55,7 +55,7 @@ def warm(directory: Path, threads: int, stop: threading.Event | None = None) -> 
 
 
 def _sizes(directory: Path) -> dict[Path, int]:
-    """The bytes of every regular file below a directory; what can't be looked at is left out."""
+    """Return the sizes of all regular files below a directory; unreadable ones are skipped."""
     found = {}
     for parent, _, names in os.walk(directory):
         for name in names:
@@ -68,7 +68,7 @@ def _sizes(directory: Path) -> dict[Path, int]:
 
 
 def _read(path: Path, stop: threading.Event) -> int | str:
-    """Return how many bytes were read, or why they could not be."""
+    """Return how many bytes were read, or why the file could not be."""
     buffer = memoryview(bytearray(BLOCK))
     total = 0
     try:
@@ -83,10 +83,12 @@ def _read(path: Path, stop: threading.Event) -> int | str:
 def main(argv: Sequence[str]) -> int:
     """Read a directory's files into the page cache."""
     parser = argparse.ArgumentParser(
-        prog="metal warm", description="Read weights into the page cache, ahead of the engine."
+        prog="metal warm", description="Read weights into the page cache before the engine does."
     )
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--threads", type=int, default=8, metavar="N", help="files at a time (%(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=8, metavar="N", help="files read in parallel (%(default)s)"
+    )
     arguments = parser.parse_args(argv)
     if arguments.threads < 1:
         raise UserError(f"found --threads {arguments.threads}, expected 1 or more")

@@ -1,4 +1,4 @@
-"""One attempt at a source, as a process of its own that is followed, and ended when it hangs."""
+"""One attempt at a source, as a separate process that is monitored, and ended if it hangs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from minimax_metal.host.weights.publish import check_space
 from minimax_metal.host.weights.request import ACCEPT_UNPROVED, Request, Source
 
 CRAWL: Final = 1 << 20
-"""Bytes that have to come while a pull is patient (15 minutes by default): 1.2 kB/s."""
+"""Minimum bytes during a pull's patience (15 minutes by default): 1.2 kB/s."""
 
 
 @dataclass(slots=True)
@@ -31,23 +31,23 @@ class Outcome:
     """How one attempt ended."""
 
     done: bool = False
-    reason: str = "the attempt ended without saying why"
+    reason: str = "the attempt ended without a reason"
     permanent: bool = False
     space: bool = False
     verified: int = 0
     fetched: int = 0
     gained: int = 0
-    """Bytes of the model that are here now and were not before."""
+    """New bytes of the model on this host."""
     peers: int = 0
-    """Of the bytes fetched, those that other hosts of the fleet sent."""
+    """Fetched bytes that other hosts of the fleet sent."""
     crawled: bool = False
-    """Whether it was ended because next to nothing came for a long time."""
+    """Whether it was ended because almost nothing arrived for a long time."""
     enough: int = 1
-    """New bytes from which on an attempt has brought something."""
+    """New bytes from which on an attempt counts as fruitful."""
 
     @property
     def brought(self) -> bool:
-        """Whether it brought something: then it does not count against its source."""
+        """Whether it was fruitful: then it does not count against its source."""
         return not self.crawled and (self.verified > 0 or self.gained >= self.enough)
 
 
@@ -67,14 +67,14 @@ class Watch:
         self.waiting = ""
         self.pause = 0.0
         self.silence = 3 * options.stall + 60
-        """Seconds without an event after which the attempt hangs, whatever its own watch over connections."""
+        """Seconds without an event after which the attempt hangs, regardless of its own connection checks."""
         self.hashed = 0
         self.slow_since, self.slow_from = time.monotonic(), 0
-        """Since when it is counted whether anything comes, and what had come by then."""
+        """Start of the period in which new bytes are counted, and the count at its start."""
         self.samples: deque[tuple[float, int]] = deque(maxlen=256)
 
     def run(self) -> Outcome:
-        """Run the attempt to its end."""
+        """Run the attempt until its end."""
         job = {
             "name": self.request.name,
             "staging": str(self.request.staging),
@@ -112,7 +112,7 @@ class Watch:
         return self.outcome
 
     def _follow(self, events: queue.Queue[Mapping[str, Any] | None]) -> None:
-        """Take events until the attempt is over."""
+        """Process events until the attempt has ended."""
         self.reporter.state("pulling", f"asking {self.source}")
         last_event = time.monotonic()
         next_line = next_status = time.monotonic() + min(1.0, self.options.interval)
@@ -149,11 +149,11 @@ class Watch:
 
     @property
     def patience(self) -> float:
-        """Seconds in which something has to come; hosts that share wait for one another, too."""
+        """Seconds in which some bytes must arrive; hosts that share also wait for one another."""
         return self.options.patience * (1 if self.request.share is None else 4)
 
     def _crawls(self, now: float) -> bool:
-        """Return whether next to nothing comes: a source that sends a byte now and then is never silent."""
+        """Return whether almost nothing arrives: a source that sends an occasional byte is never silent."""
         moved = self.outcome.fetched + self.hashed
         left = (self.total or 0) - self.have
         if self.total is None or self.waiting or left <= 0 or moved - self.slow_from >= min(CRAWL, left):
@@ -180,7 +180,7 @@ class Watch:
         elif kind == "note":
             self.reporter.say(str(event["text"]))
         elif kind == "retry":
-            self.reporter.say(f"{event['reason']}; going on with {event['path']} at byte {event['offset']}")
+            self.reporter.say(f"{event['reason']}; continuing {event['path']} at byte {event['offset']}")
         elif kind == "waiting":
             self.pause = float(event["seconds"]) + self.silence
             waiting = f"{event['reason']}: waiting {spell_seconds(float(event['seconds']))}"
@@ -203,14 +203,14 @@ class Watch:
         have = max(0, min(self.have, total))
         if total and have >= total:
             return f"100 % of {spell_bytes(total)}, verifying {self.files} files"
-        # Cut, not rounded: 100 % is said when it is true.
+        # Cut, not rounded: 100 % must be exact.
         share = int(1000 * have / total) / 10 if total else 100.0
         line = f"{share:.1f} % ({spell_bytes(have)} of {spell_bytes(total)})"
         if self.waiting:
             return f"{line}, {self.waiting}"
         since = self.samples[-1][0] - 30 if self.samples else 0.0
         recent = [sample for sample in self.samples if sample[0] >= since]
-        if len(recent) > 1 and recent[-1][0] - recent[0][0] >= 2.0:  # less says little about a rate
+        if len(recent) > 1 and recent[-1][0] - recent[0][0] >= 2.0:  # a shorter period gives no reliable rate
             rate = (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0])
             if rate > 0:
                 line += f", {spell_bytes(rate)}/s, {spell_seconds((total - have) / rate)} left"
@@ -234,7 +234,7 @@ def _read_events(stream: IO[str], put: Callable[[Mapping[str, Any] | None], None
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """End an attempt's process and whatever it started."""
+    """End an attempt's process and all its children."""
     for stream in (child.stdin, child.stdout):
         if stream is not None:
             with contextlib.suppress(OSError):

@@ -1,12 +1,12 @@
-"""HTTP as a pull needs it: ranges, patience when a server asks for it, tokens, errors that say one line.
+"""HTTP for a pull: ranges, waiting for busy servers, tokens, one-line errors.
 
-``requests`` rather than the HTTP client of the check: two threads that also hash took 1.5 GB/s from a
-loopback with it, 0.7 GB/s with the other (measured on two cores, requests 2.34 and httpx2 2.16). It honours
-``HTTPS_PROXY``, ``NO_PROXY`` and ``REQUESTS_CA_BUNDLE`` of the environment. Redirects are followed here, by
-the rules of :mod:`.redirects`; what an answer means is in :mod:`.answers`.
+``requests`` instead of the check's HTTP client: two threads that also hash received 1.5 GB/s from a loopback
+with it, 0.7 GB/s with the other (measured on two cores, requests 2.34 and httpx2 2.16). It uses
+``HTTPS_PROXY``, ``NO_PROXY`` and ``REQUESTS_CA_BUNDLE`` from the environment. Redirects are followed here, by
+the rules of :mod:`.redirects`; :mod:`.answers` interprets answers.
 
 Nothing is read without a limit: descriptions of a model have :data:`DOCUMENT_BYTES` and
-:data:`DOCUMENT_SECONDS`, headers a time, bodies of files are cut by their reader at the size that is known.
+:data:`DOCUMENT_SECONDS`, headers a time limit, and the reader of a file's body cuts it at its known size.
 """
 
 from __future__ import annotations
@@ -43,34 +43,36 @@ from minimax_metal.host.weights.pacing import Gate, Throttle
 __all__ = ["BLOCK", "Body", "Document", "Gate", "Head", "Throttle", "Web", "patience"]
 
 BLOCK: Final = 1 << 20
-"""Bytes taken from a connection at a time, at most."""
+"""Maximum bytes read from a connection at a time."""
 CONNECT_SECONDS: Final = 20.0
 DOCUMENT_BYTES: Final = 8 << 20
-"""Of a model's description; Hugging Face's of 10,000 files has 2.5 MB."""
+"""Maximum bytes of a model's description; Hugging Face's of 10,000 files has 2.5 MB."""
 DOCUMENT_SECONDS: Final = 120.0
 REFUSAL_BYTES: Final = 64 << 10
-"""Read of an answer that refuses: enough to know whose word it is."""
+"""Maximum bytes read of a refusal: enough to know who refuses."""
 POINTER: Final = b"version https://git-lfs.github.com/spec/"
-"""How git-lfs begins what it keeps in git in the place of a file (git-lfs docs/spec.md)."""
+"""The start of git-lfs's pointer files in git (git-lfs docs/spec.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The bytes of a file from ``start`` on, which may be before what was asked for: not all heed ranges."""
+    """The bytes of a file from ``start`` on, which may be before the requested offset: some servers ignore
+    ranges.
+    """
 
     start: int
     total: int | None
-    """The whole file's size as the server states it with this answer; None when it does not."""
+    """The whole file's size in this answer; None if not stated."""
     blocks: Iterator[bytes]
     stop: int | None = None
-    """Where this answer ends, as the server states it."""
+    """The end of this answer, if stated."""
     version: str | None = None
-    """What the server calls these bytes (a strong ETag): another one means other bytes."""
+    """The server's identifier for these bytes (a strong ETag): another one means other bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that was read in full, its headers, and the URL that answered."""
+    """A text that was read completely, its headers, and the URL that answered."""
 
     content: bytes
     headers: Mapping[str, str]
@@ -79,7 +81,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a server says of a file before it sends it; ``linked_*``: Hugging Face's for large files."""
+    """A server's data on a file before it sends it; ``linked_*``: Hugging Face's for large files."""
 
     size: int | None
     etag: str | None
@@ -88,11 +90,11 @@ class Head:
 
 @dataclass
 class Web:
-    """Requests to one source. Safe for several threads: each has a session of its own.
+    """Requests to one source. Thread-safe: each thread has its own session.
 
     Args:
-        name: the source, as errors name it.
-        revision: what is asked for there, for errors.
+        name: the source's name in errors.
+        revision: the requested one, for errors.
         token: sent to the host of the request only.
         stall: seconds without a byte after which a connection is dropped.
     """
@@ -103,9 +105,9 @@ class Web:
     stall: float = 60.0
     local: threading.local = field(default_factory=threading.local)
     home: set[str] = field(default_factory=set)
-    """Kinds of addresses that the source itself was reached at."""
+    """Kinds of addresses at which the source itself was reached."""
     ranges: bool = True
-    """Whether the source is asked for parts: not any more where its answers to that were of no use."""
+    """Whether to request ranges: no longer after useless answers."""
 
     def json(self, url: str, parameters: Mapping[str, str] | None = None) -> Any:
         """Return the JSON document at a URL; raises :class:`SourceError`."""
@@ -123,11 +125,11 @@ class Web:
                 raise self._page(found.url, found.content) from error
             if found.content.lstrip()[:1] in (b"{", b"["):
                 raise SourceError(
-                    f"{self.name} answered no JSON but a beginning of it ({one_line(error)}); its answer is "
-                    "cut off or damaged"
+                    f"{self.name} answered incomplete JSON ({one_line(error)}); its answer is cut "
+                    "off or damaged"
                 ) from error
             raise SourceError(
-                f"{self.name} answered no JSON; is the endpoint a model hub?", permanent=True
+                f"{self.name} did not answer with JSON; is the endpoint a model hub?", permanent=True
             ) from error
 
     def text(self, url: str, parameters: Mapping[str, str] | None = None) -> str:
@@ -135,7 +137,7 @@ class Web:
         return self.document(url, parameters).content.decode("utf-8", "replace")
 
     def document(self, url: str, parameters: Mapping[str, str] | None = None) -> Document:
-        """Return what is at a URL, read in full; raises :class:`SourceError`."""
+        """Return a URL's content, read completely; raises :class:`SourceError`."""
         with self._errors():
             answer = self._get(url, parameters or {}, {})
             with contextlib.closing(answer):
@@ -145,7 +147,7 @@ class Web:
                 return Document(content, answer.headers, str(answer.url))
 
     def head(self, url: str) -> Head:
-        """Return what the source says of a file; a redirect to another host is not followed for it.
+        """Return the source's data on a file; a redirect to another host is not followed for it.
 
         Raises:
             SourceError: no answer, or a refusal.
@@ -168,10 +170,10 @@ class Web:
                 )
 
     def answer(self, url: str, headers: Mapping[str, str]) -> requests.Response:
-        """Return what a server answers after its redirects, with any status; the caller closes it.
+        """Return a server's answer after its redirects, with any status; the caller closes it.
 
         Raises:
-            SourceError: no answer, or a redirect that is not followed.
+            SourceError: no answer, or a redirect that must not be followed.
         """
         with self._errors():
             return self._get(url, {}, headers)
@@ -184,15 +186,15 @@ class Web:
         offset: int = 0,
         end: int | None = None,
     ) -> Iterator[Body]:
-        """Yield a file's bytes from ``offset`` on, up to ``end`` where the server heeds that.
+        """Yield a file's bytes from ``offset`` on, up to ``end`` if the server supports that.
 
-        A server whose answer to a range is of no use is asked for the whole file from then on: what is here
-        already is passed over.
+        After a useless answer to a range request the whole file is requested from then on: existing bytes are
+        skipped.
 
-        The connection is closed when the context ends, unless it was read to its end: then it is used again.
+        The connection is closed when the context ends, unless it was read to its end: then it is reused.
 
         Raises:
-            SourceError: no answer, a refusal, or a connection that was lost or went quiet on the way.
+            SourceError: no answer, a refusal, or a connection that was lost or stalled.
         """
         headers = {}
         if self.ranges and (offset or end is not None):
@@ -206,7 +208,7 @@ class Web:
         with self._errors(), contextlib.closing(answer):
             try:
                 self._check(answer, url)
-                # Of the whole file any answer will do that begins at its beginning.
+                # For the whole file any answer that begins at its beginning will do.
                 asked = (offset, end) if headers else (0, None)
                 span = span_of(self.name, answer.status_code, answer.headers, *asked)
             except RangeError:
@@ -251,7 +253,7 @@ class Web:
             location = answer.headers.get("Location")
             if answer.status_code not in redirects.STATUSES or location is None:
                 return answer
-            # Requests hands headers on as Latin-1; servers send UTF-8 there.
+            # Requests returns headers as Latin-1; servers send UTF-8 there.
             location = location.encode("latin-1", "replace").decode("utf-8", "replace")
             target = redirects.following(self.name, str(answer.url), location)
             if stay and redirects.origin_of(target) != home:
@@ -277,13 +279,13 @@ class Web:
         if self.token is None or where[0] == "https" or redirects.stays_inside(where[1], where[2]):
             return self.token
         raise SourceError(
-            f"{self.name}: the token is not sent to {where[1]} over http, where everybody on the way reads "
-            "it; use an https endpoint, or leave out the token",
+            f"{self.name}: the token is not sent to {where[1]} over http, where anybody on the way "
+            "can read it; use an https endpoint, or remove the token",
             permanent=True,
         )
 
     def _finish(self, answer: requests.Response) -> None:
-        """Let the connection be used again after a redirect, whose body is short; else close it."""
+        """Let the connection be reused after a redirect, whose body is short; else close it."""
         try:
             length = answer.headers.get("Content-Length", "")
             if length.isascii() and length.isdigit() and int(length[:9]) <= REFUSAL_BYTES:
@@ -305,8 +307,8 @@ class Web:
                 content += block
                 if len(content) > limit:
                     raise SourceError(
-                        f"{self.name} answers with more than {limit >> 20 or 1} MiB where a description of a "
-                        "model was asked for; is the endpoint a model hub?",
+                        f"{self.name} answers with more than {limit >> 20 or 1} MiB to a request for "
+                        "a description of a model; is the endpoint a model hub?",
                         permanent=True,
                     )
         if late.is_set():
@@ -314,7 +316,7 @@ class Web:
         return bytes(content)
 
     def _check(self, answer: requests.Response, url: str) -> None:
-        """Raise what an answer without the document means."""
+        """Raise the meaning of an answer without the document."""
         if answer.status_code in {200, 206}:
             return
         body = bytearray()
@@ -344,8 +346,8 @@ class Web:
 
     def _page(self, url: str, content: bytes) -> SourceError:
         return SourceError(
-            f"{self.name}: {_host(url)} answered with an HTML page{title_of(content)}, not with what was "
-            "asked for: a login page, a captive portal or a proxy; log in or give the pull a token "
+            f"{self.name}: {_host(url)} answered with an HTML page{title_of(content)}: a login page, "
+            "a captive portal or a proxy; log in or give the pull a token "
             "(model_weights_token_files), set HTTPS_PROXY, or use another source"
         )
 
@@ -358,7 +360,7 @@ class Web:
                 raise self._page(str(answer.url), first)
             if first.startswith(POINTER):
                 raise SourceError(
-                    f"{self.name} serves a git-LFS pointer in the place of {one_line(ValueError(file))}; "
+                    f"{self.name} serves a git-LFS pointer instead of {one_line(ValueError(file))}; "
                     "use a source that has the file itself",
                     permanent=True,
                 )
@@ -369,10 +371,11 @@ class Web:
 
     def _blocks(self, answer: requests.Response, limit: int | None) -> Iterator[bytes]:
         with self._errors():
-            # What is there, not a full block: an end loses nothing, and slow lines show progress.
+            # Read what is available, not a full block: an early end loses nothing, and slow lines show
+            # progress.
             while block := answer.raw.read1(BLOCK, decode_content=False):
                 if limit is not None and (limit := limit - len(block)) < 0:
-                    raise SourceError(f"{self.name} sends more bytes than it says")
+                    raise SourceError(f"{self.name} sends more bytes than announced")
                 yield block
 
     @contextlib.contextmanager
@@ -383,12 +386,12 @@ class Web:
             requests.RequestException,
             urllib3.exceptions.HTTPError,
             OSError,
-            ValueError,  # a URL or a header that can't be
+            ValueError,  # an invalid URL or header
         ) as error:
             raise self.failure(error) from error
 
     def failure(self, error: BaseException) -> SourceError:
-        """Return what an exception of the HTTP library means."""
+        """Return the meaning of an exception of the HTTP library."""
         return failure(self.name, self.stall, error)
 
 

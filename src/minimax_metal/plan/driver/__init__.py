@@ -1,1 +1,1 @@
-"""What has to be done to a host's driver, and why an installation failed."""
+"""Decisions about a host's driver, and why an installation failed."""

@@ -1,7 +1,7 @@
-"""What apt, dpkg and Ansible's apt said, taken apart: lines, URLs, packages and who holds a lock. Pure.
+"""Parse messages of apt, dpkg and Ansible's apt module: lines, URLs, packages and lock holders. Pure.
 
-The forms are those of apt 2.2 to 3.1 ("E: …", since apt 3 "Error: …"), of dpkg 1.20 to 1.22, and of Ansible's
-modules, which join the lines of apt with ", " ("Failed to update apt cache: W:…, E:…").
+The formats are those of apt 2.2 to 3.1 ("E: …", since apt 3 "Error: …"), of dpkg 1.20 to 1.22, and of
+Ansible's modules, which join the lines of apt with ", " ("Failed to update apt cache: W:…, E:…").
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from minimax_metal.common.text import printable
 
 KEPT: Final = 200_000
-"""Characters of one answer that are read: its end, where programs say why they stopped."""
+"""Maximum characters read of one answer: its end, where programs give the reason."""
 SHOWN: Final = 400
 _MARK: Final = re.compile(r"^(?:[EWN]:|Error:|Warning:|Notice:)\s*")
 _JOINED: Final = re.compile(r", (?=(?:[EWN]|Error|Warning|Notice):)")
@@ -34,9 +34,9 @@ _NOISE: Final = re.compile(
 
 
 def lines_of(failed: Mapping[str, Any]) -> list[str]:
-    """The lines that a failed task left, in order, without repetitions; marks of apt are kept.
+    """Return the lines of a failed task in order, without repetitions; apt's marks are kept.
 
-    ``msg``, ``stdout`` and ``stderr`` count, also those of the items of a loop.
+    Uses ``msg``, ``stdout`` and ``stderr``, also those of a loop's items.
     """
     parts: list[str] = []
     items = failed.get("results")
@@ -50,17 +50,19 @@ def lines_of(failed: Mapping[str, Any]) -> list[str]:
 
 
 def plain(line: str) -> str:
-    """A line without apt's mark, with single spaces."""
+    """Return a line without apt's mark, with single spaces."""
     return " ".join(_MARK.sub("", line.strip()).split())
 
 
 def urls_of(line: str) -> list[str]:
-    """The URLs in a line, without what ends a sentence."""
+    """Return the URLs in a line, without sentence punctuation."""
     return [one if one.startswith("cdrom") else one.rstrip(".:)]") for one in _URL.findall(line)]
 
 
 def url_near(lines: Sequence[str], number: int) -> str | None:
-    """The URL that a complaint is about: on its own line, else on the nearest line before ("Err:1 URL …")."""
+    """Return the URL that an error concerns: on its own line, else on the nearest line before ("Err:1 URL
+    …").
+    """
     for line in [lines[number], *reversed(lines[max(0, number - 3) : number])]:
         if found := urls_of(line):
             return found[0]
@@ -68,7 +70,9 @@ def url_near(lines: Sequence[str], number: int) -> str | None:
 
 
 def same_place(url: str, base: str) -> bool:
-    """Whether a URL lies below another one: scheme aside, the very host and port, and whole directories."""
+    """Return whether a URL is below another one: ignoring the scheme, with the same host and port, and whole
+    directories.
+    """
     try:
         one, other = urlsplit(url), urlsplit(base)
     except ValueError:  # a medium's name, or an address in damaged brackets
@@ -88,7 +92,7 @@ def _port(url: str) -> int | None:
 
 
 def host_of(url: str) -> str:
-    """The host of a URL, for people."""
+    """Return the host of a URL, for messages."""
     try:
         return urlsplit(url).hostname or url
     except ValueError:
@@ -96,14 +100,14 @@ def host_of(url: str) -> str:
 
 
 def end_of(lines: Sequence[str], limit: int = SHOWN) -> str:
-    """What a program said last, as one line: whole lines from the end, the telling ones if there are any."""
+    """Return the end of a program's output as one line: whole lines, errors if there are any."""
     telling = [line for line in lines if not _NOISE.search(plain(line))] or list(lines)
     loud = [
         one
         for one in telling
         if re.match(r"E:|Error|dpkg: error|dpkg: |.*\b(error|failed|fatal)\b", one, re.I)
     ]
-    # What dpkg says of a package is on the line after its name.
+    # dpkg prints a package's error on the line after its name.
     loud += [
         two for one, two in pairwise(telling) if one.startswith("dpkg: error processing") and two not in loud
     ]
@@ -117,14 +121,14 @@ def end_of(lines: Sequence[str], limit: int = SHOWN) -> str:
 
 
 def shortened(text: str, limit: int = SHOWN) -> str:
-    """A text of at most ``limit`` characters; what is too long loses its beginning, at a space."""
+    """Return a text of at most ``limit`` characters; a longer one loses its beginning, at a space."""
     if len(text) <= limit:
         return text
     return "… " + text[-limit:].partition(" ")[2]
 
 
 def package_of(path: str) -> str:
-    """Name and version of a package's file, as apt names it in its cache or in a directory for dpkg.
+    """Return name and version of a package file, as apt names it in its cache or in a directory for dpkg.
 
     ``/tmp/apt-dpkg-install-7YcN9P/57-nvidia-utils-450-server_450.80.02-0ubuntu0_amd64.deb`` is
     ``nvidia-utils-450-server 450.80.02-0ubuntu0``.

@@ -1,7 +1,7 @@
-"""What the module metal_driver_facts collected, with the types that its reader expects: pure.
+"""The answer of the module metal_driver_facts, with the types that its reader expects: pure.
 
-A host may be broken or hostile, and its answer of any shape: what is not of its documented type is left out,
-as if the host had not said it.
+A host may be broken or hostile, and its answer of any shape: parts without their documented type are dropped,
+as if the host had not sent them.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any, Final
 from minimax_metal.common.text import printable
 
 MOST: Final = 5_000
-"""Entries that are read of a list or a mapping."""
+"""Maximum entries read of a list or a mapping."""
 TEXT: Final = 4 << 20
-"""Characters of a text: ``nvidia-smi -q`` of 8 GPUs prints about 130,000."""
+"""Maximum characters of a text: ``nvidia-smi -q`` of 8 GPUs prints about 130,000."""
 _TEXTS: Final = ("sources", "dkms", "active_units", "stopped_units", "nodes")
 _FLAGS: Final = ("container", "nouveau")
 
 
 def read_collected(raw: Any) -> dict[str, Any]:
-    """Return what can be understood of a host's answer. Raises nothing; unknown keys stay as they are."""
+    """Return the valid parts of a host's answer. Raises nothing; unknown keys stay unchanged."""
     if not isinstance(raw, Mapping):
         return {}
     found = {str(key): value for key, value in list(raw.items())[:MOST]}
@@ -96,7 +96,7 @@ def _module_users(value: Any) -> dict[str, Any]:
 
 
 def _answer(value: Any) -> list[Any] | None:
-    """``[exit status, output]`` of a program; none where it is not there."""
+    """Return ``[exit status, output]`` of a program, or None if it is missing."""
     if not isinstance(value, (list, tuple)) or len(value) != 2:
         return None
     status, out = value

@@ -1,7 +1,7 @@
-"""Why an installation of the driver failed, in one line: pure, from what apt, dpkg and Ansible said.
+"""Why a driver installation failed, in one line: pure, from messages of apt, dpkg and Ansible.
 
-The first cause counts, whatever was said after it. Each rule names what was found with the very URL, package,
-kernel, module or process that is meant; field cases are in ``tests/unit/test_driver_failure.py``.
+The first cause counts, whatever follows it. Each rule names the exact URL, package, kernel, module or
+process; field cases are in ``tests/unit/test_driver_failure.py``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from minimax_metal.plan.driver.failure_case import AGAIN, Failure
 def failure_line(
     failed: Mapping[str, Any], url: str, collected: Mapping[str, Any] | None = None, module: str = ""
 ) -> str:
-    """Say why an installation failed: found, expected, what to do, in one line without the host's name.
+    """Explain why an installation failed: found, expected, what to do, in one line without the host's name.
 
     Args:
         failed: the result of the failed task: msg, stderr, stdout, and those of a loop's items.
-        url: NVIDIA's repository, as it is configured.
-        collected: what the module metal_driver_facts collected afterwards: logs of DKMS, who uses a module.
+        url: NVIDIA's repository, as configured.
+        collected: facts that the module metal_driver_facts collected afterwards: DKMS logs, users of a
+        module.
         module: the driver whose modules were built, in words.
 
-    Raises nothing; what is not known is passed on, its end first.
+    Raises nothing; an unknown error is passed on, its end first.
     """
     lines = lines_of(failed)
     named = str(failed.get("url") or "")
@@ -39,8 +40,8 @@ def failure_line(
         if said := rule(failure):
             return " ".join(said.split())
     return (
-        f"found a failed installation ({end_of(lines) or 'nothing was said'}), expected it to end; fix what "
-        f"it says and {AGAIN}"
+        f"found a failed installation ({end_of(lines) or 'without output'}), expected it to succeed; "
+        f"fix the error and {AGAIN}"
     )
 
 
@@ -52,4 +53,4 @@ _RULES: Final[Sequence[Callable[[Failure], str | None]]] = (
     sources.renamed, sources.status, sources.network, packages.missing, packages.refused,
     packages.unmet, packages.unconfigured, packages.script, sources.sources_file, packages.lists,
 )  # fmt: skip
-"""The order in which they are asked: what stops everything else comes before what follows from it."""
+"""The order of the rules: causes that stop everything else come before their consequences."""

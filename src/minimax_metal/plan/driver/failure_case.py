@@ -1,4 +1,4 @@
-"""One failed installation, as the rules for its causes see it. Pure."""
+"""One failed installation, as input for the rules. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ARCHIVE: Final = re.compile(
 
 @dataclass(frozen=True)
 class Failure:
-    """One failure: its lines, NVIDIA's repository, what was collected, and the driver in words."""
+    """One failure: its lines, NVIDIA's repository, collected facts, and the driver in words."""
 
     lines: Sequence[str]
     url: str
@@ -32,14 +32,14 @@ class Failure:
         return "\n".join(self.lines)
 
     def first(self, pattern: str) -> tuple[int, re.Match[str]] | None:
-        """The first line that fits, with its number."""
+        """Return the first matching line, with its number."""
         for number, line in enumerate(self.lines):
             if found := re.search(pattern, line):
                 return number, found
         return None
 
     def urls(self, pattern: str) -> list[str]:
-        """The URLs of all lines that fit, each once."""
+        """Return the URLs of all matching lines, each once."""
         found = [
             url
             for number, line in enumerate(self.lines)
@@ -48,12 +48,12 @@ class Failure:
         return list(dict.fromkeys(found))
 
     def ours(self, url: str) -> bool:
-        """Whether a URL is of NVIDIA's repository as it is configured."""
+        """Return whether a URL belongs to NVIDIA's configured repository."""
         return same_place(url, self.url)
 
 
 def where(failure: Failure, urls: Sequence[str]) -> tuple[str, str]:
-    """Whose the URLs are, and where they are configured."""
+    """Return who owns the URLs, and where they are configured."""
     if not urls:
         return "a source of apt", "apt-get update on the host names it"
     ours = [one for one in urls if failure.ours(one)]
@@ -68,7 +68,7 @@ def where(failure: Failure, urls: Sequence[str]) -> tuple[str, str]:
     )
     if all(re.search(r"(^|\.)nvidia\.(com|cn)$", host_of(one)) for one in urls):
         return (
-            "another of NVIDIA's repositories than the one in use here",
+            "another NVIDIA repository than the one in use here",
             f"{files} (the repository in use is nvidia_driver_repository_url)",
         )
     if distribution:
@@ -79,5 +79,5 @@ def where(failure: Failure, urls: Sequence[str]) -> tuple[str, str]:
 
 
 def shown(urls: Sequence[str]) -> str:
-    """At most two URLs, in words."""
+    """Return at most two URLs, in words."""
     return " and ".join(urls[:2]) + (f" and {len(urls) - 2} more" if len(urls) > 2 else "")

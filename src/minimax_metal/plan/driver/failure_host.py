@@ -1,4 +1,4 @@
-"""Causes of a failed installation that lie in the host: locks, disks, its clock, a module in use. Pure."""
+"""Causes of a failed installation on the host: locks, disks, its clock, a module in use. Pure."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from minimax_metal.plan.driver.failure_case import AGAIN, Failure, where
 
 
 def interrupted(failure: Failure) -> str | None:
-    """dpkg was cut off in an earlier installation."""
+    """dpkg was interrupted in an earlier installation."""
     if not failure.first(r"dpkg was interrupted, you must manually run|dpkg --configure -a"):
         return None
     return (
-        "found dpkg interrupted in an earlier installation, expected it to have ended; run dpkg "
+        "found dpkg interrupted in an earlier installation, expected it to be complete; run dpkg "
         f"--configure -a on the host, then {AGAIN}"
     )
 
 
 def locked(failure: Failure) -> str | None:
-    """Another process has the lock of apt or dpkg: who."""
+    """Another process holds the lock of apt or dpkg: which one."""
     found = failure.first(
         r"Could not get lock|Unable to acquire the dpkg|Unable to lock|is another process using it|"
         r"Failed to lock apt|Waiting for cache lock|dpkg status database is locked|"
@@ -29,8 +29,8 @@ def locked(failure: Failure) -> str | None:
         return None
     if re.search(r"are you root\?|Permission denied", failure.text):
         return (
-            "found apt run without root's rights, expected root; check become and sudo for this host, then "
-            f"{AGAIN}"
+            "found apt running without root's rights, expected root; check become and sudo for this "
+            f"host, then {AGAIN}"
         )
     held = re.search(r"(?:held by process|process with pid) (\d+)(?: \(([^)]+)\))?", failure.text)
     lock = re.search(r"(/var/[\w/.-]*lock[\w-]*)", failure.text)
@@ -38,11 +38,13 @@ def locked(failure: Failure) -> str | None:
     path = lock[1] if lock else "/var/lib/dpkg/lock-frontend"
     who = f"by process {held[1]}" + (f" ({held[2]})" if held[2] else "") if held else "by another process"
     if held and "unattended" in (held[2] or ""):
-        advice = "wait for unattended upgrades to end (systemctl stop unattended-upgrades does so in order)"
+        advice = (
+            "wait for unattended upgrades to finish (systemctl stop unattended-upgrades stops them cleanly)"
+        )
     elif held:
-        advice = f"wait for it to end (ps -fp {held[1]} on the host)"
+        advice = f"wait for it to finish (ps -fp {held[1]} on the host)"
     else:
-        advice = f"see who it is (fuser -v {path} on the host) and wait for it to end"
+        advice = f"find the process (fuser -v {path} on the host) and wait for it to finish"
     return (
         f"found apt locked: {path} is held {who}, expected apt free within the time Ansible waits; "
         f"{advice}, then {AGAIN}"
@@ -50,15 +52,15 @@ def locked(failure: Failure) -> str | None:
 
 
 def full(failure: Failure) -> str | None:
-    """A disk is full: which."""
+    """A disk is full: which one."""
     found = failure.first(r"No space left on device|enough free space in|Disk quota exceeded")
     if not found:
         return None
     boot = re.search(r"mkinitramfs|initrd\.img|/boot/|compressed\s*block", failure.text)
     named = re.search(r"enough free space in ([\w/.-]+)", failure.text)
-    place = "/boot" if boot else named[1].rstrip(".") if named else "which one df -h shows"
+    place = "/boot" if boot else named[1].rstrip(".") if named else "df -h shows which one"
     advice = (
-        "apt-get autoremove --purge takes old kernels away" if boot else "apt-get clean, then free some space"
+        "apt-get autoremove --purge removes old kernels" if boot else "apt-get clean, then free some space"
     )
     return (
         f"found a full disk, {place} ({shortened(plain(failure.lines[found[0]]), 200)}), expected 2 GB free "
@@ -67,21 +69,19 @@ def full(failure: Failure) -> str | None:
 
 
 def read_only(failure: Failure) -> str | None:
-    """A file system can't be written to."""
+    """A file system is not writable."""
     found = failure.first(r"Read-only file system|Input/output error")
     if not found:
         return None
     return (
         f"found a disk that can't be written to ({shortened(plain(failure.lines[found[0]]), 200)}), "
-        f"expected it "
-        "writable; journalctl -k on the host says why (a failing disk is mounted read-only); mend or "
-        "replace it, then "
-        f"{AGAIN}"
+        "expected it writable; journalctl -k on the host shows why (a failing disk is mounted "
+        f"read-only); repair or replace it, then {AGAIN}"
     )
 
 
 def python_apt(failure: Failure) -> str | None:
-    """Ansible's module for apt needs the distribution's own Python."""
+    """Ansible's apt module needs the distribution's own Python."""
     found = failure.first(
         r"import python modules: apt|python3?-apt (?:package|must be installed)|bindings for apt are needed"
     )
@@ -96,7 +96,7 @@ def python_apt(failure: Failure) -> str | None:
 
 
 def temporary(failure: Failure) -> str | None:
-    """apt has no place for its temporary files."""
+    """apt has no directory for its temporary files."""
     found = failure.first(
         r"Couldn't create temporary file (\S+)|Unable to mkstemp (\S+)|Couldn't create tempfiles? .{0,80}"
     )
@@ -104,14 +104,15 @@ def temporary(failure: Failure) -> str | None:
         return None
     place = next((part for part in found[1].groups() if part), "/tmp").rpartition("/")[0] or "/tmp"  # noqa: S108
     return (
-        f"found {place} not writable for apt's user _apt ({shortened(plain(failure.lines[found[0]]), 250)}), "
-        f"expected it free for all (ls -ld {place}: drwxrwxrwt) and not full; type chmod 1777 {place} on the "
-        f"host, look at df -h {place}, then {AGAIN}"
+        f"found {place} not writable for apt's user _apt "
+        f"({shortened(plain(failure.lines[found[0]]), 250)}), expected it writable for all users (ls "
+        f"-ld {place}: drwxrwxrwt) and not full; run chmod 1777 {place} on the host, check df -h "
+        f"{place}, then {AGAIN}"
     )
 
 
 def clock(failure: Failure) -> str | None:
-    """The clock of the host is wrong, or lists are older than they may be."""
+    """The host's clock is wrong, or lists have expired."""
     early = failure.first(
         r"(?:is )?not valid yet|not yet (?:valid|activated)|certificate is not yet valid|Not live "
         r"until|created in the "
@@ -120,12 +121,12 @@ def clock(failure: Failure) -> str | None:
     if early:
         number, _ = early
         ahead = re.search(r"invalid for another ([\dhdmins ]+?)\)", failure.lines[number])
-        by = f" by {ahead[1].strip()} at least" if ahead else ""
-        about = url_near(failure.lines, number) or "what is signed"
+        by = f" by at least {ahead[1].strip()}" if ahead else ""
+        about = url_near(failure.lines, number) or "signed data"
         return (
-            f"found {about} dated after this host's clock, which is slow{by}, expected a clock that is "
-            f"right; set it (timedatectl set-ntp true; timedatectl shows whether it is synchronised), then "
-            f"{AGAIN}"
+            f"found {about} dated after this host's clock, which is slow{by}, expected a correct "
+            "clock; set it (timedatectl set-ntp true; timedatectl shows whether it is synchronised), "
+            f"then {AGAIN}"
         )
     late = failure.first(r"is expired \(invalid since|Release file .{0,300}expired")
     if not late:
@@ -136,21 +137,21 @@ def clock(failure: Failure) -> str | None:
     whose, place = where(failure, [about])
     return (
         f"found the lists of {about} expired{f' {since[1].strip()} ago' if since else ''} ({whose}), "
-        f"expected lists that are still valid; check that the host's clock is not fast (timedatectl); if it "
-        f"is right that mirror or cache is out of date: change {place}; for a bundle or a snapshot set "
-        f"metal_frozen_sources"
+        "expected lists that are still valid; check that the host's clock is not fast (timedatectl); "
+        f"if it is right, that mirror or cache is out of date: change {place}; for a bundle or a "
+        "snapshot set metal_frozen_sources"
     )
 
 
 def held_module(failure: Failure) -> str | None:
-    """A kernel module can't be replaced: which one, and who holds it."""
+    """A kernel module can't be replaced: which one, and what uses it."""
     found = failure.first(
         r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?|could not remove (?:module )?'?([\w-]+?)'?: |"
         r"rmmod: ERROR: .{0,80}'([\w-]+)'"
     )
     if not found:
         return None
-    # The first that can't go is what holds up those that are named after it.
+    # The first that can't be removed blocks those named after it.
     module = found[1][1] or found[1][3] or found[1][4]
     every = re.findall(r"[Mm]odule ([\w-]+) is in use(?: by:? ([\w ,-]+))?", failure.text)
     by = [word for name, users in every if name == module for word in re.split(r"[ ,]+", users) if word]
@@ -168,8 +169,7 @@ def held_module(failure: Failure) -> str | None:
         )
     said = " and ".join(who) or "by a process that has /dev/nvidia* open (fuser -v /dev/nvidia* shows it)"
     return (
-        f"found kernel module {module} in use {said}, expected it free to be replaced; stop what holds it "
-        f"(engines, "
-        "nvidia-persistenced, nvidia-fabricmanager, DCGM and other monitoring, a desktop), or reboot the "
-        f"host into the installed driver, then {AGAIN}"
+        f"found kernel module {module} in use {said}, expected it unused, so that it can be "
+        "replaced; stop what uses it (engines, nvidia-persistenced, nvidia-fabricmanager, DCGM and "
+        f"other monitoring, a desktop), or reboot the host into the installed driver, then {AGAIN}"
     )

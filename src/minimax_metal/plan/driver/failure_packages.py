@@ -1,4 +1,4 @@
-"""Causes of a failed installation that lie in packages: files, headers, builds, dependencies. Pure."""
+"""Causes of a failed installation in packages: files, headers, builds, dependencies. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from minimax_metal.plan.driver.sources import NAMES
 
 
 def overwrite(failure: Failure) -> str | None:
-    """Two packages have one file: which two."""
+    """Two packages own the same file: which two."""
     text = " ".join(failure.text.split())
     archive = re.search(r"error processing archive (\S+?\.deb)", text)
     owned = re.search(
@@ -43,11 +43,10 @@ def overwrite(failure: Failure) -> str | None:
     owners = list(dict.fromkeys(re.findall(r"which is also in package ([a-z0-9][\w.+:-]*)", text)))
     more = f" ({len(owners)} packages are in the way)" if len(owners) > 1 else ""
     return (
-        f"found that {new} and {other} both have {owned[1]}{more}, expected packages of one source; "
-        f"{owned[2]} is "
-        f"of another vendor's driver: on the host apt-get purge {' '.join(owners[:12]) or owned[2]} and "
-        f"what else "
-        f"came with it, apt-get -f install, then {AGAIN}"
+        f"found that {new} and {other} both own {owned[1]}{more}, expected packages of one source; "
+        f"{owned[2]} belongs to another vendor's driver: on the host run apt-get purge "
+        f"{' '.join(owners[:12]) or owned[2]} and whatever came with it, apt-get -f install, then "
+        f"{AGAIN}"
     )
 
 
@@ -60,27 +59,28 @@ def mounted(failure: Failure) -> str | None:
     if not found:
         return None
     return (
-        f"found {found[1][1]} mounted from elsewhere (a container's driver, an overlay), expected a file "
-        f"that dpkg can replace; a container gets the driver from its host: install it there; else findmnt "
-        f"{found[1][1]} shows the mount: unmount it, then {AGAIN}"
+        f"found {found[1][1]} mounted from elsewhere (a container's driver, an overlay), expected a "
+        "file that dpkg can replace; a container gets the driver from its host: install it there; "
+        f"otherwise findmnt {found[1][1]} shows the mount: unmount it, then {AGAIN}"
     )
 
 
 def changed_file(failure: Failure) -> str | None:
-    """dpkg asks about a configuration file that somebody changed, and nobody can answer."""
+    """dpkg asks about a changed configuration file, and nobody can answer."""
     if not failure.first(r"end of file on stdin at conffile prompt"):
         return None
     named = failure.first(r"Configuration file '([^']+)'")
     asked = failure.first(r"\*\*\* (\S+) \(Y/I/N")
     file = named[1][1] if named else asked[1][1] if asked else "a configuration file"
     return (
-        f"found {file} changed by hand and by its package, expected one of the two; run dpkg --configure -a "
-        f"--force-confold on the host (it keeps yours; --force-confnew takes the package's), then {AGAIN}"
+        f"found {file} changed by hand and by its package, expected one of the two; run dpkg "
+        "--configure -a --force-confold on the host (it keeps yours; --force-confnew uses the "
+        f"package's), then {AGAIN}"
     )
 
 
 def refused(failure: Failure) -> str | None:
-    """apt would have to downgrade, to change held packages, or to remove essential ones."""
+    """apt would have to downgrade, change held packages, or remove essential ones."""
     found = failure.first(
         r"Packages were downgraded|Held packages were changed|Removing essential system-critical packages"
     )
@@ -88,7 +88,7 @@ def refused(failure: Failure) -> str | None:
         return None
     what, remedy = {
         "Pac": (
-            "newer packages installed than the repository in use holds",
+            "newer packages installed than the configured repository has",
             "apt-get -s install of the packages shows which: purge them, or set metal_driver_branch",
         ),
         "Hel": ("packages on hold in the way", "apt-mark showhold lists them, apt-mark unhold lifts it"),
@@ -101,7 +101,7 @@ def refused(failure: Failure) -> str | None:
 
 
 def headers(failure: Failure) -> str | None:
-    """No package of a kernel's headers: which kernel, and where they come from."""
+    """No headers package for a kernel: which kernel, and where its headers come from."""
     missing = failure.first(
         rf"(?:locate package|by (?:glob|regex)|No package matching|[Pp]ackage|no package) "
         rf"'?((?:linux|pve|proxmox)"
@@ -148,8 +148,8 @@ def dkms(failure: Failure) -> str | None:
         failed = f"DKMS failed ({end})" if end else "DKMS failed"
         return (
             f"found no module of {failure.module or 'the driver'} for kernel {named}: {failed}, "
-            f"expected one; {remedy}: read the end of {where} on the host, then run dkms autoinstall and "
-            f"the playbook again"
+            f"expected one; {remedy}: read the end of {where} on the host, then run dkms autoinstall "
+            "and the playbook again"
         )
     return None
 
@@ -164,8 +164,8 @@ def unconfigured(failure: Failure) -> str | None:
     waits = failure.first(r"prevent configuration of ([^\s:]+)")
     return (
         f"found {waits[1][1] if waits else 'packages'} waiting for {lacking[1][1]}, which is not "
-        f"{lacking[1][2]}, expected all packages configured; run dpkg --configure -a and apt-get -f install "
-        f"on the host, which says why {lacking[1][1]} is not, fix it, then {AGAIN}"
+        f"{lacking[1][2]}, expected all packages configured; run dpkg --configure -a and apt-get -f "
+        f"install on the host, which show why {lacking[1][1]} is not, fix it, then {AGAIN}"
     )
 
 
@@ -185,9 +185,9 @@ def unmet(failure: Failure) -> str | None:
     ]
     said = shortened("; ".join(named[:3]) or end_of(failure.lines, 300), 400)
     return (
-        f"found packages of another source that stand in the way ({said}), expected only packages of one "
-        f"driver; look at apt-get -s install of the packages on the host, and remove or unhold what "
-        f"conflicts, then {AGAIN}"
+        f"found conflicting packages from another source ({said}), expected only packages of one "
+        "driver; check apt-get -s install of the packages on the host, and remove or unhold the "
+        f"conflicting ones, then {AGAIN}"
     )
 
 
@@ -205,11 +205,11 @@ def missing(failure: Failure) -> str | None:
         return None
     name = next(one for one in found[1].groups() if one).split("=")[0].rstrip(".,")
     said = shortened(plain(failure.lines[found[0]]), 250)
-    # Ubuntu's own modules are called after NVIDIA too.
+    # Ubuntu's own modules have NVIDIA in their names too.
     if any(fnmatchcase(name, one) for one in NAMES) and not name.startswith("linux-"):
         return (
-            f"found a package that the repository does not hold ({said}), expected {name} at {failure.url}; "
-            f"check that the mirror is complete for this distribution"
+            f"found a package that the repository does not have ({said}), expected {name} at "
+            f"{failure.url}; check that the mirror is complete for this distribution"
         )
     return (
         f"found no package {name} in the distribution's sources ({said}), expected it; check the files "
@@ -218,7 +218,7 @@ def missing(failure: Failure) -> str | None:
 
 
 def broken_archive(failure: Failure) -> str | None:
-    """A package's file is not whole."""
+    """A package's file is incomplete."""
     found = failure.first(
         r"is not a Debian format archive|unexpected end of file in|compressed data is corrupt|unknown "
         r"compression|"
@@ -230,9 +230,9 @@ def broken_archive(failure: Failure) -> str | None:
     which = package_of(archive[1]) if archive else "a package"
     where = archive[1] if archive else "/var/cache/apt/archives"
     return (
-        f"found the file of {which} damaged ({shortened(plain(failure.lines[found[0]]), 200)}), expected a "
-        f"whole "
-        f"package; run apt-get clean on the host (it deletes {where}), check its disk, then {AGAIN}"
+        f"found the file of {which} damaged ({shortened(plain(failure.lines[found[0]]), 200)}), "
+        f"expected a complete package; run apt-get clean on the host (it deletes {where}), check its "
+        f"disk, then {AGAIN}"
     )
 
 
@@ -247,13 +247,13 @@ _LOADING: Final = (
     ),
     (
         r"Exec format|Invalid argument|Unknown symbol",
-        "it was built for another kernel: run dkms autoinstall, or reboot into the kernel it is for",
+        "it was built for another kernel: run dkms autoinstall, or reboot into the right kernel",
     ),
 )
 
 
 def not_loaded(failure: Failure) -> str | None:
-    """A module that can't be loaded: why."""
+    """A module can't be loaded: why."""
     absent = failure.first(rf"Module ([\w-]+) not found in directory /lib/modules/({KERNEL})")
     if absent:
         return unbuilt_line(failure.collected, failure.module, absent[1][2].rstrip("."))
@@ -263,13 +263,13 @@ def not_loaded(failure: Failure) -> str | None:
     said = (found[1][2] or found[1][3]).strip()
     module = found[1][1] or "nvidia"
     if re.search(r"probe routine was not called|nouveau|already bound to", failure.text):
-        said += "; another driver has the GPUs"
+        said += "; another driver has claimed the GPUs"
     help_ = (
-        "nouveau or vfio-pci has the GPUs (lspci -nnk shows which): blacklist it, run update-initramfs -u "
-        "and reboot"
+        "nouveau or vfio-pci has claimed the GPUs (lspci -nnk shows which): blacklist it, run "
+        "update-initramfs -u and reboot"
         if "another driver" in said
         else None
-    ) or next((text for words, text in _LOADING if re.search(words, said)), "journalctl -k -b says why")
+    ) or next((text for words, text in _LOADING if re.search(words, said)), "journalctl -k -b shows why")
     return (
         f"found that kernel module {module} can't be loaded ({said}), expected it loaded; {help_}, then "
         f"{AGAIN}"
@@ -301,13 +301,13 @@ def script(failure: Failure) -> str | None:
         )
     return (
         f"found that {package} can't be configured: its {match[2] or match[4]} script ended with "
-        f"{match[3] or match[5]}{f' ({said})' if said else ''}, expected 0; run dpkg --configure {package} "
-        f"on the host, which says why, fix it and {AGAIN}"
+        f"{match[3] or match[5]}{f' ({said})' if said else ''}, expected 0; run dpkg --configure "
+        f"{package} on the host, which shows why, fix it and {AGAIN}"
     )
 
 
 def lists(failure: Failure) -> str | None:
-    """Lists could not be fetched, and nobody said why."""
+    """Lists could not be fetched, for an unknown reason."""
     if not failure.first(r"Failed to update apt cache"):
         return None
     return (

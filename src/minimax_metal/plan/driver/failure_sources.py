@@ -1,4 +1,4 @@
-"""Causes of a failed installation that lie in a source of packages, or on the way to it. Pure."""
+"""Causes of a failed installation in a package source, or on the way to it. Pure."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def two_keys(failure: Failure) -> str | None:
 
 
 def medium(failure: Failure) -> str | None:
-    """The distribution's installation medium is still a source, and is not in the host."""
+    """The distribution's installation medium is still a source, but not inserted."""
     found = failure.first(r"cdrom:(?://)?\[([^\]]{1,200})\]")
     if not found or not failure.first(
         r"Release file|use apt-cdrom|insert the dis[ck]|Media change|Unable to (?:stat|mount)"
@@ -46,16 +46,16 @@ def medium(failure: Failure) -> str | None:
 
 
 def renamed(failure: Failure) -> str | None:
-    """A repository calls itself something else than it did."""
+    """A repository changed its name."""
     found = failure.first(r"changed its '(\w+)' value from '([^']*)' to '([^']*)'")
     if not found:
         return None
     about = url_near(failure.lines, found[0]) or "a source of apt"
     return (
-        f"found that {about} changed its {found[1][1]} from {found[1][2] or 'nothing'} to {found[1][3]}, "
-        f"expected what "
-        "apt knew; if that is right (a distribution's release got older), run apt-get update "
-        f"--allow-releaseinfo-change on the host, then {AGAIN}"
+        f"found that {about} changed its {found[1][1]} from {found[1][2] or 'nothing'} to "
+        f"{found[1][3]}, expected the value that apt knew; if the change is legitimate (a "
+        "distribution's release got older), run apt-get update --allow-releaseinfo-change on the "
+        f"host, then {AGAIN}"
     )
 
 
@@ -97,24 +97,25 @@ def proxy(failure: Failure) -> str | None:
     proxy = f" {address[1]}:{address[2]}" if address else ""
     if re.search(r"\b407\b|Proxy Authentication", failure.text):
         return (
-            f"found that the proxy{proxy} asks for a user and password (407) on the way to {target}, "
-            f"expected one that lets the host through; give its credentials in {setting} (apt knows Basic "
-            f"only), or have it let this host through, then {AGAIN}"
+            f"found that the proxy{proxy} requires a user and password (407) to reach {target}, "
+            f"expected a proxy that lets the host through; give its credentials in {setting} (apt "
+            f"supports Basic only), or have it let this host through, then {AGAIN}"
         )
     if found[1].re.pattern != _PROXY or "resolve proxy" in line:
         return (
-            f"found that the proxy does not answer on the way to {target} ({shortened(line, 250)}), "
-            f"expected it to; check {setting}, then {AGAIN}"
+            f"found no answer from the proxy on the way to {target} ({shortened(line, 250)}), "
+            f"expected one; check {setting}, then {AGAIN}"
         )
     return (
-        f"found that the proxy{proxy} refuses the way to {target} ({shortened(line, 250)}), expected it to "
-        f"let CONNECT to {', '.join(dict.fromkeys(host_of(url) for url in urls)) or 'it'} through; allow "
-        f"that in the proxy, or set {setting} to another one, then {AGAIN}"
+        f"found that the proxy{proxy} refuses to connect to {target} ({shortened(line, 250)}), "
+        "expected it to allow CONNECT to "
+        f"{', '.join(dict.fromkeys(host_of(url) for url in urls)) or 'it'}; allow that in the "
+        f"proxy, or set {setting} to another one, then {AGAIN}"
     )
 
 
 def _other_server(failure: Failure) -> tuple[int, re.Match[str]] | None:
-    """A line that could not reach a server which is not that of the URL it was about: a proxy."""
+    """Return a line about a server that could not be reached and that is not the URL's: a proxy."""
     for number, line in enumerate(failure.lines):
         server = re.search(
             r"(?:Could not connect to|Unable to connect to|Could not resolve(?: host:)?|"
@@ -146,38 +147,38 @@ def certificate(failure: Failure) -> str | None:
     via = f" (answered by {address[1]} port {address[2]})" if address else ""
     if re.search(r"[Nn]o system certificates", line):
         return (
-            f"found no CA certificates on the host, expected the package ca-certificates for {about}; "
-            f"install it, from a source with http, then {AGAIN}"
+            "found no CA certificates on the host, expected the package ca-certificates for "
+            f"{about}; install it from an http source, then {AGAIN}"
         )
     if re.search(r"expired", line):
         return (
-            f"found an expired certificate at {about}{via}, {whose}, expected a valid one; check that the "
-            f"host's clock is not fast (timedatectl), else change {place}"
+            f"found an expired certificate at {about}{via}, {whose}, expected a valid one; check "
+            f"that the host's clock is not fast (timedatectl), otherwise change {place}"
         )
     if re.search(
         r"name in the certificate does not match|Hostname mismatch|doesn't match", line
     ) and not re.search(r"issuer is unknown", line):
         return (
-            f"found a certificate for another name at {about}{via}, {whose}, expected that server's own; "
-            f"check name resolution, a proxy between, and {place}"
+            f"found a certificate for another name at {about}{via}, {whose}, expected that server's "
+            f"own; check name resolution, any proxy in between, and {place}"
         )
     return (
-        f"found a certificate at {about}{via} whose issuer this host does not know, expected one of a CA "
-        f"that it trusts; a proxy that opens TLS signs with a CA of its own: put that CA's certificate into "
-        "/usr/local/share/ca-certificates/NAME.crt on the host, run update-ca-certificates (and install "
-        f"ca-certificates where it is missing), then {AGAIN}"
+        f"found a certificate at {about}{via} whose issuer this host does not know, expected a "
+        "certificate from a CA that it trusts; a proxy that decrypts TLS signs with its own CA: put "
+        "that CA's certificate into /usr/local/share/ca-certificates/NAME.crt on the host, run "
+        f"update-ca-certificates (and install ca-certificates where it is missing), then {AGAIN}"
     )
 
 
 def signature(failure: Failure) -> str | None:
-    """A repository's signature does not fit its key."""
+    """A repository's signature does not match its key."""
     pattern = (
         r"NO_PUBKEY|BADSIG|EXPKEYSIG|KEYEXPIRED|EXPSIG|REVKEYSIG|is not signed|no longer signed|Missing key|"
         r"OpenPGP signature|sqv returned|signatures? (?:were|was) invalid|weak (?:security|digest)"
     )
     if not failure.first(pattern):
         return None
-    # "is not signed" follows where the signed file could not be fetched: then that is the cause.
+    # "is not signed" follows if the signed file could not be fetched: then that is the cause.
     if not failure.first(r"NO_PUBKEY|BADSIG|EXP|KEYREVOKED|REVKEYSIG|Missing key|sqv|invalid|weak") and (
         failure.first(r"Failed to fetch|\b(?:40[0-6]|410|429|451|5\d\d) +[A-Z]")
     ):
@@ -188,18 +189,19 @@ def signature(failure: Failure) -> str | None:
     whose, place = where(failure, urls)
     if urls and not any(failure.ours(url) for url in urls):
         return (
-            f"found a signature of the package repository that does not fit its key: {shown(urls)}, {whose} "
-            f"({said}); expected a source that apt can verify; renew its key or take it out: {place}"
+            "found a signature of the package repository that does not match its key: "
+            f"{shown(urls)}, {whose} ({said}); expected a source that apt can verify; renew its key "
+            f"or remove it: {place}"
         )
     return (
-        f"found a signature of the package repository that does not fit its key ({said}), expected the key "
-        f"of nvidia_driver_repository_key; check the mirror, nvidia_driver_repository_key and "
+        f"found a signature of the package repository that does not match its key ({said}), expected "
+        "the key of nvidia_driver_repository_key; check the mirror, nvidia_driver_repository_key and "
         "nvidia_driver_repository_key_fingerprint; nothing was installed"
     )
 
 
 def mismatch(failure: Failure) -> str | None:
-    """Files do not fit the index of their repository."""
+    """Files do not match the index of their repository."""
     pattern = (
         r"Hash Sum mismatch|File has unexpected size|Mirror sync in progress|Hashes of (?:expected|received)"
     )
@@ -210,14 +212,14 @@ def mismatch(failure: Failure) -> str | None:
     whose, place = where(failure, urls)
     about = shown(urls) or plain(failure.lines[found[0]])
     return (
-        f"found files of the package repository that do not fit its index: {about}, {whose}; expected a "
-        f"mirror that is in step with itself (a proxy that keeps old files does the same); wait for it, or "
-        f"change {place}"
+        f"found files of the package repository that do not match its index: {about}, {whose}; "
+        "expected a consistent mirror (a proxy that keeps old files causes the same error); wait "
+        f"until it has synchronised, or change {place}"
     )
 
 
 def status(failure: Failure) -> str | None:
-    """A server answers, and refuses: whose, which URL."""
+    """A server answers, and refuses: whose it is, and which URL."""
     pattern = (
         r"\b(40[0-6]|410|429|451|5\d\d) +[A-Z][A-Za-z -]+|HTTP Error (\d{3})|does not have a Release file|"
         r"no longer has a Release file|Response code: (\d{3})"
@@ -238,13 +240,13 @@ def status(failure: Failure) -> str | None:
             return headers_problem(kernel) + f" ({whose}: {shown(old)} answered {word})"
         if old:
             return (
-                f"found {about} gone (404), of {whose}, expected the package that apt's lists name; the "
-                f"lists are older than the mirror, or it is not complete: run apt-get update on the host and "
-                f"{AGAIN}; it goes on from here; if it stays, change {place}"
+                f"found {about} gone (404), of {whose}, expected the package that apt's lists name; "
+                "the lists are older than the mirror, or the mirror is incomplete: run apt-get "
+                f"update on the host and {AGAIN}; it resumes; if the error stays, change {place}"
             )
         return (
-            f"found {about} without the repository that is expected there ({word}), {whose}; check that it "
-            f"holds this distribution and release, and change {place}"
+            f"found {about} without the expected repository ({word}), {whose}; check that it has "
+            f"this distribution and release, and change {place}"
         )
     if any(host_of(url) == "enterprise.proxmox.com" for url in urls):
         return (
@@ -254,18 +256,18 @@ def status(failure: Failure) -> str | None:
         )
     if "429" in word:
         return (
-            f"found {about} answering {word}, {whose}, expected the file; that server limits how often it is "
-            f"asked: wait some minutes and {AGAIN}; for a fleet set metal_vendor_repository_url, "
-            "or give it a host in the group cache_hosts"
+            f"found {about} answering {word}, {whose}, expected the file; that server limits the "
+            f"rate of requests: wait some minutes and {AGAIN}; for a fleet set "
+            "metal_vendor_repository_url, or give it a host in the group cache_hosts"
         )
     return (
-        f"found {about} answering {word}, {whose}, expected the file; check access to it (a firewall or "
-        f"mirror that refuses), and {place}; then {AGAIN}"
+        f"found {about} answering {word}, {whose}, expected the file; check access to it (a firewall "
+        f"or mirror that refuses), and {place}; then {AGAIN}"
     )
 
 
 def network(failure: Failure) -> str | None:
-    """A server does not answer: whose."""
+    """A server does not answer: whose it is."""
     pattern = (
         r"Could not resolve|Temporary failure resolving|Temporary failure in name resolution|Name or "
         r"service not "
@@ -290,11 +292,10 @@ def network(failure: Failure) -> str | None:
     if not urls or all(failure.ours(url) for url in urls):
         return (
             f"found a package repository that does not answer ({said}), expected an answer from "
-            f"{about or failure.url}; "
-            "check the network, nvidia_driver_repository_url and nvidia_driver_repository_proxy, then run "
-            "the playbook again; it goes on from here"
+            f"{about or failure.url}; check the network, nvidia_driver_repository_url and "
+            "nvidia_driver_repository_proxy, then run the playbook again: it resumes"
         )
     return (
         f"found {about} not answering, {whose} ({said}), expected an answer; check the network, name "
-        f"resolution and {place}, then {AGAIN}; it goes on from here"
+        f"resolution and {place}, then {AGAIN}: it resumes"
     )

@@ -12,7 +12,7 @@ from minimax_metal.plan.driver.state import built_for
 from minimax_metal.plan.versions import version_key
 
 RELEASE_CHARACTERS: Final = 64
-"""A kernel's name at most: utsname(2)."""
+"""Maximum length of a kernel's name: utsname(2)."""
 _RELEASE: Final = re.compile(r"\d+\.\d+(?:\.\d+)*(?P<mark>\+\w+)?(?:-\d+)*-(?P<flavour>[a-z][a-z0-9-]*)")
 _DEBIAN: Final = re.compile(r"(cloud-|rt-)?(amd64|arm64|arm64-16k)")
 _UBUNTU: Final = re.compile(
@@ -26,9 +26,11 @@ _CLOUDS: Final = {
     "ibm": "IBM Cloud",
 }
 KERNEL: Final = r"\d+\.\d+[\w.+~-]*"
-"""A kernel's name, as ``uname -r`` and packages have it."""
+"""A kernel's name, as in ``uname -r`` and in package names."""
 PROXMOX_RENAMED: Final = "6.5"
-"""From here on Proxmox's packages are called proxmox-*, before it pve-* (its kernel 6.5 of November 2023)."""
+"""From this version on Proxmox's packages are called proxmox-*, before it pve-* (its kernel 6.5 of November
+2023).
+"""
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ class Headers:
     """The headers of one kernel.
 
     Attributes:
-        package: the package with the headers of this very kernel.
-        newest: packages of the newest kernel of this kind and of its headers; empty where nobody knows.
-        whose: whose kernel it is, in words.
+        package: the package with exactly this kernel's headers.
+        newest: packages of the newest kernel of this kind and of its headers; empty if unknown.
+        whose: the kernel's vendor, in words.
         source: where such packages come from, in words.
     """
 
@@ -49,7 +51,7 @@ class Headers:
 
 
 def headers_of(kernel: str) -> Headers:
-    """The packages of a kernel's headers, by the name that ``uname -r`` gives it."""
+    """Return the packages of a kernel's headers, by its ``uname -r``."""
     found = _RELEASE.fullmatch(kernel) if len(kernel) <= RELEASE_CHARACTERS else None
     flavour = found["flavour"] if found else ""
     if flavour == "pve":
@@ -72,24 +74,22 @@ def headers_of(kernel: str) -> Headers:
         cloud = _CLOUDS.get(flavour.split("-")[0])
         whose = f"Ubuntu's kernel for {cloud}" if cloud else f"Ubuntu's {flavour} kernel"
         return Headers(name, newest, whose, "Ubuntu's archive (-updates and -security)")
-    return Headers(name, (), "a kernel that is not the distribution's", "whoever built that kernel")
+    return Headers(name, (), "a kernel that is not the distribution's", "the source of that kernel")
 
 
 def headers_problem(kernel: str, running: bool = True, in_lists: bool = False) -> str:
-    """That the headers of a kernel are missing: found, expected, what to do.
+    """Return an error about missing headers of a kernel: found, expected, what to do.
 
     Args:
-        kernel: as ``uname -r`` has it.
+        kernel: its ``uname -r``.
         running: whether it is the running one.
-        in_lists: whether apt's lists may hold them: they are just not installed, as far as is known.
+        in_lists: whether apt's lists may have them, so that they are just not installed.
     """
     headers = headers_of(kernel)
     which = f"the {'running ' if running else ''}kernel {kernel}, {headers.whose}"
     if in_lists:
         later = (
-            f"; if apt knows no such package, {' '.join(headers.newest)} and a reboot"
-            if headers.newest
-            else ""
+            f"; if apt has no such package, {' '.join(headers.newest)} and a reboot" if headers.newest else ""
         )
         return (
             f"found no headers of {which}, on the host, expected the package {headers.package} for DKMS; "
@@ -100,18 +100,18 @@ def headers_problem(kernel: str, running: bool = True, in_lists: bool = False) -
         return f"{line}get them from {headers.source}, or boot a kernel of the distribution"
     if "Proxmox" in headers.whose:
         return (
-            f"{line}they come from {headers.source}: add that source and run the playbook again; where it "
-            f"has them no more, apt-get install {' '.join(headers.newest)}, reboot into it and run the "
-            f"playbook again"
+            f"{line}they come from {headers.source}: add that source and run the playbook again; if "
+            f"it no longer has them, apt-get install {' '.join(headers.newest)}, reboot into that "
+            "kernel and run the playbook again"
         )
     return (
-        f"{line}a newer kernel has taken its place in {headers.source}: apt-get install "
+        f"{line}a newer kernel has replaced it in {headers.source}: apt-get install "
         f"{' '.join(headers.newest)}, reboot into it and run the playbook again"
     )
 
 
 def next_kernel(bootable: Iterable[str]) -> str | None:
-    """The kernel that a boot loader starts by default: the newest, as ``linux-version sort`` orders them."""
+    """Return the kernel that a boot loader starts by default: the newest, in ``linux-version sort`` order."""
     return max(bootable, key=_natural, default=None)
 
 
@@ -122,10 +122,10 @@ def _natural(text: str) -> list[tuple[int, str]]:
     ]
 
 
-# What the log of a build says, and what helps. Sources of the messages: tests/unit/test_driver_failure.py.
+# Messages in build logs and their remedies. Sources of the messages: tests/unit/test_driver_failure.py.
 _BUILD: Final[Sequence[tuple[str, str]]] = (
     (r"No space left on device", "the disk is full: free 2 GB on / and /var"),
-    (r"\bKilled\b|cc1: out of memory|virtual memory exhausted", "the compiler was out of memory"),
+    (r"\bKilled\b|cc1: out of memory|virtual memory exhausted", "the compiler ran out of memory"),
     (
         r"generated/autoconf\.h|linux/autoconf\.h|/build: No such file|[Kk]ernel headers.{0,80}"
         r"(cannot be found|not.{0,20}installed|not found)|Missing \S+ kernel headers",
@@ -138,13 +138,13 @@ _BUILD: Final[Sequence[tuple[str, str]]] = (
     ),
     (
         r"GPL-incompatible module|GPL-only symbol",
-        "this kernel does not let proprietary modules in: set metal_open_modules to true",
+        "this kernel does not load proprietary modules: set metal_open_modules to true",
     ),
     (
         r"implicit declaration of function|has no member named|too (few|many) arguments to function|"
         r"incompatible.pointer.type|undeclared|conflicting types for|redefinition of|unknown type name",
-        "this driver's sources do not fit this kernel: set metal_driver_branch to a newer branch, or boot an "
-        "older kernel",
+        "this driver's sources do not compile against this kernel: set metal_driver_branch to a "
+        "newer branch, or boot an older kernel",
     ),
     (
         r"[Kk]ey was rejected|sign-file.{0,80}(fail|error|No such)",
@@ -154,17 +154,17 @@ _BUILD: Final[Sequence[tuple[str, str]]] = (
 
 
 def build_failure(log: Sequence[str], kernel: str, present: bool = True) -> tuple[str, str]:
-    """The lines of a build's log that tell why it failed, and what helps.
+    """Return the lines of a build's log that explain its failure, and the remedy.
 
     Args:
         log: its lines, or the end of them.
         kernel: the kernel it was for.
         present: whether the kernel's headers are on the host.
 
-    The first complaint of the compiler is the cause; what make says after it are echoes.
+    The compiler's first error is the cause; make's later messages are consequences.
     """
     lines = [" ".join(line.split()) for line in log if line.strip()]
-    # "warning: …" may name an error that it is not.
+    # "warning: …" may mention an error that is not one.
     echo = r"Bad return status for module build|One or more modules failed|Sub-process|error processing"
     lines = [one for one in lines if not re.search(echo, one)]
     causes = [one for one in lines if re.search(r"(fatal )?error:|Error!|ERROR:|FATAL:", one)]
@@ -181,12 +181,12 @@ def build_failure(log: Sequence[str], kernel: str, present: bool = True) -> tupl
     if not present:
         remedy = f"its headers are missing: install {headers.package}, from {headers.source}"
     else:
-        remedy = f"fix what it says (compiler, headers of {kernel}: {headers.package})"
+        remedy = f"fix the reported error (compiler, headers of {kernel}: {headers.package})"
     return " | ".join(one[:300] for one in telling), remedy
 
 
 def kernel_problem(collected: Mapping[str, Any], module: str) -> str | None:
-    """What is wrong with the modules of the kernel that boots next, or None.
+    """Return what is wrong with the modules of the kernel that boots next, or None.
 
     A failed build comes with the end of its log.
     """
@@ -197,12 +197,12 @@ def kernel_problem(collected: Mapping[str, Any], module: str) -> str | None:
     kernel = upcoming or running
     if built_for(collected, kernel):
         return None
-    moved = "" if kernel == running else f" (it boots next; {running} runs now)"
+    moved = "" if kernel == running else f" (which boots next; {running} is running now)"
     return unbuilt_line(collected, module, kernel, moved)
 
 
 def unbuilt_line(collected: Mapping[str, Any], module: str, kernel: str, moved: str = "") -> str:
-    """That DKMS built no modules for a kernel, with what its log says: found, expected, what to do."""
+    """Return an error that DKMS built no modules for a kernel, with its log: found, expected, what to do."""
     kernels = collected.get("kernels") or {}
     logs: Mapping[str, Sequence[str]] = collected.get("dkms_logs") or {}
     end, remedy = build_failure([line for log in logs.values() for line in log], kernel,

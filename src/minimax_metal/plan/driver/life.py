@@ -1,6 +1,6 @@
-"""Which branch of NVIDIA's driver a host gets: one that lives on the day of the plan.
+"""Which branch of NVIDIA's driver a host gets: one that is supported on the day of the plan.
 
-Pure, but for the clock that is read where ``metal_plan_date`` is not set.
+Pure, except for the clock if ``metal_plan_date`` is not set.
 """
 
 from __future__ import annotations
@@ -17,40 +17,40 @@ from minimax_metal.plan.settings import Settings
 from minimax_metal.plan.versions import version_key
 
 ENDING_DAYS = 90
-"""Days before a branch's end from which on a plan warns of it, and no host gets it by default."""
+"""Days before a branch's end from which a plan warns, and no host gets it by default."""
 KINDS = {"lts": "LTS", "production": "production", "new-feature": "new feature"}
 DEFAULTS = ("lts", "production")
-"""Kinds that hosts get without being asked; new-feature branches end within months."""
+"""Kinds that hosts get by default; new-feature branches end within months."""
 
 
 def plan_day(settings: Settings) -> date:
-    """The day that a plan is made for: ``metal_plan_date``, or today (UTC)."""
+    """Return the date that a plan is made for: ``metal_plan_date``, or today (UTC)."""
     return settings.plan_date or today()
 
 
 def today() -> date:
-    """The day by this machine's clock, in UTC."""
+    """Return the date by this machine's clock, in UTC."""
     return datetime.now(UTC).date()
 
 
 def is_over(branch: DriverBranch, day: date) -> bool:
-    """Whether NVIDIA no longer supports a branch on a day."""
+    """Return whether NVIDIA no longer supports a branch on a date."""
     return branch.end < day if branch.end else not branch.listed
 
 
 def is_ending(branch: DriverBranch, day: date) -> bool:
-    """Whether a branch lives, for at most :data:`ENDING_DAYS` more."""
+    """Return whether a branch is supported, but for at most :data:`ENDING_DAYS` more."""
     return branch.end is not None and 0 <= (branch.end - day).days <= ENDING_DAYS
 
 
 def describe(branch: DriverBranch) -> str:
-    """A branch as messages name it: ``580 (LTS, until 2028-06-30)``."""
+    """Return a branch as in messages: ``580 (LTS, until 2028-06-30)``."""
     life = f", until {branch.end}" if branch.end else "" if branch.listed else ", no longer listed by NVIDIA"
     return f"{branch.branch} ({KINDS[branch.kind]}{life})"
 
 
 def package_names(platform: Platform, branch: str) -> DriverPackages:
-    """The names that a branch's packages have on a platform."""
+    """Return the names of a branch's packages on a platform."""
     for limit, names in sorted(platform.driver_before.items(), key=lambda one: _number(one[0])):
         if _number(branch) < _number(limit):
             return names
@@ -59,12 +59,12 @@ def package_names(platform: Platform, branch: str) -> DriverPackages:
 
 @dataclass(frozen=True)
 class Branches:
-    """The catalogue's branches, on one platform and one day.
+    """The catalogue's branches, on one platform and one date.
 
     Attributes:
         drivers: branches by number.
-        platform: whose repository is meant.
-        day: the day of the plan.
+        platform: the platform of the repository.
+        day: the date of the plan.
         minimum: oldest driver version that CUDA runs on.
         flavour: of the kernel modules, ``open`` or ``proprietary``.
     """
@@ -82,10 +82,10 @@ class Branches:
         return sorted(found, key=lambda one: _number(one.branch))
 
     def alive(self) -> list[DriverBranch]:
-        """Those of them that live and suit CUDA and the kernel modules, best first.
+        """Return the supported ones that suit CUDA and the kernel modules, best first.
 
-        One that ends soon comes last. Then come those that were seen in the repository before those that
-        are concluded to be there, LTS before production, and the longest in the field first.
+        Branches that end soon come last. Before that: those seen in the repository before inferred ones, LTS
+        before production, and the longest in use first.
         """
         fitting = [
             one
@@ -101,18 +101,20 @@ class Branches:
         )  # fmt: skip
 
     def after(self, branch: DriverBranch) -> DriverBranch | None:
-        """The branch to move to from one that ends or is over: a newer one, if there is any."""
+        """Return the branch to move to from one that ends or has ended: a newer one, if there is any."""
         last = branch.end or date.min
         longer = [one for one in self.alive() if one is not branch and (one.end or date.max) > last]
         newer = [one for one in longer if _number(one.branch) > _number(branch.branch)]
         return next(iter(newer or longer), None)
 
     def is_new_enough(self, branch: str) -> bool:
-        """Whether CUDA runs on a branch, in some release of it."""
+        """Return whether CUDA runs on some release of a branch."""
         return _number(branch) >= int(self.minimum.split(".")[0])
 
     def has_modules(self, branch: str) -> bool:
-        """Whether a branch has kernel modules of the flavour; later branches than the catalogue's too."""
+        """Return whether a branch has kernel modules of the flavour; includes branches later than the
+        catalogue's.
+        """
         if known := self.drivers.get(branch):
             return self.flavour in known.modules
         lacking = [
@@ -122,10 +124,10 @@ class Branches:
 
 
 def find_branch(settings: Settings, facts: HostFacts, branches: Branches, found: Findings) -> str:
-    """The branch asked for; else the one that runs, while it is good enough; else one that lives.
+    """Return the requested branch; else the running one, if it is good enough; else a supported one.
 
-    What the platform carries is asked only for a branch that must be fetched: a host keeps a branch that came
-    from elsewhere.
+    The repository matters only for a branch that must be fetched: a host keeps a branch that came from
+    elsewhere.
     """
     if settings.driver_branch is not None:
         _judge(settings.driver_branch, branches, found, named=True, runs=_running(facts))
@@ -149,14 +151,14 @@ def _running(facts: HostFacts) -> str:
 
 
 def _judge(number: str, branches: Branches, found: Findings, *, named: bool, runs: str) -> None:
-    """Say what is to be known of a branch: its life, and whether the repository has it."""
+    """Report a branch's support dates, and whether the repository has it."""
     branch = branches.drivers.get(number)
     if branch is None:
         if branches.is_new_enough(number):
             found.warn(
                 "driver-branch",
-                f"driver branch {number} is not in the catalogue, so its end of life is not known; known are "
-                f"{_list(branches.drivers.values())}",
+                f"driver branch {number} is not in the catalogue, so its end of life is unknown; the "
+                f"catalogue has {_list(branches.drivers.values())}",
             )
         return
     following = branches.after(branch)
@@ -164,7 +166,7 @@ def _judge(number: str, branches: Branches, found: Findings, *, named: bool, run
         _over(branch, following, branches, found, named=named)
     elif is_ending(branch, branches.day):
         move = f"the next is {describe(following)}: {_move(following)}" if following else (
-            f"the catalogue knows no later one for {branches.platform.slug}: bring it up to date"
+            f"the catalogue has no later one for {branches.platform.slug}: update it"
         )  # fmt: skip
         found.warn("driver-branch-ends", f"driver branch {number} ends on {branch.end}; {move}")
     if number == runs:
@@ -173,14 +175,14 @@ def _judge(number: str, branches: Branches, found: Findings, *, named: bool, run
     if place is None:
         found.warn(
             "driver-branch",
-            f"driver branch {number} is not known to be in NVIDIA's repository for {branches.platform.slug}; "
-            f"known there are {_list(branches.carried())}",
+            f"driver branch {number} is not known to be in NVIDIA's repository for "
+            f"{branches.platform.slug}; known there are {_list(branches.carried())}",
         )
     elif place.confidence == "C":
         found.warn(
             "driver-branch",
-            f"driver branch {number} was not seen in NVIDIA's repository for {branches.platform.slug}: its "
-            "installation guide lists the distribution",
+            f"driver branch {number} was not seen in NVIDIA's repository for "
+            f"{branches.platform.slug}; only its installation guide lists the distribution",
         )
 
 
@@ -193,7 +195,7 @@ def _over(
         move = f"; the next is {describe(following)}" if following else ""
         found.warn("driver-branch-over", f"{what}: kept because metal_driver_branch names it{move}")
         return
-    keep = f'metal_driver_branch: "{branch.branch}" keeps it as it is'
+    keep = f'set metal_driver_branch: "{branch.branch}" to keep it'
     found.refuse(
         "driver-branch-over",
         what,
@@ -203,7 +205,7 @@ def _over(
 
 
 def _nothing_lives(branches: Branches, found: Findings) -> str:
-    """Refuse a platform without a living branch; the newest is what a lifted refusal goes on with."""
+    """Refuse a platform without a supported branch; a lifted refusal continues with the newest."""
     carried = branches.carried()
     fitting = [one for one in carried if branches.has_modules(one.branch)] or carried
     living = [one for one in fitting if not is_over(one, branches.day)]
@@ -211,10 +213,10 @@ def _nothing_lives(branches: Branches, found: Findings) -> str:
         return living[-1].branch  # too old for CUDA, which is refused as driver-too-old
     found.refuse(
         "driver-branch-over",
-        f"no driver branch for {branches.platform.slug} with {branches.flavour} kernel modules that lives on "
-        f"{branches.day}: {_list(fitting) or 'the catalogue has none'}",
+        f"no driver branch for {branches.platform.slug} with {branches.flavour} kernel modules that "
+        f"is supported on {branches.day}: {_list(fitting) or 'the catalogue has none'}",
         "an LTS or production branch that NVIDIA supports",
-        "leave metal_open_modules out"
+        "remove metal_open_modules"
         if branches.flavour == "proprietary"
         else "update this project, add the branch under drivers in a metal_catalog_overlay, or name one with "
         "metal_driver_branch",
@@ -223,7 +225,7 @@ def _nothing_lives(branches: Branches, found: Findings) -> str:
 
 
 def _number(branch: str) -> int:
-    """A branch as a number; 0 for a text that is not one."""
+    """Return a branch as a number; 0 for a text that is not one."""
     return digits(branch) or 0
 
 

@@ -1,4 +1,4 @@
-"""Whether modules that are built on a host will load under its secure boot: pure, from collected facts."""
+"""Whether modules built on a host will load under its secure boot: pure, from collected facts."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from minimax_metal.plan.facts import HostFacts
 
 DKMS_KEY = "/var/lib/dkms/mok.pub"
 _MAKE = {
-    # DKMS before 3.1 (Debian 12, Ubuntu 22.04) has no generate_mok: this is what it runs by itself, too late,
-    # at its first build (dkms 3.0.10, prepare_signing).
+    # DKMS before 3.1 (Debian 12, Ubuntu 22.04) has no generate_mok: this is the command it runs itself, but
+    # too late, at its first build (dkms 3.0.10, prepare_signing).
     "debian": (
         "apt install dkms mokutil openssl, openssl req -new -x509 -nodes -days 36500 -subj '/CN=DKMS module "
         "signing key' -newkey rsa:2048 -keyout /var/lib/dkms/mok.key -outform DER -out /var/lib/dkms/mok.pub",
@@ -25,12 +25,13 @@ _MAKE = {
 
 
 def secure_boot_problem(facts: HostFacts, collected: Mapping[str, Any]) -> str | None:
-    """Why modules built here would be refused, as "found ..., expected ...; ..."; None when they would load.
+    """Return why modules built here would be refused, as "found ..., expected ...; ..."; None if they would
+    load.
 
     Args:
-        facts: what was read of the host; ``secure_boot`` is what the firmware says.
-        collected: what the module metal_driver_facts collected: ``keys``, each key that modules are signed
-            with here, and whether the firmware knows it.
+        facts: of the host; ``secure_boot`` is the firmware's state.
+        collected: facts from the module metal_driver_facts: ``keys``, each key that signs modules here,
+            and whether the firmware knows it.
     """
     keys: Mapping[str, bool] = collected.get("keys") or {}
     if not facts.secure_boot or any(keys.values()):
@@ -43,7 +44,7 @@ def secure_boot_problem(facts: HostFacts, collected: Mapping[str, Any]) -> str |
         have, steps = "no key enrolled for modules built here", make
     return (
         f"found secure boot on and {have}, expected a key (MOK) that the firmware knows; nothing was "
-        f"installed: on the host run {steps}, mokutil --import {certificate}, reboot and confirm at the "
-        "console, then run the playbook again; or switch secure boot off; or set nvidia_driver_secure_boot "
-        "to trust where you sign the modules"
+        f"installed: on the host run {steps}, mokutil --import {certificate}, reboot and confirm at "
+        "the console, then run the playbook again; or disable secure boot; or set "
+        "nvidia_driver_secure_boot to trust if you sign the modules"
     )

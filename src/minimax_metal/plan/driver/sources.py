@@ -1,4 +1,4 @@
-"""What apt may take from NVIDIA's repository: one key, and packages of the vendor's own names. Pure."""
+"""What apt may install from NVIDIA's repository: one key, and packages with the vendor's own names. Pure."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ NAMES: Final = (
     "libnvjpeg*", "libnvptxcompiler*", "libnvrtc*", "libnvshmem*", "libnvvm*", "libnvinfer*",
     "libnvonnxparsers*", "tensorrt*",
 )  # fmt: skip
-"""The vendor's package names, as apt's patterns; a distribution's (libcurl, libcups, libnvme) fit none."""
+"""The vendor's package names, as apt's patterns; a distribution's (libcurl, libcups, libnvme) don't match."""
 TARGETS: Final = "$(REPO_URI)|$(ORIGIN)|$(LABEL)"
-"""What ``apt-get indextargets --format`` is asked for."""
+"""The format for ``apt-get indextargets --format``."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class SourcePin:
 
 
 def primary_fingerprints(listing: str | Iterable[str]) -> list[str]:
-    """The fingerprints of the primary keys in what ``gpg --with-colons --show-keys`` prints.
+    """Return the fingerprints of the primary keys in the output of ``gpg --with-colons --show-keys``.
 
-    A subkey's fingerprint is left out: whoever adopts NVIDIA's key as a subkey signs with a key of their own.
-    The format: GnuPG, doc/DETAILS, "pub" and the "fpr" record that follows it.
+    Subkeys are ignored: somebody who adopts NVIDIA's key as a subkey signs with a key of their own. The
+    format: GnuPG, doc/DETAILS, "pub" and the "fpr" record that follows it.
     """
     lines = listing.splitlines() if isinstance(listing, str) else listing
     found: list[str] = []
@@ -53,25 +53,25 @@ def primary_fingerprints(listing: str | Iterable[str]) -> list[str]:
 
 
 def plain_fingerprint(text: str) -> str:
-    """A fingerprint without spaces, in capitals; empty where it is not a whole one (40 or 64 digits)."""
+    """Return a fingerprint without spaces, in capitals; empty if it is incomplete (not 40 or 64 digits)."""
     plain = re.sub(r"\s", "", text).upper()
     return plain if re.fullmatch(r"[0-9A-F]{40}|[0-9A-F]{64}", plain) else ""
 
 
 def has_key(listing: str | Iterable[str], fingerprint: str) -> bool:
-    """Whether a key file holds the key with this fingerprint, beside whatever else."""
+    """Return whether a key file contains the key with this fingerprint, among others."""
     wanted = plain_fingerprint(fingerprint)
     return bool(wanted) and wanted in primary_fingerprints(listing)
 
 
 def is_key(listing: str | Iterable[str], fingerprint: str) -> bool:
-    """Whether a keyring holds the key with this fingerprint and no other."""
+    """Return whether a keyring contains only the key with this fingerprint."""
     wanted = plain_fingerprint(fingerprint)
     return bool(wanted) and primary_fingerprints(listing) == [wanted]
 
 
 def source_pins(targets: Iterable[str], url: str) -> dict[str, Any]:
-    """The preferences that keep everything but the vendor's own packages of a repository away from apt.
+    """Return preferences that keep everything but the vendor's own packages of a repository away from apt.
 
     Args:
         targets: lines of ``apt-get indextargets`` in the form of :data:`TARGETS`, for all sources of apt.
@@ -81,8 +81,8 @@ def source_pins(targets: Iterable[str], url: str) -> dict[str, Any]:
         ``pins``: entries for apt's preferences, as plain data. ``problem``: why there are none, as "found
         ..., expected ...; ...", or None.
 
-    apt tells repositories apart by the server's name, or by what their signed lists say of themselves. A
-    server that has the distribution's packages too (a cache, a mirror) is told apart by the latter.
+    apt distinguishes repositories by the server's name, or by their signed lists' own description. A server
+    that also has the distribution's packages (a cache, a mirror) is distinguished by the latter.
     """
     ours: list[list[str]] = []
     others: list[list[str]] = []
@@ -104,9 +104,9 @@ def source_pins(targets: Iterable[str], url: str) -> dict[str, Any]:
         said = ", ".join(f"origin {one or 'none'}, label {other or 'none'}" for one, other in sorted(signed))
         return {
             "pins": [],
-            "problem": f"found {url} on a server that has other sources of apt too, and with lists that say "
-            f"{said}, expected lists that say NVIDIA; nothing of it was installed: check the mirror, or give "
-            "it a host name of its own",
+            "problem": f"found {url} on a server that has other sources of apt too, and whose lists say "
+            f"{said}, expected lists that say NVIDIA; nothing was installed from it: check the mirror, or "
+            "give it its own host name",
         }
     names = " ".join(NAMES)
     pins = [*(SourcePin(names, pin, 500) for pin in chosen), *(SourcePin("*", pin, -1) for pin in chosen)]
@@ -114,14 +114,14 @@ def source_pins(targets: Iterable[str], url: str) -> dict[str, Any]:
 
 
 def preferences(pins: Sequence[Mapping[str, Any]]) -> str:
-    """The text of a file of apt's preferences."""
+    """Return the text of a file of apt's preferences."""
     return "\n".join(
         f"Package: {pin['packages']}\nPin: {pin['pin']}\nPin-Priority: {pin['priority']}\n" for pin in pins
     )
 
 
 def settings_problem(url: str, proxy: str, key: str) -> str | None:
-    """What of the repository's settings may not stand in apt's files, as "found ...; ...", or None."""
+    """Return which repository setting is not allowed in apt's files, as "found ...; ...", or None."""
     if not is_url(url):
         return (
             f"found nvidia_driver_repository_url {one_line(url, 120)}, expected an http(s) URL without "
@@ -130,8 +130,8 @@ def settings_problem(url: str, proxy: str, key: str) -> str | None:
         )
     if proxy and not is_proxy(proxy):
         return (
-            "found a nvidia_driver_repository_proxy with other characters than a proxy's URL has, expected "
-            "http://[USER:PASSWORD@]HOST:PORT; write special characters as %XX"
+            "found a nvidia_driver_repository_proxy with characters that a proxy's URL can't have, "
+            "expected http://[USER:PASSWORD@]HOST:PORT; write special characters as %XX"
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
         return f"found nvidia_driver_repository_key {one_line(key, 60)}, expected the name of a file; fix it"

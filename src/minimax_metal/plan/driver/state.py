@@ -1,4 +1,4 @@
-"""What the driver of a host is, against what its plan needs: pure, from collected facts."""
+"""The state of a host's driver, compared with its plan: pure, from collected facts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from minimax_metal.plan.model import DriverPlan, Plan
 from minimax_metal.plan.versions import version_key
 
 MISMATCH = "Driver/library version mismatch"
-"""How NVML says that the loaded module and the installed libraries are of two versions."""
+"""NVML's message if the loaded module and the installed libraries have different versions."""
 
 
 @dataclass(frozen=True)
 class DriverState:
-    """The driver of a host as it runs now.
+    """A host's driver as it runs now.
 
     Attributes:
-        loaded: version of the loaded kernel module, None when none is loaded.
-        gpus: how many GPUs nvidia-smi lists.
-        reboot: whether the installed driver does not run yet, or another one than installed does.
-        found: what was found, in words.
-        needed: what the plan needs, in words.
-        advice: what to do when a reboot does not mend it.
-        fabric: whether the NVSwitch fabric is ready; true where the plan wants none.
+        loaded: version of the loaded kernel module, None if none is loaded.
+        gpus: number of GPUs that nvidia-smi lists.
+        reboot: whether the installed driver does not run yet, or another one than the installed one runs.
+        found: the state in words.
+        needed: the plan's requirement in words.
+        advice: what to do if a reboot does not fix it.
+        fabric: whether the NVSwitch fabric is ready; true if the plan needs none.
         fabric_found: the fabric's state in words.
-        manager: the fabric manager's package and version where it is not the driver's; else empty.
+        manager: the fabric manager's package and version if it differs from the driver's; else empty.
     """
 
     loaded: str | None
@@ -51,15 +51,15 @@ class DriverState:
 def driver_state(
     raw_facts: Mapping[str, Any], plan: Plan, collected: Mapping[str, Any] | None = None
 ) -> DriverState:
-    """Judge the driver of a host.
+    """Judge a host's driver.
 
     Args:
-        raw_facts: what the module metal_facts collected.
+        raw_facts: facts from the module metal_facts.
         plan: the host's plan.
-        collected: what the module metal_driver_facts collected, if it did.
+        collected: facts from the module metal_driver_facts, if it ran.
 
-    A driver runs when its module is loaded and nvidia-smi, which comes with the installed libraries, can
-    talk to it: it cannot with another version of the module ("Driver/library version mismatch").
+    A driver runs if its module is loaded and nvidia-smi, which comes with the installed libraries, can talk
+    to it: with another version of the module it cannot ("Driver/library version mismatch").
     """
     facts = parse_facts(raw_facts)
     collected = read_collected(collected)
@@ -70,9 +70,9 @@ def driver_state(
     if not facts.smi_present:
         found = "no NVIDIA driver is installed"
     elif loaded is None:
-        found = "the NVIDIA driver is installed and its kernel module is not loaded"
+        found = "the NVIDIA driver is installed but its kernel module is not loaded"
         if nouveau:
-            found = "nouveau is loaded and holds the GPUs, so the NVIDIA driver that is installed can't be"
+            found = "nouveau is loaded and has claimed the GPUs, so the installed NVIDIA driver can't load"
     elif facts.smi_error is not None:
         found = f"kernel module {loaded} is loaded and nvidia-smi says: {facts.smi_error[:200]}"
     else:
@@ -96,20 +96,20 @@ def driver_state(
 
 
 def wanted(plan: Plan) -> tuple[DriverPlan, int]:
-    """Return what a plan says of the driver, and how many GPUs it has to list.
+    """Return a plan's driver part, and the number of GPUs that the driver must list.
 
     Raises:
         UserError: the plan has no driver or no GPUs.
     """
     if plan.driver is None or plan.gpus is None:
         raise UserError(
-            f"{plan.host}: found a plan without driver or GPUs, expected both; look at metal plan"
+            f"{plan.host}: found a plan without driver or GPUs, expected both; check it with metal plan"
         )
     return plan.driver, plan.gpus.count
 
 
 def _other_manager(collected: Mapping[str, Any], loaded: str | None) -> str:
-    """Name and version of an installed fabric manager of another version than the loaded driver."""
+    """Return name and version of an installed fabric manager that differs from the loaded driver's."""
     packages: Mapping[str, Mapping[str, str]] = collected.get("packages") or {}
     for name, package in packages.items():
         whole = package["state"][1:2] == "i"
@@ -120,7 +120,7 @@ def _other_manager(collected: Mapping[str, Any], loaded: str | None) -> str:
 
 
 def _advice(facts: HostFacts, collected: Mapping[str, Any], nouveau: bool) -> str:
-    """What to do about a driver that does not run though it is installed and the host was booted since."""
+    """Return what to do about an installed driver that does not run although the host was rebooted since."""
     if nouveau:
         return (
             "blacklist nouveau in /etc/modprobe.d and in the kernel's command line "
@@ -135,28 +135,30 @@ def _advice(facts: HostFacts, collected: Mapping[str, Any], nouveau: bool) -> st
         )
     if facts.loaded_driver is None and facts.secure_boot:
         return (
-            "secure boot is on and refuses the module: enroll DKMS's key with mokutil, as docs/driver.md says"
+            "secure boot is on and rejects the module: enroll DKMS's key with mokutil, as "
+            "docs/driver.md describes"
         )
     if facts.smi_error and MISMATCH in facts.smi_error:
         return (
-            "an upgrade changed the driver's libraries under the loaded module: reboot the host into the "
-            "installed driver, and run the playbook again so that it is held"
+            "an upgrade replaced the driver's libraries while the old module stayed loaded: reboot "
+            "the host into the installed driver, and run the playbook again so that its packages are "
+            "held"
         )
     return "look at journalctl -k -b | grep -i -e nvrm -e nvidia, and at nvidia-smi, on the host"
 
 
 def is_driver(name: str) -> bool:
-    """Whether DKMS's name of some modules is that of a driver; nvidia-fs, for example, is not one."""
+    """Return whether DKMS's name of some modules is a driver's; nvidia-fs, for example, is not."""
     return (
         re.fullmatch(r"nvidia(-(current|open|srv|server|tesla|legacy|grid|\d{3})[\w.-]*)?", name) is not None
     )
 
 
 def built_for(collected: Mapping[str, Any], kernel: str) -> bool:
-    """Whether DKMS has NVIDIA's modules installed for a kernel, by the lines of ``dkms status``.
+    """Return whether DKMS has installed NVIDIA's modules for a kernel, by the lines of ``dkms status``.
 
-    A line reads ``nvidia/580.126.20, 6.1.0-40-amd64, x86_64: installed`` (dkms 3), with a comma in place of
-    the slash before.
+    A line is ``nvidia/580.126.20, 6.1.0-40-amd64, x86_64: installed`` (dkms 3), with a comma instead of the
+    slash in earlier versions.
     """
     for line in collected.get("dkms") or ():
         name, _, state = str(line).partition(":")
@@ -167,10 +169,11 @@ def built_for(collected: Mapping[str, Any], kernel: str) -> bool:
 
 
 def fabric_state(answer: Sequence[Any] | None) -> tuple[bool, str]:
-    """Whether every GPU is registered with the NVSwitch fabric, and in words what ``nvidia-smi -q`` says.
+    """Return whether every GPU is registered with the NVSwitch fabric, and its ``nvidia-smi -q`` state in
+    words.
 
-    ``answer`` is [exit status, output]. GPUs before Hopper don't report a state ("N/A"); the service of the
-    fabric manager is all there is to look at then.
+    ``answer`` is [exit status, output]. GPUs before Hopper don't report a state ("N/A"); then only the fabric
+    manager's service can be checked.
     """
     if not answer or int(answer[0]):
         return False, "nvidia-smi -q does not answer"
@@ -192,17 +195,17 @@ def fabric_state(answer: Sequence[Any] | None) -> tuple[bool, str]:
 
 
 def service_problem(collected: Mapping[str, Any], raw_facts: Mapping[str, Any], plan: Plan, said: str) -> str:
-    """Why the driver's services do not run, or the fabric is not ready: found, expected, what to do.
+    """Return why the driver's services do not run, or the fabric is not ready: found, expected, what to do.
 
-    ``said`` is what systemd answered. A fabric manager of another version than the driver's comes first: it
-    is the usual reason, and CUDA answers 802 then.
+    ``said`` is systemd's answer. A fabric manager of another version than the driver's comes first: it is the
+    usual reason, and CUDA returns 802 then.
     """
     collected = read_collected(collected)
     state = driver_state(raw_facts, plan, collected)
     if state.manager:
         return (
-            f"found {state.manager} with driver {state.loaded} loaded, expected one version of both; run "
-            "the playbook with --tags nvidia_driver, which installs the driver's fabric manager"
+            f"found {state.manager} with driver {state.loaded} loaded, expected the same version; "
+            "run the playbook with --tags nvidia_driver, which installs the driver's fabric manager"
         )
     if "device-nodes" in said:
         return (
@@ -216,6 +219,6 @@ def service_problem(collected: Mapping[str, Any], raw_facts: Mapping[str, Any], 
         )
     words = " ".join(said.split())[-300:]
     return (
-        f"found a service of the driver that does not run ({words}), expected all of them up; look at "
+        f"found driver services that don't run ({words}), expected all of them running; look at "
         "journalctl -u nvidia-persistenced -u nvidia-fabricmanager on the host"
     )

@@ -1,4 +1,4 @@
-"""What is to be done about the driver of a host: pure, from collected facts, the plan and the role's own."""
+"""What to do about a host's driver: pure, from collected facts, the plan and the role's settings."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ class DriverWork:
     """What the role does on a host.
 
     Attributes:
-        action: none, install, change, repair or replace (a driver of a .run installer).
-        problem: why nothing can be done, as "found ..., expected ...; ..."; None when something can.
+        action: none, install, change, repair or replace (a driver from a .run installer).
+        problem: why nothing can be done, as "found ..., expected ...; ..."; None otherwise.
         lists_stale: whether apt's lists lack what is needed, so that fetching them may help.
-        present: version of the installed packages, None when there are none, "mixed" when they differ.
-        target: version to be there afterwards; None while it is not known.
-        packages: what apt is asked for, with versions.
-        leaving: packages that the target lacks, which go as the others come, in apt's words ("name-").
-        pins: apt preferences that keep it there.
+        present: version of the installed packages, None if there are none, "mixed" if they differ.
+        target: version after the work; None while unknown.
+        packages: apt's arguments, with versions.
+        leaving: packages that the target lacks and that are removed, in apt's notation ("name-").
+        pins: apt preferences that keep that version.
         held: installed packages that must be on hold; unheld: those of them that are not.
         stop_units: units that use the driver now and must stop first.
-        summary: one line that says what will be done.
-        kept: whether the driver is that of a .run installer and stays.
-        services: units that must run: the device nodes and the plan's. Of a kept driver the plan's are the
-            operator's, and the device nodes are made only where its installer left nvidia-modprobe.
-        unbuilt: why the kernel that boots next has no module, in one line; None when it has one.
+        summary: one line that describes the work.
+        kept: whether the driver is from a .run installer and stays.
+        services: units that must run: the device nodes and the plan's. For a kept driver the operator manages
+            the plan's, and the device nodes are created only if its installer left nvidia-modprobe.
+        unbuilt: why the kernel that boots next has no module, in one line; None if it has one.
     """
 
     action: str
@@ -59,7 +59,7 @@ class DriverWork:
 
     @property
     def pending(self) -> bool:
-        """Whether anything is left to be done: about packages, apt's lists, holds or modules."""
+        """Whether any work is left: on packages, apt's lists, holds or modules."""
         return self.action != "none" or self.lists_stale or bool(self.unheld or self.unbuilt)
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,13 +73,13 @@ def driver_work(
     plan: Plan,
     wishes: Mapping[str, Any] | None = None,
 ) -> DriverWork:
-    """Decide what is to be done.
+    """Decide what to do.
 
     Args:
-        collected: what the module metal_driver_facts collected.
-        raw_facts: what the module metal_facts collected.
+        collected: facts from the module metal_driver_facts.
+        raw_facts: facts from the module metal_facts.
         plan: the host's plan.
-        wishes: the role's own: ``version`` (an exact version, or empty), ``run_file`` (refuse, keep or
+        wishes: the role's settings: ``version`` (an exact version, or empty), ``run_file`` (refuse, keep or
             replace), ``secure_boot`` (check or trust).
     """
     return _Decision(read_collected(collected), parse_facts(raw_facts), raw_facts, plan, wishes or {}).work()
@@ -103,20 +103,20 @@ class _Decision:
         self.state = driver_state(raw_facts, plan, collected)
         self.packages = DriverPackages(collected, self.driver.packages)
 
-    # -- what is there -----------------------------------------------------------------------------------
+    # -- current state ----------------------------------------------------------------------------------
 
     def right(self, version: str) -> bool:
-        """Whether a version is one that the plan and the role want."""
+        """Whether a version satisfies the plan and the role's settings."""
         if self.wish and version != self.wish:
             return False
         return branch_of(version) == self.branch and version_key(version) >= version_key(self.minimum)
 
     @property
     def packages_right(self) -> bool:
-        """Whether all packages are there, whole, of one right version.
+        """Whether all packages are completely installed, with one suitable version.
 
-        Of headers those of the running kernel count, where DKMS still needs them: a driver that runs is no
-        worse without them or the distribution's metapackage, which may bring another kernel.
+        Of headers, those of the running kernel count, if DKMS still needs them: a running driver is not worse
+        without them or the distribution's metapackage, which may install another kernel.
         """
         present = self.packages.present
         return (
@@ -128,7 +128,7 @@ class _Decision:
 
     @property
     def accepted(self) -> bool:
-        """Whether another repository's packages, or a kept .run file, drive the GPUs as the plan wants."""
+        """Whether another repository's packages, or a kept .run file, drive the GPUs as planned."""
         loaded = self.facts.loaded_driver
         installed = self.packages.installed
         if loaded is None or self.state.reboot or any(name in installed for name in self.packages.wanted):
@@ -138,16 +138,16 @@ class _Decision:
 
     @property
     def by_run_file(self) -> bool:
-        """Whether the driver was put there by a .run installer: no package owns it."""
+        """Whether the driver came from a .run installer: no package owns it."""
         runs = self.facts.loaded_driver is not None and self.facts.smi_present
         return not self.packages.installed and bool(runs or self.collected.get("uninstaller"))
 
-    # -- what is to be had -------------------------------------------------------------------------------
+    # -- available packages -----------------------------------------------------------------------------
 
     def _target(self) -> str | None:
         good = sorted(filter(self.right, self.packages.common), key=version_key)
         for version in (self.facts.loaded_driver, self.packages.present):
-            # What runs already needs no reboot, and what is installed no download.
+            # A running driver needs no reboot, and an installed one no download.
             if version in good:
                 return version
         return good[-1] if good else None
@@ -159,7 +159,7 @@ class _Decision:
 
     @property
     def _headers_package(self) -> str | None:
-        """The package with the headers of the running kernel that apt's lists hold."""
+        """The package in apt's lists with the running kernel's headers."""
         names = (
             headers_of(self.kernel).package,
             f"linux-headers-{self.kernel}",
@@ -169,12 +169,12 @@ class _Decision:
 
     @property
     def _newest_headers(self) -> list[str]:
-        """The metapackage that brings the headers of each later kernel: of the kind that runs here."""
+        """The metapackage that installs the headers of each later kernel of the running kind."""
         of_kind = [name for name in headers_of(self.kernel).newest if "headers" in name]
         held = [name for name in of_kind if self.packages.versions.get(name)]
         if held:
             return held
-        # Debian's headers are of no use to Proxmox's kernel.
+        # Debian's headers don't work with Proxmox's kernel.
         return [] if self.kernel.endswith("-pve") else self.packages.headers
 
     # -- problems ----------------------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class _Decision:
         return None if self.trust or not self.builds else secure_boot_problem(self.facts, self.collected)
 
     def _headers_problem(self, installed: bool = False) -> str | None:
-        """Why DKMS can't build for the running kernel; ``installed``: headers to be had don't count."""
+        """Why DKMS can't build for the running kernel; ``installed``: available headers don't count."""
         kernels = self.collected.get("kernels") or {}
         if not self.builds or self.kernel in (kernels.get("headers") or ()):
             return None
@@ -212,8 +212,8 @@ class _Decision:
             if not self.packages.versions.get(name):
                 return (
                     f"found no package {name} in apt's lists, expected one of {want}; check that "
-                    "nvidia_driver_repository_url holds it for this distribution, or set "
-                    "metal_driver_branch to a branch that it holds"
+                    "nvidia_driver_repository_url has it for this distribution, or set "
+                    "metal_driver_branch to a branch that it has"
                 )
         for name in self.packages.same:
             if not any(self.right(version) for version in self.packages.offered(name)):
@@ -222,26 +222,26 @@ class _Decision:
                 found = f"found {name} {there} in apt's lists, expected {want}"
                 held = list(dict.fromkeys(map(branch_of, offers)))
                 if held and self.branch not in held:
-                    # NVIDIA takes branches out of a repository's index when they are over.
+                    # NVIDIA removes ended branches from a repository's index.
                     return (
-                        f"{found}; the repository holds no driver of branch {self.branch} (any more): set "
-                        f"metal_driver_branch to {' or '.join(held)}, or use a mirror that holds it"
+                        f"{found}; the repository no longer has a driver of branch {self.branch}: "
+                        f"set metal_driver_branch to {' or '.join(held)}, or use a mirror that has it"
                     )
                 return (
-                    f"{found}; set metal_driver_branch (or nvidia_driver_version) to one of these, or use a "
-                    "mirror that holds it"
+                    f"{found}; set metal_driver_branch (or nvidia_driver_version) to one of these, "
+                    "or use a mirror that has it"
                 )
         offered = {name: sorted(self.packages.offered(name)) for name in self.packages.same}
         each = "; ".join(f"{name} {', '.join(versions)}" for name, versions in offered.items())
         return (
-            f"found no version of {want} that all packages share ({each}), expected driver and fabric "
-            "manager of one version; bring the mirror up to date, or set nvidia_driver_version"
+            f"found no version of {want} that all packages share ({each}), expected the same version "
+            "of driver and fabric manager; synchronise the mirror, or set nvidia_driver_version"
         )
 
     # -- the decision ------------------------------------------------------------------------------------
 
     def work(self) -> DriverWork:
-        """What is to be done."""
+        """Return what to do."""
         if self.by_run_file and self.run_file != "replace":
             return self._run_file()
         if self.accepted and not self.by_run_file:
@@ -256,19 +256,20 @@ class _Decision:
         problem, stale = self._secure_boot_problem(), False
         if problem is None:
             problem = self._headers_problem() if target else self._missing_problem()
-            stale = problem is not None  # newer lists may hold it
+            stale = problem is not None  # newer lists may have it
         if action == "replace" and not self.collected.get("uninstaller"):
             stale = False
             problem = (
-                f"found driver {self.facts.loaded_driver} of a .run installer without nvidia-uninstall, "
-                "expected its own uninstaller; run that .run file with --uninstall on the host"
+                f"found driver {self.facts.loaded_driver} from a .run installer without "
+                "nvidia-uninstall, expected its own uninstaller; run that .run file with --uninstall "
+                "on the host"
             )
         was = self.packages.present or self.facts.loaded_driver
         words = {
             "install": f"driver {target or self.branch} will be installed",
             "change": f"driver {was} will be replaced by {target or self.branch}",
-            "repair": f"the packages of driver {target or self.branch} will be made whole (found {was})",
-            "replace": f"driver {was} of a .run installer will be replaced by {target or self.branch}",
+            "repair": f"the packages of driver {target or self.branch} will be completed (found {was})",
+            "replace": f"driver {was} from a .run installer will be replaced by {target or self.branch}",
         }[action]
         return DriverWork(
             action=action,
@@ -288,7 +289,7 @@ class _Decision:
         )
 
     def _unbuilt(self, version: str | None) -> str | None:
-        # A driver whose modules came ready built knows nothing of DKMS.
+        # A driver with prebuilt modules does not use DKMS.
         ours = self.collected.get("dkms") or self.collected.get("dkms_logs")
         return kernel_problem(self.collected, f"driver {version or self.branch}") if ours else None
 
@@ -308,21 +309,22 @@ class _Decision:
     def _run_file(self) -> DriverWork:
         loaded = self.facts.loaded_driver or "of unknown version"
         if self.run_file == "keep":
-            words = f"driver {loaded} of a .run installer is kept"
+            words = f"driver {loaded} from a .run installer is kept"
             makes_nodes = bool(self.collected.get("modprobe"))
             lacks = None
             nodes = self.collected.get("nodes") or ()
             if self.facts.loaded_driver and not makes_nodes and "/dev/nvidia-uvm" not in nodes:
                 lacks = (
-                    f"found driver {loaded} of a .run installer without nvidia-modprobe and no "
-                    "/dev/nvidia-uvm, expected the device nodes before the engine starts; run that .run file "
-                    "again with its nvidia-modprobe, or make the nodes at boot yourself"
+                    f"found driver {loaded} from a .run installer without nvidia-modprobe and no "
+                    "/dev/nvidia-uvm, expected the device nodes before the engine starts; run that "
+                    ".run file again with its nvidia-modprobe, or create the nodes at boot yourself"
                 )
             done = self._done(words, self.facts.loaded_driver, lacks)
             return replace(done, kept=True, services=(NODES_UNIT,) if makes_nodes else ())
         problem = (
-            f"found driver {loaded} that no package owns (a .run installer put it there), expected none or "
-            "one from packages; set metal_driver_run_file to replace (runs nvidia-uninstall), or to keep"
+            f"found driver {loaded} that no package owns (a .run installer put it there), expected "
+            "none or one from packages; set metal_driver_run_file to replace (runs "
+            "nvidia-uninstall), or to keep"
         )
         return self._done("nothing is done", None, problem)
 
@@ -344,7 +346,9 @@ class _Decision:
         )
 
     def _pins(self, version: str | None) -> tuple[Pin, ...]:
-        """Preferences: what goes with the driver exactly; the driver itself where no package pins it so."""
+        """Return preferences: for packages that follow the driver exactly, and for the driver itself if no
+        package pins it.
+        """
         if version is None:
             return ()
         pins = [Pin(BESIDE, f"{version}-*")]

@@ -1,10 +1,11 @@
-"""What ansible-runner listens to, with a task's tags, without what nobody may read.
+"""The callback that ansible-runner reads, with tags of tasks and without sensitive data.
 
-ansible-runner loads a callback of this name from the directory ``AWX_LIB_DIRECTORY``. This one is its own and
+ansible-runner loads a callback of this name from the directory ``AWX_LIB_DIRECTORY``. This one derives from
+its own and
 
-* adds the tags of a task, of which a stage is known,
-* leaves out arguments and facts before anything is written, though it be to a private directory,
-* stops between two plays, or two batches of one, when the file ``METAL_STOP_FILE`` is there.
+* adds the tags of a task, which determine its stage,
+* removes arguments and facts before anything is written, even to a private directory,
+* stops between two plays, or two batches of one, if the file ``METAL_STOP_FILE`` exists.
 """
 
 # Copyright: the minimax-metal authors
@@ -37,13 +38,13 @@ DOCUMENTATION = """
 
 
 class CallbackModule(original.CallbackModule):  # type: ignore[misc]  # its base has no types
-    """The runner's callback, with less in its events."""
+    """The runner's callback, with reduced events."""
 
     CALLBACK_NAME = "awx_display"
 
     @contextlib.contextmanager
     def capture_event_data(self, event: str, **event_data: Any) -> Iterator[None]:
-        """Hand on what is slim of a result."""
+        """Pass on the reduced result."""
         for key in ("res", "diff"):
             value = event_data.get(key)
             if key in event_data:
@@ -53,7 +54,7 @@ class CallbackModule(original.CallbackModule):  # type: ignore[misc]  # its base
             yield
 
     def set_task(self, task: Any, local: bool = False) -> None:
-        """Add the tags of a task, those of its blocks, plays and roles among them."""
+        """Add the tags of a task, including those of its blocks, plays and roles."""
         super().set_task(task, local)
         context = {"tags": sorted({str(tag) for tag in task.tags})}
         (original.event_context.add_local if local else original.event_context.add_global)(**context)
@@ -65,7 +66,7 @@ class CallbackModule(original.CallbackModule):  # type: ignore[misc]  # its base
         (original.event_context.remove_local if local else original.event_context.remove_global)(**context)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Go on with the next play or batch, unless somebody asked to stop before it."""
+        """Continue with the next play or batch, unless the user asked to stop before it."""
         stop = os.environ.get("METAL_STOP_FILE")
         if stop and Path(stop).exists():
             raise KeyboardInterrupt

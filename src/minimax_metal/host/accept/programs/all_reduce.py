@@ -1,7 +1,7 @@
-"""NCCL's all-reduce over all cards, as nccl-tests' all_reduce_perf counts it.
+"""NCCL's all-reduce over all cards, computed like nccl-tests' all_reduce_perf.
 
-Bus bandwidth is ``bytes / seconds * 2 * (cards - 1) / cards``, so that it compares with what a link carries
-(nccl-tests, doc/PERFORMANCE.md).
+Bus bandwidth is ``bytes / seconds * 2 * (cards - 1) / cards``, so that it can be compared with a link's
+bandwidth (nccl-tests, doc/PERFORMANCE.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from answering import main, need_cuda
 
 SIZES = (64 << 20, 1 << 30)
-"""Bytes of one message; the larger one shows the bandwidth."""
+"""Sizes of one message in bytes; the larger one shows the bandwidth."""
 WARM_UP, ROUNDS = 5, 20
 
 
@@ -27,7 +27,7 @@ def _free_port() -> int:
 
 
 def _rank(rank: int, count: int, port: int, device: str, sizes: Sequence[int], results: Any) -> None:
-    """One process for each card."""
+    """Run one process per card."""
     from datetime import timedelta
 
     import torch
@@ -71,9 +71,9 @@ def _rank(rank: int, count: int, port: int, device: str, sizes: Sequence[int], r
 
 
 def check(count: int, device: str = "cuda", sizes: Sequence[int] = SIZES) -> dict[str, Any]:
-    """Measure over ``count`` cards; on ``cpu`` it exchanges by gloo and its figures say nothing of NVLink."""
+    """Measure over ``count`` cards; on ``cpu`` it uses gloo, and the result says nothing about NVLink."""
     if count < 2:
-        raise RuntimeError("one card has nobody to exchange with")
+        raise RuntimeError("a single GPU has no peer to communicate with")
     if device == "cuda":
         need_cuda(count)
     import torch

@@ -1,6 +1,6 @@
-"""What the programs beside share: parameters as JSON in the first argument, an answer as the last line.
+"""Shared code of the programs here: parameters as JSON in the first argument, the answer as the last line.
 
-They run with the engine's Python in the engine's sandbox, so nothing of this package is at hand.
+They run with the engine's Python in the engine's sandbox, so nothing of this package is available.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def main(check: Callable[..., dict[str, Any]]) -> None:
     try:
         answer = {"ok": True, **check(**parameters)}
     except Exception as error:
-        # Whatever went wrong is the finding: the class and its first line.
+        # Any error is the result: the class and its first line.
         words = " ".join(str(error).split())[:600]
         answer = {"ok": False, "error": f"{type(error).__name__}: {words}" if words else type(error).__name__}
         import traceback
@@ -32,7 +32,7 @@ def main(check: Callable[..., dict[str, Any]]) -> None:
 
 
 def need_cuda(count: int) -> Any:
-    """Return torch where it sees ``count`` cards.
+    """Return torch if it sees ``count`` cards.
 
     Raises:
         RuntimeError: it sees fewer, with CUDA's own reason.
@@ -40,7 +40,7 @@ def need_cuda(count: int) -> Any:
     import torch
 
     if not torch.cuda.is_available():
-        # The call that says why.
+        # This call gives the reason.
         torch.cuda.init()
     found = torch.cuda.device_count()
     if found != count:

@@ -1,4 +1,4 @@
-"""DeepGEMM compiles a matrix product in fp8 from nothing (nvcc or nvrtc), and the product is right."""
+"""DeepGEMM compiles an fp8 matrix product from scratch (nvcc or nvrtc), and the product is right."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from answering import main, need_cuda
 
 ROWS, COLUMNS, DEPTH = 128, 256, 512
 WORST = 0.05
-"""Mean error of an fp8 product as a share of its mean size; fp8 (e4m3) keeps three bits of each number."""
+"""Maximum mean error of an fp8 product relative to its mean size; fp8 (e4m3) keeps three bits.
+"""
 
 
 def check(count: int) -> dict[str, Any]:
     """Multiply two small matrices on the first of ``count`` cards."""
     torch = need_cuda(count)
     with tempfile.TemporaryDirectory() as empty:
-        # Read when the module is imported: an empty place, or nothing would be compiled.
+        # Read when the module is imported: an empty directory, or nothing would be compiled.
         os.environ["DG_JIT_CACHE_DIR"] = empty
         import deep_gemm
         from deep_gemm.utils.math import per_block_cast_to_fp8, per_token_cast_to_fp8
@@ -34,7 +35,7 @@ def check(count: int) -> dict[str, Any]:
         wanted = left.float() @ right.float().T
         worst = float((got.float() - wanted).abs().mean() / wanted.abs().mean())
         if not worst < WORST:
-            raise RuntimeError(f"the product is off by {worst:.3f} of its size, expected less than {WORST}")
+            raise RuntimeError(f"the product has a relative error of {worst:.3f}, expected less than {WORST}")
         files = sum(len(names) for _, _, names in os.walk(empty))
     if not files:
         raise RuntimeError("no kernel was compiled")

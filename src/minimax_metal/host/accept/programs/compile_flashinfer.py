@@ -1,6 +1,6 @@
-"""FlashInfer compiles one of its own modules from nothing (nvcc, ninja, C++), and the module computes.
+"""FlashInfer compiles one of its own modules from scratch (nvcc, ninja, C++), and its result is right.
 
-The activation: it is built by nvcc in every release, where the norms come from another compiler by now.
+The activation: every release builds it with nvcc, while the norms now come from another compiler.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from answering import main, need_cuda
 
 WORST = 0.05
-"""Largest error of one number near 1 at bfloat16, which keeps eight bits."""
+"""Maximum error of one number near 1 at bfloat16, which keeps eight bits."""
 
 
 def check(count: int) -> dict[str, Any]:
     """Compute SiLU and product of a small matrix on the first of ``count`` cards."""
     torch = need_cuda(count)
     with tempfile.TemporaryDirectory() as empty:
-        # Read when the module is imported: an empty place, or nothing would be compiled.
+        # Read when the module is imported: an empty directory, or nothing would be compiled.
         os.environ["FLASHINFER_WORKSPACE_BASE"] = empty
         import flashinfer
 

@@ -1,4 +1,4 @@
-"""Triton compiles a kernel from nothing, with its launcher in C, and the kernel computes."""
+"""Triton compiles a kernel from scratch, with its launcher in C, and the result is right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from answering import main, need_cuda
 try:
     import triton
     import triton.language as tl
-except ImportError as error:  # told by check(), as any other reason
+except ImportError as error:  # reported by check(), like any other reason
     MISSING: ImportError | None = error
 else:
     MISSING = None

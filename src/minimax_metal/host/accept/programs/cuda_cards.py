@@ -1,4 +1,4 @@
-"""Every card: a context, memory written and read back, and the way from each card to every other."""
+"""Every card: a context, memory written and read back, and copies from each card to every other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check(count: int) -> dict[str, Any]:
         sent = torch.arange(1024, device=f"cuda:{source}")
         for target in range(count):
             if not torch.equal(sent.to(f"cuda:{target}").cpu(), sent.cpu()):
-                raise RuntimeError(f"what card {source} sent to card {target} did not arrive as it was")
+                raise RuntimeError(f"data sent from card {source} to card {target} was changed on the way")
     peers = sum(
         torch.cuda.can_device_access_peer(one, other)
         for one in range(count)

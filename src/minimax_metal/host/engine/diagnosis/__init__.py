@@ -29,13 +29,13 @@ from minimax_metal.host.engine.diagnosis.rules import Level, rule_of, rules
 from minimax_metal.host.engine.diagnosis.xids import XIDS, Xid, XidRule, find_xids
 
 SECONDS: Final = 5.0
-"""Longest diagnosis; 300 lines take some hundredths of a second."""
+"""Time limit of a diagnosis; 300 lines take some hundredths of a second."""
 EVIDENCE: Final = 8
 _GPU_CODES: Final = frozenset(
     {"cuda", "engine", "echo", "nccl", "nccl-timeout", "rank-death", "crash", "killed", "watchdog"}
 )
 _HEALS: Final = frozenset({"nfs", "nic"})
-"""Needs an operator, and the next start may succeed without one all the same."""
+"""Codes that need an operator, although the next start may succeed without one."""
 _IO_CODES: Final = frozenset({"weights", "io-error", "config", "shared-memory", "killed", "crash"})
 
 
@@ -50,17 +50,17 @@ def diagnose(
     seconds: float = SECONDS,
     stop: Callable[[], bool] = lambda: False,
 ) -> Reason | None:
-    """Why the engine ended; none when nothing says so.
+    """Return why the engine ended, or None if nothing tells.
 
     Args:
         lines: the engine's last lines, newest last.
         xids: of the kernel's log since the engine's start.
-        ready: whether it had been ready: what runs out of memory under load may start again, what runs out of
-            it while it starts will not start.
-        events: what else the kernel's log says since then.
-        port: of the endpoint; another port that is taken is the engine's own business.
+        ready: whether it had been ready: after running out of memory under load it may be restarted, after
+            doing so at start it would fail again.
+        events: other events in the kernel's log since then.
+        port: of the endpoint; conflicts on other ports concern only the engine.
         signal: the signal that ended the engine's main process.
-        seconds: limit of the whole.
+        seconds: time limit.
         stop: ends the reading early when it returns true.
     """
     if grave := _grave(xids, events):
@@ -98,7 +98,7 @@ def _grave(xids: Sequence[Xid], events: Sequence[Event]) -> Reason | None:
     if first is None:
         return None
     lines = tuple(event.line for event in events if event.weight == Weight.GRAVE)[:EVIDENCE]
-    # A module of the wrong kind says so before the failure that follows from it.
+    # A module of the wrong kind is reported before the failure that follows from it.
     named = next((event for event in events if event.who == Who.USER and event.weight == Weight.GRAVE), first)
     return _of_event(named, final=named.who == Who.USER, evidence=lines)
 
@@ -122,7 +122,7 @@ def _of_event(
 
 
 def _explains(event: Event, code: str) -> bool:
-    """Whether what the kernel said is the cause of what the engine said."""
+    """Return whether a kernel event caused the engine's error."""
     if event.code in {"disk", "nfs"}:
         return code in _IO_CODES
     if event.code in {"driver-held", "secure-boot", "module-kernel"}:
@@ -167,8 +167,8 @@ def _of_engine(found: Read, *, ready: bool, port: int | None) -> Reason | None:
     who = Who.RESTART if rule.at_start and ready else rule.who
     if found.finding.line.rank:
         words = f"{words} (rank {found.finding.line.rank})"
-    # While it records CUDA graphs the engine wraps whatever fails: a build that was cut off, or that raced
-    # with another rank's, may succeed next time; what has no room will not.
+    # While it captures CUDA graphs the engine wraps any failure: a build that was cut off, or that raced with
+    # another rank's, may succeed next time; lack of memory will not.
     retry = rule.retry or (found.capturing and who == Who.USER and code not in {"memory", "gpu-memory"})
     final = who in {Who.USER, Who.WEIGHTS} and not retry
     lines = tuple(dict.fromkeys((found.finding.line.shown.strip(), *evidence)))[:EVIDENCE]
@@ -185,24 +185,24 @@ def _of_engine(found: Read, *, ready: bool, port: int | None) -> Reason | None:
 
 
 def _of_signal(signal: int) -> Reason | None:
-    """Where nobody said anything: what the signal itself tells."""
+    """Return the reason if there is no message: the signal itself."""
     code = {9: "killed", 7: "shared-memory", 4: "crash", 6: "crash", 8: "crash", 11: "crash"}.get(signal)
     if code is None:
         return None
-    cause = f"the engine was ended by signal {signal} and said nothing"
+    cause = f"the engine was ended by signal {signal} without any message"
     remedy = next(one.remedy for one in rules() if one.code == code and one.level == Level.DEATH)
     return Reason(code, f"{cause}; {remedy}", who=Who.RESTART, cause=cause, remedy=remedy)
 
 
 def _with_xids(reason: Reason | None, xids: Sequence[Xid]) -> Reason | None:
-    """A reason with the Xids that ask for no operator: they say whose fault it was."""
+    """Add Xids that need no operator to a reason: they show whose error it was."""
     mild = list(dict.fromkeys(str(xid) for xid in xids))
     if not mild:
         return reason
     told = ", ".join(mild[:4])
     lines = tuple(xid.line for xid in xids[:4])
     if reason is None:
-        remedy = "an application's fault as a rule; if it comes back on one GPU, run metal accept"
+        remedy = "usually an application's error; if it returns on one GPU, run metal accept"
         return Reason("xid", f"{told}; {remedy}", cause=told, remedy=remedy, evidence=lines)
     if reason.code not in _GPU_CODES:
         return reason

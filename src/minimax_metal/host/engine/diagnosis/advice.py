@@ -1,4 +1,4 @@
-"""What to do, made exact: the engine's own direction, the file, the package, the GPU."""
+"""Exact remedies: the engine's own advice, the file, the package, the GPU."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ PACKAGES: Final[dict[str, str]] = {
     "libcudart.so": "cuda-cudart",
     "libnvrtc.so": "cuda-nvrtc",
     "libcublas": "libcublas (cuda toolkit)",
-    "libcudnn": "nvidia-cudnn, of the engine's lock",
-    "libnccl.so": "nvidia-nccl, of the engine's lock",
+    "libcudnn": "nvidia-cudnn, from the engine's lock",
+    "libnccl.so": "nvidia-nccl, from the engine's lock",
     "libcusparse": "libcusparse (cuda toolkit)",
-    "libcufile.so": "nvidia-cufile, of the engine's lock",
+    "libcufile.so": "nvidia-cufile, from the engine's lock",
     "libibverbs.so": "libibverbs1",
     "librdmacm.so": "librdmacm1",
     "libmlx5.so": "ibverbs-providers",
@@ -36,20 +36,20 @@ PACKAGES: Final[dict[str, str]] = {
     "liburing.so": "liburing2",
     "libssl.so": "libssl3",
 }
-"""Debian's and Ubuntu's package of a library, by the beginning of its name."""
+"""Debian's and Ubuntu's package of a library, by the start of its name."""
 
 LOWER: Final = "lower metal_mem_fraction_static, or use a smaller format or more GPUs"
 RAISE: Final = (
-    "raise metal_mem_fraction_static: after the weights nothing is left for the KV cache; if 0.9 is not "
-    "enough, use a smaller format or more GPUs"
+    "raise metal_mem_fraction_static: no memory is left for the KV cache after the weights; if 0.9 "
+    "is not enough, use a smaller format or more GPUs"
 )
 WEIGHTS: Final = (
     "the weights don't fit: use more GPUs or a smaller format; nvidia-smi shows whether another process "
     "holds memory"
 )
 OTHERS: Final = (
-    "another process holds memory of that GPU: nvidia-smi shows which; stop it, or reset the GPU if that "
-    "process is gone"
+    "another process uses that GPU's memory: nvidia-smi shows which; stop it, or reset the GPU if "
+    "that process no longer exists"
 )
 
 _MORE = r"increas(?:e|ing)|rais(?:e|ing)|enlarg(?:e|ing)|larger|higher|greater|bigger"
@@ -79,7 +79,7 @@ _PORT: Final = re.compile(r"(?:port:? |:|, )(\d{2,5})\b")
 
 
 def directions(text: str) -> list[tuple[str, str]]:
-    """The engine's own advice: (``raise`` or ``lower``, option) in its order."""
+    """Return the engine's own advice: (``raise`` or ``lower``, option) in its order."""
     found: list[tuple[int, str, str]] = []
     for match in _VERB_FLAG.finditer(text):
         found.append((match.start(), "raise" if match[1] else "lower", match[3]))
@@ -95,14 +95,14 @@ def directions(text: str) -> list[tuple[str, str]]:
 
 
 def spell(advice: Sequence[tuple[str, str]]) -> str:
-    """That advice in this project's settings."""
+    """Return that advice in this project's settings."""
     return ", or ".join(
         f"{verb} {SETTINGS.get(name, f'{name} in metal_engine_extra_args')}" for verb, name in advice[:3]
     )
 
 
 def exact(finding: Finding, lines: Sequence[Line], port: int | None) -> tuple[str, str, str]:
-    """Code, words and remedy of a finding, with what the lines around it add."""
+    """Return code, message and remedy of a finding, with details from the lines around it."""
     code, words, remedy = finding.rule.code, finding.words, finding.rule.remedy
     text = finding.line.text
     if code == "memory":
@@ -110,12 +110,12 @@ def exact(finding: Finding, lines: Sequence[Line], port: int | None) -> tuple[st
     elif code == "library" and (name := finding.groups.get("file")):
         package = next((package for start, package in PACKAGES.items() if name.startswith(start)), None)
         remedy = f"the shared library {name} is missing: " + (
-            f"install {package}" if package else "install the package that has it (apt-file search)"
+            f"install {package}" if package else "install the package that contains it (apt-file search)"
         )
     elif code == "build" and (header := finding.groups.get("header")):
         remedy = f"the header {header} is missing; {remedy}"
     elif code == "build" and (name := finding.groups.get("library")):
-        remedy = f"the linker finds no lib{name.removeprefix('-l')}.so; {remedy}"
+        remedy = f"the linker can't find lib{name.removeprefix('-l')}.so; {remedy}"
     elif code in {"weights", "config"}:
         near = [line.text for line in lines[max(0, finding.at - 12) : finding.at + 4]]
         names = [
@@ -128,7 +128,7 @@ def exact(finding: Finding, lines: Sequence[Line], port: int | None) -> tuple[st
             words = f"{words} ({names[0]})"
     elif code == "driver-old" and (version := _CUDA.search(words)):
         number = int(version[1])
-        words = f"{words}: the driver knows CUDA {number // 1000}.{number % 1000 // 10}"
+        words = f"{words}: the driver supports CUDA {number // 1000}.{number % 1000 // 10}"
     elif code == "watchdog":
         work = last_work(lines, finding.at)
         words += f"; before it: {work}" if work else ""

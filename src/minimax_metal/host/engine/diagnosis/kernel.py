@@ -1,8 +1,8 @@
-"""What the kernel's log says of a host, beyond Xids: data, and its reading.
+"""Events in the kernel's log about a host, apart from Xids: data, and a reader.
 
-Each rule names a public report or the source it was read from. A ``grave`` event ends any engine on that GPU
-and comes before all the engine's own words; a ``kill`` does when it hit a process of the engine; an event of
-``backing`` explains an end that the engine can't explain itself.
+Each rule names a public report or its source. A ``grave`` event ends any engine on that GPU and takes
+precedence over all of the engine's messages; a ``kill`` does if it hit a process of the engine; a ``backing``
+event explains an end for which the engine has no explanation.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from minimax_metal.host.engine.diagnosis.reason import Who
 from minimax_metal.host.engine.diagnosis.xids import Xid, find_xids
 
 SECONDS: Final = 5.0
-"""Longest reading of the kernel's lines; 1,000 take some hundredths of a second."""
+"""Time limit for reading the kernel's lines; 1,000 take some hundredths of a second."""
 
 
 class Weight(IntEnum):
-    """How much an event decides."""
+    """How decisive an event is."""
 
     NOTE = 0
     BACKING = 1
@@ -36,11 +36,11 @@ class Weight(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class KernelRule:
-    """How one kind of line reads."""
+    """How to read one kind of line."""
 
     code: str
     needle: str
-    """A word that such a line has, in lower case."""
+    """A word that such a line contains, in lower case."""
     pattern: re.Pattern[str]
     weight: Weight
     who: Who
@@ -50,7 +50,7 @@ class KernelRule:
 
 @functools.cache
 def rules() -> tuple[KernelRule, ...]:
-    """The rules of ``kernel.toml``; the first that matches a line reads it."""
+    """The rules of ``kernel.toml``; the first that matches a line is used."""
     data = tomllib.loads((Path(__file__).parent / "kernel.toml").read_text(encoding="utf-8"))
     return tuple(
         KernelRule(
@@ -86,16 +86,16 @@ _EARLYOOM: Final = re.compile(
 _ENGINE: Final = re.compile(
     r"sglang|python|pt_main_thread|ray::|nvcc|cicc|ptxas|cc1plus|cudafe|ninja|metal", re.IGNORECASE
 )
-"""Names of processes of an engine, its compilers included (the kernel cuts names at 15 characters)."""
+"""Names of an engine's processes, including its compilers (the kernel cuts names at 15 characters)."""
 HOST_MEMORY: Final = (
-    "give the host more memory or stop what else runs there; lower metal_loader_threads and set "
-    "metal_warm_weights: false to need less; a MemoryMax= of the unit may be too low"
+    "give the host more memory or stop other programs on it; lower metal_loader_threads and set "
+    "metal_warm_weights: false to use less; a MemoryMax= of the unit may be too low"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that the kernel said."""
+    """One event in the kernel's log."""
 
     code: str
     text: str
@@ -105,7 +105,7 @@ class Event:
     remedy: str
     device: str | None = None
     ours: bool = True
-    """Whether it hit the engine; only a kill can miss it."""
+    """Whether it affected the engine; only a kill may not."""
 
 
 _CONCERNS: Final = re.compile(
@@ -114,7 +114,7 @@ _CONCERNS: Final = re.compile(
 
 
 def concerns(text: str) -> bool:
-    """Return whether a line of the kernel's log is one that a diagnosis reads."""
+    """Return whether a diagnosis uses a line of the kernel's log."""
     text = text[:2000]
     lower = text.lower()
     return _CONCERNS.search(text) is not None or any(
@@ -125,11 +125,12 @@ def concerns(text: str) -> bool:
 def find_events(
     lines: Sequence[str], *, seconds: float = SECONDS, stop: Callable[[], bool] = lambda: False
 ) -> list[Event]:
-    """What lines of the kernel's log (and systemd's about the OOM killer) say, Xids aside, oldest first.
+    """Return the events in lines of the kernel's log (and systemd's about the OOM killer), without Xids,
+    oldest first.
 
     Args:
         lines: of the log.
-        seconds: limit of the whole; lines that nobody writes take some hundredths of a second each.
+        seconds: time limit; malicious lines take some hundredths of a second each.
         stop: ends the reading early when it returns true.
     """
     found: list[Event] = []
@@ -201,7 +202,7 @@ def _killed(text: str, lower: str) -> Event | None:
     if match := _UNIT_OOM.search(text) or _OOMD.search(text):
         return Event(code, match[0], text.strip(), Weight.KILL, Who.USER, remedy)
     if match := _EARLYOOM.search(text):
-        told = f"earlyoom ended process {match['pid']} ({match['name']}): the host's memory ran out"
+        told = f"earlyoom killed process {match['pid']} ({match['name']}): the host ran out of memory"
         return Event(
             code, told, text.strip(), Weight.KILL, Who.USER, remedy, None, bool(_ENGINE.search(match["name"]))
         )
@@ -209,7 +210,7 @@ def _killed(text: str, lower: str) -> Event | None:
 
 
 def first_xids(xids: Sequence[Xid]) -> list[Xid]:
-    """Those that ask for an operator, without the clean-up after others."""
+    """Return events that need an operator, without clean-up that follows others."""
     return [xid for xid in xids if xid.rule.operator and xid.previous is None]
 
 

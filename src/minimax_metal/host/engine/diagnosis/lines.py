@@ -1,4 +1,4 @@
-"""Lines of a log as the engine or the kernel wrote them: without what journals, containers and terminals add.
+"""Log lines as the engine or the kernel wrote them, without prefixes of journals, containers and terminals.
 
 All patterns are anchored, all repetitions are bounded: the work is linear in the length of a line.
 """
@@ -15,12 +15,13 @@ from minimax_metal.common.text import printable
 
 HEAD: Final = 1_500
 TAIL: Final = 480
-"""Characters kept of a long line, from its beginning and its end: the engine's ``server_args=`` line has
-19,000, and what a compiler was called with stands before the way it ended."""
+"""Characters kept from the start and the end of a long line: the engine's ``server_args=`` line has 19,000,
+and a compiler's command precedes its result.
+"""
 JSON_LONGEST: Final = 1 << 18
 
 _TIME = r"\d\d:\d\d:\d\d(?:[.,]\d{1,9})?"
-# The journal names a process for all but the kernel's lines: else what follows a time is the text.
+# The journal names a process except for the kernel's lines: without one, the text follows the time.
 _WHERE = r"(?P<host>[\w.-]{1,255}) (?P<program>kernel|[^\s\[:]{1,128}(?=\[))(?:\[\d{1,10}\])?: ?"
 _PREFIXES: Final[tuple[re.Pattern[str], ...]] = tuple(
     re.compile(pattern)
@@ -60,7 +61,7 @@ _PREFIXES: Final[tuple[re.Pattern[str], ...]] = tuple(
     )
 )
 _ENDS_PREFIX: Final = re.compile(r"[|\]:>)]")
-"""Each of the prefixes has one of these; half a million short lines without any take no second."""
+"""Each prefix contains one of these; half a million short lines without any take less than a second."""
 _JOURNAL_FIELD: Final = re.compile(r"\s{0,8}([A-Z_][A-Z0-9_]{1,63})=(.*)")
 _MOST_PREFIXES: Final = 6
 
@@ -71,17 +72,17 @@ class Line:
 
     text: str
     rank: str = ""
-    """Who wrote it, as the engine says: ``TP3``, ``DP0 TP0``."""
+    """The writer, by the engine's own prefix: ``TP3``, ``DP0 TP0``."""
     program: str = ""
     """The journal's identifier: ``kernel``, ``systemd``, ``metal``."""
     shown: str = ""
-    """The line with what was before it, as evidence."""
+    """The line with its prefixes, as evidence."""
     headed: bool = False
     """Whether it begins with the engine's own time and rank."""
 
     @property
     def kernel(self) -> bool:
-        """Whether the log says that the kernel wrote it."""
+        """Whether the log marks it as the kernel's."""
         return self.program == "kernel"
 
 
@@ -89,12 +90,12 @@ _BLANK: Final = Line("")
 
 
 def cut(text: str) -> str:
-    """Return at most some 2,000 characters: the beginning and the end."""
+    """Return at most some 2,000 characters: the start and the end."""
     return text if len(text) <= HEAD + TAIL else f"{text[:HEAD]} … {text[-TAIL:]}"
 
 
 def _entry(text: str) -> tuple[str, str] | None:
-    """Message and program of a line that is a JSON object of journalctl, docker or a log collector."""
+    """Return message and program of a line that is a JSON object of journalctl, docker or a log collector."""
     try:
         fields = read_json(text)
     except (ValueError, RecursionError):
@@ -119,7 +120,7 @@ def _message(value: Any) -> str:
 
 
 def read_line(raw: str) -> Line:
-    """Take one line apart."""
+    """Parse one line."""
     if not raw or raw.isspace():
         return _BLANK
     program = rank = ""
@@ -150,7 +151,7 @@ def read_line(raw: str) -> Line:
 
 
 def read_lines(raws: Iterable[str]) -> Iterator[Line]:
-    """Take lines apart; a message of several lines in one JSON entry becomes several."""
+    """Parse lines; a message of several lines in one JSON entry becomes several."""
     rank = ""
     for raw in raws:
         field = _JOURNAL_FIELD.match(raw[:128]) if "=" in raw[:72] else None

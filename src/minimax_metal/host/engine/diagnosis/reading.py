@@ -1,4 +1,4 @@
-"""Reading the engine's lines: through wrappers, past echoes, to the first cause."""
+"""Find the first cause in the engine's lines, past wrappers and consequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minimax_metal.host.engine.diagnosis.lines import Line
 from minimax_metal.host.engine.diagnosis.rules import Level, Rule, rules
 
 WORDS: Final = 300
-"""Characters of the engine's own words in a reason; longer ones are cut at their end."""
+"""Maximum characters of an engine message in a reason; longer ones are cut at the end."""
 
 _WRAPPERS: Final = re.compile(
     r"(?:(?:Exception|RuntimeError): )?Capture (?:cuda|cpu) graph failed: ?"
@@ -22,7 +22,7 @@ _WRAPPERS: Final = re.compile(
     re.IGNORECASE,
 )
 _CAPTURE: Final = re.compile(r"Capture (?:cuda|cpu) graph failed", re.IGNORECASE)
-# Advice that the engine prints whatever the reason is, and lines that are no end of anything.
+# Advice that the engine prints for any reason, and lines that are not an end.
 _ADVICE: Final = re.compile(
     r"^\s{0,8}(?:\d\. (?:set|disable|if it is|try|reduce|use|lower) |Possible (?:solutions|suggestions)|"
     r"Open an issue on GitHub|For debugging consider|Compile with .TORCH_USE_CUDA_DSA|"
@@ -59,7 +59,7 @@ EXCEPTION: Final = re.compile(
     r"^(?:\[[^\]]{0,80}\]\s?)?((?:[A-Za-z_][\w.]{0,120}\.)?"
     r"[A-Z]\w{0,80}(?:Error|Exception|Exit|Failure)\b(?::? .{0,400}|:?$))"
 )
-# After a traceback any name may be an exception's: pynvml.NVMLError_Unknown, triton's OutOfResources.
+# After a traceback any name may be an exception: pynvml.NVMLError_Unknown, triton's OutOfResources.
 _RAISED: Final = re.compile(r"^((?:[A-Za-z_]\w{0,80}\.){0,8}[A-Za-z_]\w{0,80}(?:: .{0,400}|:?$))")
 _CODE: Final = re.compile(r'^\s{0,8}File "([^"]{1,300})", line (\d{1,7})(?:, in (\S{1,80}))?')
 _PHASE_WEIGHTS: Final = re.compile(
@@ -72,17 +72,17 @@ _PLACES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"/sglang/srt/environ\.py"), "environment"),
     (re.compile(r"/sglang/srt/(?:models/registry\.py|configs/model_config\.py)"), "architecture"),
 )
-"""Where the engine looks at what it was asked for: what is raised there is the user's, whatever it says."""
+"""Where the engine validates its arguments: exceptions there are the user's, whatever their text."""
 
 
 def place_of(file: str) -> str | None:
-    """Return the kind of what is raised in a file of the engine; none where the words alone can tell."""
+    """Return the class of what is raised in a file of the engine; None if only the message can tell."""
     return next((code for pattern, code in _PLACES if pattern.search(file)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line that a rule reads."""
+    """One line that a rule matches."""
 
     at: int
     rule: Rule
@@ -93,22 +93,22 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What the lines of one start say."""
+    """Findings in the lines of one start."""
 
     lines: Sequence[Line]
     finding: Finding | None
-    """The cause, or the best echo of it."""
+    """The cause, or its best consequence."""
     exception: tuple[int, str] | None
-    """Position and words of the exception that no rule knows."""
+    """Position and text of an exception that no rule knows."""
     findings: Sequence[Finding]
     ready: bool
-    """Whether the engine had been ready, as far as these lines say."""
+    """Whether the engine had been ready, judging by these lines."""
     capturing: bool = False
-    """Whether the engine says that it failed while it recorded CUDA graphs."""
+    """Whether the engine reports a failure while it captured CUDA graphs."""
 
     @property
     def unknown_first(self) -> bool:
-        """Whether the exception says more than what the rules found."""
+        """Whether the exception tells more than the rules' findings."""
         return self.exception is not None and (self.finding is None or self.finding.rule.level < Level.CAUSE)
 
 
@@ -119,7 +119,7 @@ def words_of(text: str) -> str:
 
 
 def find(line: Line, at: int) -> Finding | None:
-    """Return what the first rule that knows a line reads in it; wrappers are taken off before."""
+    """Return the first rule's finding in a line; wrappers are removed first."""
     text = _TIP.sub("", line.text) if "SIGKILL" in line.text else line.text
     if not text or _ADVICE.match(text) or _BENIGN.search(text):
         return None
@@ -134,7 +134,7 @@ def find(line: Line, at: int) -> Finding | None:
                 continue
             if match := rule.pattern.search(part):
                 groups = {key: value for key, value in match.groupdict().items() if value}
-                # Whole words: what a pattern allows before its own may begin inside one.
+                # Whole words: the part that a pattern allows before its own may begin inside one.
                 start = match.start()
                 if start and not part[start - 1].isspace():
                     start = part.rfind(" ", 0, start) + 1
@@ -143,7 +143,7 @@ def find(line: Line, at: int) -> Finding | None:
 
 
 def last_start(lines: Sequence[Line]) -> Sequence[Line]:
-    """Return the lines of the last start that says anything, in a journal of several."""
+    """Return the lines of the last start that contains any finding, in a journal of several."""
     starts = [
         number
         for number, line in enumerate(lines)
@@ -171,8 +171,8 @@ def read(
 
     Args:
         lines: of one start.
-        deadline: a moment of ``time.monotonic`` after which no further line is read.
-        stop: asked before each line; true ends the reading with what was found so far.
+        deadline: a time of ``time.monotonic`` after which no further line is read.
+        stop: called before each line; true ends the reading with the findings so far.
     """
     findings: list[Finding] = []
     exceptions: list[tuple[int, str]] = []
@@ -206,7 +206,7 @@ def read(
 
 
 def _told(words: str, lines: Sequence[Line], at: int) -> str:
-    """An exception's words; one without any says where it was raised."""
+    """Return an exception's message; one without a message gives its location."""
     words = words_of(words)
     if ":" in words and not words.endswith(":"):
         return words
@@ -222,13 +222,15 @@ def _told(words: str, lines: Sequence[Line], at: int) -> str:
 
 
 def _choose(findings: Sequence[Finding], begin: int) -> Finding | None:
-    """The first finding of the highest level after the last sign of health; else before it, the last one."""
+    """Return the first finding of the highest level after the last sign of health; else the last one before
+    it.
+    """
     late = [finding for finding in findings if finding.at >= begin]
     for level in (Level.DETAIL, Level.CAUSE):
         if level == Level.DETAIL:
             details = [finding for finding in late if finding.rule.level == level]
             causes = [finding for finding in late if finding.rule.level == Level.CAUSE]
-            # A detail belongs to the first cause's own lines, not to what came much later.
+            # A detail must be near the first cause, not much later.
             if details and (not causes or details[0].at <= causes[0].at + 40):
                 return details[0]
         elif same := [finding for finding in late if finding.rule.level == level]:
@@ -246,7 +248,9 @@ def _choose(findings: Sequence[Finding], begin: int) -> Finding | None:
 def _first_unknown(
     exceptions: Sequence[tuple[int, str]], begin: int, fatal: int | None
 ) -> tuple[int, str] | None:
-    """The first exception after a process said that it ends; else the first after the last sign of health."""
+    """Return the first exception after a process reports that it ends; else the first after the last sign of
+    health.
+    """
     late = [one for one in exceptions if one[0] >= begin]
     if fatal is not None and (after := [one for one in late if one[0] >= fatal]):
         return after[0]
@@ -256,7 +260,7 @@ def _first_unknown(
 
 
 def ready_before_end(lines: Sequence[Line]) -> bool:
-    """Return whether the engine had been ready before the first sign that it ends."""
+    """Return whether the engine had been ready before the first sign of an end."""
     for line in lines:
         if _FATAL.search(line.text):
             return False
@@ -266,7 +270,7 @@ def ready_before_end(lines: Sequence[Line]) -> bool:
 
 
 def loading_weights(lines: Sequence[Line], at: int) -> bool:
-    """Whether the engine was reading weights when it wrote line ``at``."""
+    """Return whether the engine was reading weights when it wrote line ``at``."""
     for line in reversed(lines[:at]):
         if found := _PHASE_WEIGHTS.search(line.text):
             return "end" not in found[0]
@@ -276,7 +280,7 @@ def loading_weights(lines: Sequence[Line], at: int) -> bool:
 
 
 def raised_in(lines: Sequence[Line], at: int) -> str | None:
-    """The file of the traceback's last frame above line ``at``."""
+    """Return the file of the traceback's last frame above line ``at``."""
     for line in reversed(lines[max(0, at - 12) : at]):
         if place := _CODE.match(line.text):
             return place[1]
@@ -286,7 +290,7 @@ def raised_in(lines: Sequence[Line], at: int) -> str | None:
 
 
 def last_work(lines: Sequence[Line], at: int) -> str | None:
-    """The last line before ``at`` that says what the engine computed."""
+    """Return the last line before ``at`` that shows what the engine computed."""
     for line in reversed(lines[:at]):
         if READY.search(line.text) and "batch" in line.text:
             return words_of(line.text)[:160]

@@ -1,4 +1,4 @@
-"""What a diagnosis says: why an engine ended, who acts, and with which exit status."""
+"""The result of a diagnosis: why an engine ended, who must act, and the exit status."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from enum import StrEnum
 from typing import Final
 
 EXIT_NEVER: Final = 78
-"""As sysexits' EX_CONFIG."""
+"""Like sysexits' EX_CONFIG."""
 EXIT_GPU: Final = 70
-"""As sysexits' EX_SOFTWARE; here: the hardware."""
+"""Like sysexits' EX_SOFTWARE; here: the hardware."""
 
 
 class Who(StrEnum):
-    """Who acts; every class of ends names one."""
+    """Who must act; every class of ends has one."""
 
     RESTART = "restart"
-    """Nobody: the next start may succeed, and systemd makes it."""
+    """Nobody: the next start may succeed, and systemd tries it."""
     USER = "user"
-    """Whoever wrote the inventory: a setting, a package, room on a disk."""
+    """The author of the inventory: a setting, a package, disk space."""
     OPERATOR = "operator"
-    """Whoever looks after the host: it is drained, then reset, rebooted or repaired."""
+    """The host's operator: drain it, then reset, reboot or repair it."""
     WEIGHTS = "weights"
-    """The weights on this host are verified again and repaired."""
+    """The weights on this host must be verified again and repaired."""
 
 
 ACTS: Final[dict[Who, str]] = {
-    Who.RESTART: "nobody: systemd starts the engine again",
+    Who.RESTART: "nobody: systemd restarts the engine",
     Who.USER: "the user: change a setting, then run the playbook",
-    Who.OPERATOR: "the operator: drain the host and look after it",
-    Who.WEIGHTS: "the user: verify the weights on this host again",
+    Who.OPERATOR: "the operator: drain the host and repair it",
+    Who.WEIGHTS: "the user: verify this host's weights again",
 }
 
 
@@ -39,21 +39,21 @@ class Reason:
 
     code: str
     text: str
-    """The engine's own words, or what they mean, with what to do."""
+    """The engine's message, or its meaning, with a remedy."""
     final: bool = False
     """Whether another start would end the same way."""
     gpu: bool = False
     """Whether the host needs an operator before the next start."""
     who: Who = Who.RESTART
     cause: str = ""
-    """The words alone."""
+    """The message only."""
     remedy: str = ""
     evidence: tuple[str, ...] = ()
-    """The lines that it was read from, oldest first."""
+    """The lines that show it, oldest first."""
 
     @property
     def status(self) -> int | None:
-        """The exit status that keeps systemd from trying again; none where it may."""
+        """The exit status that keeps systemd from restarting; None if it may."""
         if self.gpu:
             return EXIT_GPU
         return EXIT_NEVER if self.final else None

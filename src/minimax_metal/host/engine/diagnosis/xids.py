@@ -1,9 +1,9 @@
-"""The NVIDIA driver's Xids: what each means and asks for, and how a line says so.
+"""The NVIDIA driver's Xids: meaning, required action, and log format.
 
 Source: NVIDIA, "GPU Deployment and Management: XID Errors", its catalogue "Analyzing Xid Errors with the Xid
 Catalog" (release of October 2025) and, where that says "unused", the older table of the same guide (R:
-published, not reproduced; no GPU was at hand). "operator" where the immediate action is a reset, a reboot or
-a repair.
+published, not reproduced; no GPU was available). "operator" where the immediate action is a reset, a reboot
+or a repair.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from minimax_metal.common.text import printable
 
 @dataclass(frozen=True, slots=True)
 class XidRule:
-    """What an Xid of the NVIDIA driver asks for."""
+    """Meaning and required action of one Xid."""
 
     meaning: str
     operator: bool
-    """Whether the host has to be drained; else restarting the application is enough."""
+    """Whether the host must be drained; otherwise restarting the application is enough."""
 
 
 _APPLICATION: Final[dict[int, str]] = {
@@ -66,7 +66,7 @@ _APPLICATION: Final[dict[int, str]] = {
     107: "SMBPBI test message",
     121: "C2C link corrected error",
     **{number: f"copy engine {number - 116} error" for number in range(126, 136)},
-    137: "NVLink privilege error, an illegal access by the application as a rule",
+    137: "NVLink privilege error, usually an illegal access by the application",
     139: "optical flow engine error",
     141: "CUDA fast path error",
     152: "DLA SMMU error",
@@ -74,8 +74,8 @@ _APPLICATION: Final[dict[int, str]] = {
     159: "CHI non-data error",
     160: "channel retired",
     161: "channel could not be retired",
-    162: "power smoothing is on again",
-    163: "power smoothing is off",
+    162: "power smoothing re-enabled",
+    163: "power smoothing disabled",
     164: "power smoothing circuit near the end of its life",
 }
 _OPERATOR: Final[dict[int, str]] = {
@@ -108,7 +108,7 @@ _OPERATOR: Final[dict[int, str]] = {
     165: "power smoothing circuit at the end of its life",
     166: "NVLink traffic before encryption was set up",
     167: "PCIe fatal timeout",
-    168: "errors in protected memory: less GPU memory than before",
+    168: "errors in protected memory: less GPU memory available",
     169: "internal micro-controller halt",
     170: "NVLink interrupt in confidential computing",
     171: "uncorrectable DRAM error",
@@ -123,7 +123,7 @@ _NVLINK5: Final[dict[int, str]] = {
     149: "NVLink 5: NETIR error",
     150: "NVLink 5: MSE error",
 }
-"""Their lines say whether they are fatal."""
+"""Xids whose lines state whether they are fatal."""
 
 XIDS: Final[dict[int, XidRule]] = (
     {number: XidRule(meaning, False) for number, meaning in _APPLICATION.items()}
@@ -131,9 +131,9 @@ XIDS: Final[dict[int, XidRule]] = (
     | {number: XidRule(meaning, False) for number, meaning in _NVLINK5.items()}
 )
 UNKNOWN: Final = XidRule("not in NVIDIA's published list", False)
-"""It asks for an operator's look, not for a drained host."""
+"""An operator should look at it, but need not drain the host."""
 
-# MIG: "(PCI:0000:9b:00 GPU-I:05)". Older drivers leave "PCI:" out.
+# MIG: "(PCI:0000:9b:00 GPU-I:05)". Older drivers omit "PCI:".
 _XID: Final = re.compile(
     r"NVRM: Xid \((?:PCI:)?([0-9a-fA-F]{1,8}:[0-9a-fA-F:.]{2,16})(?: GPU-I:(\d{1,3}))?[^)]{0,40}\): (\d{1,4})"
 )
@@ -150,11 +150,11 @@ class Xid:
     device: str
     line: str
     instance: str | None = None
-    """The MIG instance, where it names one."""
+    """The MIG instance, if it names one."""
 
     @property
     def fatal(self) -> bool | None:
-        """What the line itself says of NVLink 5's Xids; none where it says nothing."""
+        """Whether the line of an NVLink 5 Xid says fatal; None if it says nothing."""
         if self.number not in _NVLINK5:
             return None
         found = _SEVERITY.search(self.line)
@@ -162,20 +162,20 @@ class Xid:
 
     @property
     def previous(self) -> int | None:
-        """The Xid that the line calls its cause."""
+        """The Xid that the line names as its cause."""
         found = _PREVIOUS.search(self.line)
         return int(found[1]) if found else None
 
     @property
     def rule(self) -> XidRule:
-        """What it asks for."""
+        """Its meaning and required action."""
         rule = XIDS.get(self.number, UNKNOWN)
         if self.number in _NVLINK5:
             said = {True: ", fatal", False: ", not fatal", None: ""}[self.fatal]
             return XidRule(f"{rule.meaning}{said}", self.fatal is not False)
         if self.number == 154 and (action := _RECOVERY.search(self.line)):
             if action[1].strip().lower() == "none":
-                return XidRule("the driver asks for no recovery action any more", False)
+                return XidRule("the driver no longer asks for a recovery action", False)
             return XidRule(f"the driver asks for: {action[1].strip()}", True)
         return rule
 
@@ -185,7 +185,7 @@ class Xid:
 
 
 def find_xids(kernel_lines: Sequence[str]) -> list[Xid]:
-    """The Xids in lines of the kernel's log."""
+    """Return the Xids in lines of the kernel's log."""
     found = ((_XID.search(line[:2000]), line) for line in kernel_lines if "Xid" in line[:2000])
     return [
         Xid(int(match[3]), match[1], printable(line[:2000]).strip(), match[2])

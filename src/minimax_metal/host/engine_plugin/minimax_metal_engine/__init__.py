@@ -1,7 +1,7 @@
-"""A layer around the engine's HTTP server: who may call what, with what; clean stops; no keys in answers.
+"""A layer around the engine's HTTP server: access control, limits, clean stops, no keys in answers.
 
 Runs inside the engine's process, by its plug-in interface (entry point ``sglang.srt.plugins``); standard
-library only, and whatever Python the engine runs on. ``../README.md`` says what it is for.
+library only, on whatever Python the engine uses. ``../README.md`` describes its purpose.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ __all__ = ["Drain", "Guard", "Settings", "install", "read_settings"]
 
 
 def install() -> None:
-    """Put the layer around whatever uvicorn is about to serve (entry point ``sglang.srt.plugins``).
+    """Put the layer around any application that uvicorn is about to serve (entry point
+    ``sglang.srt.plugins``).
 
     Raises:
-        SystemExit: the guard can't do its work. The engine would go on without a plug-in that merely fails.
+        SystemExit: the guard can't work. The engine would continue without a plug-in that merely fails.
     """
     if multiprocessing.parent_process() is not None:
         return  # a rank or another helper: it serves no HTTP

@@ -1,4 +1,4 @@
-"""Reading a request's body: so much and no more, in so much time and no more."""
+"""Read a request's body within limits of size and time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from .errors import Message, Receive, Refused
 
 HELD_AT_ONCE = 16
-"""So many bodies of the largest size may be held by all requests together until the engine has taken them."""
+"""How many bodies of the largest size all requests together may hold until the engine has taken them."""
 
 
 class ClientGoneError(Exception):
-    """Whoever sent a request has left before it was whole."""
+    """The client disconnected before its request was complete."""
 
 
 class Body:
@@ -24,20 +24,20 @@ class Body:
         self.counted = 0
 
     def add(self, piece: bytes) -> None:
-        """Hold another piece."""
+        """Add another chunk."""
         self.content += piece
         self.counted += len(piece)
         self.bodies.held += len(piece)
 
     def release(self) -> None:
-        """Let go of it; more than once does no harm."""
+        """Release it; calling this again does no harm."""
         self.bodies.held -= self.counted
         self.counted = 0
         self.content = bytearray()
 
 
 class Bodies:
-    """All bodies that are held, against one bound of memory."""
+    """All held bodies, with one limit of memory."""
 
     def __init__(self, most_bytes: int, seconds: float) -> None:
         self.most_bytes = most_bytes
@@ -45,11 +45,11 @@ class Bodies:
         self.held = 0
 
     async def read(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive, body: Body) -> bytes:
-        """Return a whole body, counted by ``body`` until that is released.
+        """Return a complete body, counted by ``body`` until that is released.
 
         Raises:
-            Refused: too large (before it is read where it says so), too slow, or too many at once.
-            ClientGoneError: nobody waits for an answer any more.
+            Refused: too large (before it is read if it states so), too slow, or too many at once.
+            ClientGoneError: the client has disconnected.
         """
         declared = [value for name, value in headers if name.lower() == b"content-length"]
         if any(not value.isdigit() or len(value) > 18 or int(value) > self.most_bytes for value in declared):
@@ -80,7 +80,7 @@ class Bodies:
 
 
 def again(content: bytes, receive: Receive, body: Body) -> Receive:
-    """``receive`` for an application behind one that has read the body already."""
+    """Return ``receive`` for an application behind one that has already read the body."""
     rest: list[bytes] = [content]
 
     async def receive_again() -> Message:

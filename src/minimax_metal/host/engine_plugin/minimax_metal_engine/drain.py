@@ -1,4 +1,4 @@
-"""The engine's side of a clean stop: while a file is there, new work is refused and the rest is counted."""
+"""The engine's side of a clean stop: while a file exists, new work is refused and the rest is counted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ TICK_SECONDS = 0.1
 
 
 class Drain:
-    """Requests in flight, and whether new ones are refused: while the file is there."""
+    """Requests in flight, and whether new ones are refused: while the file exists."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -19,21 +19,21 @@ class Drain:
         self.running = 0
 
     def watch(self) -> None:
-        """Look for the file for ever, and keep the account while it is there."""
+        """Check for the file forever, and keep the count in it while it exists."""
         while True:
             self.tick()
             time.sleep(TICK_SECONDS)
 
     def tick(self) -> None:
-        """Look once."""
+        """Check once."""
         self.refusing = self.file.exists()
         try:
             if self.refusing:
-                # Read by another process: never a half-written number.
+                # Another process reads it: never write part of a number.
                 written = self.account.with_name(f"{self.account.name}.new")
                 written.write_text(f"{self.running}\n", encoding="ascii")
                 written.replace(self.account)
             else:
                 self.account.unlink(missing_ok=True)
         except OSError:
-            pass  # the directory goes with the unit
+            pass  # the directory is removed with the unit

@@ -1,4 +1,4 @@
-"""Refusals in the form that each interface of the engine has for errors (0.5.23, http_server.py)."""
+"""Refusals in the error format of each of the engine's interfaces (0.5.23, http_server.py)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OPENAI = {
 
 
 class Refused(Exception):  # noqa: N818  # said to a client, not a failure
-    """A request that is not let through: the status, and what to do about it."""
+    """A refused request: the status, and what to do about it."""
 
     def __init__(
         self, status: int, message: str, *, code: str | None = None, param: str | None = None, retry: int = 0
@@ -48,10 +48,10 @@ class Refused(Exception):  # noqa: N818  # said to a client, not a failure
         self.code = code
         self.param = param
         self.retry = retry
-        """Seconds after which a client may ask again; 0: it is not told."""
+        """Seconds after which a client may retry; 0: not told."""
 
     def body(self, path: str) -> bytes:
-        """The refusal as the interface behind a path says it."""
+        """Return the refusal in the format of the interface behind a path."""
         if path.startswith("/v1/messages"):
             return _json(
                 {
@@ -75,7 +75,7 @@ def _json(content: Any) -> bytes:
 
 
 async def answer(send: Send, path: str, refused: Refused, *, close: bool = False) -> None:
-    """Answer a request that is not let through; ``close``: its body was not read, nothing can follow it."""
+    """Answer a refused request; ``close``: its body was not read, so nothing can follow it."""
     body = refused.body(path)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if refused.retry:

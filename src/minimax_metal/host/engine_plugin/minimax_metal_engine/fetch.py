@@ -1,8 +1,8 @@
-"""Media from an allowed domain, fetched so that it can't come from anywhere else.
+"""Download media from allowed domains, and only from there.
 
-The engine would resolve the name itself, follow redirects and read on. Here each hop's name has to be
-allowed, and every address that it resolves to has to be a public one. The connection goes to the very address
-that was judged: a second answer of the name server changes nothing. Size and time have bounds. No proxy.
+The engine would resolve the name itself, follow redirects and read without limit. Here each hop's name must
+be allowed, and every address that it resolves to must be public. The connection goes to the checked address:
+a second answer of the name server changes nothing. Size and time are limited. No proxy is used.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS = 10.0
 REDIRECTS = 3
 PIECE = 64 * 1024
 LOOKUPS_AT_ONCE = 16
-"""Names that are looked up at once at most, those included that nobody waits for any more."""
+"""Maximum number of concurrent name lookups, including abandoned ones."""
 URL = re.compile(
     r"(https?)://([A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?)\.?(?::(\d{1,5}))?([/?][\x21\x23-\x5b\x5d\x5f\x61-\x7a\x7e]*)?"
 )
@@ -35,7 +35,9 @@ TYPE = re.compile(r"(?:image|video|audio)/[A-Za-z0-9.+-]{1,60}")
 PORTS = frozenset({80, 443})
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 SPECIAL = tuple(map(ipaddress.ip_network, ("168.63.129.16/32", "192.0.0.0/24")))
-"""Public by number to some Python, but clouds' own services (Azure's wire server, Oracle's metadata)."""
+"""Addresses that some Python versions count as public, but that are clouds' own services (Azure's wire
+server, Oracle's metadata).
+"""
 
 Resolve = Callable[[str, int], list[str]]
 Connect = Callable[[str, int, float], socket.socket]
@@ -51,16 +53,16 @@ _lookups = threading.BoundedSemaphore(LOOKUPS_AT_ONCE)
 
 
 def resolved(resolve: Resolve, host: str, port: int, seconds: float) -> list[str]:
-    """The addresses of a name, from a resolver that may hang.
+    """Return the addresses of a name, from a resolver that may hang.
 
-    ``getaddrinfo`` takes no time limit and can't be interrupted; with name servers that are silent glibc
-    waits for 5 s, twice for each of them and for each search domain (resolv.conf(5)). A thread waits in our
-    place. It ends with the resolver, so there is a bound for how many wait: a client must not be able to
-    start threads without end.
+    ``getaddrinfo`` takes no time limit and can't be interrupted; with silent name servers glibc waits for 5
+    s, twice for each of them and for each search domain (resolv.conf(5)). So a thread waits instead. It ends
+    when the resolver does, so the number of waiting threads is limited: a client must not be able to start an
+    unlimited number.
 
     Raises:
         TimeoutError: no answer within ``seconds``, or too many lookups hang.
-        OSError: the name is not known.
+        OSError: the name is unknown.
     """
     answers: queue.SimpleQueue[list[str] | Exception] = queue.SimpleQueue()
     deadline = time.monotonic() + seconds
@@ -68,7 +70,7 @@ def resolved(resolve: Resolve, host: str, port: int, seconds: float) -> list[str
     def look_up() -> None:
         try:
             answers.put(resolve(host, port))
-        except Exception as error:  # raised again where it is waited for
+        except Exception as error:  # raised again by the caller
             answers.put(error)
         finally:
             _lookups.release()
@@ -79,7 +81,7 @@ def resolved(resolve: Resolve, host: str, port: int, seconds: float) -> list[str
         threading.Thread(target=look_up, name=f"lookup {host}", daemon=True).start()
     except RuntimeError:
         _lookups.release()
-        raise OSError("no thread can be started") from None
+        raise OSError("can't start a thread") from None
     try:
         answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
@@ -95,10 +97,10 @@ def connect(address: str, port: int, seconds: float) -> socket.socket:
 
 
 def is_public(text: str) -> bool:
-    """Whether an address is one of the internet's.
+    """Return whether an address is on the internet.
 
-    Not private, loopback, link-local, shared, reserved, multicast, nor a cloud's own metadata service.
-    An IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64) counts as the IPv4 address.
+    Not private, loopback, link-local, shared, reserved, multicast, nor a cloud's own metadata service. An
+    IPv4 address inside an IPv6 one (mapped, 6to4, Teredo, NAT64) counts as the IPv4 address.
     """
     try:
         address = ipaddress.ip_address(text.partition("%")[0])
@@ -118,7 +120,7 @@ def is_public(text: str) -> bool:
 
 
 def taken_apart(url: str, domains: frozenset[str]) -> tuple[str, str, int, str]:
-    """Scheme, host, port and target of a URL of an allowed domain.
+    """Return scheme, host, port and target of a URL of an allowed domain.
 
     Raises:
         Refused: it is not one.
@@ -140,7 +142,7 @@ def taken_apart(url: str, domains: frozenset[str]) -> tuple[str, str, int, str]:
 
 
 class Fetcher:
-    """Fetches media of allowed domains."""
+    """Downloads media from allowed domains."""
 
     def __init__(
         self,
@@ -157,10 +159,10 @@ class Fetcher:
         self.connect = connect
 
     def fetch(self, url: str) -> tuple[str, bytes]:
-        """Return the type and the bytes of what is at a URL.
+        """Return the type and the bytes of a URL's content.
 
         Raises:
-            Refused: it may not be asked, or did not answer as it has to; the reason names the host only.
+            Refused: the URL is not allowed, or the answer is invalid; the reason names the host only.
         """
         deadline = time.monotonic() + self.seconds
         for _ in range(REDIRECTS + 1):
@@ -177,13 +179,13 @@ class Fetcher:
         raise Refused(400, f"media from {host} is behind more than {REDIRECTS} redirects")
 
     def ask(self, scheme: str, host: str, port: int, target: str, deadline: float) -> tuple[str, bytes | str]:
-        """One hop: the type and the bytes, or where to ask instead."""
+        """Do one hop: return the type and the bytes, or the redirect's target."""
         addresses = resolved(self.resolve, host, port, _rest(deadline))
         if not addresses or not all(is_public(address) for address in addresses):
-            raise Refused(400, f"media from {host}: the name leads to an address that is not public")
+            raise Refused(400, f"media from {host}: the name resolves to an address that is not public")
         sock = self.connect(addresses[0], port, _rest(deadline))
         open_now = [sock]
-        # Whatever the other side does with its headers or its body: at the deadline the connection ends.
+        # Whatever the server does with its headers or its body: at the deadline the connection is closed.
         ender = threading.Timer(_rest(deadline), _end, [open_now])
         ender.daemon = True
         ender.start()
@@ -211,7 +213,7 @@ class Fetcher:
             sock.close()
 
     def read(self, response: http.client.HTTPResponse, host: str, deadline: float) -> bytes:
-        """The body, bounded."""
+        """Return the body, with a size limit."""
         content = bytearray()
         while piece := response.read1(PIECE):
             content += piece
@@ -219,18 +221,18 @@ class Fetcher:
                 raise Refused(400, f"media from {host} is larger than {self.most_bytes / 2**20:g} MiB")
         _rest(deadline)
         if response.length:
-            raise Refused(400, f"media from {host} broke off")
+            raise Refused(400, f"media from {host}: the connection was lost")
         return bytes(content)
 
 
 def _end(open_now: list[socket.socket]) -> None:
-    """End a connection that somebody reads from; below TLS, whose own words would wait for the reader."""
+    """Close a connection that another thread reads from; below TLS, whose shutdown would wait for it."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(open_now[0], socket.SHUT_RDWR)
 
 
 def _rest(deadline: float) -> float:
-    """Seconds until the deadline.
+    """Return the seconds until the deadline.
 
     Raises:
         TimeoutError: none are left.

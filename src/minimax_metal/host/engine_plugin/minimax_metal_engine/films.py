@@ -1,6 +1,6 @@
-"""What a video or a sound begins with: what a decoder would open as something else is not let to it.
+"""Signatures of videos and sounds: data that a decoder would open as something else is refused.
 
-FFmpeg's own probes (libavformat) decide by these bytes. Each kind here is one file that names no other.
+FFmpeg's own probes (libavformat) decide by these bytes. Each type here is one file that refers to no other.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ FILMS = "MP4, MOV, WebM, Matroska, AVI or MPEG"
 SOUNDS = "WAV, MP3, AAC, FLAC or Ogg"
 TAGS = 8
 SESSION = b"\nc=IN"
-"""By this line FFmpeg knows a description of a session, whatever stands before it; a short mark says less."""
+"""By this line FFmpeg detects a session description, whatever precedes it; a short mark is less specific."""
 
 
 def is_film(data: bytes) -> bool:
-    """Whether bytes begin as a video does."""
+    """Return whether bytes begin like a video."""
     return (
         data[4:8] == b"ftyp"
         or data.startswith(b"\x1aE\xdf\xa3")
@@ -23,15 +23,15 @@ def is_film(data: bytes) -> bool:
 
 
 def _streams(data: bytes) -> bool:
-    """Whether bytes begin as a stream of MPEG does."""
+    """Return whether bytes begin like an MPEG stream."""
     packets = data[:1] == b"G" and data[188:189] == b"G" and data[376:377] == b"G"
     return packets or data.startswith(b"\x00\x00\x01\xba")
 
 
 def is_sound(data: bytes) -> bool:
-    """Whether bytes begin as a sound does.
+    """Return whether bytes begin like a sound.
 
-    FFmpeg passes over tags (ID3) before it looks at what there is; so does this.
+    FFmpeg skips tags (ID3) before it looks at the rest; so does this.
     """
     place = 0
     for _ in range(TAGS):
@@ -50,5 +50,5 @@ def is_sound(data: bytes) -> bool:
 
 
 def _frames(head: bytes) -> bool:
-    """Whether bytes begin with the sync word of MPEG's sounds or AAC's, and no reserved bit rate."""
+    """Return whether bytes begin with the sync word of MPEG audio or AAC, without a reserved bit rate."""
     return len(head) >= 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[2] & 0xF0 != 0xF0

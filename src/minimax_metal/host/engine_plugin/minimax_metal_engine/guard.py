@@ -1,4 +1,4 @@
-"""The layer around the engine's HTTP server: who may call what, with what, and what is shown of an answer."""
+"""The layer around the engine's HTTP server: access by route and key, and what answers may contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .routes import SHOWS_KEYS, Access, access_to
 from .settings import Settings
 
 try:
-    # The engine's own parser, where it is: what the guard reads is what the engine reads.
+    # The engine's own parser, if available: the guard must read what the engine reads.
     from orjson import dumps, loads  # type: ignore[import-not-found,unused-ignore]
 except ImportError:
 
@@ -33,12 +33,12 @@ except ImportError:
 
 
 QUEUE_FULL = (b"The request queue is full", b"aborted by a higher priority request")
-"""The engine's own words for a queue that is full (0.5.23, managers/scheduler.py), said with 503."""
+"""The engine's message for a full queue (0.5.23, managers/scheduler.py), sent with 503."""
 DEFAULT_NAME = "default"
-"""What the engine puts where a request names no model (protocol.py), and its own clients write."""
+"""The engine's default model name (protocol.py), which its own clients send."""
 RETRY_SECONDS = 1
 LARGE = 2**20
-"""Bodies from this size on are read in a thread, so that other requests go on."""
+"""Bodies from this size on are parsed in a thread, so that other requests continue."""
 FETCHES_AT_ONCE = 8
 
 
@@ -58,11 +58,11 @@ class Guard:
         self.own = Accepted(*own)
 
     def keys(self) -> Accepted:
-        """The keys that count now."""
+        """The keys that are valid now."""
         return self.settings.accepted.now() if self.settings.accepted else self.own
 
     def hidden(self) -> tuple[bytes, ...]:
-        """All that no answer may show, as it stands in JSON; longest first."""
+        """Everything that no answer may contain, as encoded in JSON; longest first."""
         keys = self.keys()
         found = {*self.settings.secrets, *self.own.user, *self.own.admin, *keys.user, *keys.admin}
         return tuple(json.dumps(text)[1:-1].encode() for text in sorted(found, key=len, reverse=True))
@@ -74,11 +74,11 @@ class Guard:
         elif scope["type"] == "http":
             await self.http(scope, receive, send)
         elif scope["type"] == "websocket" and (await receive())["type"] == "websocket.connect":
-            # No route of the engine that is open to anybody speaks it: answered with 403.
+            # No public route of the engine uses it: answered with 403.
             await send({"type": "websocket.close", "code": 1008})
 
     async def http(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let a request through, or refuse it."""
+        """Forward a request, or refuse it."""
         path = route_path(scope)
         body = Body(self.bodies)
         try:
@@ -89,7 +89,7 @@ class Guard:
             body.release()
 
     async def let_through(self, path: str, body: Body, scope: Message, receive: Receive, send: Send) -> None:
-        """Let a request through with all that it may have, or refuse it."""
+        """Forward a request with all its rights, or refuse it."""
         read = False
         if path == identity.PATH and scope["method"] == "GET" and self.identity is not None:
             await self.prove(self.identity, scope, send)
@@ -102,7 +102,7 @@ class Guard:
             scope = {**scope, "headers": headers}
             works = access is Access.CLIENTS and scope["method"] not in {"GET", "HEAD"}
             if works and self.drain is not None and self.drain.refusing:
-                raise Refused(503, "this server is being stopped", retry=5)
+                raise Refused(503, "this server is shutting down", retry=5)
             if not trusted:
                 content = await self.bodies.read(headers, receive, body)
                 read = True
@@ -119,10 +119,11 @@ class Guard:
         await self.counted(works, scope, receive, send)
 
     def admitted(self, path: str, scope: Message) -> tuple[Access, Headers, bool]:
-        """Who may call what is asked, the headers for the engine, and whether a manager has proved to be one.
+        """Return who may use the requested route, the headers for the engine, and whether the admin key was
+        given.
 
         Raises:
-            Refused: without the right key, or nobody may.
+            Refused: without the right key, or the route is closed.
         """
         headers: Headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         settings = self.settings
@@ -144,7 +145,7 @@ class Guard:
         if scope["method"] not in methods:
             raise Refused(405, "Method Not Allowed")
         if any(name.lower() in {b"content-encoding", b"x-body-compressed"} for name, _ in headers):
-            raise Refused(415, "a compressed request is not taken; send it as it is")
+            raise Refused(415, "compressed requests are not accepted; send it uncompressed")
         return access, headers, access is Access.MANAGERS and settings.admin_key is not None
 
     async def prove(self, own: identity.Identities, scope: Message, send: Send) -> None:
@@ -154,15 +155,15 @@ class Guard:
             await answer(send, identity.PATH, Refused(400, "expected ?nonce= and 32 to 128 hex digits"))
             return
         keys = self.keys()
-        # In a thread: a key that is new is stretched first.
+        # In a thread: a new key is stretched first.
         found = await asyncio.to_thread(own.answers, nonce, keys.user, keys.admin)
         await _send_whole(send, {"type": "http.response.start", "status": 200}, dumps(found))
 
     async def checked(self, path: str, body: bytes, scope: Message) -> tuple[bytes, Message]:
-        """A client's body after all checks; with allowed media in it instead of its address.
+        """Return a client's body after all checks; with allowed media embedded instead of linked.
 
         Raises:
-            Refused: what the checks say.
+            Refused: a check failed.
         """
         if not body:
             return body, scope
@@ -183,7 +184,7 @@ class Guard:
         return body, {**scope, "headers": [*kept, (b"content-length", str(len(body)).encode())]}
 
     def looked_at(self, path: str, body: bytes) -> tuple[Any, list[media.Media]]:
-        """A body's content, and what of it has to be fetched."""
+        """Return a body's content, and the media that must be downloaded."""
         try:
             content = loads(body)
         except (ValueError, RecursionError):
@@ -194,7 +195,7 @@ class Guard:
         return content, check.remote(content, vertex=path == "/vertex_generate")
 
     def named(self, path: str, content: dict[str, Any]) -> None:
-        """See that a request names the model that is served, or none."""
+        """Check that the request names the served model, or none."""
         served = self.settings.served_name
         given = content.get("model", content.get("name") if path == "/api/show" else None)
         if served is None or not isinstance(given, str) or given in {served, DEFAULT_NAME}:
@@ -205,13 +206,13 @@ class Guard:
             return
         raise Refused(
             404,
-            f"The model {given[:200]!r} does not exist; served is {served!r}",
+            f"The model {given[:200]!r} does not exist; this server serves {served!r}",
             code="model_not_found",
             param="model",
         )
 
     def fetch(self, content: Any, wanted: list[media.Media]) -> None:
-        """Put media into a request in the place of its address."""
+        """Embed media in a request in place of its URL."""
         check = media.Check(self.settings.media_domains, self.settings.max_image_pixels)
         held = 0
         for item in wanted:
@@ -226,7 +227,7 @@ class Guard:
             item.holder[item.place] = text
 
     async def counted(self, works: bool, scope: Message, receive: Receive, send: Send) -> None:
-        """Serve a request; one that asks for work counts while it runs."""
+        """Serve a request; requests for work are counted while they run."""
         if not works or self.drain is None:
             await self.application(scope, receive, send)
             return
@@ -238,7 +239,7 @@ class Guard:
 
 
 def redacting(send: Send, hidden: tuple[bytes, ...]) -> Send:
-    """``send`` for an answer without the keys."""
+    """Return a ``send`` that removes the keys from an answer."""
 
     async def whole(start: Message, body: bytes) -> None:
         for secret in hidden:
@@ -249,9 +250,9 @@ def redacting(send: Send, hidden: tuple[bytes, ...]) -> Send:
 
 
 def route_path(scope: Message) -> str:
-    """The path as the engine's router compares it: without the prefix of ``--fastapi-root-path``.
+    """Return the path as the engine's router compares it: without the prefix of ``--fastapi-root-path``.
 
-    As Starlette's own ``get_route_path`` has it (starlette/_utils.py).
+    Like Starlette's own ``get_route_path`` (starlette/_utils.py).
     """
     path, root = str(scope["path"]), str(scope.get("root_path") or "")
     if root and path.startswith(root) and path[len(root) : len(root) + 1] in {"", "/"}:
@@ -260,10 +261,10 @@ def route_path(scope: Message) -> str:
 
 
 def back_pressure(send: Send, path: str) -> Send:
-    """``send`` that says 429 with ``Retry-After`` where the engine's queue is full.
+    """Return a ``send`` that answers 429 with ``Retry-After`` if the engine's queue is full.
 
-    The engine says 503, which a gateway has to take for a failure of the worker (smg's circuit breaker: 10 of
-    them, and the worker is out for a minute).
+    The engine sends 503, which a gateway takes for a failure of the worker (smg's circuit breaker: after 10
+    of them the worker is out for a minute).
     """
 
     async def whole(start: Message, body: bytes) -> None:
@@ -277,7 +278,7 @@ def back_pressure(send: Send, path: str) -> Send:
 
 
 def _held_back(send: Send, wanted: Any, whole: Any) -> Send:
-    """``send`` that hands an answer of the wanted kind on as a whole, and any other as it comes."""
+    """Return a ``send`` that forwards matching answers as a whole, and others as they come."""
     start: Message = {}
     body = bytearray()
 
@@ -302,7 +303,7 @@ async def _send_whole(send: Send, start: Message, body: bytes) -> None:
 
 
 def _is_preflight(scope: Message) -> bool:
-    """Whether a browser asks what it may ask: answered by the engine's CORS layer, before any route."""
+    """Return whether a request is a CORS preflight: the engine's CORS layer answers it before any route."""
     if scope["method"] != "OPTIONS":
         return False
     names = {bytes(name).lower() for name, _ in scope["headers"]}

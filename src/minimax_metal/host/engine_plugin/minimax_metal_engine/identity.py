@@ -1,13 +1,13 @@
-"""Proves to a gateway that this is the engine it was told of, before the gateway hands keys and prompts over.
+"""Proves to a gateway that this is the expected engine, before the gateway sends keys and prompts.
 
-The gateway asks ``GET /metal/identity?nonce=...``. The answer is an HMAC of the nonce and of the address by
-which the gateway reaches the engine, with a key that is derived from the clients' key. Whoever else took the
-port does not have it, and an answer of another engine is for another address. The clients' key is stretched
-first: answers, which anybody may ask for, don't help to guess it. ``host/gateway/identity.py`` asks.
+The gateway requests ``GET /metal/identity?nonce=...``. The answer is an HMAC of the nonce and of the address
+by which the gateway reaches the engine, with a key derived from the clients' key. Another program on the port
+does not have it, and another engine's answer is for another address. The clients' key is stretched first:
+answers, which anybody can request, don't help to guess it. ``host/gateway/identity.py`` is the other side.
 
-While keys are changed, several count: ``proof`` is made with the first of the clients' keys, ``proofs`` with
-each of them, ``managers`` with each of the managers'. So whoever has the keys' files sees which of them the
-engine takes, and that it takes no other, without sending one.
+During a key rotation several keys are valid: ``proof`` is made with the first of the clients' keys,
+``proofs`` with each of them, ``managers`` with each admin key. So a program with the key files can see which
+of them the engine accepts, and that it accepts no other, without sending one.
 """
 
 from __future__ import annotations
@@ -27,34 +27,36 @@ ROUNDS = 200_000
 
 
 class Identity:
-    """What an engine proves itself with."""
+    """The engine's means of proving its identity."""
 
     def __init__(self, key: str, address: str) -> None:
         self.address = address.encode()
         self.key = hashlib.pbkdf2_hmac("sha256", key.encode(), DOMAIN + b"\n" + self.address, ROUNDS)
 
     def proof(self, nonce: str) -> str:
-        """The answer to a nonce."""
+        """Return the answer to a nonce."""
         return hmac.new(self.key, b"\n".join((DOMAIN, self.address, nonce.encode())), "sha256").hexdigest()
 
     def answer(self, query: bytes) -> str | None:
-        """The answer to a query; none where it holds no nonce."""
+        """Return the answer to a query; None if it contains no nonce."""
         nonce = asked(query)
         return self.proof(nonce) if nonce else None
 
 
 MANAGERS = "#managers"
-"""Behind the address where a key of managers is stretched: no proof of one kind is one of the other."""
+"""Appended to the address when an admin key is stretched: no proof of one kind is valid for the other."""
 
 
 def asked(query: bytes) -> str | None:
-    """The nonce in a query; none where it holds none, or several."""
+    """Return the nonce in a query; None if there is none, or several."""
     given = parse_qs(query.decode("ascii", "replace")).get("nonce", [])
     return given[0] if len(given) == 1 and NONCE.fullmatch(given[0]) else None
 
 
 class Identities:
-    """What an engine proves itself with while several keys count; each is stretched once (0.1 s)."""
+    """The engine's means of proving its identity while several keys are valid; each is stretched once (0.1
+    s).
+    """
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -62,7 +64,7 @@ class Identities:
         self.lock = threading.Lock()
 
     def answers(self, nonce: str, user: Sequence[str], admin: Sequence[str]) -> dict[str, object]:
-        """The answer to a nonce, of all keys that count."""
+        """Return the answer to a nonce, with all valid keys."""
         with self.lock:
             wanted = [(key, self.address) for key in user]
             managers = [(key, self.address + MANAGERS) for key in admin]
@@ -78,7 +80,7 @@ class Identities:
 
 
 def proven(body: str | bytes, own: Identity, nonce: str) -> bool:
-    """Whether an answer holds the proof of one's own key; what is not of the guard's form holds none."""
+    """Return whether an answer contains the proof for a key; anything not in the guard's format has none."""
     try:
         raw = json.loads(body)
         given = [raw["proof"], *raw.get("proofs", ())]

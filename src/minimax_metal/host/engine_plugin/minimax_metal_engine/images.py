@@ -1,4 +1,4 @@
-"""How large an image is once it is decoded, read off its header: a small file may hold billions of pixels."""
+"""An image's decoded size, read from its header: a small file may have billions of pixels."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import struct
 
 FORMATS = "PNG, JPEG, GIF, WebP or BMP"
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-"""JPEG's markers of a frame, which hold its size."""
+"""JPEG's frame markers, which contain the size."""
 STEPS = 4096
-"""Parts of a header; a JPEG with 48 MiB of colour profile has 800, and none has that."""
+"""Maximum parts of a header; a JPEG with 48 MiB of colour profile has 800, and real ones have fewer."""
 _PADDING = re.compile(rb"\xff+")
 
 
 class ImageError(ValueError):
-    """Bytes that are not the beginning of an image of these formats."""
+    """The bytes are not the beginning of an image in these formats."""
 
 
 def pixels(data: bytes) -> int:
     """Return width times height.
 
     Raises:
-        ImageError: no image of the formats that are taken, or its header is cut off.
+        ImageError: not an image in an accepted format, or its header is cut off.
     """
     try:
         width, height = _size(data)
@@ -52,7 +52,7 @@ def _size(data: bytes) -> tuple[int, int]:
 
 
 def _gif(data: bytes) -> tuple[int, int]:
-    """The screen, or a frame that is larger than it."""
+    """Return the screen, or a frame that is larger than it."""
     width, height = struct.unpack_from("<HH", data, 6)
     place = 13 + (3 << ((data[10] & 7) + 1) if data[10] & 0x80 else 0)
     steps = 0
@@ -79,11 +79,11 @@ def _webp(data: bytes) -> tuple[int, int]:
     if kind == b"VP8 ":
         width, height = struct.unpack_from("<HH", data, 26)
         return width & 0x3FFF, height & 0x3FFF
-    raise ImageError(f"found a WebP of an unknown kind; expected {FORMATS}")
+    raise ImageError(f"found a WebP of an unknown type; expected {FORMATS}")
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:
-    """The largest of the frames before the first scan: decoders differ in which of several they believe."""
+    """Return the largest frame before the first scan: decoders differ in which of several they use."""
     place, width, height, steps = 2, 0, 0, 0
     while True:
         steps = _one_more(steps)
@@ -105,7 +105,7 @@ def _jpeg(data: bytes) -> tuple[int, int]:
 
 
 def _one_more(steps: int) -> int:
-    """One more part of a header has been read: whoever sends millions only wants it to take long."""
+    """Count another part of a header: millions of them only serve to waste time."""
     if steps >= STEPS:
         raise ImageError(f"the image's header has more than {STEPS} parts; expected {FORMATS}")
     return steps + 1

@@ -1,8 +1,8 @@
-"""Which key a request carries: ``Authorization: Bearer``, or ``x-api-key`` as Anthropic's clients send it.
+"""The key of a request: ``Authorization: Bearer``, or ``x-api-key`` as Anthropic's clients send it.
 
-Which keys count is read again whenever their file changes, so that a key is changed without a restart: while
-it is, the one before it counts as well. The engine itself keeps the key that it was started with; the guard
-hands it that one, whichever key the client sent.
+Valid keys are read again whenever their file changes, so that keys can be rotated without a restart: during a
+rotation the previous one is valid as well. The engine itself keeps the key that it was started with; the
+guard passes it that one, whichever key the client sent.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ FILE = "accepted.json"
 USER_KEY, ADMIN_KEY = "api_key", "admin_api_key"
 LARGEST = 65536
 MOST = 4
-"""Keys of a kind that may count at once: the new one, the old one, and room for the user's own."""
+"""Maximum simultaneously valid keys of a kind: the new one, the old one, and room for the user's own."""
 SHORTEST = 8
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """The keys that count; none of a kind: that kind is not asked for."""
+    """The valid keys; an empty kind is not required."""
 
     user: tuple[str, ...] = ()
     admin: tuple[str, ...] = ()
 
 
 def parse(text: bytes) -> Accepted:
-    """The keys in a file's content.
+    """Return the keys in a file's content.
 
     Raises:
         ValueError: it is not what the role writes.
@@ -53,24 +53,22 @@ def parse(text: bytes) -> Accepted:
         if not right or not all(
             isinstance(key, str) and len(key) >= SHORTEST and key.isascii() for key in keys
         ):
-            raise ValueError(f"{name}: expected 1 to {MOST} different keys")
+            raise ValueError(f"{name}: expected 1 to {MOST} distinct keys")
     if set(raw[USER_KEY]) & set(raw[ADMIN_KEY]):
-        raise ValueError("a key of clients is one of managers too")
+        raise ValueError("the same key is in both lists")
     return Accepted(tuple(raw[USER_KEY]), tuple(raw[ADMIN_KEY]))
 
 
 class KeyFile:
-    """The keys in a file, read again once it is another one.
+    """The keys in a file, read again when the file changes.
 
-    A file is taken whole or not at all: the role replaces it in one step, and one that is broken, that others
-    than its owner may write to, or that is gone leaves the keys as they were. Which file it is (device,
-    inode,
-    time, size) is asked for each request: a microsecond, and a key that was taken back stops counting at
-    once.
+    A file is used completely or not at all: the role replaces it atomically, and a file that is broken,
+    writable by others, or missing leaves the keys unchanged. The file's identity (device, inode, time, size)
+    is checked for each request: this takes a microsecond, and a revoked key stops working immediately.
     """
 
     def __init__(self, path: Path, keys: Accepted | None = None) -> None:
-        """Read it; with ``keys``, those count until it can be read.
+        """Read it; with ``keys``, those are valid until it can be read.
 
         Raises:
             OSError, ValueError: it can't be read, and there are no ``keys``.
@@ -84,7 +82,7 @@ class KeyFile:
         self.keys = keys
 
     def now(self) -> Accepted:
-        """The keys that count now."""
+        """Return the keys that are valid now."""
         try:
             state = _state(self.path.lstat())
         except OSError:
@@ -99,9 +97,9 @@ class KeyFile:
             self.seen, self.keys = self._read()
             self.said = ""
         except (OSError, ValueError) as error:
-            # Looked at again when it changes again.
+            # Checked again at the next change.
             self.seen = state
-            said = f"minimax-metal's guard: {self.path}: {error}; goes on with the keys it has"
+            said = f"minimax-metal's guard: {self.path}: {error}; keeping the current keys"
             if said != self.said:
                 print(said, file=sys.stderr, flush=True)
             self.said = said
@@ -141,13 +139,13 @@ def given_keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
 
 
 def carries(headers: Iterable[tuple[bytes, bytes]], keys: Sequence[str]) -> bool:
-    """Whether a request carries one of some keys; compared in constant time."""
+    """Return whether a request carries one of some keys; compared in constant time."""
     given = given_keys(headers)
-    # All are compared: the time tells nothing about which one it was.
+    # All are compared: the time must not show which one matched.
     return any([secrets.compare_digest(one, key.encode()) for one in given for key in keys])  # noqa: C419
 
 
 def with_key(headers: Iterable[tuple[bytes, bytes]], key: str) -> Headers:
-    """The headers as the engine's own check reads them: one key, in one place."""
+    """Return the headers for the engine's own check: one key, in one place."""
     kept = [pair for pair in headers if pair[0].lower() not in CARRIERS]
     return [*kept, (b"authorization", b"Bearer " + key.encode())]

@@ -1,12 +1,11 @@
-"""What the engine would open on behalf of a client: images, videos, sounds, files, in any request.
+"""Everything that the engine would open on behalf of a client: images, videos, sounds, files, in any request.
 
-The engine (0.5.23, ``utils/common.py``) takes a URL, ``file://``, a bare path or base64 for each of them, and
-follows redirects wherever they lead. Here only ``data:`` passes, and addresses of the domains that were
-allowed: those are fetched by the guard itself (``fetch.py``) and handed on as ``data:``, so that the engine
-opens nothing.
+The engine (0.5.23, ``utils/common.py``) accepts a URL, ``file://``, a bare path or base64 for each of them,
+and follows redirects anywhere. Here only ``data:`` passes, and URLs of allowed domains: the guard itself
+downloads those (``fetch.py``) and embeds them as ``data:``, so that the engine opens nothing.
 
-A request is walked whole. Below a key that holds media every text counts as something to open, but for the
-few that only describe it. What is never opened is passed over: descriptions of tools, schemas, arguments.
+The whole request is searched. Below a key for media every text counts as something to open, except for a few
+keys that only describe it. Parts that are never opened are skipped: tool descriptions, schemas, arguments.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ KINDS = {
     "file_url": "file",
     "file_data": "file",
 }
-"""Keys that hold media, and of which kind."""
+"""Keys that contain media, and their kind."""
 DESCRIBES = frozenset(
     {"cache_control", "content_hash", "detail", "format", "hash", "id", "media_type", "mime_type"}
     | {"modalities", "modality", "type", "voice"}
 )
-"""Keys beside media that say something about it and are never opened."""
+"""Keys beside media that describe it and are never opened."""
 OPAQUE = frozenset(
     {"arguments", "chat_template_kwargs", "custom_params", "function", "function_call", "functions"}
     | {
@@ -63,47 +62,49 @@ OPAQUE = frozenset(
     }
     | {"tool_calls", "tool_choice", "tools"}
 )
-"""Keys below which nothing is opened, and where a name such as ``image_url`` is the client's own business."""
+"""Keys below which nothing is opened, so that a name such as ``image_url`` is harmless there."""
 CALLS = frozenset({"mcp_tool_use", "server_tool_use", "tool_use"})
-"""Blocks of Anthropic's whose ``input`` is the arguments of a tool."""
+"""Anthropic's blocks whose ``input`` is a tool's arguments."""
 CALLS_DEPTH = 4
-"""Where such a block is: messages, a message, its content, the block. Elsewhere ``input`` may be opened."""
+"""The position of such a block: messages, a message, its content, the block. Elsewhere ``input`` may be
+opened.
+"""
 IMAGE_DATA = "image in base64"
 SOUND_DATA = "audio in base64"
-"""Kinds of what stands in base64 without an address around it."""
+"""Kinds of base64 data without a surrounding URL."""
 SOURCES = frozenset({"source", "source of an image"})
 BARE = {"source": None, "source of an image": IMAGE_DATA, "input_audio": SOUND_DATA}
-"""Kinds below which ``data`` is no address, and what it is then."""
+"""Kinds below which ``data`` is not a URL, and what it is then."""
 LARGEST_DEPTH = 200
 MOST_PARTS = 200_000
-"""Dictionaries and lists of a request; long conversations with tools have some ten thousand."""
+"""Maximum dictionaries and lists of a request; long conversations with tools have some ten thousand."""
 MOST_IMAGES = 1000
 MOST_REMOTE = 8
 
 
 @dataclass(frozen=True)
 class Media:
-    """One text that the engine would open: where it is, and of which kind it is."""
+    """One text that the engine would open: its position, and its kind."""
 
     holder: Any
-    """The dictionary or list that holds it."""
+    """The dictionary or list that contains it."""
     place: Any
     kind: str
     text: str
 
 
 def found_in(body: Any, *, vertex: bool = False) -> Iterator[Media]:
-    """Everything in a request that the engine would open.
+    """Return everything in a request that the engine would open.
 
-    ``vertex``: ``parameters`` holds what the engine takes for the request itself (``/vertex_generate``).
+    ``vertex``: ``parameters`` contains what the engine treats as the request itself (``/vertex_generate``).
 
     Raises:
-        Refused: it is nested deeper than anything real.
+        Refused: it is nested deeper than any real request.
     """
     if not isinstance(body, (dict, list)):
         return
     opaque = OPAQUE if vertex else OPAQUE | {"parameters"}
-    # (what, its kind where it is below a key that holds media, depth)
+    # (value, its kind if it is below a media key, depth)
     waiting: list[tuple[Any, str | None, int]] = [(body, None, 0)]
     parts = 0
     while waiting:
@@ -118,14 +119,16 @@ def found_in(body: Any, *, vertex: bool = False) -> Iterator[Media]:
             elif isinstance(item, (dict, list)):
                 parts += 1
                 if parts > MOST_PARTS:
-                    raise Refused(400, f"the request has more than {MOST_PARTS} lists and objects in it")
+                    raise Refused(400, f"the request contains more than {MOST_PARTS} lists and objects")
                 waiting.append((item, of, depth + 1))
 
 
 def _pairs(
     value: Any, kind: str | None, opaque: frozenset[str], depth: int
 ) -> Iterator[tuple[Any, Any, str | None]]:
-    """What a dictionary or list holds, each with its kind of media; what is never opened is left out."""
+    """Yield the children of a dictionary or list, each with its kind of media; those never opened are
+    skipped.
+    """
     if isinstance(value, list):
         for number, item in enumerate(value):
             yield number, item, kind
@@ -138,7 +141,7 @@ def _pairs(
             if key in DESCRIBES:
                 continue
             if key in {"data", "text"} and kind in BARE:
-                # Base64 or text, which the engine makes a data: URL of, or takes as it is.
+                # Base64 or text, which the engine turns into a data: URL, or uses as it is.
                 if key == "data" and BARE[kind]:
                     yield key, item, BARE[kind]
                 continue
@@ -161,7 +164,7 @@ def _pairs(
 
 
 class Check:
-    """One request's media against what is allowed."""
+    """Compares one request's media with what is allowed."""
 
     def __init__(self, domains: frozenset[str], most_pixels: int) -> None:
         self.domains = domains
@@ -170,10 +173,10 @@ class Check:
         self.seen_pixels = 0
 
     def remote(self, body: Any, *, vertex: bool = False) -> list[Media]:
-        """Check every item; return those that have to be fetched.
+        """Check every item; return those that must be downloaded.
 
         Raises:
-            Refused: one that may not be opened, or is too large once decoded.
+            Refused: one that is not allowed, or is too large once decoded.
         """
         wanted = []
         for item in found_in(body, vertex=vertex):
@@ -192,7 +195,7 @@ class Check:
         return wanted
 
     def not_allowed(self, text: str) -> str:
-        """Why a text is not opened; the text itself may be anything, so its beginning is shown."""
+        """Return why a text is not opened; it may be anything, so only its beginning is shown."""
         allowed = f"data: or {', '.join(sorted(self.domains))}" if self.domains else "data:"
         shown = "".join(letter if letter.isprintable() else "?" for letter in text[:60])
         return (
@@ -201,7 +204,7 @@ class Check:
         )
 
     def decoded(self, kind: str, text: str) -> None:
-        """Look into a ``data:`` URL: count an image's pixels; a video or a sound has to be one."""
+        """Check a ``data:`` URL: count an image's pixels; a video or a sound must be one."""
         content = text.partition(",")[2]
         if kind == "image":
             self.base64(content)
@@ -209,10 +212,10 @@ class Check:
             self.plays(kind, content)
 
     def plays(self, kind: str, text: str) -> None:
-        """See that base64 is a film or a sound, and no list of addresses for the decoder to open.
+        """Check that base64 is a video or a sound, and not a list of addresses for the decoder to open.
 
-        FFmpeg, which the engine decodes with, goes by the bytes: it takes playlists (HLS, DASH, concat) and
-        session descriptions (SDP) too, and opens the files, URLs and ports that they name.
+        FFmpeg, the engine's decoder, decides by the bytes: it also accepts playlists (HLS, DASH, concat) and
+        session descriptions (SDP), and opens the files, URLs and ports that they name.
         """
         try:
             data = base64.b64decode(text, validate=True)
@@ -220,7 +223,7 @@ class Check:
             raise Refused(400, f"a {kind} can't be decoded: {error}") from None
         if not (is_film(data) if kind == "video" else is_film(data) or is_sound(data)):
             expected = FILMS if kind == "video" else f"{SOUNDS} or {FILMS}"
-            raise Refused(400, f"found no {kind} in what was sent as one; expected {expected}")
+            raise Refused(400, f"found no {kind} in data sent as one; expected {expected}")
 
     def base64(self, text: str) -> None:
         """Count the pixels of an image in base64."""
@@ -234,7 +237,7 @@ class Check:
 
         Raises:
             Refused: all images so far have too many.
-            ImageError: it is none.
+            ImageError: it is not an image.
         """
         self.seen += 1
         if self.seen > MOST_IMAGES:

@@ -1,7 +1,7 @@
-"""Every route of the engine by who may call it; a path that is not here is closed.
+"""Every route of the engine by who may use it; a path that is not listed is closed.
 
-Read off SGLang 0.5.23 (``tests/contract/test_keys.py`` walks the installed engine's own table and fails on a
-route that is missing here). Paths are compared as a whole with what the engine's router itself compares
+From SGLang 0.5.23 (``tests/contract/test_keys.py`` walks the installed engine's own table and fails on a
+route that is missing here). Paths are compared completely, with the value that the engine's router compares
 (``scope["path"]``, percent-decoded by the server). A trailing slash, a second slash, another case or ``;x``
 makes another path: closed.
 """
@@ -13,7 +13,7 @@ from enum import Enum
 
 
 class Access(Enum):
-    """Who may call a route."""
+    """Who may use a route."""
 
     OPEN = "open"
     """Anybody: probes and metrics, no prompts."""
@@ -91,7 +91,7 @@ MANAGERS: dict[str, tuple[str, ...]] = {
     "/hicache/storage-backend/clear": POST,
     "/init_weights_send_group_for_remote_instance": POST,
     "/init_weights_update_group": POST,
-    # In a router that the middleware of 0.5.23 does not look into: the clients' key would open it.
+    # In a router that the middleware of 0.5.23 does not check: the clients' key would open it.
     "/is_scaling_elastic_ep": GET,
     "/list_external_corpora": GET,
     "/load_lora_adapter": POST,
@@ -120,10 +120,10 @@ MANAGERS: dict[str, tuple[str, ...]] = {
     "/weights_checker": BOTH,
 }
 CLOSED: dict[str, tuple[str, ...]] = {
-    # No MiniMax model hears. The second is a WebSocket, which no key check of the engine sees.
+    # No MiniMax model processes audio. The second is a WebSocket, which no key check of the engine covers.
     "/v1/audio/transcriptions": POST,
     "/v1/realtime": ("WEBSOCKET",),
-    # The engine's own description of itself, with pages that load scripts from elsewhere.
+    # The engine's own API documentation, with pages that load scripts from elsewhere.
     "/docs": GET,
     "/docs/oauth2-redirect": GET,
     "/openapi.json": GET,
@@ -133,11 +133,11 @@ CLOSED: dict[str, tuple[str, ...]] = {
 TABLE = {Access.OPEN: OPEN, Access.CLIENTS: CLIENTS, Access.MANAGERS: MANAGERS}
 
 SHOWS_KEYS = frozenset({"/server_info", "/get_server_info"})
-"""Paths whose answer holds the launch arguments, keys among them (read in 0.5.23, http_server.py)."""
+"""Paths whose answer contains the launch arguments, including keys (read in 0.5.23, http_server.py)."""
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    """A path of the table as the engine's router understands it."""
+    """Compile a path of the table to what the engine's router matches."""
     parts = re.split(r"\{(\w+(?::path)?)\}", path)
     words = [
         (".+" if part.endswith(":path") else "[^/]+") if number % 2 else re.escape(part)
@@ -149,7 +149,7 @@ def _pattern(path: str) -> re.Pattern[str]:
 _FIXED = {
     path: (access, ways) for access, paths in TABLE.items() for path, ways in paths.items() if "{" not in path
 }
-# Longest first: a response's own path before one that takes all.
+# Longest first: a response's own path before a catch-all.
 _PATTERNS = [
     (_pattern(path), (access, ways))
     for access, paths in TABLE.items()
@@ -159,7 +159,7 @@ _PATTERNS = [
 
 
 def access_to(path: str) -> tuple[Access, frozenset[str]]:
-    """Who may call a path, and by which methods; HEAD wherever GET may be asked."""
+    """Return who may use a path, and by which methods; HEAD wherever GET is allowed."""
     found = _FIXED.get(path) or next((one for pattern, one in _PATTERNS if pattern.fullmatch(path)), None)
     if found is None:
         return Access.CLOSED, frozenset()

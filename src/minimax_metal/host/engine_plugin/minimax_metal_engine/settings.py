@@ -30,17 +30,17 @@ _LINE = re.compile(r'^(admin-)?api-key: "([^"\s]+)"$', re.MULTILINE)
 
 @dataclass(frozen=True)
 class Settings:
-    """What the guard goes by; sizes in bytes, times in seconds."""
+    """The guard's settings; sizes in bytes, times in seconds."""
 
     user_key: str | None = None
     admin_key: str | None = None
-    """Keys that the engine was started with, and takes from the guard."""
+    """Keys that the engine was started with, and accepts from the guard."""
     accepted: KeyFile | None = None
-    """Keys that count now; without such a file, those two."""
+    """Keys that are valid now; without such a file, those two."""
     secrets: tuple[str, ...] = ()
-    """All that no answer may show, longest first."""
+    """Everything that no answer may contain, longest first."""
     served_name: str | None = None
-    """The model name that requests may give; none: any."""
+    """The model name that requests may give; None: any."""
     adapters: bool = False
     """Whether ``NAME:ADAPTER`` names a LoRA adapter of it."""
     media_domains: frozenset[str] = frozenset()
@@ -52,11 +52,11 @@ class Settings:
 
 
 def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settings:
-    """Read all of it.
+    """Read all settings.
 
     Raises:
-        ValueError: a number that is not one, or not positive.
-        OSError: the keys' directory was named and a key in it can't be read.
+        ValueError: a number is invalid, or not positive.
+        OSError: a key in the given keys' directory can't be read.
     """
     directory = environment.get("METAL_SECRETS")
     keys = _keys(Path(directory)) if directory else {}
@@ -77,9 +77,9 @@ def read_settings(environment: Mapping[str, str], argv: Sequence[str]) -> Settin
 
 
 def _keys(directory: Path) -> dict[str, str]:
-    """The engine's own keys, by name: those of ``engine.yaml``, else those in ``<directory>/*_key``.
+    """Return the engine's own keys, by name: those of ``engine.yaml``, else those in ``<directory>/*_key``.
 
-    The engine has read ``engine.yaml`` a moment ago; the others may be newer. An empty file is no key.
+    The engine has just read ``engine.yaml``; the others may be newer. An empty file is not a key.
     """
     found = {path.name: path.read_text(encoding="utf-8").strip() for path in directory.glob("*_key")}
     if (directory / CONFIG).exists():
@@ -89,7 +89,7 @@ def _keys(directory: Path) -> dict[str, str]:
 
 
 def _accepted(directory: Path, keys: Mapping[str, str]) -> KeyFile | None:
-    """The file of keys that count; without both of the engine's there is nothing to count beside."""
+    """Return the file of valid keys, or None if the engine does not have both of its keys."""
     if USER_KEY not in keys or ADMIN_KEY not in keys:
         return None
     path = directory / FILE
@@ -106,7 +106,7 @@ def _number(environment: Mapping[str, str], name: str, default: float) -> float:
 
 
 def _after(argv: Sequence[str], flag: str) -> str | None:
-    """The value of a flag on a command line, the last one as the engine has it."""
+    """Return the value of a command-line flag; the last one counts, as for the engine."""
     found = None
     for place, word in enumerate(argv):
         if word == flag and place + 1 < len(argv):

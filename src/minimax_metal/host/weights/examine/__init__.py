@@ -1,4 +1,4 @@
-"""Is this directory a whole model? Answered from the files alone: no manifest, no hub, no network."""
+"""Is this directory a complete model? Decided from the files alone: no manifest, no hub, no network."""
 
 from minimax_metal.host.weights.examine.directory import Examination, Expected, Problem, examine
 

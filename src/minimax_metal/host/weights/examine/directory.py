@@ -1,9 +1,9 @@
-"""A directory of files, examined as a model: every file that can't be proved is named.
+"""Examine a directory as a model: every file that can't be verified is named.
 
-Proved is: every file there is a regular one (or a link to one), every ``.safetensors`` file is whole by its
-own header, the index names the tensors that are there, ``config.json`` is the expected model's and names no
-code that is missing, the tokenizer is there, and nothing shows a download that has not ended. What is *not*
-proved is that the numbers in the tensors are the right ones: only hashes of the hub's say that.
+Verified is: every file is a regular one (or a link to one), every ``.safetensors`` file is complete by its
+own header, the index names the existing tensors, ``config.json`` is the expected model's and names no missing
+code, the tokenizer exists, and there is no unfinished download. *Not* verified is that the numbers in the
+tensors are right: only the hub's hashes can show that.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from minimax_metal.host.weights.examine.walk import code_of, files_below, holes_
 INDEX: Final = "model.safetensors.index.json"
 MOST_FILES: Final = 20_000
 MOST_TEXT: Final = 64 << 20
-"""Bytes of an index or another JSON file that is read; M3's index has about 10 MB."""
+"""Maximum bytes of an index or another JSON file; M3's index has about 10 MB."""
 NEAR: Final = 0.03
-"""Share of the catalogue's size that a directory may differ from it: texts and pictures come and go."""
+"""Allowed relative difference from the catalogue's size: texts and images change."""
 HOLE: Final = 16 << 20
 TOKENIZERS: Final = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """Any of these sets of files is a tokenizer that the engine can load."""
@@ -46,7 +46,7 @@ SHARD: Final = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.safetensors")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not proved: the file's path below the directory ("." for all), and why."""
+    """An unverified part: the file's path below the directory ("." for all), and why."""
 
     path: str
     text: str
@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What the catalogue says of the model; empty or None where it does not say."""
+    """The catalogue's data on the model; empty or None if there is none."""
 
     architectures: tuple[str, ...] = ()
     bytes: int | None = None
@@ -66,7 +66,7 @@ class Expected:
 
 @dataclass(slots=True)
 class Examination:
-    """What was found; ``files``: path -> size of everything that belongs to the model."""
+    """The result; ``files``: path -> size of everything that belongs to the model."""
 
     directory: Path
     problems: list[Problem] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Examination:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that can be proved is proved."""
+        """Whether everything that can be verified is."""
         return not self.problems
 
     @property
@@ -85,7 +85,7 @@ class Examination:
         return sum(self.files.values())
 
     def line(self, most: int = 4) -> str:
-        """Return the problems as one line: the first ones, and how many more there are."""
+        """Return the problems as one line: the first ones, and the number of the others."""
         shown = "; ".join(str(problem) for problem in self.problems[:most])
         more = len(self.problems) - most
         return shown + (f"; and {more} more" if more > 0 else "")
@@ -97,9 +97,9 @@ def examine(
     """Examine a directory; reads headers, indexes and configurations, never the weights themselves.
 
     Args:
-        directory: holds the files; links in it are followed, as hub caches are made of them.
-        expected: what it has to be.
-        only: paths of the files that count; None: all that are there.
+        directory: contains the files; links in it are followed, as hub caches consist of them.
+        expected: the expected model.
+        only: paths of the files that count; None: all.
 
     Raises:
         OSError: it is not a directory, or can't be read.
@@ -111,7 +111,7 @@ def examine(
 
 
 class _Look:
-    """One examination at work."""
+    """One examination in progress."""
 
     def __init__(self, directory: Path, expected: Expected, only: Collection[str] | None) -> None:
         self.root = directory
@@ -122,7 +122,7 @@ class _Look:
         self.unsound: set[str] = set()
 
     def problem(self, path: str, text: str) -> None:
-        # A name is shown, and may be anybody's.
+        # A name is shown, and may contain anything.
         self.found.problems.append(Problem(one_line(path, 300), one_line(text, 500)))
 
     def all(self) -> Examination:
@@ -134,13 +134,13 @@ class _Look:
             self._configuration()
             self._tokenizer()
             self._size()
-        # A download that goes on explains the rest: it comes first.
+        # A running download explains the rest: it comes first.
         self.found.problems.sort(
             key=lambda problem: (" download" not in problem.text, problem.path == ".", problem.path)
         )
         return self.found
 
-    # What is there ------------------------------------------------------------------------------------
+    # Existing files -----------------------------------------------------------------------------------
 
     def _files(self) -> None:
         looked = 0
@@ -155,7 +155,7 @@ class _Look:
                 return
             if parts[0] in TOOL_FOLDERS:
                 if unfinished_in_tool_folder(parts, siblings):
-                    self.problem(path, "a download that has not ended (let its tool finish it, or remove it)")
+                    self.problem(path, "an unfinished download (let its tool finish it, or remove it)")
                 continue
             if parts[-1].startswith("._") and is_companion(parts[-1], siblings, self._begins(path)):
                 beside.append(path)
@@ -215,7 +215,11 @@ class _Look:
         below = [folder for folder in below if f"{folder}/config.json" in self.found.files] or below
         if below and "config.json" not in top:
             some = ", ".join(below[:4]) + (f" and {len(below) - 4} more" if len(below) > 4 else "")
-            what = "holds a model in a folder" if len(below) == 1 else f"holds {len(below)} models in folders"
+            what = (
+                "contains a model in a folder"
+                if len(below) == 1
+                else f"contains {len(below)} models in folders"
+            )
             self.problem(".", f"{what}, {some}, and is not one itself: name one of them")
             return False
         if not self.found.files:
@@ -224,8 +228,8 @@ class _Look:
             return False
         some = ", ".join(sorted(self.found.files)[:4]) + ("…" if len(self.found.files) > 4 else "")
         other = [path for path in top if path.endswith((".gguf", ".bin", ".pt", ".pth"))]
-        hint = f" (weights as {other[0]} are of another format)" if other else ""
-        self.problem(".", f"holds no .safetensors file{hint}, only {some}")
+        hint = f" (weights as {other[0]} are in another format)" if other else ""
+        self.problem(".", f"contains no .safetensors file{hint}, only {some}")
         return False
 
     # The weights --------------------------------------------------------------------------------------
@@ -250,7 +254,7 @@ class _Look:
             if holes >= HOLE or (holes > 1 << 16 and holes > header.size // 10):
                 self.problem(
                     path,
-                    f"{holes} of its {header.size} bytes were never written: a download that has not ended",
+                    f"{holes} of its {header.size} bytes were never written: an unfinished download",
                 )
 
     def _index(self) -> None:
@@ -259,7 +263,7 @@ class _Look:
         if INDEX not in self.found.files:
             if len(top) > 1 or (len(top) == 1 and SHARD.fullmatch(top[0])):
                 self.problem(
-                    INDEX, f"missing; {len(top)} weight files are there, and it says which there should be"
+                    INDEX, f"missing; {len(top)} weight files exist, and it lists which there should be"
                 )
             return
         if INDEX in self.unsound:
@@ -295,9 +299,9 @@ class _Look:
 
         for path in top:
             if path not in wanted and SHARD.fullmatch(path) and path not in self.unsound:
-                self.problem(path, f"not named by {INDEX}: a file of another download; remove it")
+                self.problem(path, f"not named by {INDEX}: left over from another download; remove it")
 
-    # What describes it --------------------------------------------------------------------------------
+    # Configuration and tokenizer ----------------------------------------------------------------------
 
     def _configuration(self) -> None:
         if "config.json" not in self.found.files:
@@ -331,7 +335,7 @@ class _Look:
             if "tokenizer_config.json" not in self.found.files:
                 self.problem("tokenizer_config.json", "missing; the engine needs it to load the tokenizer")
             return
-        self.problem("tokenizer.json", "missing, and no other tokenizer is there")
+        self.problem("tokenizer.json", "missing, and there is no other tokenizer")
 
     def _size(self) -> None:
         wanted = self.expected.bytes
@@ -342,11 +346,11 @@ class _Look:
             name = f" of {self.expected.name}" if self.expected.name else ""
             self.problem(
                 ".",
-                f"holds {found} bytes, the catalogue's size{name} is {wanted}: not this model, or not whole",
+                f"has {found} bytes, the catalogue's size{name} is {wanted}: not this model, or incomplete",
             )
 
     def _json(self, path: str) -> Mapping[str, Any] | None:
-        """Return a JSON object of the model, and name the file when it is none."""
+        """Return a JSON object of the model, and report the file if it is not one."""
         try:
             with (self.root / path).open("rb") as file:
                 content = file.read(MOST_TEXT + 1)
@@ -364,7 +368,7 @@ class _Look:
             self.problem(path, f"can't be read: {error.strerror}")
         except (ValueError, TypeError, RecursionError):
             what = "is empty" if not self.found.files.get(path) else "is not a JSON object"
-            self.problem(path, f"{what}: damaged, or a page in its place")
+            self.problem(path, f"{what}: damaged, or an HTML page in its place")
         else:
             return raw
         return None

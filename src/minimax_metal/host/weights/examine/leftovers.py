@@ -1,4 +1,4 @@
-"""Names that a download leaves while it is going on, and folders that tools keep beside a model: pure."""
+"""File names of unfinished downloads, and folders that tools keep beside a model: pure."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ TOOL_FOLDERS: Final = frozenset(
         "lost+found",
     }
 )
-"""Folders and files that hub clients, tools and file servers leave in a model directory; no part of a model.
+"""Folders and files that hub clients, tools and file servers leave in a model directory; not part of a model.
 
 ``.AppleDouble`` is netatalk's, ``@eaDir`` Synology's, ``__MACOSX`` of a zip archive made by macOS.
 """
 
 APPLE_DOUBLE: Final = bytes.fromhex("0005160700020000")
-"""How such a file begins: magic and version (RFC 1740, appendix A)."""
+"""The start of such a file: magic and version (RFC 1740, appendix A)."""
 
 _MODEL: Final = r"\.(?:safetensors|json|model|txt|py|bin|jinja|md|gguf)"
 _UNFINISHED: Final = (
@@ -64,25 +64,25 @@ _BESIDE: Final = re.compile(
 
 
 def is_companion(name: str, siblings: Collection[str], head: bytes = b"") -> bool:
-    """Return whether a file only holds what macOS keeps beside another one (AppleDouble: ``._NAME``).
+    """Return whether a file only contains what macOS keeps beside another one (AppleDouble: ``._NAME``).
 
-    macOS writes one beside each file on a disk that can't hold its attributes (exFAT, SMB, NFS), and its tar
-    and rsync bring them along. The name ends as that of the file it belongs to, ``.safetensors`` too.
+    macOS writes one beside each file on a disk that can't store its attributes (exFAT, SMB, NFS), and its tar
+    and rsync copy them. The name ends like that of its file, including ``.safetensors``.
 
     Args:
         name: the file's name.
         siblings: names in the same folder.
-        head: its first bytes, where they are known; what belongs to no file there is told by them.
+        head: its first bytes, if known; they identify one without a matching file.
     """
     return name.startswith("._") and (name[2:] in siblings or head.startswith(APPLE_DOUBLE))
 
 
 def companions(paths: Sequence[str], directory: str | None = None) -> str:
-    """Return what to say of such files; ``directory``: where to remove them, if it is on this host."""
+    """Return the message about such files; ``directory``: where to remove them, if it is on this host."""
     more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
     place = shlex.quote(directory) if directory is not None else "DIRECTORY"
     return (
-        f"a file that macOS keeps beside another one (AppleDouble), no part of the model{more}; "
+        f"a file that macOS keeps beside another one (AppleDouble), not part of the model{more}; "
         f"remove them: find {place} -name '._*' -type f -delete"
     )
 
@@ -98,7 +98,7 @@ def unfinished(name: str) -> str | None:
 
 
 def unfinished_in_tool_folder(parts: tuple[str, ...], siblings: frozenset[str]) -> bool:
-    """Return whether a file in a tool's own folder shows a download that has not ended.
+    """Return whether a file in a tool's own folder shows an unfinished download.
 
     Args:
         parts: path below the model directory, the tool's folder first.
@@ -108,11 +108,11 @@ def unfinished_in_tool_folder(parts: tuple[str, ...], siblings: frozenset[str]) 
     if parts[0] in {".cache", ".huggingface"}:
         if name.endswith(".incomplete"):
             return True
-        # huggingface_hub leaves each file's lock, and writes its .metadata when the file is whole.
+        # huggingface_hub leaves each file's lock, and writes its .metadata when the file is complete.
         return (
             name.endswith(".lock")
             and "download" in parts[:-1]
             and f"{name.removesuffix('.lock')}.metadata" not in siblings
         )
-    # modelscope moves a file out of its folder when it is whole.
+    # modelscope moves a file out of its folder when it is complete.
     return parts[0] in {"._____temp", ".____temp"} and not name.startswith(".")

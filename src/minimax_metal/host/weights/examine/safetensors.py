@@ -1,4 +1,4 @@
-"""The header of a safetensors file, held to the format: what can be proved without reading the weights.
+"""Validate the header of a safetensors file: what can be checked without reading the weights.
 
 The format (https://github.com/huggingface/safetensors, README "Format"): 8 bytes, little-endian, the length
 of the header; the header, JSON, name -> dtype, shape and data offsets, beginning with ``{``; then the data,
@@ -19,11 +19,12 @@ from typing import Any, Final, TypeGuard
 from minimax_metal.common.text import one_line
 
 MOST_HEADER: Final = 32 << 20
-"""Bytes. The format allows 100 MB; a shard of the models that are served here has some thousand tensors, less
-than 1 MB, and JSON takes many times its length in memory."""
+"""Maximum header bytes. The format allows 100 MB; a shard of the models served here has some thousand
+tensors, less than 1 MB, and parsed JSON takes many times its length in memory.
+"""
 MOST_TENSORS: Final = 500_000
 POINTER: Final = b"version https://git-lfs.github.com/spec/"
-"""How git-lfs begins the file that stands in for another (git-lfs docs/spec.md)."""
+"""The start of git-lfs's pointer files (git-lfs docs/spec.md)."""
 
 BITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
@@ -66,7 +67,7 @@ def read(descriptor: int) -> Header:
     """Read and check the header of an open file; the file's position does not matter.
 
     Raises:
-        UnsoundError: it is not a whole safetensors file.
+        UnsoundError: it is not a complete safetensors file.
         OSError: it can't be read.
     """
     status = os.fstat(descriptor)
@@ -83,7 +84,7 @@ def read(descriptor: int) -> Header:
     (length,) = struct.unpack("<Q", beginning[:8])
     if length > size - 8:
         raise UnsoundError(
-            f"is not a whole safetensors file: its header would have {length} bytes, the file has {size}"
+            f"is not a complete safetensors file: its header would have {length} bytes, the file has {size}"
             + (" (it begins with zeros)" if not any(beginning) else "")
         )
     if not 2 <= length <= MOST_HEADER:
@@ -106,7 +107,7 @@ def _exactly(descriptor: int, length: int, offset: int) -> bytes:
 
 
 def _tensors(text: bytes, data: int) -> dict[str, int]:
-    """Return name -> bytes; ``data``: bytes of the file behind the header."""
+    """Return name -> bytes; ``data``: bytes of the file after the header."""
     if not text.startswith(b"{"):
         raise UnsoundError("is not a safetensors file: its header is not JSON")
     try:
@@ -114,7 +115,7 @@ def _tensors(text: bytes, data: int) -> dict[str, int]:
     except (ValueError, RecursionError) as error:
         raise UnsoundError("is not a safetensors file: its header is not JSON") from error
     if not isinstance(raw, dict) or len(raw) > MOST_TENSORS:
-        raise UnsoundError(f"has a header that is not {MOST_TENSORS} tensors at most")
+        raise UnsoundError(f"has a header that is not a list of at most {MOST_TENSORS} tensors")
     raw.pop("__metadata__", None)
     spans = []
     tensors: dict[str, int] = {}
@@ -130,23 +131,23 @@ def _tensors(text: bytes, data: int) -> dict[str, int]:
         position = end
     if position != data:
         short = "is cut off" if position > data else "is longer than its header says"
-        raise UnsoundError(f"{short}: its tensors have {position} bytes, {data} bytes are there")
+        raise UnsoundError(f"{short}: its tensors have {position} bytes, {data} bytes are present")
     return tensors
 
 
 def _span(name: str, one: Any) -> tuple[int, int]:
     said = one_line(name, 100)
     if not isinstance(one, dict):
-        raise UnsoundError(f"describes tensor {said!r} in a way that is not understood")
+        raise UnsoundError(f"describes tensor {said!r} in an unknown way")
     dtype, shape, offsets = one.get("dtype"), one.get("shape"), one.get("data_offsets")
     if not isinstance(dtype, str) or dtype not in BITS:
         raise UnsoundError(f"has a tensor {said!r} of an unknown type {one_line(str(dtype), 30)!r}")
     if not _whole_numbers(shape) or not _whole_numbers(offsets) or len(shape) > 64 or len(offsets) != 2:
-        raise UnsoundError(f"describes tensor {said!r} in a way that is not understood")
+        raise UnsoundError(f"describes tensor {said!r} in an unknown way")
     begin, end = offsets
     bits = math.prod(shape) * BITS[dtype]
     if end < begin or bits % 8 or bits // 8 != end - begin:
         raise UnsoundError(
-            f"has a tensor {said!r} of {end - begin} bytes, while its type and shape make {bits // 8}"
+            f"has a tensor {said!r} of {end - begin} bytes, while its type and shape give {bits // 8}"
         )
     return begin, end

@@ -1,4 +1,4 @@
-"""What the file system and a configuration say of a directory, for its examination."""
+"""File system and configuration data of a directory, for its examination."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 def files_below(root: Path) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
     """Yield every file below a directory as its components, with the names beside it; links stay links.
 
-    A link to a directory is followed where it leads, but not twice into the same one.
+    A link to a directory is followed, but not twice into the same one.
     """
     seen: set[tuple[int, int]] = set()
     stack: list[tuple[str, ...]] = [()]
@@ -37,7 +37,7 @@ def files_below(root: Path) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
             continue
         beside = frozenset(names)
         for name in names:
-            # Not Path.is_dir, which raises where a folder may be listed and not entered.
+            # Not Path.is_dir, which raises for a folder that may be listed but not entered.
             if os.path.isdir(folder / name):  # noqa: PTH112
                 if here or name not in {".git", "__pycache__", ".minimax-metal"}:
                     stack.append((*here, name))
@@ -46,7 +46,7 @@ def files_below(root: Path) -> Iterator[tuple[tuple[str, ...], frozenset[str]]]:
 
 
 def holes_of(descriptor: int, size: int) -> int:
-    """Return the bytes of a file that were never written; 0 where its file system does not say."""
+    """Return the bytes of a file that were never written; 0 if its file system does not report them."""
     holes = position = 0
     with contextlib.suppress(OSError):
         for _ in range(10_000):
@@ -64,7 +64,7 @@ def holes_of(descriptor: int, size: int) -> int:
 
 
 def code_of(configuration: Mapping[str, Any]) -> set[str]:
-    """Return the files with code that a configuration loads from the model's own directory."""
+    """Return the code files that a configuration loads from the model's own directory."""
     found: set[str] = set()
     auto_map = configuration.get("auto_map")
     for value in auto_map.values() if isinstance(auto_map, dict) else ():

@@ -1,16 +1,16 @@
-"""Who reads which piece from the origin, and from whom the others are taken: decisions only.
+"""Which host reads which piece from the origin, and from whom to get the others: decisions only.
 
-No clock, no thread, no network: the caller says what it heard and what time it is, so that every case can be
-played through. A piece is (key of its file, number). Rules:
+No clock, no thread, no network: the caller passes news and the time, so that every case can be simulated. A
+piece is (key of its file, number). Rules:
 
 * Pieces are dealt out in turn to the hosts that may read from the origin: the first ``cap`` by name that
-  pull, are heard from and can read it. A host with nothing of its own left takes over pieces from the end.
-* Whoever is about to read a piece has claimed it; others leave it alone while the claimer lives and is not
-  much slower than pieces usually come. A claim begins its time once, and goes on only with what comes.
-* What is there is taken from any host that announced it, by the hash that it announced. A host whose bytes
-  are not what it announced is avoided; one that announces and does not send is left out for a while.
-* When the pieces of a whole file do not have the file's hash, the file gets a new generation: it is then read
-  by one host alone, so that it is known whose fault it was if that goes wrong, too.
+  pull, answer and can reach it. A host with none of its own left takes over pieces from the end.
+* A host claims a piece before it reads it. Others leave it alone while the claimer is alive and not much
+  slower than usual. A claim's time starts once, and is extended only by received pieces.
+* An announced piece is taken from any host that announced it, by the announced hash. A host whose bytes don't
+  match its announcement is avoided; one that announces and does not send is left out for a while.
+* If the pieces of a whole file do not have the file's hash, the file gets a new generation: one host alone
+  reads it, so that the culprit is known if it fails again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["OVERDUE", "PATIENCE", "STRIKES", "WINDOW", "Board", "Claim", "File",
 
 
 class Board(Heard):
-    """Everything one host knows of a shared pull, and what it does next."""
+    """One host's knowledge of a shared pull, and its next steps."""
 
     def readers(self) -> list[str]:
         """Return the hosts that may read from the origin now."""
@@ -48,19 +48,19 @@ class Board(Heard):
         return able[: self.cap]
 
     def streams(self) -> int:
-        """Return how many pieces this host may read from the origin at a time."""
+        """Return how many pieces this host may read from the origin in parallel."""
         readers = self.readers()
         if self.me not in readers:
             return 0
         return min(self.workers, max(1, -(-STREAMS // len(readers))))
 
     def turn(self, piece: Piece) -> str | None:
-        """Return the host whose turn a piece is, if anybody reads."""
+        """Return the host whose turn a piece is, if any host reads."""
         readers = self.readers()
         return readers[self._turn(piece) % len(readers)] if readers else None
 
     def next_claim(self, now: float) -> Claim | None:
-        """Return what to read from the origin next, noted as on its way; None when it is others' turn."""
+        """Return what to read from the origin next, noted as in progress; None if it is others' turn."""
         self.clock = max(self.clock, now)
         readers = self.readers()
         if readers != self._dealt:
@@ -76,7 +76,7 @@ class Board(Heard):
             None,
         )
         if own is not None:
-            # Others may not have seen yet that the pieces are dealt out among other hosts than before.
+            # Others may not have seen yet that the set of readers has changed.
             return self._claim(own, now, taken_over=now - self._dealt_since < SETTLING)
         last = list(
             itertools.islice(
@@ -101,11 +101,11 @@ class Board(Heard):
         for one in claim.pieces:
             if one in self.missing:
                 self.flight.setdefault(one, "")
-                self.suspect.pop(one, None)  # what lies there is about to be written over
+                self.suspect.pop(one, None)  # the data there is about to be overwritten
         return claim
 
     def _turn(self, piece: Piece) -> int:
-        """Return a number that says, counted round among the readers, whose turn a piece is."""
+        """Return a number that decides, modulo the number of readers, whose turn a piece is."""
         return self.index[(piece[0], 0) if self._in_one_go(piece[0]) else piece]
 
     def stands(self, claim: Claim, now: float) -> bool:
@@ -125,22 +125,22 @@ class Board(Heard):
         )
 
     def looks(self) -> dict[str, int]:
-        """Return how often each host whose claims count has answered."""
+        """Return how often each host with valid claims has answered."""
         return {name: other.looks for name, other in self.others.items() if self._reads(other)}
 
     def heard_since(self, looks: Mapping[str, int], times: int) -> bool:
-        """Return whether each of these hosts has answered some times more, or its claims do not count now."""
+        """Return whether each of these hosts has answered some more times, or its claims don't count now."""
         found = self.looks()
         return all(found[name] >= before + times for name, before in looks.items() if name in found)
 
     def release(self, claim: Claim) -> None:
-        """Give up what is left of a claim."""
+        """Give up the rest of a claim."""
         for piece in claim.pieces:
             if self.flight.get(piece) == "":
                 del self.flight[piece]
 
     def next_offer(self, now: float) -> Offer | None:
-        """Return what to take from whom next, noted as on its way; None when there is nothing for now."""
+        """Return what to take from whom next, noted as in progress; None if there is nothing for now."""
         back = any(self.clock < other.out_until <= now for other in self.others.values())
         self.clock = max(self.clock, now)
         if back:
@@ -171,7 +171,8 @@ class Board(Heard):
             peer = self.random.choice(with_hash or holders)
             _, sha256, reader = self.others[peer].have.get(piece, (0, self.files[key].stated, peer))
         else:
-            # Nobody states the piece's hash: the whole file from one host, so that it is known whose it was.
+            # The piece's hash is not published: take the whole file from one host, so that its sender is
+            # known.
             kept = self.sticky.get(key)
             peer = kept if kept is not None and kept in holders else self.random.choice(holders)
             self.sticky[key] = peer
@@ -185,7 +186,7 @@ class Board(Heard):
         return len(self.whole) == len(self.files)
 
     def hopeless(self) -> bool:
-        """Return whether nobody can bring what is missing: the origin is shut for all who answer."""
+        """Return whether nobody can deliver the missing pieces: no answering host can reach the origin."""
         if self.origin or self.flight:
             return False
         if any(other.alive and other.complete and other.strikes < STRIKES for other in self.others.values()):
@@ -196,7 +197,7 @@ class Board(Heard):
         """Return the hosts to listen to.
 
         All of a small fleet. Of a large one those whose turn at the origin it is or comes next, and some at
-        doubling distances, so that everybody is listened to by few and everything still comes by.
+        doubling distances, so that everybody has few listeners and all news still spreads.
         """
         if len(self.names) <= 2 * self.cap:
             return [name for name in self.names if name != self.me]

@@ -1,4 +1,4 @@
-"""What a shared pull is about: files, pieces, claims, and what is known of another host."""
+"""The data of a shared pull: files, pieces, claims, and knowledge of other hosts."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from typing import Final
 Piece = tuple[str, int]
 
 STREAMS: Final = 16
-"""Pieces read from the origin at a time, all hosts together: two each of eight. With more, more would have
-to be passed on when the last comes in."""
+"""Pieces read from the origin in parallel by all hosts together: two each for eight. With more, more would
+have to be passed on when the last one arrives.
+"""
 STRIKES: Final = 3
-"""Times a host may send other bytes than it announced before nothing is taken from it any more."""
+"""Times a host may send other bytes than it announced before nothing is taken from it any longer."""
 WINDOW: Final = 32
-"""Pieces others have, among which the next is chosen by chance, so that hosts take different ones."""
+"""Number of available pieces among which the next is chosen at random, so that hosts take different ones."""
 OVERDUE: Final = 4.0
-"""A claim that lasts this many times as long as pieces usually take does not count any more."""
+"""A claim that lasts this many times as long as pieces usually take no longer counts."""
 SETTLING: Final = 1.0
-"""Seconds after a change among the readers in which every claim is treated like one that is taken over."""
+"""Seconds after a change of readers in which every claim is treated like one that was taken over."""
 PATIENCE: Final = 10.0
-"""Seconds that every claim lasts at least."""
+"""Minimum seconds of a claim."""
 ONE_GO: Final = 600.0
-"""Seconds that a claim to a whole file lasts without a first piece of it, at most."""
+"""Maximum seconds of a claim to a whole file without a first piece of it."""
 CLAIMS: Final = 3
-"""Times a host's claim to the same piece counts: who claims again without having read begins no new time."""
+"""Times a host's claim to the same piece counts: a repeated claim without reading gets no new time."""
 GENERATIONS: Final = 64
-"""More generations of a file than this are nobody's honest word."""
+"""A file never honestly has more generations than this."""
 FRUITLESS: Final = 3
-"""Takes from one host in a row that bring nothing, after which it is left out for a while."""
+"""Consecutive fruitless takes from one host, after which it is left out for a while."""
 REFUSALS: Final = 2
-"""Takes of one piece from one host that bring nothing, after which it is not asked for that piece again."""
+"""Fruitless takes of one piece from one host, after which it is not asked for that piece again."""
 LEFT_OUT: Final = 15.0
 """Seconds for which a host is left out, doubled each time, ten minutes at most."""
 BUSY: Final = 60.0
-"""Seconds for which a host may have its hands full and send nothing, before that counts as fruitless."""
+"""Seconds for which a host may be busy and send nothing, before that counts as fruitless."""
 USUAL: Final = 8.0
-"""A take that lasts this many times as long as takes usually do is given up."""
+"""A take that lasts this many times as long as usual is given up."""
 DISTRUSTED: Final = 60.0
-"""Seconds without a byte from others after which a host that they distrust reads the origin all the same."""
+"""Seconds without a byte from others after which a host that they distrust reads the origin anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class File:
     size: int
     pieces: int
     stated: str | None = None
-    """SHA-256 of the whole, where the source states it."""
+    """SHA-256 of the whole, if the source publishes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Claim:
     last: int
     generation: int
     taken_over: bool
-    """It may be somebody else's turn: to be claimed first, and read when nobody else did the same."""
+    """It may be another host's turn: claim first, and read if nobody else did the same."""
 
     @property
     def pieces(self) -> list[Piece]:
@@ -75,7 +76,7 @@ class Held:
 
     generation: int
     since: float
-    """When the claim was heard first; later, when the piece before it of the same claim was announced."""
+    """When the claim was first heard; later, when the previous piece of the same claim was announced."""
     first: int
     last: int
     progress: bool = False
@@ -84,7 +85,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A piece to be taken from ``peer``; ``sha256`` is what it said of it, ``reader`` who read it first."""
+    """A piece to take from ``peer``; ``sha256`` is its announced hash, ``reader`` the host that read it
+    first.
+    """
 
     piece: Piece
     peer: str
@@ -94,18 +97,18 @@ class Offer:
 
 @dataclass(slots=True)
 class Other:
-    """What is known of another host."""
+    """Knowledge of another host."""
 
     alive: bool = False
     """It answers."""
     looks: int = 0
     """How often it answered."""
     pulling: bool = False
-    """Its pull is at work: its claims count."""
+    """Its pull is running: its claims count."""
     complete: bool = False
-    """It holds the verified model."""
+    """It has the verified model."""
     origin: bool = True
-    """It can read the origin, as far as it said."""
+    """It can read the origin, according to itself."""
     have: dict[Piece, tuple[int, str, str]] = field(default_factory=dict)
     """Piece -> generation, SHA-256, first reader."""
     whole: set[str] = field(default_factory=set)
@@ -113,9 +116,9 @@ class Other:
     spent: dict[Piece, int] = field(default_factory=dict)
     """Piece -> how often this host claimed it."""
     failed: dict[Piece, int] = field(default_factory=dict)
-    """Piece -> takes from this host that brought nothing."""
+    """Piece -> fruitless takes from this host."""
     fruitless: int = 0
-    """Takes in a row that brought nothing."""
+    """Consecutive fruitless takes."""
     outs: int = 0
     """How often it was left out."""
     out_until: float = 0.0

@@ -1,7 +1,7 @@
-"""What one host knows of a shared pull: what happened here, and what the others said. No decisions.
+"""One host's knowledge of a shared pull: events here, and what the others announced. No decisions.
 
-Nothing that another host says is taken for more than it can be: numbers are held against the files, names
-against the fleet, a claim begins its time once, and who announces without sending is left out.
+Announcements are never trusted beyond what is possible: numbers are checked against the files, names against
+the fleet, a claim's time starts once, and a host that announces without sending is left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minimax_metal.host.weights.share.facts import (
 
 
 class Heard:
-    """Everything one host knows of a shared pull."""
+    """One host's knowledge of a shared pull."""
 
     def __init__(
         self,
@@ -53,23 +53,23 @@ class Heard:
         self.origin = True
         """Whether this host can read the origin, as far as it knows."""
         self.trusted = True
-        """Whether the others take what this host has."""
+        """Whether the others accept this host's pieces."""
         self.distrust: dict[str, set[str]] = {}
-        """Host -> those that take nothing from it any more."""
+        """Host -> those that no longer take anything from it."""
         self.ranges = True
-        """Whether the origin answers with the part of a file that was asked for."""
+        """Whether the origin supports range requests."""
         self.others = {name: Other() for name in self.names if name != me}
         self.generations: dict[str, int] = {}
         self.mine: dict[Piece, tuple[str, str]] = {}
-        """Piece that is here -> SHA-256, first reader."""
+        """Piece on this host -> SHA-256, first reader."""
         self.whole: set[str] = set()
         self.suspect: dict[Piece, str] = {}
         """Pieces of a file that went wrong, still on the disk: good again when announced with this hash."""
         self.flight: dict[Piece, str] = {}
-        """Piece on its way -> where from; ``""`` is the origin."""
+        """Piece in progress -> its source; ``""`` is the origin."""
         self.senders: dict[Piece, str] = {}
         self.sticky: dict[str, str] = {}
-        """File whose pieces nobody stated hashes of -> the one host it is taken from."""
+        """File without published piece hashes -> the one host it is taken from."""
         self.index: dict[Piece, int] = {}
         self.missing: dict[Piece, None] = {}
         self.available: dict[Piece, None] = {}
@@ -79,9 +79,9 @@ class Heard:
         self.typical = 0.0
         """Seconds from a claim to the announcement, on average."""
         self.usual = 0.0
-        """Seconds that taking a piece from another host lasts, on average."""
+        """Seconds to take a piece from another host, on average."""
         self.clock = 0.0
-        """The latest time that was told."""
+        """The latest time that was passed in."""
         self.came = 0.0
         """When another host last sent a piece."""
         self.random = random.Random(seed)  # noqa: S311  spreads load, keeps no secret
@@ -90,10 +90,12 @@ class Heard:
                 self.index[file.key, number] = len(self.index)
                 self.missing[file.key, number] = None
 
-    # What happened here
+    # Events on this host
 
     def have(self, piece: Piece, sha256: str, reader: str, sender: str = "") -> None:
-        """Note a piece that is here and as it was announced; ``sender`` is empty when the origin sent it."""
+        """Note a piece on this host that matches its announcement; ``sender`` is empty if it came from the
+        origin.
+        """
         if sender:
             self.came = self.clock
         self.flight.pop(piece, None)
@@ -113,7 +115,7 @@ class Heard:
             self.available.pop((key, number), None)
 
     def disputed(self, key: str) -> list[str]:
-        """Begin a file anew whose pieces do not make up its hash; return the hosts that are to blame."""
+        """Restart a file whose pieces do not make up its hash; return the hosts to blame."""
         generation = self.generations.get(key, 0)
         self.generations[key] = generation + 1
         self.whole.discard(key)
@@ -124,11 +126,11 @@ class Heard:
                 continue
             sha256, reader = self.mine.pop(piece)
             sender = self.senders.pop(piece, "")
-            # Whoever sent bytes that nobody had stated a hash of; and the one host that read all of it.
+            # The host that sent bytes without a published hash; and the one host that read all of it.
             if sender and sender == self.sticky.get(key):
                 blamed.add(sender)
             elif generation > 0 and sender:
-                # The reader, when it said so itself or is not listened to; else who sent it in that name.
+                # The reader, if it announced this itself or is not listened to; else the host that named it.
                 named = self.others.get(reader)
                 said = None if named is None else named.have.get(piece)
                 right = named is not None and (not named.alive if said is None else said[1] == sha256)
@@ -144,11 +146,11 @@ class Heard:
         return sorted(blamed)
 
     def failed(self, piece: Piece) -> None:
-        """Note that a piece did not come."""
+        """Note that a piece did not arrive."""
         self.flight.pop(piece, None)
 
     def wrong(self, offer: Offer) -> bool:
-        """Note that a host sent other bytes than it had announced; return whether it is trusted no more."""
+        """Note that a host sent other bytes than it had announced; return whether it has lost all trust."""
         self.flight.pop(offer.piece, None)
         other = self.others[offer.peer]
         other.strikes += 1
@@ -157,7 +159,7 @@ class Heard:
         return other.strikes == STRIKES
 
     def delivered(self, peer: str, seconds: float) -> None:
-        """Note that a host sent a piece as it should be, and how long that took."""
+        """Note that a host sent a correct piece, and its duration."""
         other = self.others[peer]
         other.fruitless = other.outs = 0
         other.busy_since = None
@@ -180,7 +182,7 @@ class Heard:
         return seconds
 
     def busy(self, offer: Offer, until: float, now: float) -> float | None:
-        """Note that a host has its hands full until a time; as :meth:`undelivered` when it always has."""
+        """Note that a host is busy until a time; like :meth:`undelivered` if it always is."""
         other = self.others[offer.peer]
         other.busy_until = max(until, other.busy_until)
         if other.busy_since is None:
@@ -196,13 +198,13 @@ class Heard:
 
         Args:
             size: bytes of the piece.
-            least_rate: bytes a second that will do before it is known how long pieces usually take.
-            least: seconds that any piece may take.
+            least_rate: sufficient bytes per second while usual durations are unknown.
+            least: minimum seconds for any piece.
         """
         return max(least, USUAL * self.usual if self.usual else size / least_rate)
 
     def gone(self, offer: Offer) -> None:
-        """Note that a host does not have what it announced any more."""
+        """Note that a host no longer has what it announced."""
         self.flight.pop(offer.piece, None)
         other = self.others[offer.peer]
         other.have.pop(offer.piece, None)
@@ -210,10 +212,10 @@ class Heard:
         other.complete = False
         self._refresh()
 
-    # What others said
+    # Announcements of other hosts
 
     def met(self, peer: str, *, pulling: bool) -> None:
-        """Note that a host answers; without its pull at work its claims count nothing."""
+        """Note that a host answers; if its pull is not running, its claims don't count."""
         other = self.others[peer]
         other.alive = True
         other.looks += 1
@@ -222,7 +224,7 @@ class Heard:
         other.pulling = pulling
 
     def reborn(self, peer: str) -> None:
-        """Note that a host's pull began anew: it will say again what it has."""
+        """Note that a host's pull restarted: it will announce its pieces again."""
         other = self.others[peer]
         other.have.clear()
         other.whole.clear()
@@ -232,7 +234,7 @@ class Heard:
         self._refresh()
 
     def lost(self, peer: str) -> None:
-        """Note that a host does not answer any more."""
+        """Note that a host no longer answers."""
         other = self.others[peer]
         other.alive = other.pulling = other.complete = False
         other.have.clear()
@@ -241,7 +243,7 @@ class Heard:
         self._refresh()
 
     def completed(self, peer: str, keys: Iterable[str]) -> None:
-        """Note that a host holds the verified model, with these of the files."""
+        """Note that a host has the verified model, with these of the files."""
         other = self.others[peer]
         other.alive, other.pulling, other.complete = True, False, True
         other.claims.clear()
@@ -252,7 +254,7 @@ class Heard:
     def claimed(self, peer: str, claim: Claim, now: float) -> None:
         """Note what a host is about to read from the origin.
 
-        A claim begins its time once: to claim the same again, without having read it, prolongs nothing.
+        A claim's time starts once: repeating it, without having read, extends nothing.
         """
         self.clock = max(self.clock, now)
         file = self.files.get(claim.key)
@@ -270,7 +272,7 @@ class Heard:
                 other.claims[piece] = Held(claim.generation, now, claim.first, claim.last)
 
     def dropped(self, peer: str, key: str, first: int, last: int) -> None:
-        """Note that a host gave a claim up."""
+        """Note that a host gave up a claim."""
         file = self.files.get(key)
         if file is not None:
             for number in range(max(0, first), min(last, file.pieces - 1) + 1):
@@ -291,7 +293,7 @@ class Heard:
             took = max(0.0, now - held.since)
             self.typical = took if not self.typical else 0.9 * self.typical + 0.1 * took
             for number in range(piece[1] + 1, held.last + 1):
-                # The rest of what is read in one go: its time begins with each piece that comes.
+                # The rest of what is read in one go: its time restarts with each piece that arrives.
                 if (rest := other.claims.get((piece[0], number))) is not None and rest.last == held.last:
                     rest.since, rest.progress = now, True
         other.have[piece] = (generation, sha256, reader)
@@ -312,10 +314,10 @@ class Heard:
                 self.available.setdefault((key, number))
 
     def distrusted(self, peer: str, whom: str) -> None:
-        """Note that a host takes nothing from another any more.
+        """Note that a host no longer takes anything from another.
 
-        When two say so (one, where there is no other) it is so: nobody waits for what that host reads, and it
-        reads nothing from the origin, since nobody would take it.
+        If two say so (one, if there is no other) it holds: nobody waits for that host's reads, and it reads
+        nothing from the origin, since nobody would take it.
         """
         if whom not in self.rank:
             return
@@ -334,9 +336,9 @@ class Heard:
         self.others[peer].origin = origin
 
     def _reads_here(self) -> bool:
-        """Return whether this host reads from the origin: not while others do and take nothing from it.
+        """Return whether this host reads from the origin: not while others do and distrust it.
 
-        That others distrust it holds for as long as they bring what it lacks.
+        That holds for as long as they deliver what it lacks.
         """
         if not self.origin or self.trusted:
             return self.origin
@@ -357,7 +359,7 @@ class Heard:
         return held.generation >= self.generations.get(piece[0], 0) and now - held.since < lasts
 
     def _free(self, piece: Piece, now: float) -> bool:
-        """Return whether a missing piece is nobody's so far."""
+        """Return whether a missing piece is not in progress anywhere."""
         return (
             piece not in self.flight
             and piece not in self.available
@@ -379,7 +381,7 @@ class Heard:
         return reader is None or piece[0] not in reader.avoided
 
     def _refresh(self) -> None:
-        """Find anew which missing pieces somebody has; keeps the order in which they were announced."""
+        """Update which missing pieces other hosts have; keeps the order of announcements."""
         others = [other for other in self.others.values() if other.alive and (other.have or other.whole)]
         found = {piece for piece in self.missing if any(self._usable(other, piece) for other in others)}
         self.available = {piece: None for piece in [*self.available, *self.missing] if piece in found}

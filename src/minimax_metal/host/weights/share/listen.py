@@ -1,4 +1,4 @@
-"""Listening to the other hosts: each one's log is read as it grows, and what it says goes onto the board."""
+"""Listen to the other hosts: each one's log is read as it grows, and its announcements go to the board."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from minimax_metal.host.weights.share_log import ANNOUNCED, FAINT, Reader, parse
 from minimax_metal.host.weights.share_settings import Peer, Share
 
 FAILURES: Final = 2
-"""Looks in a row without an answer after which a host counts as lost."""
+"""Consecutive checks without an answer after which a host counts as lost."""
 SELDOM: Final = 5.0
-"""Seconds between two looks at a host that has everything, or that does not let this one in."""
+"""Seconds between two checks of a host that has everything, or that does not let this one in."""
 LOG_BYTES: Final = 8 << 20
-"""Of a log, for a model of no pieces; a host that writes more is left out."""
+"""Maximum bytes of a log for a model without pieces; a host that writes more is left out."""
 PIECE_BYTES: Final = 4 << 10
-"""Of a log, for each piece: a claim, what is there, and a few that were read again, make about 1 kB."""
+"""Additional bytes per piece: a claim, an announcement, and a few repeated ones, make about 1 kB."""
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
 def whole(value: Any, most: int = 1 << 31) -> int:
-    """Return a number that another host said, when it is a whole one from 0 on; else raise ``ValueError``."""
+    """Return another host's number if it is a whole one from 0 on; else raise ``ValueError``."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError("not a number in its bounds")
+        raise ValueError("not a number within its bounds")
     return value
 
 
@@ -42,10 +42,10 @@ class Listener:
         peer: the host.
         share: the settings of this host.
         secrets: the fleet's.
-        board: where what is heard goes, under ``changed``.
-        changed: lock of the board; everybody waiting is woken when there is news.
-        cleared: told of pieces that were suspect here and are announced as they are.
-        note: told one line for people.
+        board: where announcements go, under ``changed``.
+        changed: lock of the board; all waiting threads are woken when there is news.
+        cleared: called with pieces that were suspect here and match an announcement.
+        note: called with one line for people.
         entries: path -> file and its key, to compare a finished host's manifest with.
     """
 
@@ -68,13 +68,13 @@ class Listener:
         self.most = LOG_BYTES + PIECE_BYTES * len(board.index)
         self.stop = threading.Event()
         self.greeted = threading.Event()
-        """Set after the first look, whatever came of it."""
+        """Set after the first check, whatever its result."""
         self.failures = 0
         self.denied = self.other_pieces = self.ended = self.strange = False
         self.thread = threading.Thread(target=self._run, name=f"listen-{peer.name}", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start."""
         self.thread.start()
 
     def _run(self) -> None:
@@ -85,12 +85,12 @@ class Listener:
         self.line.close()
 
     def _look(self) -> float:
-        """Look once; return the seconds until the next look."""
+        """Check once; return the seconds until the next check."""
         poll = self.share.poll
         try:
             answer = self.line.get("/log", max(0, self.reader.offset - 1), self.most)
             if self.reader.offset > self.most:
-                raise PeerError(f"{self.peer.name} says more than {self.most} bytes")
+                raise PeerError(f"{self.peer.name} sends more than {self.most} bytes")
         except AbsentError:
             self.reader.forget()
             return self._without_log()
@@ -119,7 +119,7 @@ class Listener:
         return 4 * poll if plenty else poll
 
     def _hear(self, lines: list[Any]) -> list[tuple[Piece, str, str]]:
-        """Put lines of the log onto the board; return pieces that are not suspect here any more."""
+        """Put lines of the log onto the board; return pieces that are no longer suspect here."""
         cleared = []
         name, now = self.peer.name, time.monotonic()
         for line in lines:
@@ -140,7 +140,7 @@ class Listener:
                 elif kind == "file":
                     self.board.announced_whole(name, str(rest[0]))
                 elif self.other_pieces:
-                    continue  # another version cuts files in other pieces: whole ones only
+                    continue  # another version cuts files into other pieces: whole files only
                 elif kind == "claim":
                     first, last, generation = map(whole, rest[1:4])
                     claim = Claim(str(rest[0]), first, last, generation, False)
@@ -162,12 +162,12 @@ class Listener:
         self.board.distrusted(self.peer.name, whom)
         if before and not self.board.trusted:
             self.note(
-                "other hosts get other bytes from here than it read; it leaves the source to them: check "
-                "its memory and disk"
+                "other hosts receive different bytes from this host than it read; it leaves the "
+                "source to them: check its memory and disk"
             )
 
     def _without_log(self) -> float:
-        """A host without a log has the model, or does not pull."""
+        """Handle a host without a log: it has the model, or does not pull."""
         try:
             sealed = self.line.get("/manifest", 0, MOST_BYTES).content
             manifest = keys.unseal(self.secrets, ANNOUNCED, self.peer.name, sealed)
@@ -178,7 +178,7 @@ class Listener:
             with self.changed:
                 self.board.reborn(self.peer.name)
                 self.board.met(self.peer.name, pulling=False)
-            return self.share.poll  # it is about to begin, and has to be heard at once
+            return self.share.poll  # it is about to begin, and must be heard immediately
         except PeerError as error:
             return self._unanswered(error)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UserError):
@@ -198,12 +198,13 @@ class Listener:
         return SELDOM
 
     def _strange(self) -> float:
-        """What answers at the host's address does not know the fleet's secret: it counts for nothing."""
+        """Handle a server at the host's address that does not know the fleet's secret: it is ignored."""
         self.reader.forget()
         if not self.strange:
             self.note(
-                f"what answers at {self.peer.address} does not know the fleet's secret: {self.peer.name} is "
-                "left out; look who has that address, or run the play on both"
+                f"the server at {self.peer.address} does not know the fleet's secret: "
+                f"{self.peer.name} is left out; find out which machine has that address, or run the "
+                "play on both"
             )
         self.strange = True
         with self.changed:

@@ -1,4 +1,4 @@
-"""Which files of a model other hosts fetch, where this one can't ask the source."""
+"""The file list of other hosts, if this one can't reach the source."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from minimax_metal.host.weights.share.swarm import SharedAttempt
 
 ALONE: Final = 20.0
-"""Seconds after which a host that can't read the origin gives up when nobody has what it lacks."""
+"""Seconds after which a host that can't reach the origin gives up if nobody has what it lacks."""
 
 
 class ListingOfOthers:
-    """Asks the other hosts for their listing, and holds it to the proof."""
+    """Asks the other hosts for their file list, and checks it against the proof."""
 
     def __init__(self, attempt: SharedAttempt) -> None:
         self.attempt = attempt
 
     def ask(self, error: SourceError) -> Listing:
-        """Return the files that another host fetches, held to the proof of this pull.
+        """Return the files that another host pulls, checked against the proof of this pull.
 
         Raises:
-            SourceError: there is no proof, so that a host's word would define the model; or nobody has it.
+            SourceError: there is no proof, so that another host would define the model; or nobody has a list.
         """
         it = self.attempt
         if it.origin.proof is None and not it.origin.accept_unhashed:
             raise SourceError(
-                f"{error}; the other hosts are not asked instead: what they say of the model's files is not "
-                f"proved; {WHAT_TO_DO}",
+                f"{error}; the other hosts are not asked instead: their list of the model's files is "
+                f"not proved; {WHAT_TO_DO}",
                 permanent=error.permanent,
             )
         begun = time.monotonic()
@@ -69,7 +69,7 @@ class ListingOfOthers:
     def _bound(
         self, name: str, files: list[tuple[Entry, str | None]], revision: str | None
     ) -> Listing | None:
-        """Return what a host lists, held to the proof; None when it does not stand up to it."""
+        """Return a host's list, checked against the proof; None if it does not match."""
         it = self.attempt
         try:
             listing = it.origin.bind(Listing(tuple(entry for entry, _ in files), revision), name)
@@ -90,7 +90,7 @@ class ListingOfOthers:
 def _ask_for_listing(
     line: Line, secrets: Sequence[str]
 ) -> tuple[tuple[list[tuple[Entry, str | None]], str | None] | None, bool]:
-    """Return a host's listing, or None, and whether it may yet have one."""
+    """Return a host's list, or None, and whether it may still get one."""
     name = line.peer.name
     try:
         log = line.get("/log", 0, MOST_BYTES)
@@ -116,7 +116,7 @@ def _ask_for_listing(
 def _parsed(
     secrets: Sequence[str], kind: str, name: str, content: bytes
 ) -> tuple[list[tuple[Entry, str | None]], str | None] | None:
-    """Return a sealed listing; None when it is not sealed by that host, or is not a listing."""
+    """Return a sealed list; None if it is not sealed by that host, or is not a list."""
     try:
         return parse_listing(read_json(keys.unseal(secrets, kind, name, content)))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, UserError):

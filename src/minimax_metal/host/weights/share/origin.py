@@ -17,32 +17,32 @@ if TYPE_CHECKING:
     from minimax_metal.host.weights.share.swarm import SharedAttempt
 
 REST: Final = 30.0
-"""Seconds after which an origin that failed is tried again, while other hosts bring what there is."""
+"""Seconds after which a failed origin is retried, while other hosts deliver available pieces."""
 
 VAIN: Final = 3
-"""Times in a row that an origin fails without a piece between them, until it is given up for this attempt."""
+"""Consecutive failures of an origin without a piece in between, before it is given up for this attempt."""
 
 IDLE: Final = 1.0
-"""Seconds after which a thread that has nothing to do looks by itself, unheard of any news."""
+"""Seconds after which an idle thread checks by itself, without any news."""
 LOOKS: Final = 3
-"""Looks at every other host after which whoever claimed the same at the same time has been heard."""
+"""Checks of every other host after which simultaneous claims have been heard."""
 LAG: Final = 4
-"""Times as long as it should take that is waited for a look."""
+"""Multiple of the usual time to wait for a check."""
 
 
 class OriginReader:
-    """The part of an attempt that reads from the origin; its threads share it."""
+    """The part of an attempt that reads from the origin; shared by its threads."""
 
     def __init__(self, attempt: SharedAttempt) -> None:
         self.attempt = attempt
         self.lock = threading.Lock()
         self.again = 0.0
-        """When an origin that failed is tried again."""
+        """When a failed origin is retried."""
         self.vain = 0
-        """Failures of the origin since it last brought a piece to this host."""
+        """Failures of the origin since its last piece for this host."""
 
     def close(self, error: SourceError) -> None:
-        """Read nothing from the origin for now, and say so."""
+        """Read nothing from the origin for now, and report it."""
         it = self.attempt
         if error.space:
             it.fail(error)
@@ -57,8 +57,8 @@ class OriginReader:
         self.again = float("inf") if over else time.monotonic() + REST
         if not told:
             it.log.post(["origin", False])
-            tried = f" ({self.vain} times without a piece, it is left now)" if over and self.vain > 1 else ""
-            it.say("note", text=f"{error}{tried}; the other hosts are asked")
+            tried = f" ({self.vain} times without a piece, giving up on it)" if over and self.vain > 1 else ""
+            it.say("note", text=f"{error}{tried}; asking the other hosts")
 
     def _reopen(self) -> None:
         it = self.attempt
@@ -77,7 +77,7 @@ class OriginReader:
             with it.changed:
                 claim = it.board.next_claim(time.monotonic())
                 if claim is None:
-                    # News wakes it; a host that does not read the origin now need not look by itself.
+                    # News wakes it; a host that does not read the origin now need not check by itself.
                     if not it.halted.is_set():
                         it.changed.wait(0.1 if it.board.streams() else IDLE)
                     continue
@@ -100,8 +100,8 @@ class OriginReader:
     def _stands(self, claim: Claim) -> bool:
         """Wait until everybody has heard of the claim; return whether it is ours.
 
-        On hosts with much to do a look takes longer than it should: where it is another's turn, looks are
-        counted, not only seconds.
+        On busy hosts a check takes longer than it should: if it is another's turn, checks are counted, not
+        only seconds.
         """
         it = self.attempt
         with it.changed:
@@ -117,7 +117,7 @@ class OriginReader:
             return it.board.stands(claim, time.monotonic())
 
     def _read(self, claim: Claim) -> None:
-        """Read a claim, over as many connections as it takes; raises :class:`SourceError`."""
+        """Read a claim, with as many connections as needed; raises :class:`SourceError`."""
         it = self.attempt
         run = _Run(it, it.stores[claim.key], claim, self)
         try:
@@ -146,7 +146,7 @@ class OriginReader:
 
 
 class _Run:
-    """Bytes of a claim as they come in; ``offset``: where the next one belongs."""
+    """Incoming bytes of a claim; ``offset``: where the next one belongs."""
 
     def __init__(
         self, attempt: SharedAttempt, store: PieceFile, claim: Claim, reader: OriginReader | None = None
@@ -159,28 +159,30 @@ class _Run:
         self.claim, self.begun = claim, time.monotonic()
 
     def superseded(self) -> bool:
-        """Return whether another host has the piece by now, or claimed it at the same time and goes first."""
+        """Return whether another host has the piece by now, or claimed it at the same time and has
+        precedence.
+        """
         if (self.store.key, self.number) in self.attempt.board.available:
             return True
         now = time.monotonic()
-        # Whose turn it is goes first. Later, a claim to the same takes over one that lasts too long.
+        # The host whose turn it is has precedence. Later, a second claim takes over one that lasts too long.
         if not self.claim.taken_over or now - self.begun > PATIENCE / 2:
             return False
         with self.attempt.changed:
             return not self.attempt.board.stands(self.claim, now)
 
     def forget(self) -> None:
-        """Count the bytes of a piece that is not whole as lost: whoever reads it next begins it anew."""
+        """Count the bytes of an incomplete piece as lost: its next reader starts it again."""
         if self.offset < self.end and self.number not in self.store.have:
             self.attempt._lose(self.offset - self.store.span(self.number)[0])
 
     def receive(self) -> None:
-        """Take what one connection brings; raise :class:`SourceError` when it ends too early."""
+        """Receive the data of one connection; raise :class:`SourceError` if it ends too early."""
         it, entry = self.attempt, self.store.entry
         with it.origin.open(entry, self.offset, self.end) as body:
             it.gate.passed()
             if body.total is not None and body.total != entry.size:
-                raise SourceError(f"{entry.path} has {body.total} bytes there, expected {entry.size}")
+                raise SourceError(f"{entry.path} has {body.total} bytes at the source, expected {entry.size}")
             position, heeded = body.start, body.start == self.offset
             if not heeded:
                 with it.changed:
@@ -195,7 +197,9 @@ class _Run:
                 news = block[max(0, self.offset - position) :]
                 position += len(block)
                 if position > entry.size:
-                    raise SourceError(f"{entry.path} is longer there than the {entry.size} bytes expected")
+                    raise SourceError(
+                        f"{entry.path} is longer at the source than the {entry.size} bytes expected"
+                    )
                 self._put(memoryview(news)[: self.end - self.offset])
                 if self.offset >= self.end and (not heeded or position > self.end):
                     return
@@ -205,7 +209,7 @@ class _Run:
             )
 
     def _put(self, news: memoryview) -> None:
-        """Write bytes piece by piece, and hand over each that is whole."""
+        """Write bytes piece by piece, and report each complete one."""
         it = self.attempt
         while news:
             begin, end = self.store.span(self.number)

@@ -1,8 +1,8 @@
-"""Asking another host of the fleet: its log, and pieces of files.
+"""Requests to another host of the fleet: its log, and pieces of files.
 
-Every request is signed for its path, for a few minutes, and for the address it comes from; the secret itself
-is never sent. ``http.client`` rather than ``requests``: pieces go straight into memory that is used again,
-and no proxy of the environment gets between two hosts of a fleet.
+Every request is signed for its path, for a few minutes, and for its source address; the secret itself is
+never sent. ``http.client`` instead of ``requests``: pieces go directly into reused memory, and no proxy of
+the environment gets between two hosts of a fleet.
 """
 
 from __future__ import annotations
@@ -25,41 +25,42 @@ from minimax_metal.host.weights.share_keys import name_of
 from minimax_metal.host.weights.share_settings import Peer
 
 LIFE: Final = 300
-"""Seconds for which a signature is good."""
+"""Seconds for which a signature is valid."""
 SKEW: Final = 900.0
-"""Seconds that a host's clock may be away from this one's. A host says its time unproved: whoever answers in
-its place must not get requests that are still good tomorrow."""
+"""Maximum seconds between a host's clock and this one's. A host's time is not proved: a server in its place
+must not obtain requests that are still valid tomorrow.
+"""
 CONNECT: Final = 5.0
 DOCUMENT_SECONDS: Final = 20.0
-"""A log, a listing or a manifest has come by then, however slowly its bytes drip."""
+"""Time limit for a log, a listing or a manifest, however slowly its bytes arrive."""
 LEAST_RATE: Final = 256 << 10
-"""Bytes a second below which a piece is taken from somebody else: a 400th of a line of 1 Gbit/s."""
+"""Bytes per second below which a piece is taken from another host: a 400th of a 1 Gbit/s line."""
 LEAST_SECONDS: Final = 30.0
-"""Every piece may take as long."""
+"""Minimum time for any piece."""
 BLOCK: Final = 1 << 20
 
 
 class PeerError(Exception):
-    """A host did not answer, or not with what was asked for; the text is one line."""
+    """A host did not answer, or not as requested; the text is one line."""
 
 
 class BusyError(PeerError):
-    """It has its hands full."""
+    """It is busy."""
 
 
 class AbsentError(PeerError):
-    """It does not have that (any more)."""
+    """It does not (or no longer) have it."""
 
 
 class DeniedError(PeerError):
-    """It does not take this host for one of its fleet."""
+    """It does not accept this host as part of its fleet."""
 
 
 def signature(secret: str, expires: int, path: str, address: str) -> str:
-    """Return what proves to a host's nginx that whoever asks knows the secret (its ``secure_link_md5``).
+    """Return the proof for a host's nginx that the client knows the secret (its ``secure_link_md5``).
 
-    MD5 because nginx knows no other; with the secret on both sides of what is signed, collisions of MD5 help
-    nobody.
+    MD5 because nginx supports no other; with the secret on both sides of the signed data, collisions of MD5
+    help nobody.
     """
     text = f"{secret} {expires} {path} {address} {secret}"
     digest = hashlib.md5(text.encode(), usedforsecurity=False).digest()
@@ -68,7 +69,7 @@ def signature(secret: str, expires: int, path: str, address: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Part of a file: where it begins, its bytes, and the peer's time, as it says."""
+    """Part of a file: its start, its bytes, and the peer's time, as reported."""
 
     begin: int
     content: bytes
@@ -76,9 +77,10 @@ class Answer:
 
 
 class Deadlines:
-    """Cuts connections whose answer is not there in time; one thread for all of a process.
+    """Closes connections whose answer does not arrive in time; one thread for all of a process.
 
-    A time limit of the socket counts from byte to byte: who sends one every few seconds is never late by it.
+    A socket's time limit restarts with every byte: a server that sends one every few seconds never exceeds
+    it.
     """
 
     def __init__(self) -> None:
@@ -88,7 +90,7 @@ class Deadlines:
 
     @contextmanager
     def over(self, line: Line, seconds: float) -> Iterator[None]:
-        """Cut a connection when what happens meanwhile takes longer."""
+        """Close a connection if the block takes longer."""
         with self._lock:
             line.late = None
             self._until[line] = (time.monotonic() + seconds, seconds)
@@ -117,7 +119,7 @@ DEADLINES: Final = Deadlines()
 
 @dataclass(eq=False)
 class Line:
-    """A connection to one host, kept open; for one thread.
+    """A kept-alive connection to one host; for one thread.
 
     Args:
         peer: the host.
@@ -131,11 +133,11 @@ class Line:
     skew: float = 0.0
     """Seconds that the host's clock is ahead of this one's."""
     key: int = 0
-    """Which of the secrets this host's requests are signed with; the peer may not know the newest yet."""
+    """Which of the secrets signs this host's requests; the peer may not know the newest yet."""
     connection: http.client.HTTPConnection | None = None
     wire: socket.socket | None = None
     late: float | None = None
-    """Seconds after which the connection was cut because an answer was not there."""
+    """Seconds after which the connection was closed because an answer had not arrived."""
     memory: memoryview = field(default_factory=lambda: memoryview(bytearray(BLOCK)), repr=False)
 
     def close(self) -> None:
@@ -145,7 +147,7 @@ class Line:
             self.connection = self.wire = None
 
     def cut(self, seconds: float) -> None:
-        """End what the connection's thread waits for; from another thread."""
+        """End the wait of the connection's thread; called from another thread."""
         self.late, found = seconds, self.wire
         if found is not None:
             with suppress(OSError):
@@ -155,7 +157,7 @@ class Line:
         """Return a small file from an offset on, at most ``limit`` bytes of it.
 
         Raises:
-            PeerError: it can't be had, is larger, or did not come in :data:`DOCUMENT_SECONDS`.
+            PeerError: it is not available, is larger, or did not arrive in :data:`DOCUMENT_SECONDS`.
         """
         try:
             with DEADLINES.over(self, DOCUMENT_SECONDS):
@@ -165,7 +167,7 @@ class Line:
                 if not answer.isclosed():
                     self.close()
                 if len(content) > limit:
-                    raise PeerError(f"{self.peer.name} says more than {limit} bytes")
+                    raise PeerError(f"{self.peer.name} sends more than {limit} bytes")
                 if answer.length or self.late is not None:
                     raise http.client.IncompleteRead(content)
                 return Answer(first, content, _date(answer))
@@ -180,16 +182,16 @@ class Line:
         put: Callable[[memoryview], None],
         seconds: float | None = None,
     ) -> None:
-        """Receive the bytes of a file from ``begin`` up to ``end`` and pass them on as they come.
+        """Receive the bytes of a file from ``begin`` up to ``end`` and pass them on as they arrive.
 
         Args:
             path: the file.
             begin, end: offsets.
-            put: told the bytes.
-            seconds: how long it may take; by default what :data:`LEAST_RATE` allows.
+            put: called with the bytes.
+            seconds: time limit; by default what :data:`LEAST_RATE` allows.
 
         Raises:
-            PeerError: it ended too early, came too slowly, or can't be had.
+            PeerError: it ended too early, arrived too slowly, or is not available.
         """
         if seconds is None:
             seconds = max(LEAST_SECONDS, (end - begin) / LEAST_RATE)
@@ -199,7 +201,7 @@ class Line:
                 if answer.status != 206 or answer.length != end - begin:
                     self.close()
                     raise AbsentError(
-                        f"{self.peer.name} answered with another part of the file than asked for"
+                        f"{self.peer.name} answered with another part of the file than requested"
                     )
                 left = end - begin
                 while left:
@@ -208,7 +210,7 @@ class Line:
                         raise PeerError(f"{self.peer.name} ended the connection")
                     put(self.memory[:size])
                     left -= size
-                answer.read()  # nothing is left; frees the connection for the next
+                answer.read()  # nothing is left; frees the connection for the next request
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise self._failure(error) from error
         except BaseException as error:
@@ -219,10 +221,10 @@ class Line:
             raise
 
     def _ask(self, path: str, part: str) -> http.client.HTTPResponse:
-        """Send a request; once more when the kept connection was closed, or the clocks differ."""
+        """Send a request; once more if the kept connection was closed, or the clocks differ."""
         for attempt in range(3 + len(self.secrets)):
             if self.wire is not None and self.connection is not None and self.connection.sock is None:
-                self.close()  # the peer ended it with its last answer
+                self.close()  # the peer closed it with its last answer
             kept = self.connection is not None
             if self.connection is None:
                 self.connection = self._connect()
@@ -252,9 +254,9 @@ class Line:
     def _bounded(self, skew: float) -> float:
         if abs(skew) > SKEW:
             raise DeniedError(
-                f"{self.peer.name} says that its clock is {abs(skew):.0f} s "
-                f"{'ahead of' if skew > 0 else 'behind'} this host's; at most {SKEW:.0f} s are allowed: set "
-                "the clocks of both (chronyc tracking)"
+                f"{self.peer.name} reports a clock {abs(skew):.0f} s "
+                f"{'ahead of' if skew > 0 else 'behind'} this host's; at most {SKEW:.0f} s are "
+                "allowed: set the clocks of both (chronyc tracking)"
             )
         return skew
 
@@ -282,12 +284,12 @@ class Line:
         self.close()
         late, self.late = self.late, None
         if late is not None:
-            return PeerError(f"{self.peer.name}: not there after {late:.0f} s")
+            return PeerError(f"{self.peer.name}: no answer after {late:.0f} s")
         if isinstance(error, PeerError):
             return error
         if isinstance(error, TimeoutError):
-            return PeerError(f"{self.peer.name}: not one byte in {self.stall:g} s")
-        # Some of it is what the other side sent.
+            return PeerError(f"{self.peer.name}: no data for {self.stall:g} s")
+        # Parts of it come from the other host.
         text = one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__, 200)
         return PeerError(f"{self.peer.name}: {text}")
 
@@ -299,17 +301,17 @@ def _refusal(name: str, status: int) -> PeerError:
         return AbsentError(f"{name} does not have it")
     if status in {401, 403, 410}:
         return DeniedError(
-            f"{name} does not take this host for one of its fleet (answer {status}); run the play on both, "
-            "or add this host's network to model_weights_share_allow"
+            f"{name} does not accept this host as part of its fleet (answer {status}); run the play "
+            "on both, or add this host's network to model_weights_share_allow"
         )
     return PeerError(f"{name} answered {status}")
 
 
 def _time_of(date: str | None) -> float:
-    """Return the seconds since 1970 of a header ``Date``.
+    """Return a ``Date`` header as seconds since 1970.
 
     Raises:
-        ValueError: it is none; Python's reader raises OverflowError and TypeError for some.
+        ValueError: it is invalid; Python's parser raises OverflowError and TypeError for some.
     """
     try:
         return parsedate_to_datetime((date or "")[:100]).timestamp()
@@ -318,7 +320,7 @@ def _time_of(date: str | None) -> float:
 
 
 def _date(answer: http.client.HTTPResponse) -> float:
-    """Return the peer's time, as it says; this host's where it says nothing that can be true."""
+    """Return the peer's time, as reported; this host's if it reports none that is possible."""
     now = time.time()
     try:
         date = _time_of(answer.headers["Date"])

@@ -1,9 +1,9 @@
-"""A file that comes in pieces, in any order and from several hosts at once.
+"""A file that arrives in pieces, in any order and from several hosts in parallel.
 
-Every piece is hashed while it is written, and noted when its hash is what it should be. The hash of the whole
-file follows behind: as soon as the pieces from the beginning on are there they are read back, out of the page
-cache, and hashed in order; a file of one piece is not read back. What an earlier process left is read once: a
-piece that is not what was noted then (the machine lost power) is fetched again.
+Every piece is hashed while it is written, and noted if its hash is right. The hash of the whole file follows:
+as soon as the pieces from the beginning on exist they are read back, from the page cache, and hashed in
+order; a file of one piece is not read back. What an earlier process left is read once: a piece that no longer
+matches its note (the machine lost power) is fetched again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def count(size: int, piece: int) -> int:
 
 
 class PieceFile:
-    """One incoming file in pieces of ``piece`` bytes; ``have``: number -> SHA-256 of those that are here."""
+    """One incoming file in pieces of ``piece`` bytes; ``have``: number -> SHA-256 of existing ones."""
 
     def __init__(self, staging: Path, identity: str, entry: Entry, piece: int) -> None:
         self.entry = entry
@@ -64,11 +64,11 @@ class PieceFile:
         return number * self.piece, min(self.entry.size, (number + 1) * self.piece)
 
     def present(self) -> int:
-        """Return the bytes of the pieces that are here."""
+        """Return the total bytes of existing pieces."""
         return sum(end - begin for begin, end in map(self.span, list(self.have)))
 
     def staged(self) -> int:
-        """Return the bytes that seem to be here, by what was noted."""
+        """Return the bytes that seem to exist, according to the notes."""
         noted = self._noted()
         if noted is None:
             return Part.staged(self._staging, self._identity, self.entry)
@@ -88,10 +88,10 @@ class PieceFile:
             self._file = -1
 
     def recall(self, read: Callable[[int], None] = lambda _: None) -> None:
-        """Take up what an earlier process left, each piece only when it is still what was noted.
+        """Use what an earlier process left, each piece only if it still matches its note.
 
         Args:
-            read: told the number of bytes after every block, for progress.
+            read: called with the number of bytes after every block, for progress.
         """
         if not self.path.exists():
             self.notes.unlink(missing_ok=True)
@@ -107,7 +107,7 @@ class PieceFile:
         self._write_notes()
 
     def _noted(self) -> dict[int, str] | None:
-        """Return the pieces that were noted; None when this was no file in pieces of this size."""
+        """Return the noted pieces; None if this was not a file in pieces of this size."""
         try:
             lines = self.notes.read_text(encoding="ascii", errors="replace").splitlines()
         except OSError:
@@ -123,7 +123,7 @@ class PieceFile:
         return found
 
     def _from_sequential(self, read: Callable[[int], None]) -> dict[int, str]:
-        """Return the whole pieces of a file that a pull without sharing left, from its beginning on."""
+        """Return the complete pieces of a file that a pull without sharing left, from its beginning on."""
         with Part.open(self._staging, self._identity, self.entry) as part:
             part.recall(read)
             good = part.offset
@@ -137,7 +137,7 @@ class PieceFile:
         return found
 
     def _digest(self, begin: int, end: int, read: Callable[[int], None]) -> str:
-        """Hash a part of the file; goes on with the whole hash where that is what comes next."""
+        """Hash a part of the file; continues the whole hash if that part is next."""
         sha256 = hashlib.sha256()
         for block in self._blocks(begin, end):
             sha256.update(block)
@@ -161,7 +161,7 @@ class PieceFile:
             view, offset = view[written:], offset + written
 
     def keep(self, number: int, sha256: str) -> None:
-        """Note a piece that is here whole, with its hash."""
+        """Note a complete piece, with its hash."""
         with self.lock:
             new = not self.have
             self.have[number] = sha256
@@ -173,13 +173,13 @@ class PieceFile:
 
     def _write_notes(self) -> None:
         lines = [f"piece {self.piece}", *(f"{number} {sha256}" for number, sha256 in self.have.items())]
-        # A crash in the middle must not lose pieces that are here.
+        # A crash in between must not lose existing pieces.
         write_atomic(self.notes, "\n".join(lines) + "\n")
 
     def advance(self) -> bool:
-        """Hash the pieces that follow on what is hashed; return whether the whole file is.
+        """Hash the pieces that continue what is hashed; return whether the whole file is.
 
-        Of several threads one does it, for all.
+        One of several threads does it, for all.
         """
         while not self._whole() and self._hashed in self.have:
             if not self._hashing.acquire(blocking=False):
@@ -201,7 +201,7 @@ class PieceFile:
         return self._hashed >= self.pieces
 
     def dispute(self) -> int:
-        """Take all pieces back: together they are not the file; return how many bytes that are."""
+        """Discard all pieces: together they are not the file; return their number of bytes."""
         with self.lock:
             lost = self.present()
             self.have.clear()

@@ -1,9 +1,9 @@
 """When the fleet's secret is renewed: pure, for the play.
 
-One secret for all hosts of an inventory that share a model. Beside it every host keeps who was given it, and
-how often it was renewed. When one of these is not in the inventory any more, a new secret is made. The one
-before stays valid for a day: pulls that began with it go on. ``metal keys rotate --key share`` renews it at
-once, and with ``--finish`` ends the day early.
+All hosts of an inventory that share a model have the same secret. Beside it every host stores who has it, and
+how often it was renewed. When one of these hosts has left the inventory, a new secret is made. The previous
+one stays valid for a day: pulls that began with it continue. ``metal keys rotate --key share`` renews it
+immediately, and with ``--finish`` ends the day early.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from minimax_metal.common.errors import UserError
 from minimax_metal.host.weights import share_keys as keys
 
 BOTH_SECONDS: Final = 86_400
-"""How long the secret before is valid; as long as a play waits for a pull by default."""
+"""How long the previous secret is valid; as long as a play waits for a pull by default."""
 
 
 RENEW, DROP = "renew", "drop"
-"""What an operator may ask for: a new secret now; the one before it valid no longer."""
+"""What an operator may request: a new secret now; or that the previous one is revoked."""
 
 FOUND: Final = "__model_weights_secret_found"
 
@@ -34,18 +34,18 @@ def renewed(
     now: float,
     do: str = "",
 ) -> dict[str, Any]:
-    """Return the secrets that all hosts of a run get, and the note that goes beside them.
+    """Return the secrets that all hosts of a run get, and the note beside them.
 
     Args:
-        hosts: the variables of the hosts of the run; those that share have what ``slurp`` read there of the
-            secret's file and of the note's, as ``__model_weights_secret_found``.
+        hosts: the variables of the hosts of the run; those that share have ``slurp``'s result for the
+            secret's file and for the note's, as ``__model_weights_secret_found``.
         inventory: all hosts of the inventory's group, whether or not in this run.
         fresh: a new secret, 64 hexadecimal digits.
         now: seconds since 1970.
-        do: :data:`RENEW`, :data:`DROP`, or nothing: as the inventory and the clock say.
+        do: :data:`RENEW`, :data:`DROP`, or nothing: as the inventory and the clock require.
 
     Returns:
-        ``secret``: content of the file; ``note``: content of the note; ``left``: hosts that are gone.
+        ``secret``: content of the file; ``note``: content of the note; ``left``: hosts that have left.
     """
     rows = [
         (str(variables["inventory_hostname"]), *_read(variables[FOUND]))
@@ -59,7 +59,7 @@ def renewed(
     # The newest counts; of equals, the first host's.
     generation = max(note["generation"] for _, _, note in known)
     newest = [(secrets, note) for _, secrets, note in known if note["generation"] == generation]
-    # A renewal that was killed reached some hosts: they have the others' secret as the one before.
+    # A renewal that was killed reached some hosts: they have the others' secret as the previous one.
     replaced = {before for secrets, _ in newest for before in secrets[1:]}
     reached = [row for row in newest if row[0][0] not in replaced] or newest
     behind = [row for row in newest if row[0][0] in replaced] if reached is not newest else []
@@ -71,7 +71,7 @@ def renewed(
     left = sorted(holders - {*inventory} - {*playing})
     since = note["renewed"]
     if left or do == RENEW:
-        # Nothing was started anew with a secret that did not reach all: pulls have the one before it.
+        # Nothing was restarted with a secret that did not reach all: pulls have the previous one.
         before = () if do == DROP else (behind[0][0] if behind else secrets)[:1]
         return _result((fresh, *before), generation + 1, playing, now, left)
     if behind:
@@ -93,7 +93,7 @@ def _result(
 
 
 def _read(found: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Return a host's secrets and its note; what can't be read counts as not there."""
+    """Return a host's secrets and its note; unreadable ones count as missing."""
     results = found.get("results") if isinstance(found, Mapping) else None
     contents = [_content(one) for one in results] if isinstance(results, list) else []
     secret, note = [*contents, b"", b""][:2]

@@ -1,4 +1,4 @@
-"""The nginx that serves a host's pieces to its fleet, and nothing to anybody else."""
+"""The nginx that serves a host's pieces, only to its fleet."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from minimax_metal.host.weights.share_settings import Share
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,~-]+")
 WORKERS: Final = 4
-"""Processes: one that waits for a cold disk holds the others' pieces up no longer."""
+"""Processes: one that waits for a cold disk does not delay the others' pieces."""
 CONNECTIONS: Final = 64
-"""Connections of one address at a time: a host of the fleet has about six."""
+"""Maximum connections per address: a host of the fleet has about six."""
 PIECES_EACH: Final = 6
-"""Pieces that one address is handed at a time; a pull asks for four."""
+"""Maximum pieces sent to one address in parallel; a pull requests four."""
 
 _CONFIGURATION: Final = """\
 worker_processes {workers};
@@ -91,7 +91,7 @@ http {{
 
 
 def addresses_of(name: str) -> list[str]:
-    """Return a host's addresses; [] when its name is not known (yet)."""
+    """Return a host's addresses; [] if its name is not known (yet)."""
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
@@ -108,8 +108,8 @@ def configuration(
         request: names the model's directories.
         share: port, limits.
         fleet: the fleet's secrets, the current one first.
-        folder: where nginx keeps its process id and what it needs no room for.
-        allowed: addresses and networks that may ask.
+        folder: where nginx stores its process id and other small files.
+        allowed: addresses and networks that may connect.
 
     Raises:
         UserError: a path can't be written in a configuration.
@@ -121,15 +121,15 @@ def configuration(
                 "or set model_weights_share to false"
             )
     networks = sorted({str(ipaddress.ip_network(one, strict=False)) for one in allowed})
-    # A slow reader is seen by what it leaves in the buffer: with one of 1 MB, 15 s for a third of it.
+    # A slow reader is detected by the data left in the buffer: with one of 1 MB, 15 s for a third of it.
     more = "reuseport sndbuf=1m"
     listen = [f"    listen {share.port} {more};"]
     if any(":" in network for network in networks):
         listen.append(f"    listen [::]:{share.port} ipv6only=on {more};")
-    # What a request names its secret; one that names another is held to a secret that nobody knows.
+    # The name of the secret in a request; an unknown name is checked against a secret that nobody knows.
     names = {keys.name_of(secret): secret for secret in fleet} | {'""': fleet[0]}
     known = [*names.items(), ("default", random.token_hex(32))]
-    # A limit of all together: nginx knows one for each answer, and at most so many are given at a time.
+    # A limit for all together: nginx has one per answer, and sends at most so many in parallel.
     rate = f"      limit_rate {max(1, share.rate // share.uploads)};\n" if share.rate else ""
     return _CONFIGURATION.format(
         workers=WORKERS,
@@ -158,11 +158,11 @@ def write(
     """Write the configuration for a request, readable by its owner only; return the peers without address.
 
     Raises:
-        UserError: the request shares nothing, or the secret is not there.
+        UserError: the request shares nothing, or the secret is missing.
     """
     share = request.share
     if share is None:
-        raise UserError("the request names nobody to share with; run playbooks/weights.yml again")
+        raise UserError("the request names no host to share with; run playbooks/weights.yml again")
     allowed, unknown = list(share.allow), []
     for peer in share.peers:
         found = resolve(peer.address)

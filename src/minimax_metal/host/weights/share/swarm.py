@@ -1,7 +1,7 @@
-"""One attempt at a source that the other hosts of the fleet take part in.
+"""One attempt at a source, shared with the other hosts of the fleet.
 
-The decisions are the board's; here are the threads: some read claimed pieces from the origin, some take
-announced ones from other hosts, one for each host listens to it, one shows that this pull is at work.
+The board decides; here are the threads: some read claimed pieces from the origin, some take announced ones
+from other hosts, one for each host listens to it, one shows that this pull is running.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from minimax_metal.host.weights.share_settings import Share
 from minimax_metal.host.weights.sources import Listing
 
 TAKERS: Final = 4
-"""Pieces taken from other hosts at a time."""
+"""Pieces taken from other hosts in parallel."""
 GREETING: Final = 3.0
-"""Seconds that the others have to answer for the first time, before this host reads what may be theirs."""
+"""Seconds for the others to answer for the first time, before this host reads what may be theirs."""
 BARREN: Final = 3600.0
-"""Seconds without a byte after which an attempt is given up, whatever others say of what they are doing."""
+"""Seconds without a byte after which an attempt is given up, whatever others announce."""
 BEREFT: Final = 600.0
-"""The same when others did have it before: they may be starting again, as for a new driver."""
+"""The same if others had data before: they may be restarting, as for a new driver."""
 
 
 @dataclass
 class SharedAttempt(Attempt):
-    """An attempt whose files come in pieces, from the origin and from other hosts.
+    """An attempt whose files arrive in pieces, from the origin and from other hosts.
 
     Args:
-        share: who the others are.
+        share: the other hosts.
         secrets: the fleet's, the current one first.
         stall: seconds without a byte after which a connection is dropped.
     """
@@ -53,13 +53,13 @@ class SharedAttempt(Attempt):
     secrets: tuple[str, ...] = field(kw_only=True, repr=False)
     stall: float = field(default=60.0, kw_only=True)
     failure: SourceError | None = None
-    """What ends this attempt."""
+    """The reason for the end of this attempt."""
     shut: SourceError | None = None
     """Why this host can't read the origin."""
     helped: bool = False
-    """Whether another host ever brought something."""
+    """Whether another host ever delivered something."""
     most: int = 0
-    """Bytes that were here at most, of those that were not taken back."""
+    """Maximum bytes on this host so far, without discarded ones."""
     identities: dict[str, str | None] = field(default_factory=dict)
     entries: dict[str, tuple[Entry, str]] = field(default_factory=dict)
     stores: dict[str, PieceFile] = field(default_factory=dict)
@@ -81,22 +81,23 @@ class SharedAttempt(Attempt):
             self.log.beat()
 
     def _run(self, name: str, source: Mapping[str, object]) -> str | None:
-        """Fetch everything; what is there then is announced under the fleet's seal, beside the manifest."""
+        """Download everything; the result is announced under the fleet's seal, beside the manifest."""
         revision = super()._run(name, source)
         announce(self.staging, self.staging / FOLDER / ANNOUNCED, self.share.me, self.secrets)
         return revision
 
-    # What there is to fetch
+    # The files to download
 
     def _listing(self) -> Listing:
-        """Return the files of the model; as another host lists them where the origin can't be asked here."""
+        """Return the files of the model; from another host if the origin can't be reached here."""
         try:
             listing = super()._listing()
             self.identities = {entry.path: self.origin.shared_identity(entry) for entry in listing.files}
             unshared = [path for path, identity in self.identities.items() if identity is None]
             if unshared:
                 self.say(
-                    "note", text=f"nobody states a hash of {len(unshared)} files: not shared; {WHAT_TO_DO}"
+                    "note",
+                    text=f"no source publishes a hash of {len(unshared)} files: not shared; {WHAT_TO_DO}",
                 )
         except SourceError as error:
             if error.space:
@@ -124,7 +125,7 @@ class SharedAttempt(Attempt):
     # The pull
 
     def _fetch_all(self, todo: list[Entry], journal: Journal) -> dict[str, Entry]:
-        """Fetch the files together with the other hosts."""
+        """Download the files together with the other hosts."""
         self.journal = journal
         with ThreadPoolExecutor(self.workers, thread_name_prefix="there") as pool:
             for entry, found in zip(
@@ -171,7 +172,7 @@ class SharedAttempt(Attempt):
                 self.log.post(["file", file.key])
 
     def _recall(self) -> None:
-        """Take up what an earlier attempt left."""
+        """Use what an earlier attempt left."""
         stores = [store for key, store in self.stores.items() if key not in self.board.whole]
         counted = {store.key: store.staged() for store in stores}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="recall") as pool:
@@ -205,7 +206,7 @@ class SharedAttempt(Attempt):
             silent = [name for name in sorted(listeners) if not self.board.others[name].alive]
         if silent:
             some = ", ".join(silent[:5]) + (f" and {len(silent) - 5} more" if len(silent) > 5 else "")
-            self.say("note", text=f"going on without {some}, who do not answer (TCP port {self.share.port})")
+            self.say("note", text=f"continuing without {some}: no answer (TCP port {self.share.port})")
         reader, taker = OriginReader(self), PieceTaker(self)
         if self.shut is not None:
             reader.close(self.shut)
@@ -231,10 +232,10 @@ class SharedAttempt(Attempt):
             if grew or not (hopeless or self.shut):
                 idle_since = now
             if now - barren_since > max(BARREN, 2 * self.patience):
-                self.fail(SourceError(f"not one byte in {now - barren_since:.0f} s, from anywhere"))
+                self.fail(SourceError(f"no data for {now - barren_since:.0f} s, from any source or host"))
             if hopeless and now - idle_since > self._patience_when_hopeless():
-                error = self.shut or SourceError("no other host has what is missing")
-                # Where others had it, they may have it again: worth another start of the unit.
+                error = self.shut or SourceError("no other host has the missing pieces")
+                # If others had it, they may have it again: worth another start of the unit.
                 self.fail(SourceError(str(error), permanent=error.permanent and not self.helped))
         self.halted.set()
         with self.changed:
@@ -245,10 +246,10 @@ class SharedAttempt(Attempt):
             raise self.failure
 
     def _grew(self) -> bool:
-        """Return whether more is here than ever before.
+        """Return whether more data is here than ever before.
 
-        Only bytes that stay are progress. A host that sends one byte each time and ends the connection sends
-        it for ever; that byte is lost again with the rest of its piece.
+        Only bytes that stay are progress. A host that sends one byte each time and closes the connection
+        could do so forever; that byte is lost with the rest of its piece.
         """
         with self.lock:
             grew, self.most = self.have > self.most, max(self.have, self.most)
@@ -290,7 +291,7 @@ class SharedAttempt(Attempt):
     # Pieces
 
     def keep(self, piece: Piece, sha256: str, reader: str, sender: str = "") -> None:
-        """Note a piece that is here as it should be, tell the others, finish a file that is whole."""
+        """Note a correct piece, tell the others, finish a complete file."""
         store = self.stores[piece[0]]
         with self.changed:
             if piece in self.board.mine or piece[0] in self.board.whole:
@@ -305,7 +306,7 @@ class SharedAttempt(Attempt):
             self._finish(piece[0])
 
     def _cleared(self, piece: Piece, sha256: str, reader: str) -> None:
-        """A piece of a file that went wrong was announced as it is here: nothing need come."""
+        """Handle an announcement of a suspect piece as it is on this host: nothing need be fetched."""
         with self.changed:
             if self.board.suspect.get(piece) != sha256 or piece in self.board.flight:
                 return
@@ -314,7 +315,7 @@ class SharedAttempt(Attempt):
         self.keep(piece, sha256, reader)
 
     def _finish(self, key: str) -> None:
-        """Hold a file's bytes against its hash and give it its name."""
+        """Check a file's bytes against its hash and give it its name."""
         store = self.stores[key]
         with self.changed:
             if key in self.finishing or key in self.board.whole:
@@ -339,14 +340,14 @@ class SharedAttempt(Attempt):
                 self.finishing.discard(key)
 
     def _dispute(self, store: PieceFile, error: DamagedFileError) -> None:
-        """The pieces are each as announced, and together not the file."""
+        """Handle pieces that each match their announcement, but together are not the file."""
         with self.changed:
             lost = store.dispute()
             blamed = self.board.disputed(store.key)
             self.changed.notify_all()
         self._lose(lost)
         with self.lock:
-            # It is read anew, which is progress; how often is bounded, by who is to blame.
+            # Reading it again is progress; how often is limited by the hosts to blame.
             self.most = min(self.most, self.have)
         whose = f", as {' and '.join(blamed)} had it" if blamed else ""
         self.say("damaged", path=store.entry.path, reason=f"{error}{whose}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class PieceTaker:
-    """The part of an attempt that takes pieces from other hosts; its threads share it."""
+    """The part of an attempt that takes pieces from other hosts; shared by its threads."""
 
     def __init__(self, attempt: SharedAttempt) -> None:
         self.attempt = attempt
@@ -99,7 +99,7 @@ class PieceTaker:
         it.keep(offer.piece, found, offer.reader, offer.peer)
 
     def _not_taken(self, offer: Offer, error: PeerError) -> None:
-        """A host did not send what it announced: others are asked, and it is left out when that goes on."""
+        """Handle a host that did not send an announced piece: ask others, and leave it out if it goes on."""
         it, now = self.attempt, time.monotonic()
         with it.changed:
             left_out = None
@@ -114,6 +114,6 @@ class PieceTaker:
         if left_out is not None:
             it.say(
                 "note",
-                text=f"{error}: {offer.peer} announces what it does not send and is left out for "
+                text=f"{error}: {offer.peer} doesn't send what it announced and is left out for "
                 f"{left_out:.0f} s",
             )

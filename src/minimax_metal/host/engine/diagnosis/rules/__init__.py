@@ -26,25 +26,25 @@ from typing import Any, Final
 from minimax_metal.host.engine.diagnosis.reason import Who
 
 SUBJECTS: Final = ("memory", "gpu", "build", "files", "network", "settings", "ends")
-"""In the order in which they are asked: the first rule that matches a line reads it."""
+"""In order: the first rule that matches a line is used."""
 
 
 class Level(IntEnum):
-    """How much a line says; of lines of one level the first in time is the cause."""
+    """How much a line tells; of lines on one level the first in time is the cause."""
 
     ECHO = 0
-    """A process noticed that another one is gone."""
+    """A process noticed that another one has ended."""
     DEATH = 1
-    """A process is gone, and how; or others waited for it in vain."""
+    """A process ended, and how; or others waited for it until they timed out."""
     CAUSE = 3
-    """Why."""
+    """The reason."""
     DETAIL = 4
-    """Why, more exactly than the lines around it."""
+    """The reason, more exactly than the lines around it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one kind of line of the engine's reads."""
+    """How to read one kind of engine line."""
 
     code: str
     needles: tuple[str, ...]
@@ -58,7 +58,7 @@ class Rule:
 
 
 def make(entry: dict[str, Any]) -> Rule:
-    """Make a rule of its data."""
+    """Make a rule from its data."""
     return Rule(
         code=entry["code"],
         needles=tuple(entry["needles"]),
@@ -74,12 +74,12 @@ def make(entry: dict[str, Any]) -> Rule:
 
 @functools.cache
 def rules() -> tuple[Rule, ...]:
-    """All rules; read when the first diagnosis needs them, not when the supervisor starts."""
+    """Return all rules; read for the first diagnosis, not when the supervisor starts."""
     texts = ((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8") for name in SUBJECTS)
     return tuple(make(entry) for text in texts for entry in tomllib.loads(text)["rule"])
 
 
 def rule_of(code: str) -> Rule | None:
-    """The first rule of a kind that says most."""
+    """Return the first rule of a code on the highest level."""
     known = [rule for rule in rules() if rule.code == code]
     return max(known, key=lambda rule: rule.level, default=None)
