@@ -145,14 +145,17 @@ def function_of(verb: str, words: Sequence[str]) -> Callable[[list[str]], int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status; a :class:`UserError` becomes one line on standard error."""
+    for name in ("stdout", "stderr"):
+        # Closed by the caller. argparse in Debian 12's Python 3.11.2 writes to it anyway, and fails.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     try:
         try:
             return _run(argv)
         finally:
             # Python flushes at exit; if the reader has gone, that would print a message and end with status
             # 120.
-            if sys.stdout is not None:  # standard output was closed by the caller
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         return _unread()
     except SystemExit as error:
