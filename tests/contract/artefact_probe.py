@@ -1,6 +1,6 @@
-"""Asks the installed FlashInfer for a precompiled kernel that is not there; run with the engine's Python.
+"""Ask the installed FlashInfer for a missing precompiled kernel; run with the engine's Python.
 
-Prints ``{"bytes": ...}`` when it came from somewhere, ``{"error": ...}`` with the first line otherwise.
+Prints ``{"bytes": ...}`` if it came from somewhere, else ``{"error": ...}`` with the first line.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 
 
 def main() -> None:
-    """Answer on the standard output of the process that was started, whatever FlashInfer prints."""
+    """Answer on the original standard output of the process, whatever FlashInfer prints."""
     answer_to = os.dup(1)
     os.dup2(2, 1)
     from flashinfer.jit.cubin_loader import get_artifact

@@ -1,7 +1,7 @@
-"""Asks the installed engine what it knows; run with the engine environment's Python, standard library first.
+"""Ask the installed engine for what it supports; run with its environment's Python, standard library first.
 
-Reads ``{"command_lines": [[flag, ...], ...]}`` from standard input and writes one JSON object: what the
-engine's own parser says of each line, and what its wheel and source hold.
+Reads ``{"command_lines": [[flag, ...], ...]}`` from standard input and writes one JSON object: the result of
+the engine's own parser for each line, and the contents of its wheel and source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 
 def parse(lines: list[list[str]]) -> list[dict[str, Any]]:
-    """What the engine's parser makes of each line: its values, or its complaint."""
+    """The result of the engine's parser for each line: its values, or its error."""
     from sglang.srt.server_args import prepare_server_args
 
     results: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def parse(lines: list[list[str]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Answer on the standard output of the process that was started, whatever the engine prints."""
+    """Answer on the original standard output of the process, whatever the engine prints."""
     question = json.load(sys.stdin)
     answer_to = os.dup(1)
     os.dup2(2, 1)

@@ -1,7 +1,7 @@
-"""Asks the installed engine for its routes; run with the engine environment's Python, guard and all.
+"""Ask the installed engine for its routes, with the guard; run with the engine environment's Python.
 
-Reads keys and requests from standard input and writes one JSON object: every path and method that the server
-has, a WebSocket's too, and what the guard made of the requests in front of the engine's own application.
+Reads keys and requests from standard input and writes one JSON object: every path and method of the server,
+including WebSockets, and the guard's answers to the requests in front of the engine's own application.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def served(routes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
-    """Every path and method with the engine's own level, those of included routers too."""
+    """Every path and method with the engine's own level, including those of included routers."""
     for route in routes:
         inner = getattr(route, "original_router", None)
         if inner is not None:
@@ -30,7 +30,7 @@ def served(routes: Iterable[Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def ask(application: Any, question: dict[str, Any]) -> dict[str, Any]:
-    """One request to an application, in its own form."""
+    """Send one request to an ASGI application."""
     answer: dict[str, Any] = {"status": None, "body": ""}
 
     async def receive() -> Any:
@@ -65,7 +65,7 @@ def ask(application: Any, question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer on the standard output of the process that was started, whatever the engine prints."""
+    """Answer on the original standard output of the process, whatever the engine prints."""
     question = json.load(sys.stdin)
     answer_to = os.dup(1)
     os.dup2(2, 1)

@@ -1,8 +1,8 @@
-"""Asks the installed engine how many bytes a token of KV cache takes; run with the engine's own Python.
+"""Ask the installed engine for the bytes that a token of KV cache takes; run with the engine's Python.
 
 Reads a list of questions from standard input, each with the fields of a model's ``config.json`` and how it is
-served, and writes the bytes on one rank for each. The arithmetic is the engine's own: what stands in here is
-the hardware (``get_platform``, CUDA) and how many ranks there are, which the engine would ask of the machine.
+served, and writes the bytes on one rank for each. The arithmetic is the engine's own. The stand-ins are the
+hardware (``get_platform``, CUDA) and the number of ranks, which the engine would ask the machine for.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def cell_size(question: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Answer on the standard output of the process that was started, whatever the engine prints."""
+    """Answer on the original standard output of the process, whatever the engine prints."""
     questions = json.load(sys.stdin)
     answer_to = os.dup(1)
     os.dup2(2, 1)

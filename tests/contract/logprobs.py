@@ -1,8 +1,8 @@
 """Log-probabilities of a sentence by transformers: ``python logprobs.py m2|m3 MODEL_DIR`` prints JSON.
 
-Runs in the engine's environment; the sentence is one nobody trained the model on. The router is computed in
-float32, as the engine does (``minimax_m2.py``, ``minimax_m3.py`` of 0.5.23): in bfloat16 scores are often
-equal, and which expert wins is chance.
+Runs in the engine's environment; the model was not trained on the sentence. The router is computed in
+float32, as in the engine (``minimax_m2.py``, ``minimax_m3.py`` of 0.5.23): in bfloat16 scores are often
+equal, and the choice of expert is chance.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ SENTENCE = "]~b]user\nPlease tell me something nobody trained you on, in several
 
 
 def route_in_float32(model: torch.nn.Module) -> list[list[float]]:
-    """Let every router compute in float32; return a list that gets, for each, the margins of the tokens.
+    """Let every router compute in float32; return a list that gets the tokens' margins of each.
 
-    A token's margin is how far the score of the last expert that is taken lies above the next one's.
+    A token's margin is the distance between the score of the last chosen expert and the next one's.
     """
     margins: list[list[float]] = []
 
@@ -38,9 +38,9 @@ def route_in_float32(model: torch.nn.Module) -> list[list[float]]:
 
 
 def main(family: str, folder: Path) -> None:
-    """Print the sentence's token ids, the log-probability of each after the first, the margins of routing.
+    """Print the sentence's token ids, the log-probability of each after the first, and the routing margins.
 
-    ``margins[i]`` belongs to ``logprobs[i]``: the smallest of all layers at token i, which predicts i + 1.
+    ``margins[i]`` belongs to ``logprobs[i]``: the smallest over all layers at token i, which predicts i + 1.
     """
     if family == "m3":
         sys.path.insert(0, str(Path(__file__).parents[2] / "lab" / "models" / "training"))

@@ -1,9 +1,9 @@
-"""Asks the installed engine what it makes of a launch line of MiniMax-M3.1; run with the engine's own Python.
+"""Ask the installed engine how it handles a launch line of MiniMax-M3.1; run with the engine's Python.
 
 Reads a list of questions from standard input, each with a launch line, the GPUs' compute capability and the
-unit's environment, and writes for each what the engine's parser and its rules for the model say: what they
-choose, or why they refuse. The rules are the engine's own (``model_overrides/minimax_m3.py``); what stands in
-here is the hardware and the checkpoint's ``config.json``.
+unit's environment, and writes for each the choices of the engine's parser and of its rules for the model, or
+their refusal. The rules are the engine's own (``model_overrides/minimax_m3.py``). The stand-ins are the
+hardware and the checkpoint's ``config.json``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHECKPOINT = SimpleNamespace(
 
 
 def judged(question: dict[str, Any]) -> dict[str, Any]:
-    """What the engine says of one launch line."""
+    """The engine's result for one launch line."""
     from sglang.srt.arg_groups.model_overrides import minimax_m3
     from sglang.srt.server_args import prepare_server_args
 
@@ -54,7 +54,7 @@ def judged(question: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer on the standard output of the process that was started, whatever the engine prints."""
+    """Answer on the original standard output of the process, whatever the engine prints."""
     questions = json.load(sys.stdin)
     answer_to = os.dup(1)
     os.dup2(2, 1)

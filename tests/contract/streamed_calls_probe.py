@@ -1,8 +1,8 @@
-"""Feeds the engine's own tool-call parser an answer in pieces; run with the engine's own Python.
+"""Feed the engine's tool-call parser an answer in pieces; run with the engine's own Python.
 
-Reads a list of ``{"parser": name, "calls": [[name, arguments], ...], "pieces": characters}`` from
-standard input and writes the calls that a client puts together from each stream.
-The marks of a call are special tokens of M2: they come whole.
+Reads a list of ``{"parser": name, "calls": [[name, arguments], ...], "pieces": characters}`` from standard
+input and writes the calls that a client assembles from each stream. The markers of a call are special tokens
+of M2, so they arrive whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def answer(calls: list[list[Any]]) -> str:
 
 
 def streamed(question: dict[str, Any]) -> list[list[str | None]]:
-    """Name and arguments of each call, as the deltas add up."""
+    """Name and arguments of each call, assembled from the deltas."""
     from sglang.srt.entrypoints.openai.protocol import Function, Tool
     from sglang.srt.function_call.function_call_parser import FunctionCallParser
 

@@ -1,7 +1,7 @@
-"""The programs of `metal accept` with the engine's own Python: libraries as they are, and no GPU.
+"""The programs of `metal accept` with the engine's own Python: unmodified libraries, and no GPU.
 
-What they compute on cards is for a real host to show (docs/accept.md). Here the ranks exchange over
-gloo, and every other program gets as far as the question for a card.
+Their results on GPUs need a real host (docs/accept.md). Here the ranks communicate over gloo, and every other
+program gets as far as looking for a GPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Clients that nobody here wrote, against the real engine with the guard: Node's SDKs, LiteLLM, an agent.
+"""Third-party clients against the real engine with the guard: Node's SDKs, LiteLLM, an agent.
 
 Each is the published package, locked in ``tests/contract/clients``. The agent is mini-swe-agent: it runs the
-commands that the model answers with, in a directory of the test's own.
+commands in the model's answers, in a directory of the test.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BEIJING = {"location": "Beijing", "unit": "celsius"}
 
 @dataclass(frozen=True)
 class Served:
-    """A running engine: its URL, the questions in a file, and the environment that clients run with."""
+    """A running engine: its URL, a file with the questions, and the clients' environment."""
 
     url: str
     questions: Path

@@ -1,4 +1,4 @@
-"""The real engine, with the lab's plug-in, on the tiny models: arithmetic, answers, tool calls, pictures."""
+"""The real engine, with the lab's plug-in, on the tiny models: arithmetic, answers, tool calls, images."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ only_m2 = pytest.mark.parametrize("engine", [M2], indirect=True)
 only_m3 = pytest.mark.parametrize("engine", [M3], indirect=True)
 m3_and_m31 = pytest.mark.parametrize("engine", [M3, M31], indirect=True)
 TOKENS = 256
-"""Room for an answer after a thought of M3.1, which is at its longest where a request names no effort."""
+"""Tokens for an answer after M3.1's reasoning, which is longest if a request names no effort."""
 AGREEMENT = 0.02
 """Median difference of log-probabilities, in nats; 0.13 with a wrong activation of the experts, M2 and M3."""
 FAR = 0.25
-"""Difference of one token's, in nats, that rounding in bfloat16 does not explain."""
+"""Difference of a single token's, in nats, that rounding in bfloat16 does not explain."""
 TIE = 0.005
 """Margin between two experts' scores (0 to 1) within which rounding may choose the other one."""
 FAR_TOKENS = 1
-"""Tokens of the sentence's 56 that may be far apart, and only by such a tie: one is, in the tiny M2.5."""
+"""How many of the sentence's 56 tokens may differ widely, and only because of such a tie: one does, in the
+tiny M2.5.
+"""
 
 
 def _client(engine: Engine) -> openai.OpenAI:
@@ -57,10 +59,10 @@ def _conversations(question: str) -> list[list[dict[str, Any]]]:
 
 
 def check_arithmetic(engine: Engine) -> None:
-    """Hold the engine's log-probabilities of a sentence against transformers', same weights.
+    """Compare the engine's log-probabilities of a sentence with transformers', for the same weights.
 
-    The median says that nearly all tokens agree, the rest that no single one is off but where the router is
-    all but undecided between two experts: there the other one may be chosen with nothing wrong.
+    The median shows that nearly all tokens agree, the rest that no single token is off unless the router's
+    choice between two experts is almost a tie: there the other one may be chosen without any error.
     """
     family = "m2" if engine.name == M2 else "m3"
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}

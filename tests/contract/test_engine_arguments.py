@@ -1,8 +1,8 @@
-"""The catalogue and the plan against the engine they are written for, as it is installed.
+"""The catalogue and the plan against the installed engine that they are written for.
 
-Every launch line the catalogue can make for the newest release is parsed by that release's own parser, and
-what the catalogue says of the release is read off it: a release that renames a flag breaks a test, not a
-fleet. Needs the engine environment (pytest -m engine), which is made from the production lock.
+Every launch line that the catalogue can produce for the newest release is parsed by that release's own
+parser, and the catalogue's data about the release is compared with it: a release that renames a flag breaks a
+test, not a fleet. Needs the engine environment (pytest -m engine), made from the production lock.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ EXTRAS: list[dict[str, Any]] = [
 
 @cache
 def plans() -> list[Plan]:
-    """Every plan that fits: all models and formats, all GPUs, both counts, and what users may set."""
+    """Every plan that fits: all models and formats, all GPUs, both counts, and the users' settings."""
     platform = CATALOG.platforms["debian12"]
     made = []
     for formats, gpu, count, extra in itertools.product(
@@ -64,7 +64,7 @@ def plans() -> list[Plan]:
 
 @cache
 def command_lines() -> list[tuple[str, ...]]:
-    """What stands behind the program's name, each line once, the DeepGEMM compiler's too."""
+    """The arguments after the program's name, each line once, including the DeepGEMM compiler's."""
     lines = {_arguments(service.argv) for result in plans() for service in result.services}
     # The last flag is the compiler's own: its limit.
     lines |= {_arguments(result.precompile.argv)[:-2] for result in plans() if result.precompile}
@@ -77,7 +77,7 @@ def _arguments(argv: tuple[str, ...]) -> tuple[str, ...]:
 
 @cache
 def answer() -> dict[str, Any]:
-    """What the installed engine says, asked once; the file of the keys stands where the lines name one."""
+    """The installed engine's answers, queried once; the key file exists where the lines name one."""
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder, "engine.yaml")
         config.write_text("".join(f'{name}: "{key}"\n' for name, key in KEYS.items()))

@@ -1,4 +1,4 @@
-"""The installed engine says nothing on its start path that the listing of its release has not."""
+"""The installed engine has no messages on its start path that are missing in its release's listing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def test_no_message_is_without_a_rule_or_a_decision() -> None:
-    """A new release: read what is printed, add rules or decisions, list again (docs/development.md)."""
+    """For a new release: read the output, add rules or decisions, list again (docs/development.md)."""
     python = environment()
     asked = "import sysconfig, sglang; print(sysconfig.get_path('purelib')); print(sglang.__version__)"
     done = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=True, timeout=300)

@@ -167,7 +167,7 @@ def test_a_drain_of_what_is_not_there_says_so(gateway: RealGateway) -> None:
 
 
 def test_under_overload_no_replica_takes_more_than_its_planned_share(tmp_path: Path) -> None:
-    """Two replicas of 2 and 6 requests at a time; sixty clients at once."""
+    """Two replicas that run 2 and 6 requests at a time; sixty simultaneous clients."""
     pace = {"SIMULATED_TOKEN_SECONDS": "0.02"}
     small = ("--max-running-requests", "2", "--max-queued-requests", "2")
     large = ("--max-running-requests", "6", "--max-queued-requests", "6")
@@ -192,7 +192,7 @@ def test_under_overload_no_replica_takes_more_than_its_planned_share(tmp_path: P
 
 
 def most_at_once(engine: SimulatedEngine) -> int:
-    """Return how many accepted requests an engine held at a time, running and waiting."""
+    """Return the largest number of accepted requests that an engine had at a time, running and waiting."""
     entries = [json.loads(line) for line in engine.log.read_text().splitlines()]
     refused = {entry["id"] for entry in entries if entry["event"] == "refused"}
     now = most = 0
@@ -204,8 +204,9 @@ def most_at_once(engine: SimulatedEngine) -> int:
 
 
 def test_a_burst_leaves_a_worker_in_service(tmp_path: Path) -> None:
-    """150 at once for 20 running and 20 waiting: the circuit breaker kept the worker out for 58 s when a full
-    queue was 503; the guard says 429, which smg does not count as a failure of the worker."""
+    """150 at once for 20 running and 20 waiting. When a full queue was a 503, the circuit breaker kept the
+    worker out for 58 s; the guard answers 429, which smg does not count as a failure of the worker.
+    """
     limits = ("--max-running-requests", "20", "--max-queued-requests", "20")
     pace = {"SIMULATED_TOKEN_SECONDS": "0.02"}
     with (
@@ -246,7 +247,7 @@ def test_a_full_worker_is_passed_over_while_another_has_room(tmp_path: Path) -> 
 
 
 OPEN = {"/health", "/health_generate", "/liveness", "/readiness", "/v1/models", "/engine_metrics"}
-"""What smg 1.13 answers without a key (docs/gateway.md lists them)."""
+"""Routes that smg 1.13 answers without a key (docs/gateway.md lists them)."""
 ASKED = {
     *OPEN, "/", "/docs", "/flush_cache", "/get_loads", "/get_model_info", "/get_server_info", "/ha/status",
     "/metrics", "/model_info", "/openapi.json", "/parse/function_call", "/server_info", "/v1/conversations/x",
@@ -290,7 +291,7 @@ def test_a_request_that_is_too_large_is_refused_with_and_without_its_length(
 
 
 class Impostor(BaseHTTPRequestHandler):
-    """Took the port of an engine that is down, looks like one, and keeps what it is told."""
+    """An impostor that took the port of an engine that is down, and records what it receives."""
 
     told: ClassVar[list[str]] = []
 

@@ -1,4 +1,4 @@
-"""The real gateway (smg) with certificates of the fleet's own authority on both of its sides."""
+"""The real gateway (smg) with certificates of the fleet's own authority on both sides."""
 
 from __future__ import annotations
 

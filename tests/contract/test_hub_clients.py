@@ -37,7 +37,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Hub:
-    """A running hub: its address, what it publishes (folder and commit), its access log."""
+    """A running hub: its address, its published models (folder and commit), its access log."""
 
     url: str
     folder: Path
@@ -90,7 +90,7 @@ def _announced(output: Path, server: subprocess.Popen[bytes]) -> str:
 
 
 def _client(hub: Hub, home: Path, code: str, python: str | Path = sys.executable) -> str:
-    """Run ``code`` in a fresh process whose only hub is ours; returns the last line it printed."""
+    """Run ``code`` in a new process that knows only our hub; return the last line it printed."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MODELSCOPE_"))
     }
@@ -132,7 +132,7 @@ def test_huggingface_hub_downloads_the_same_files(hub: Hub, tmp_path: Path, revi
 
 @pytest.mark.engine
 def test_the_engines_own_huggingface_hub_downloads_the_same_files(hub: Hub, tmp_path: Path) -> None:
-    """Release 1.33, which the engine's lock brings."""
+    """Release 1.33, from the engine's lock."""
     code = f"import huggingface_hub as h\nassert h.__version__ < '2'\nprint(h.snapshot_download({HF!r}))"
     _same(hub, Path(_client(hub, tmp_path, code, environment())))
 
@@ -144,7 +144,7 @@ def test_huggingface_hub_into_a_directory(hub: Hub, tmp_path: Path) -> None:
 
 
 class _Cut:
-    """Ends an answer after ``after`` blocks of 1 MiB, once, as a lost connection does."""
+    """Ends an answer after ``after`` blocks of 1 MiB, once, like a lost connection."""
 
     def __init__(self, app: ASGIApp, after: int) -> None:
         self.app = app
@@ -163,9 +163,9 @@ class _Cut:
 
 
 def test_huggingface_hub_goes_on_after_a_cut(hub: Hub, tmp_path: Path) -> None:
-    """The client asks for the rest by a range; what it had written (in blocks of 10 MiB) is not read again.
+    """The client asks for the rest with a range; what it had written (in blocks of 10 MiB) is not read again.
 
-    Within one process: since 2.x a partial file that another process left is not picked up.
+    Only within one process: since 2.x it does not resume a partial file left by another process.
     """
     block = 10 << 20
     (hub.folder / LARGE).write_bytes(random.Random(8).randbytes(block + 3_000_001))  # noqa: S311  test data
@@ -295,8 +295,9 @@ def test_modelscope_downloads_the_same_files(hub: Hub, tmp_path: Path, revision:
 
 
 def test_modelscopes_client_begins_a_cut_file_anew(hub: Hub, tmp_path: Path) -> None:
-    """It goes by the status, and the hub's is wrong (modelscope/modelscope_hub issue 50): asked for the rest,
-    it takes that for the whole, and its check of the hash makes it begin again."""
+    """It goes by the hub's status, which is wrong (modelscope/modelscope_hub issue 50): it takes the
+    requested rest for the whole file, and its hash check makes it start again.
+    """
     target = tmp_path / "d"
     target.mkdir()
     (target / f"{LARGE}.incomplete").write_bytes((hub.folder / LARGE).read_bytes()[:2_000_000])

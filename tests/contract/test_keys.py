@@ -1,4 +1,4 @@
-"""Every route of the installed engine, and what the guard makes of requests to its own application."""
+"""Every route of the installed engine, and the guard's answers to requests for its own application."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ USER, ADMIN = "0key-for-clients", "0key-for-managers"
 EARLIER = {"/get_load": {"GET"}}
 """Routes of releases before 0.5.23 that the guard knows."""
 LAUNCH = {"/metrics": {"GET"}, "/metrics/": {"GET"}}
-"""Added by the engine at its launch, as an application of its own."""
+"""Added by the engine at launch, as a separate application."""
 OURS = {"/get_hicache_l3_cache_layout", "/is_scaling_elastic_ep", "/scale_elastic_ep"}
-"""Managers' routes that the engine's own check leaves to the clients' key."""
+"""Admin routes that the engine's own check leaves to the clients' key."""
 
 CHAT = json.dumps({"model": "default", "messages": [{"role": "user", "content": "hi"}]})
 REQUESTS: dict[str, dict[str, Any]] = {
@@ -57,7 +57,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 @cache
 def told() -> dict[str, Any]:
-    """What the engine has, and what was answered; asked once."""
+    """The engine's routes and answers, queried once."""
     with tempfile.TemporaryDirectory() as directory:
         for name, key in (("api_key", USER), ("admin_api_key", ADMIN)):
             Path(directory, name).write_text(key)
@@ -83,7 +83,7 @@ def told() -> dict[str, Any]:
 
 
 def answers(name: str) -> tuple[Any, Any]:
-    """What the guard answered, and the engine alone."""
+    """The answers of the guard, and of the engine alone."""
     one = told()["answers"][list(REQUESTS).index(name)]
     return one["guarded"]["status"], (one["alone"] or {}).get("status")
 

@@ -1,4 +1,4 @@
-"""Faults of the catalogue that the installed engine still has; mended ones want an ``engine_before``."""
+"""Known errors in the catalogue that the installed engine still has; fixed ones need an ``engine_before``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unpacked(release: str) -> Path:
 
 
 def streamed(*questions: dict[str, Any], tree: Path | None = None) -> list[list[list[Any]]]:
-    """The calls that a client puts together from each stream, with the parser of another wheel if given."""
+    """The calls that a client assembles from each stream, with the parser of another wheel if given."""
     # The lab's platform is written for one release; parsers need none.
     other = {"PYTHONPATH": str(tree), "SGLANG_PLUGINS": "none", "SGLANG_USE_CPU_ENGINE": "1"} if tree else {}
     done = subprocess.run(

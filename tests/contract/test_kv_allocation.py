@@ -1,4 +1,4 @@
-"""The plan's KV cache against what an engine allocates: tiny models on a CPU, as a device of a set size."""
+"""The planned KV cache against an engine's allocation: tiny models on a CPU, as a device of a fixed size."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ DEVICE = 512 << 20
 """Bytes of each device."""
 FRACTION = 0.6
 FOR_PICTURES = 100 << 20
-"""Bytes of each device that the engine keeps for pictures where a model takes them: SGLANG_VLM_CACHE_SIZE_MB
-of 0.5.23 (``mm_runtime_reservation_gb``). The plan does not count them: of a GPU they are a thousandth.
+"""Bytes of each device that the engine reserves for images if a model accepts them: SGLANG_VLM_CACHE_SIZE_MB
+of 0.5.23 (``mm_runtime_reservation_gb``). The plan does not count them: they are a thousandth of a GPU.
 """
 NOT_IN_FILES = 1 << 20
-"""Bytes of each device that tensors take and no file holds: rotary tables, the router in float32. A page is
-one token on a CPU.
+"""Bytes of each device for tensors that are in no file: rotary tables, the router in float32. A page is one
+token on a CPU.
 """
 
 
 def planned(name: str, dtype: str, tp: int) -> tuple[int, int]:
-    """The plan's tokens of KV cache, and bytes of one on all devices, by the figures of the lab's overlay."""
+    """The planned tokens of KV cache, and bytes of one on all devices, from the lab overlay's values."""
     weights = sum(path.stat().st_size for path in trained(MODELS[name]).glob("*.safetensors"))
     own = MODELS[name].catalogue
     form = {**own["formats"]["bf16"], "weight_memory_bytes": weights, "bytes": weights, "files": 9}

@@ -1,4 +1,4 @@
-"""The plan's KV cache against the engine's own configurator, for each model, tp and KV type."""
+"""The planned KV cache against the engine's own configurator, for each model, tp and KV type."""
 
 from __future__ import annotations
 

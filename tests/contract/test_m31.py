@@ -1,4 +1,4 @@
-"""The tiny M3.1 on the real engine: reasoning that can't be turned off, its levels, answers cut inside it."""
+"""The tiny M3.1 on the real engine: reasoning that can't be turned off, its levels, truncated answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [
 ]
 
 CANARY = 48
-"""``max_tokens`` of a canary that came back with empty content, reported of MiniMax-M3.1-Flash."""
+"""``max_tokens`` of a canary whose answer had empty content, reported for MiniMax-M3.1-Flash."""
 (CHECKPOINT,) = packaged_catalog().models[NAME].values()
 GREETING = [questions.text_message("user", questions.GREETING)]
 GUIDE = [questions.text_message("user", questions.GUIDE_QUESTION)]
@@ -32,7 +32,7 @@ TOOL = [questions.text_message("user", questions.TOOL_QUESTION)]
 
 @pytest.fixture
 def endpoint(engine: Engine) -> Iterator[Endpoint]:
-    """The engine, as the post-check speaks to it."""
+    """The engine as seen by the post-check."""
     opened = Endpoint(engine.url, f"MiniMaxAI/{NAME}", None, 120)
     yield opened
     opened.close()

@@ -1,4 +1,4 @@
-"""What the plan says of MiniMax-M3.1's launch lines against the engine's own rules for it."""
+"""The planned launch lines of MiniMax-M3.1 against the engine's own rules for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CATALOG = packaged_catalog()
 (CHECKPOINT,) = CATALOG.models["MiniMax-M3.1-Flash"].values()
 HOPPER, BLACKWELL = ("H20", "H100", "H200"), ("B200", "B300")
 LIFTED = ["engine-kernels"]
-"""On Blackwell the plan refuses what has to be built by hand; the engine's rules come after that."""
+"""On Blackwell the plan refuses what must be built by hand; the engine's rules come after that."""
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"{gpu} plain": (gpu, {}) for gpu in (*HOPPER, *BLACKWELL)},
     **{f"{gpu} fp8 KV": (gpu, {"kv_cache_dtype": "fp8_e4m3"}) for gpu in ("H200", "B200")},
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @cache
 def plans() -> dict[str, Plan]:
-    """The plan of each case; where it refuses, with the refusals lifted, so that there is a line to judge."""
+    """The plan of each case; if it refuses, with the refusals lifted, so that there is a line to judge."""
     made = {}
     for name, (gpu, settings) in CASES.items():
         made[name] = decide(gpu, 8, model="M3.1", accept_refusals=LIFTED, **settings)
@@ -53,7 +53,7 @@ def plans() -> dict[str, Plan]:
 
 @cache
 def answers() -> dict[str, dict[str, Any]]:
-    """What the engine says of each case, asked once."""
+    """The engine's answers to each case, queried once."""
     questions = []
     for name, (gpu, settings) in CASES.items():
         codes = {one.code for one in plans()[name].refusals}

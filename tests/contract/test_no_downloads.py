@@ -1,4 +1,4 @@
-"""With the environment of the unit, FlashInfer asks nobody for a kernel that is missing; without, it does."""
+"""With the unit's environment, FlashInfer asks nobody for a missing kernel; without it, it does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME = "fmha/test.cubin"
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[str]]]:
-    """A stand-in for the vendor's server that has the kernel; yields its address and what was asked of it."""
+    """A stand-in for the vendor's server that has the kernel; yields its address and its requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -39,7 +39,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
             self.wfile.write(KERNEL)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()

@@ -27,7 +27,7 @@ CANARY = "canary-4f1d9a7c"
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
-    """Start one model with the parsers that are asked for; return the post-check against it."""
+    """Start one model with the requested parsers; return the post-check against it."""
     with supervising(tmp_path) as start:
 
         def serving(model: str, *parsers_and_more: str) -> Check:

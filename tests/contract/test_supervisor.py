@@ -35,7 +35,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 USER_KEY, ADMIN_KEY = "canary-user-51d7e2", "canary-admin-c80b4f"
 STALL_SECONDS = 30.0
-"""Longer than the 20 s after which a health call of the engine fails and it counts itself unhealthy."""
+"""Longer than the 20 s after which an engine's health call fails and the engine counts as unhealthy."""
 PATIENCE = 300.0
 
 
@@ -114,7 +114,7 @@ class Served:
             return response.status, response.read().decode()
 
     def processes(self) -> list[int]:
-        """Everything below the supervisor."""
+        """All processes below the supervisor."""
         listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
         pairs = [tuple(map(int, line.split())) for line in listed.stdout.splitlines()]
         found = [self.process.pid]

@@ -1,1 +1,1 @@
-"""Hostile input for every reader of foreign text; ``python -m tests.fuzz`` runs it."""
+"""Hostile input for every reader of external text; ``python -m tests.fuzz`` runs it."""

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz --seconds 120``: every reader of foreign text against hostile input."""
+"""``python -m tests.fuzz --seconds 120``: every reader of external text against hostile input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.fuzz.targets import TARGETS
 
 
 def main() -> int:
-    """Run the targets that are asked for."""
+    """Run the requested targets."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--seconds", type=float, default=120, help="for all targets together (default: 120)")
     parser.add_argument("--target", action="append", default=[], help="only targets whose name begins so")

@@ -1,4 +1,4 @@
-"""How inputs are made from seeds: hypothesis strategies that know JSON, lines and bytes."""
+"""Make inputs from seeds: hypothesis strategies that know JSON, lines and bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COUNTS: Final = (2, 3, 50, 1_000, 20_000, 100_000, 400_000)
 
 
 def inputs(target: Target) -> st.SearchStrategy[bytes]:
-    """Inputs for a target: its seeds, changed; and some of no form at all."""
+    """Inputs for a target: mutated seeds, and some without any structure."""
     seeds = (*target.seeds, *target.kept)
     choices = [_changed(seeds), _long(seeds), st.binary(max_size=200)]
     if target.form == Form.JSON:
@@ -56,7 +56,7 @@ def _parsed(seed: bytes) -> Iterator[Any]:
 
 @st.composite
 def _changed(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
-    """A seed with some bytes replaced, taken out, or put in."""
+    """A seed with some bytes replaced, removed or inserted."""
     content = bytearray(draw(st.sampled_from(seeds)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, len(content)))
@@ -68,7 +68,7 @@ def _changed(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
 
 @st.composite
 def _long(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
-    """A piece, a line, or a part of a seed, many times over: what is quadratic shows."""
+    """A piece, a line or a part of a seed, repeated many times: this reveals quadratic readers."""
     seed = draw(st.sampled_from(seeds))
     lines = seed.splitlines() or [b""]
     line = draw(st.sampled_from(lines))
@@ -108,7 +108,7 @@ def _long(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
 
 @st.composite
 def _lines(draw: st.DrawFn, seeds: tuple[bytes, ...]) -> bytes:
-    """A seed with lines left out, doubled, moved, cut, or taken from another seed."""
+    """A seed with lines removed, doubled, moved, cut, or taken from another seed."""
     lines = draw(st.sampled_from(seeds)).splitlines(keepends=True) or [b""]
     others = draw(st.sampled_from(seeds)).splitlines(keepends=True) or [b""]
     for _ in range(draw(st.integers(1, 5))):
@@ -147,7 +147,7 @@ def _at(value: Any, path: tuple[Any, ...]) -> Any:
 
 @st.composite
 def _document(draw: st.DrawFn, documents: list[Any]) -> bytes:
-    """A document with values of other types, keys taken out or renamed, or values moved: all of it JSON."""
+    """A document with values of other types, keys removed or renamed, or values moved: always valid JSON."""
     value = copy.deepcopy(draw(st.sampled_from(documents)))
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(value))

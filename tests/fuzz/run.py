@@ -1,4 +1,4 @@
-"""Runs the targets, one after another and always in the same order, within a number of seconds."""
+"""Run the targets one after another, always in the same order, within a number of seconds."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.fuzz.mutate import inputs
 from tests.fuzz.target import Failure, Target, judge
 
 EXAMPLES: Final = 100
-"""Inputs of one round: each round begins at another, fixed, place."""
+"""Inputs per round: each round begins at another fixed position."""
 LEAST: Final = 5
-"""Changed inputs that every target gets, however slow the machine is."""
+"""Mutated inputs that every target gets, however slow the machine is."""
 FAILED: Final = Path(".make/fuzz")
 
 
 @dataclass
 class Ran:
-    """What came of one target."""
+    """The result of one target."""
 
     target: Target
     count: int = 0
@@ -35,7 +35,7 @@ class Ran:
     times: dict[str, int] = field(default_factory=dict)
 
     def take(self, content: bytes) -> None:
-        """Judge one input; of each kind of failure the smallest input is kept."""
+        """Judge one input; the smallest input of each kind of failure is kept."""
         self.count += 1
         failure = judge(self.target, content)
         if failure is None:
@@ -47,9 +47,9 @@ class Ran:
 
 
 def fuzz(target: Target, seconds: float, first: int = 0, rounds: int | None = None) -> Ran:
-    """Give a target its seeds, then changed ones, until the time is up; a few of them at least.
+    """Give a target its seeds, then mutated ones until time is up, but at least a few.
 
-    ``rounds`` is how many at most: a run of one round gives no input that another machine did not see.
+    ``rounds`` is the maximum: a run of one round has no input that another machine did not see.
     """
     ran = Ran(target)
     deadline = time.monotonic() + seconds
@@ -66,7 +66,7 @@ def fuzz(target: Target, seconds: float, first: int = 0, rounds: int | None = No
 
 
 class _OverError(BaseException):
-    """The time is up; hypothesis takes no such exception for a finding."""
+    """Time is up; hypothesis does not take such an exception for a finding."""
 
 
 def _round(ran: Ran, number: int, deadline: float) -> None:
@@ -90,7 +90,7 @@ def _round(ran: Ran, number: int, deadline: float) -> None:
 
 
 def tell(ran: Ran) -> None:
-    """Print what came of a target, and how to keep what failed."""
+    """Print a target's result, and how to keep the failing inputs."""
     print(f"{ran.target.name}: {ran.count} inputs, {sum(ran.times.values())} failures", flush=True)
     for kind, failure in ran.failures.items():
         digest = hashlib.sha256(failure.content).hexdigest()[:12]
@@ -105,7 +105,7 @@ def tell(ran: Ran) -> None:
 
 
 def run(targets: Sequence[Target], seconds: float, first: int = 0, rounds: int | None = None) -> int:
-    """Share the seconds among the targets; return 1 when one of them failed."""
+    """Divide the seconds among the targets; return 1 if one of them failed."""
     began, failed, count = time.monotonic(), 0, 0
     for place, target in enumerate(targets):
         # What a quick one leaves goes to those that follow.

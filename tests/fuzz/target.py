@@ -1,4 +1,4 @@
-"""What a fuzz target is, and how one input is judged."""
+"""A fuzz target, and the judgement of one input."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from minimax_metal.common.text import has_controls
 
 SEEDS: Final = Path(__file__).parent / "seeds"
 CPU_SECONDS: Final = 2.0
-"""Longest reading of one input (1 MB at most), in seconds of the processor: a busy machine is no hang."""
+"""Longest reading of one input (1 MB at most), in CPU seconds: a busy machine is not a hang."""
 WALL_SECONDS: Final = 20.0
-"""Longest reading of one input by the clock: one that waits uses no processor."""
+"""Longest reading of one input in wall-clock seconds: a waiting reader uses no CPU."""
 SKIPPED: Final = "skipped"
-"""What a target returns for an input that can't reach the reader (for example: not JSON)."""
+"""A target's result for an input that can't reach the reader (for example: not JSON)."""
 
 
 class Form(StrEnum):
-    """What the input looks like; this chooses how seeds are changed."""
+    """The structure of the input, which decides how seeds are mutated."""
 
     JSON = "json"
     TEXT = "text"
@@ -35,11 +35,11 @@ class Form(StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """One reader of foreign text.
+    """One reader of external text.
 
-    ``read`` is given the raw input. ``expects`` are the exceptions by which the reader refuses an input: its
-    caller catches them. ``shown`` says that the strings of its result and the text of its refusals are
-    printed for people: they may hold no control characters.
+    ``read`` gets the raw input. ``expects`` are the exceptions by which the reader refuses an input: its
+    caller catches them. ``shown`` means that the strings in its result and the text of its refusals are
+    printed for people: they must not contain control characters.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """What a reader did that it must not do."""
+    """Forbidden behaviour of a reader."""
 
     target: str
     kind: str
@@ -67,7 +67,7 @@ class Failure:
 
 
 class HangError(BaseException):
-    """The reading took too long; no reader's ``except Exception`` may take it."""
+    """The reading took too long; no reader's ``except Exception`` may catch it."""
 
 
 def _alarm(_number: int, _frame: object) -> None:
@@ -75,7 +75,7 @@ def _alarm(_number: int, _frame: object) -> None:
 
 
 def judge(target: Target, content: bytes) -> Failure | None:
-    """Give one input to a reader; None where it was read or refused as it should be."""
+    """Give one input to a reader; return None if it was read or refused correctly."""
     before = signal.signal(signal.SIGALRM, _alarm), signal.signal(signal.SIGPROF, _alarm)
     began = time.process_time()
     try:
@@ -104,7 +104,7 @@ def judge(target: Target, content: bytes) -> Failure | None:
 
 
 def strings(value: object, depth: int = 12) -> Iterator[str]:
-    """The strings of a result, with those of its fields and members."""
+    """The strings in a result, including those of its fields and members."""
     if depth == 0:
         return
     if isinstance(value, str):
@@ -122,7 +122,7 @@ def strings(value: object, depth: int = 12) -> Iterator[str]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of the project that was at work."""
+    """The innermost line of the project in the traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [one for one in frames if "minimax_metal" in one.filename or "/plugins/" in one.filename]
     last = (own or list(frames))[-1]
@@ -134,7 +134,7 @@ def _told(error: BaseException) -> str:
 
 
 def text_of(content: bytes) -> str:
-    """The input as the readers' callers decode it."""
+    """The input as decoded by the readers' callers."""
     return content.decode("utf-8", "replace")
 
 
@@ -151,7 +151,7 @@ def of_lines(function: Callable[[list[str]], object]) -> Callable[[bytes], objec
 def of_json(
     function: Callable[[Any], object], kind: type | tuple[type, ...] = object
 ) -> Callable[[bytes], object]:
-    """A reader of what ``json.loads`` makes of the input; ``kind``: what its caller has checked already."""
+    """A reader of the result of ``json.loads``; ``kind``: what its caller has checked already."""
 
     def read(content: bytes) -> object:
         try:
@@ -166,7 +166,7 @@ def of_json(
 def of_ansible(
     function: Callable[[Any], object], kind: type | tuple[type, ...] = object
 ) -> Callable[[bytes], object]:
-    """A reader of what Ansible hands on: as JSON, and with whole numbers in place of endless ones."""
+    """A reader of data from Ansible: as JSON, and with integers in place of infinite numbers."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):

@@ -1,6 +1,6 @@
-"""`metal accept` on a lab host with the real engine: what needs CUDA fails in plain words, the rest is seen.
+"""`metal accept` on a lab host with the real engine: checks that need CUDA fail in plain words, others work.
 
-`METAL_LAB_NAME` names a running lab on which site.yml has run; without it a fresh one is made.
+`METAL_LAB_NAME` names a running lab on which site.yml has run; without it a new one is made.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Accepted:
 
 
 def accept(lab: Lab, place: Path, *arguments: str) -> Accepted:
-    """`metal accept gpu01` as an operator calls it."""
+    """`metal accept gpu01` as called by an operator."""
     metal = Path(sys.executable).with_name("metal")
     inventories = ["-i", lab.inventory, "-i", str(lab.state / "inventory" / "hosts.yml")]
     done = subprocess.run(
@@ -96,7 +96,7 @@ def leftovers(lab: Lab) -> str:
 
 @pytest.fixture(scope="module")
 def beside(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Accepted:
-    """A run beside the running engine."""
+    """A run while the engine is running."""
     wait(lab, "active")
     before = show(lab, "ActiveEnterTimestamp")
     made = accept(lab, tmp_path_factory.mktemp("beside"))
@@ -161,7 +161,7 @@ def test_nothing_is_left_on_the_host(lab: Lab, beside: Accepted) -> None:
 
 
 def test_the_sandbox_is_that_of_the_engine(lab: Lab, beside: Accepted) -> None:
-    """What the kernel says of a program in the sandbox is what it says of the engine's own process."""
+    """The kernel's view of a program in the sandbox equals that of the engine's own process."""
     probe = (
         "import json, os\n"
         "status = dict(line.split(':\\t', 1) for line in open('/proc/self/status').read().splitlines())\n"

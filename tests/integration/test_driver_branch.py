@@ -1,4 +1,4 @@
-"""A fleet moves from one branch of the driver to the next as a rollout, after the old one left the index.
+"""A fleet moves from one driver branch to the next as a rollout, after the old one left the index.
 
 Two replicas behind a gateway with the simulated engine, and the vendor's repository at two ages.
 ``METAL_LAB_NAME`` names a running lab of ``lab/labs/branch.yml`` that is used as it is, and left.
@@ -47,7 +47,7 @@ def play(lab: Lab, playbook: str, *arguments: str, **variables: Any) -> Run:
 
 
 def versions(lab: Lab) -> dict[str, str]:
-    """What drives the GPUs of each host."""
+    """The driver of each host."""
     query = "nvidia-smi --query-gpu=driver_version --format=csv,noheader | sort -u"
     return {host: lab.ssh(host, query).strip() for host in HOSTS}
 
@@ -63,7 +63,7 @@ def said(run: Run) -> str:
 
 @contextmanager
 def asked(lab: Lab) -> Iterator[Counter[str]]:
-    """Ask the gateway for a short answer, over and over; yields how often each kind of outcome was seen."""
+    """Ask the gateway for a short answer repeatedly; yield how often each kind of outcome occurred."""
     hosts = yaml.safe_load((lab.state / "inventory/hosts.yml").read_text())["all"]
     address = hosts["hosts"]["gw01"]["ansible_host"]
     body = json.dumps(
@@ -96,7 +96,7 @@ def asked(lab: Lab) -> Iterator[Counter[str]]:
 
 @pytest.fixture(scope="module")
 def later(lab: Lab) -> Lab:
-    """The lab some months on: hosts run 580, and the vendor's index no longer has it."""
+    """The lab some months later: hosts run 580, and the vendor's index no longer has it."""
     if lab.fresh:
         assert versions(lab) == dict.fromkeys(HOSTS, OLD)
     build(lab.state / "vendor", lab.state / "vendor-keys", age="later")

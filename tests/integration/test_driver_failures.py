@@ -1,4 +1,4 @@
-"""Each way in which a driver fails to be installed ends in one line, and the host can go on from there.
+"""Each failure to install the driver ends in one line, and the host can continue from there.
 
 On the hosts of lab/labs/driver.yml. `METAL_LAB_NAME` names a running lab that is used as it is, and left.
 What only a kernel can show (DKMS, nouveau, secure boot) is in test_kernel_host.py.
@@ -35,7 +35,7 @@ def lab() -> Iterator[Lab]:
 
 @pytest.fixture(scope="module")
 def vendor(lab: Lab) -> tuple[Path, str]:
-    """The directory that the lab's web server shows, and its address."""
+    """The directory served by the lab's web server, and its address."""
     everything = yaml.safe_load((lab.state / "inventory/hosts.yml").read_text())["all"]["vars"]
     url = str(everything["lab_vendor_url"])
     return lab.state / "vendor", re.sub(r"(http://[^/]+).*", r"\1", url)
@@ -48,7 +48,7 @@ def play(lab: Lab, host: str = "gpu01", **variables: Any) -> Run:
 
 
 def said(run: Run, host: str = "gpu01") -> str:
-    """Return the one line of a failed run: behind the host's name, found, expected, and what to do."""
+    """Return the one line of a failed run: after the host's name, found, expected, and what to do."""
     assert run.returncode != 0, run.output
     text = " ".join(run.output.split()).replace("''", "'")  # quoted as YAML is
     line = re.search(rf"msg: .?.?{host}: (found .*?) PLAY RECAP", text)
@@ -59,7 +59,7 @@ def said(run: Run, host: str = "gpu01") -> str:
 
 
 def only_its_own_sources(lab: Lab, host: str = "gpu01") -> bool:
-    """Whether apt has no source that fails: what the run wrote is gone, and the lists can be fetched."""
+    """Whether apt has no failing source: the run's files are gone, and the lists can be fetched."""
     there = lab.ssh(host, "ls /etc/apt/sources.list.d")
     lab.ssh(host, "apt-get -qq update >&2")
     return there == "debian.sources\n"
@@ -80,7 +80,7 @@ def test_repository_that_does_not_answer(lab: Lab, vendor: tuple[Path, str]) -> 
 
 @contextmanager
 def proxy(lab_address: str, stands_for: str) -> Iterator[tuple[str, list[str]]]:
-    """A proxy on the bridge that alone knows where ``stands_for`` is: its URL, and what it was asked."""
+    """A proxy on the bridge that alone can reach ``stands_for``: its URL, and its requests."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,7 +102,7 @@ def proxy(lab_address: str, stands_for: str) -> Iterator[tuple[str, list[str]]]:
             self.wfile.write(content)
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     bridge = re.sub(r"\d+$", "1", str(urlsplit(lab_address).hostname))
     with ThreadingHTTPServer((bridge, 0), Handler) as listening:

@@ -1,7 +1,7 @@
 """Gateways on lab hosts: the role, real smg and keepalived under systemd, replicas with the simulated engine.
 
-`METAL_LAB_NAME` names a running lab of lab/labs/fleet.yml on which two replicas serve; without it a fresh one
-is made. The hosts are those of inventories/lab-fleet.
+`METAL_LAB_NAME` names a running lab of lab/labs/fleet.yml with two serving replicas; without it a new one is
+made. The hosts are those of inventories/lab-fleet.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Fleet:
         return [entry["id"] for entry in entries if entry["event"] == event and entry["id"]]
 
     def of(self, run: str, host: str, event: str) -> int:
-        """Return of how many requests of a run, which their ids begin with, the replica's log says this."""
+        """Return the number of requests of a run, by the prefix of their ids, for which the replica logged
+        this.
+        """
         return sum(identity.startswith(run) for identity in self.requests(host, event))
 
     def curl(self, identity: str, tokens: int, at: str) -> list[str]:

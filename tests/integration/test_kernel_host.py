@@ -1,8 +1,8 @@
-"""What only a kernel can show: secure boot, modules that DKMS builds, nouveau, sysctl, a kernel that moves.
+"""What only a kernel can show: secure boot, DKMS modules, nouveau, sysctl, a kernel update.
 
 One host under QEMU without hardware virtualisation (lab/kernel), started by a firmware with secure boot on:
-half an hour and more. The tests run in order, each on the host that the one before left. With
-METAL_KERNEL_HOST=keep they go on with the disk that the last run left, so that one test can be run again.
+half an hour and more. The tests run in order, each on the host as the one before left it. With
+METAL_KERNEL_HOST=keep they continue with the disk of the last run, so that one test can be run again.
 """
 
 from __future__ import annotations

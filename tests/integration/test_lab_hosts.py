@@ -1,6 +1,6 @@
 """The lab's hosts, for real: boots, keys, reboots, cables, crashes, and nothing left behind.
 
-Needs root on Debian with the packages of lab/system-packages.txt; brings up labs of its own, without models.
+Needs root on Debian with the packages of lab/system-packages.txt; starts its own labs, without models.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def claims() -> dict[str, str]:
 
 
 def without(labs: dict[str, str], found: Traces) -> Traces:
-    """Return the traces less those of other labs, and less what they share while any of them is up."""
+    """Return the traces except those of other labs, and those shared while any lab is up."""
     patterns = [
         rf"mmlab{number}\b|mm{number}n|198\.18\.{number}\.|{re.escape(state)}(/|$)"
         for number, state in labs.items()

@@ -1,6 +1,6 @@
 """site.yml with MiniMax-M3.1-Flash on one lab host of four H20, the smallest that the catalogue serves it on.
 
-The plan takes the tiny M3.1 in bfloat16 (lab/models/README.md says what that can't show). ``METAL_LAB_NAME``
+The plan uses the tiny M3.1 in bfloat16 (lab/models/README.md lists what that can't show). ``METAL_LAB_NAME``
 names a running lab that is used as it is, and left.
 """
 

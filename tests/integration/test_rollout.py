@@ -1,7 +1,7 @@
 """rollout.yml and rollback.yml on four lab hosts behind two gateways, with the simulated engine.
 
-Long. ``METAL_LAB_NAME`` names a running lab of ``lab/labs/fleet.yml`` that is used as it is, and left;
-``METAL_KILLS`` how often the controller is killed (20), ``METAL_SEED`` when.
+Slow. ``METAL_LAB_NAME`` names a running lab of ``lab/labs/fleet.yml`` that is used as it is, and left;
+``METAL_KILLS`` sets how often the controller is killed (20), ``METAL_SEED`` when.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def lab() -> Iterator[Lab]:
 
 
 def words(release: str, **more: Any) -> list[str]:
-    """Settings that make a release of its own: an environment variable that the simulated engine passes
-    over."""
+    """Settings that make a separate release: an environment variable that the simulated engine ignores."""
     environment = {"SIMULATED_RELEASE": release} | more.pop("environment", {})
     return ["-e", json.dumps(QUICK | {"metal_engine_extra_environment": environment} | more)]
 
@@ -56,7 +55,7 @@ def roll(lab: Lab, release: str, *arguments: str, **more: Any) -> Run:
 
 
 def state(lab: Lab, host: str) -> dict[str, Any]:
-    """What a host serves, by its own unit, record and journal."""
+    """What a host serves, according to its unit, record and journal."""
     text = lab.ssh(
         host,
         f"systemctl is-active {UNIT}; systemctl show -P ExecMainStartTimestampMonotonic {UNIT}; "
@@ -173,7 +172,9 @@ def test_a_rollback_takes_a_host_back_without_a_download(lab: Lab) -> None:
 
 
 def killed(lab: Lab, release: str, after: float) -> bool:
-    """Start a rollout and kill its whole process group after so many seconds; return whether it still ran."""
+    """Start a rollout and kill its whole process group after some seconds; return whether it was still
+    running.
+    """
     process = subprocess.Popen(
         [
             *(str(Path(sys.executable).with_name("ansible-playbook")), "playbooks/rollout.yml"),

@@ -1,7 +1,7 @@
 """playbooks/rotate.yml and rotate_share.yml on lab hosts: two simulated replicas, two gateways.
 
-One after the other: each test begins where the one before ended, with no change of keys under way.
-``METAL_LAB_NAME`` names a running lab of ``lab/labs/rotation.yml`` that is used as it is, and left.
+In order: each test begins where the one before ended, with no key rotation in progress. ``METAL_LAB_NAME``
+names a running lab of ``lab/labs/rotation.yml`` that is used as it is, and left.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNIT = "sglang@minimax-m2.5.service"
 PIECES = "metal-weights-share@minimax-m2.5.service"
 QUICK: dict[str, Any] = {"post_check_figures": []}
 OUTAGE_SECONDS = 45.0
-"""Of one gateway with nothing long in flight; smg goes on listening for 5 s after it was told to stop."""
+"""Of one gateway without long requests; smg keeps listening for 5 s after it was told to stop."""
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Fleet:
         return (self.secrets / name).read_text(encoding="ascii").strip()
 
     def keys(self) -> dict[str, tuple[str, str]]:
-        """Old and new value of each key of the change that is under way."""
+        """Old and new value of each key of the rotation in progress."""
         kept = json.loads((self.secrets / ".rotation.json").read_text())["keys"]
         return {name: (pair["old"], pair["new"]) for name, pair in kept.items()}
 
@@ -89,7 +89,7 @@ def rotate(lab: Lab, do: str = "start", *arguments: str) -> Run:
 
 
 def ask(door: str, key: str, timeout: float = 30.0) -> int:
-    """Return the status of a chat; 0 where nobody listens, -1 where an answer broke off."""
+    """Return the status of a chat; 0 if nobody listens, -1 if an answer broke off."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
     request = urllib.request.Request(  # noqa: S310  # the lab's own network
         f"{door}/v1/chat/completions",
@@ -111,14 +111,14 @@ def ask(door: str, key: str, timeout: float = 30.0) -> int:
 
 @dataclass
 class Load:
-    """Clients that ask all the time, one for each key and way; what they were told, with the time."""
+    """Clients that ask all the time, one for each key and way, and their answers with the time."""
 
     ended: threading.Event = field(default_factory=threading.Event)
     told: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     threads: list[threading.Thread] = field(default_factory=list)
 
     def client(self, name: str, doors: Sequence[str], key: str) -> None:
-        """Ask the first door that lets a client in, as clients do that know several."""
+        """Ask the first endpoint that lets a client in, as clients do that know several."""
         self.told[name] = []
 
         def run() -> None:
@@ -138,7 +138,7 @@ class Load:
         return Counter(code for _, code in self.told[name])
 
     def outage(self, name: str) -> float:
-        """Return for how many seconds at most no answer was 200."""
+        """Return the longest time in seconds without an answer of 200."""
         good = [when for when, code in self.told[name] if code == 200]
         return max(after - before for before, after in itertools.pairwise(good))
 
@@ -164,7 +164,7 @@ def load(fleet: Fleet, *keys: str) -> Iterator[Load]:
 
 
 def unharmed(found: Load) -> None:
-    """No client that may ask another gateway failed, and one gateway was away for a short time only."""
+    """No client that may ask another gateway failed, and one gateway was down only for a short time."""
     for name in found.told:
         if " " in name:
             assert len(found.told[name]) > 10, name
@@ -243,13 +243,13 @@ def running(lab: Lab, playbook: str, **variables: Any) -> Iterator[subprocess.Po
 
 
 def begins(process: subprocess.Popen[str], task: str) -> bool:
-    """Read on until a task begins; return whether it came to that."""
+    """Read until a task begins; return whether it did."""
     assert process.stdout is not None
     return any(line.startswith("TASK [") and task in line for line in process.stdout)
 
 
 def killed(lab: Lab, do: str, task: str) -> bool:
-    """Start a change of keys and kill it when a task begins; return whether it came to that."""
+    """Start a key rotation and kill it when a task begins; return whether the task began."""
     with running(lab, "rotate", metal_keys_do=do) as process:
         return begins(process, task)
 
@@ -352,7 +352,7 @@ def test_the_secret_of_sharing_is_renewed_when_asked_and_when_a_host_has_left(fl
         return run
 
     def served() -> dict[str, set[str]]:
-        """What the servers of pieces call the secrets that they take."""
+        """The names of the secrets that the piece servers accept."""
         show = "grep -ohE '^ +[0-9a-f]{16} [0-9a-f]{64};' /run/minimax-metal-share-*/nginx.conf"
         return {host: set(fleet.lab.ssh(host, show).split()[::2]) for host in REPLICAS}
 

@@ -2,9 +2,9 @@
 
 The unit is the role's own; a drop-in, as an operator would write one, puts the small engine of
 tests/support/asgi_engine.py behind the supervisor. It has the real one's HTTP server, plug-in interface and
-words, and starts in a second. What only the real engine shows is in tests/contract/test_supervisor.py.
+messages, and starts in a second. What only the real engine shows is in tests/contract/test_supervisor.py.
 
-`METAL_LAB_NAME` names a running lab on which site.yml has run; without it a fresh one is made.
+`METAL_LAB_NAME` names a running lab on which site.yml has run; without it a new one is made.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Unit:
         return f"{self.python} {ENGINE} {PORT} {mode}"
 
     def generate(self, seconds: int) -> str:
-        """Return a command that asks for a stream, with the key that the guard wants, and prints its end."""
+        """Return a command that asks for a stream, with the guard's key, and prints its end."""
         program = (
             "import urllib.request as u; "
             f'key = open("{KEY}").read().strip(); '
@@ -138,7 +138,7 @@ WORDS = {
     "arguments": ("launch_server.py: ", "error: argument --tool-call-parser: invalid choice: 'minimax'"),
     "architecture": ("ValueError: ", "Model architectures ['MiniMaxM9ForCausalLM'] are not supported"),
 }
-"""Code of the reason: what the engine writes before its words, and the words that must come through."""
+"""Reason code: the engine's output before its message, and the message that must come through."""
 
 
 @pytest.mark.parametrize("code", WORDS)

@@ -1,6 +1,6 @@
-"""Hosts that share a pull, as processes with an nginx each on this machine, while things go wrong.
+"""Hosts that share a pull, as processes with an nginx each on this machine, while faults happen.
 
-The last part plays rounds of random faults with hosts lost and back (support/share_faults.py);
+The last part runs rounds of random faults with hosts lost and back (support/share_faults.py);
 ``METAL_FAULT_SEED`` repeats a run, ``METAL_FAULT_ROUNDS`` makes it shorter or longer.
 """
 
@@ -164,7 +164,7 @@ def test_one_host_reads_the_origin_where_one_may(hub: Hub, tmp_path: Path) -> No
 
 @contextlib.contextmanager
 def files_at(root: Path) -> Iterator[str]:
-    """Serve a directory as plain files; this server knows no ranges."""
+    """Serve a directory as plain files; this server does not support ranges."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=str(root))
     with ThreadingHTTPServer((ADDRESS, 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -175,7 +175,9 @@ def files_at(root: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("kind", ["modelscope", "http", "directory", "directory-proved"])
 def test_every_kind_of_source_is_shared(kind: str, hub: Hub, tmp_path: Path) -> None:
-    """The directory is on one host only; the others have it from there, by a proof or as the user accepts."""
+    """The directory is on one host only; the others get it from there, by a proof or because the user
+    accepts.
+    """
     there = tmp_path / "there"
     for path, content in hub.files.items():
         (there / path).parent.mkdir(parents=True, exist_ok=True)
@@ -289,7 +291,7 @@ def test_nobody_is_let_in_without_the_secret(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_slow_clients_shut_no_server(hub: Hub, tmp_path: Path) -> None:
-    """Whoever opens connections and sends a byte now and then is ended; hosts are answered meanwhile."""
+    """Clients that send a byte now and then are cut off; hosts are answered meanwhile."""
     with fleet(tmp_path, 2, lambda _: [hub.source()], piece_bytes=PIECE) as found:
         found[0].start(*KNOBS)
         assert found[0].pull is not None

@@ -1,7 +1,7 @@
-"""Two lab hosts share a pull: the origin is read once, nobody else is let in, nothing is served afterwards.
+"""Two lab hosts share a pull: the origin is read once, nobody else gets in, nothing is served afterwards.
 
-Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab
-of that name as it is; it must be of the kind of lab/labs/share.yml.
+Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab of
+that name as it is; it must be of the kind of lab/labs/share.yml.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MODEL = "/srv/models/MiniMaxAI/MiniMax-M2.5"
 UNIT = "metal-weights-share@minimax-m2.5.service"
 PULL = "metal-weights@minimax-m2.5.service"
 SECRET = "c0ffee" * 10 + "beef"
-"""Put on one host beforehand: the run has to take it, and to show it nowhere."""
+"""Put on one host beforehand: the run must use it, and show it nowhere."""
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
-"""site.yml on two fresh lab hosts: check mode, the path to a reply, idempotence, drift, reboot, stop.
+"""site.yml on two new lab hosts: check mode, the path to a reply, idempotence, drift, reboot, stop.
 
-Long: it starts engines several times. `METAL_LAB_NAME` names a running lab that is used as it is, and left.
+Slow: it starts engines several times. `METAL_LAB_NAME` names a running lab that is used as it is, and left.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Two hosts are set up through the fleet's cache, a third when the uplink is gone; then one from a bundle.
+"""Set up two hosts through the fleet's cache, a third with the uplink down, then one from a bundle.
 
-On the hosts of lab/labs/staging.yml, with a part of the engine's lock; what that can't show is said in
-tests/support/staging.py. Bytes are counted in the cache's own log. ``METAL_LAB_NAME`` names a running lab.
+On the hosts of lab/labs/staging.yml, with a part of the engine's lock; tests/support/staging.py lists what
+that can't show. Bytes are counted in the cache's own log. ``METAL_LAB_NAME`` names a running lab.
 """
 
 from __future__ import annotations

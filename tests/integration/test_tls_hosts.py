@@ -1,7 +1,7 @@
-"""``metal_tls`` on lab hosts: the fleet's certificates come, are renewed in time, and go again.
+"""``metal_tls`` on lab hosts: the fleet's certificates are installed, renewed in time, and removed.
 
-One after the other. ``METAL_LAB_NAME`` names a running lab that is used as it is, and left: one of
-``lab/labs/tls.yml``, or any with these two hosts.
+In order. ``METAL_LAB_NAME`` names a running lab that is used as it is, and left: one of ``lab/labs/tls.yml``,
+or any with these two hosts.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ MODEL = "MiniMaxAI/MiniMax-M2.5"
 TLS = {ENGINE: "/etc/sglang-tls", GATEWAY: "/etc/sglang-gateway"}
 TAGS = "host_tools,sglang_service,sglang_gateway,post_check"
 LABELS = {ENGINE: ENGINE, GATEWAY: f"{GATEWAY}_gateway"}
-"""What the controller calls the certificate of each."""
+"""The controller's names for the certificates."""
 
 
 @dataclass
 class Hosts:
-    """Both hosts, and what the controller keeps for them."""
+    """Both hosts, and the controller's files for them."""
 
     lab: Lab
     doors: dict[str, str]
@@ -44,7 +44,7 @@ class Hosts:
         return self.lab.state / "secrets/tls"
 
     def site(self, mode: str) -> Run:
-        """Run what certificates are for; the whole of it on a bare lab."""
+        """Run the parts that use certificates; all of it on a bare lab."""
         given = {"metal_tls": mode, "post_check_figures": []}
         part = ["--tags", TAGS] if self.provisioned else []
         run = self.lab.play("site.yml", "-e", json.dumps(given), *part)
@@ -53,7 +53,7 @@ class Hosts:
         return run
 
     def chat(self, host: str, scheme: str = "https") -> int:
-        """Return the status of a chat, by a client that trusts the fleet's authority only."""
+        """Return the status of a chat, with a client that trusts only the fleet's authority."""
         body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
         request = urllib.request.Request(  # noqa: S310  # the lab's own network
             f"{scheme}://{self.doors[host]}/v1/chat/completions",
@@ -68,7 +68,7 @@ class Hosts:
             return int(answer.status)
 
     def served(self, host: str) -> x509.Certificate:
-        """The certificate that a client is shown."""
+        """The certificate that a client receives."""
         address, _, port = self.doors[host].partition(":")
         return x509.load_pem_x509_certificate(
             ssl.get_server_certificate((address, int(port)), timeout=20).encode()

@@ -1,4 +1,4 @@
-"""Fifty rounds of a pull with faults of line, hub and host at random moments (support/weights_faults.py).
+"""Fifty rounds of a pull with network, hub and host faults at random moments (support/weights_faults.py).
 
 ``METAL_FAULT_SEED`` repeats a run, ``METAL_FAULT_ROUNDS`` makes it shorter.
 """

@@ -1,7 +1,7 @@
-"""The pull as a unit on a lab host: tokens, branches, live lines, a reboot in its middle, adopting.
+"""The pull as a unit on a lab host: tokens, branches, live lines, a reboot halfway, adopting.
 
-Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab
-of that name as it is; it must be of the kind of lab/labs/weights.yml.
+Runs ``site.yml`` with the tags of the host tools and the weights; no engine. ``METAL_LAB_NAME`` uses a lab of
+that name as it is; it must be of the kind of lab/labs/weights.yml.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def slow(lab: Lab, rate: int | None) -> None:
 
 
 def sent(lab: Lab, skip: int = 0) -> int:
-    """Bytes of large files that the hub has sent, without those of the first ``skip`` requests."""
+    """Bytes of large files that the hub has sent, except those of the first ``skip`` requests."""
     return sum(line["bytes"] for line in requests(lab)[skip:] if "-cdn/" in line["path"])
 
 
@@ -54,7 +54,7 @@ def requests(lab: Lab) -> list[dict[str, Any]]:
 
 
 def spelled(lab: Lab, directory: str = f"{MODEL}/main") -> str:
-    """The model's size, as people are told it."""
+    """The model's size as shown to users."""
     command = f"find {directory} -type f -not -path '*/.minimax-metal/*' -printf '%s\\n'"
     return spell_bytes(sum(map(int, lab.ssh(HOST, command).split())))
 
@@ -120,7 +120,7 @@ def test_a_second_run_changes_nothing(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_what_an_older_version_gave_to_the_engine_is_the_pulls_and_stays(lab: Lab, tmp_path: Path) -> None:
-    """One user did all once: commit 1e81a2b gave these directories to ``sglang``, seen on a lab host."""
+    """One user did everything: commit 1e81a2b gave these directories to ``sglang``, seen on a lab host."""
     files = f"find {MODEL} -type f -printf '%i %s %T@ %p\\n' | sort"
     places = "/srv/models /var/lib/minimax-metal-weights /var/cache/minimax-metal-weights"
     lab.ssh(HOST, f"mkdir -p {places} && chown -R sglang:sglang {places}")

@@ -1,4 +1,4 @@
-"""A host made of answers, for the checks of `metal accept`: what real programs printed, and files."""
+"""A host made of recorded answers, for the checks of `metal accept`: output of real programs, and files."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ BOOT = 1_700_000_000
 
 
 def published(name: str) -> str:
-    """An output of a real program."""
+    """The output of a real program."""
     return (DATA / name).read_text(encoding="utf-8")
 
 
 @dataclass
 class FakeMachine:
-    """Answers to commands by their beginning (the longest counts), files, device nodes, units."""
+    """Answers to commands by their prefix (the longest wins), files, device nodes, units."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def _planned(gpu: str, count: int, variables: tuple[tuple[str, Any], ...]) -> st
 
 
 def planned(gpu: str = "H100", count: int = 8, **variables: Any) -> dict[str, Any]:
-    """The plan of a host with the driver running, as JSON has it; variables without their prefix."""
+    """The plan of a host with a running driver, as in JSON; variables without their prefix."""
     decided: dict[str, Any] = json.loads(_planned(gpu, count, tuple(sorted(variables.items()))))
     if gpu == "H100":
         decided["gpus"]["name"] = "NVIDIA H100 80GB HBM3"  # what nvidia-smi calls it
@@ -76,7 +76,7 @@ def planned(gpu: str = "H100", count: int = 8, **variables: Any) -> dict[str, An
 
 
 def host(gpu: str = "H100", count: int = 8, **variables: Any) -> Context:
-    """A host on which all is well, but for what nvidia-smi prints: a test says that itself."""
+    """A healthy host except for the output of nvidia-smi, which the test provides."""
     decided = planned(gpu, count, **variables)
     machine = FakeMachine(
         answers={
@@ -100,6 +100,6 @@ def host(gpu: str = "H100", count: int = 8, **variables: Any) -> Context:
 
 
 def fake(context: Context) -> FakeMachine:
-    """The host's machine, to change it."""
+    """The host's machine, for changes."""
     assert isinstance(context.machine, FakeMachine)
     return context.machine

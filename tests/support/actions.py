@@ -1,4 +1,4 @@
-"""An action plug-in on a host that answers what the test says."""
+"""An action plug-in on a host with the test's answers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from minimax_metal.controller import patient
 
 
 class Answering:
-    """Stands before an action plug-in's own class: its task, its connection, and the host behind that."""
+    """Mix-in before an action plug-in's class: its task, its connection, and the host behind that."""
 
     def __init__(self, answers: Iterable[Any], **arguments: Any) -> None:
-        """Take the answers in turn, each an exit status with what is printed, or an error to raise."""
+        """Use the answers in turn, each an exit status with output, or an exception to raise."""
         self.answers = iter(answers)
         self.commands: list[str] = []
         self._task = SimpleNamespace(args=arguments, check_mode=False, async_val=0)

@@ -1,4 +1,4 @@
-"""A small HTTP server on loopback that answers as a function says: for answers that no framework gives."""
+"""A small HTTP server on loopback that answers by a function: for answers that no framework produces."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass(frozen=True)
 class Asked:
-    """A request: method, path with its query, and headers by their names in lower case."""
+    """A request: method, path with its query, and headers by lower-case name."""
 
     method: str
     path: str
     headers: dict[str, str]
 
     def span(self, size: int) -> tuple[int, int] | None:
-        """Return first byte and end of the range that is asked for; None: everything."""
+        """Return first byte and end of the requested range; None: everything."""
         wanted = self.headers.get("range")
         if wanted is None:
             return None
@@ -28,9 +28,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What is sent: ``raw`` in the place of everything, else status, headers and body.
+    """A response: ``raw`` in place of everything else, or status, headers and body.
 
-    ``Content-Length`` is added where the headers name neither it nor ``Transfer-Encoding``.
+    ``Content-Length`` is added if the headers have neither it nor ``Transfer-Encoding``.
     """
 
     status: int = 200
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass
 class Served:
-    """A running server and what it was asked."""
+    """A running server and its requests."""
 
     url: str
     asked: list[Asked]
@@ -49,7 +49,7 @@ class Served:
 
 @contextmanager
 def answering(answer: Callable[[Asked], Answer], host: str = "127.0.0.1") -> Iterator[Served]:
-    """Run a server that answers every request by ``answer``."""
+    """Run a server that answers every request with ``answer``."""
     asked: list[Asked] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -83,7 +83,7 @@ def answering(answer: Callable[[Asked], Answer], host: str = "127.0.0.1") -> Ite
         daemon_threads = True
 
         def handle_error(self, *_: object) -> None:
-            """A client that goes away in the middle is no news here."""
+            """A client that disconnects halfway is not reported here."""
 
     server = Server((host, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -1,4 +1,4 @@
-"""Asks an ASGI application without a server: exactly the scope that a test wants."""
+"""Call an ASGI application without a server: with exactly the scope that a test needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """What an application answered."""
+    """An application's answer."""
 
     status: int
     headers: dict[str, str]
@@ -24,7 +24,7 @@ class Answer:
 
 @dataclass
 class Recorder:
-    """An application that keeps what reaches it, and answers."""
+    """An application that records what reaches it, and answers."""
 
     status: int = 200
     body: bytes = b"{}"
@@ -60,7 +60,7 @@ def ask(
     pause: float = 0.0,
     length: bool = True,
 ) -> Answer:
-    """One request; a body that is not bytes is sent as JSON. ``pause``: before each piece."""
+    """Send one request; a body that is not bytes is sent as JSON. ``pause``: before each piece."""
     whole = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     sent = list(pieces) if pieces is not None else [whole]
     fields = [(name.lower().encode(), value.encode()) for name, value in headers]

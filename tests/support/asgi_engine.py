@@ -1,14 +1,14 @@
 """A small engine with the real one's HTTP server (uvicorn) and plug-in interface, to test the supervisor.
 
-Stands in for SGLang where a test needs faults on request: it loads plug-ins by the same entry points, serves
-``/health``, ``/metrics`` (the engine's names), ``/server_info`` (with its keys, as the engine does) and a
-stream whose length the request gives. It computes nothing, and knows no other path.
+Stands in for SGLang if a test needs faults on request: it loads plug-ins by the same entry points, serves
+``/health``, ``/metrics`` (the engine's names), ``/server_info`` (with its keys, like the engine) and a stream
+of the requested length. It computes nothing, and knows no other path.
 
     python asgi_engine.py PORT [MODE]
 
-Modes: ``good``; ``stall`` (works without end and without progress once it was asked for a stream); ``deaf``
-(answers nothing once it was asked for ``/slow_down``); ``unhealthy`` (breaks off whatever runs at SIGTERM, as
-the engine does after a failed health call).
+Modes: ``good``; ``stall`` (after a request for a stream, works endlessly without progress); ``deaf`` (answers
+nothing after a request for ``/slow_down``); ``unhealthy`` (breaks off all requests at SIGTERM, as the engine
+does after a failed health call).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ NAMES = {"m2": "MiniMaxAI/MiniMax-M2.5", "m3": "MiniMaxAI/MiniMax-M3"}
 LIMIT = 4096
 NAMESPACE = "]<]minimax[>["
 PACE = 0.002
-"""Seconds per token of an answer that ignores the end token: some 6 s for the longest that is asked for."""
+"""Seconds per token of an answer that ignores the end token: some 6 s for the longest requested one."""
 
 GUIDES_MISTAKE = [
     "reasoning",
@@ -49,7 +49,7 @@ GUIDES_MISTAKE = [
     "messages_tool_any",
     "markup",
 ]
-"""What fails on M3 with the parsers of its guide, simulated and real (tests/contract)."""
+"""What fails on M3 with its guide's parsers, simulated and real (tests/contract)."""
 
 FAULTS = frozenset(
     {
@@ -137,7 +137,7 @@ FAULTS = frozenset(
 
 
 def markup(family: str, calls: list[tuple[str, dict[str, str]]]) -> str:
-    """Return calls of tools as the model writes them."""
+    """Return tool calls as the model writes them."""
     if family == "m3":
         invokes = "".join(
             f'{NAMESPACE}<invoke name="{name}">'
@@ -157,7 +157,7 @@ def markup(family: str, calls: list[tuple[str, dict[str, str]]]) -> str:
 
 @dataclass
 class Reply:
-    """What the parsers leave of what the model wrote; ``calls`` are names and arguments as JSON text."""
+    """The parsers' result for the model's output; ``calls`` are names and arguments as JSON text."""
 
     content: str
     reasoning: str | None = None
@@ -167,7 +167,7 @@ class Reply:
 
 @dataclass
 class Engine:
-    """How the simulated engine is set up; ``faults`` from :data:`FAULTS`."""
+    """The configuration of the simulated engine; ``faults`` from :data:`FAULTS`."""
 
     family: str = "m2"
     tool_parser: str | None = None
@@ -176,7 +176,7 @@ class Engine:
     api_key: str | None = None
     metrics: bool = True
     gateway: bool = False
-    """Only the paths of the two interfaces: what a router in front of the engine lets through."""
+    """Only the paths of the two interfaces: those that a router in front of the engine forwards."""
     starts_for: float = 0.0
     pace: float = PACE
     model_path: str = "/srv/models/nowhere"
@@ -185,12 +185,12 @@ class Engine:
     asked: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     running_limit: int | None = 4
-    """``--max-running-requests``: more requests than these wait."""
+    """``--max-running-requests``: further requests wait."""
     running: int = 0
     waiting: int = 0
     dead: bool = False
     responses: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    """Answers begun, by path, method and status: as the engine's middleware counts them."""
+    """Started answers, by path, method and status: counted like in the engine's middleware."""
     observed: dict[str, float] = field(default_factory=dict)
     """Other counters of ``/metrics``: aborted requests, and sums and counts of latencies."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -222,9 +222,9 @@ class Engine:
 
     @contextmanager
     def generating(self, left: Callable[[], bool] = lambda: False) -> Iterator[int]:
-        """Count a request as running, after its turn in the queue; yields how many run with it.
+        """Count a request as running, after its turn in the queue; yield how many run with it.
 
-        ``left`` says whether its client has gone: the engine asks that of a request that waits.
+        ``left`` tells whether its client has gone: the engine checks that for a waiting request.
         """
         with self.lock:
             queued = self.running_limit is not None and self.running >= self.running_limit
@@ -248,23 +248,23 @@ class Engine:
                 self.running -= 1
 
     def responded(self, path: str, method: str, status: int) -> None:
-        """Count an answer as it begins."""
+        """Count an answer when it starts."""
         with self.lock:
             self.responses[path.partition("?")[0], method, status] += 1
 
     def observe(self, name: str, seconds: float, times: int = 1) -> None:
-        """Count a latency, so many times the same."""
+        """Count a latency, repeated if given a number."""
         self.add(f"{name}_sum", seconds * times)
         self.add(f"{name}_count", float(times))
 
     def add(self, counter: str, value: float) -> None:
-        """Let a counter of ``/metrics`` go up."""
+        """Increase a counter of ``/metrics``."""
         self.observed[counter] = self.observed.get(counter, 0.0) + value
 
     # What the "model" writes -----------------------------------------------------------------------------
 
     def raw(self, thought: str, answer: str) -> str:
-        """Text as the model writes it: M2's template opens the thought, M3 opens it itself."""
+        """Text as the model writes it: M2's template opens the reasoning, M3 opens it itself."""
         if self.family == "m3":
             return f"<mm:think>{thought}</mm:think>{answer}"
         return f"{thought}</think>{answer}"
@@ -315,12 +315,12 @@ class Engine:
         return Reply(content, reasoning, finish="length" if self.has("runs_on") else "stop")
 
     def loses_the_thread(self, request: dict[str, Any]) -> bool:
-        """Whether the second question of a conversation is answered as if it were the first."""
+        """Whether the second question of a conversation is answered like the first."""
         second = len(request["messages"]) > 2 and "tools" not in request
         return second and self.has("messages_turns_lost" if request.get("anthropic") else "turns_lost")
 
     def call(self, request: dict[str, Any], places: list[str]) -> Reply:
-        """Return the reply that calls the tool, as the parsers at work leave it."""
+        """Return the reply that calls the tool, as the active parsers return it."""
         name = "get_time" if self.has("wrong_tool") else "get_weather"
         unit = "fahrenheit" if self.has("wrong_unit") else "celsius"
         places = ["Boston" if self.has("wrong_place") else place for place in places]
@@ -347,7 +347,7 @@ class Engine:
         return Reply(content, reasoning, calls, "stop" if self.has("call_ends_with_stop") else "tool_calls")
 
     def parse_reasoning(self, raw: str) -> tuple[str, str | None]:
-        """Split or mark the thought as the reasoning parser does."""
+        """Split or mark the reasoning like the reasoning parser."""
         if self.reasoning_parser == "minimax-append-think":
             return f"<think>{raw}", None
         end = {"minimax": "</think>", "minimax-m3": "</mm:think>"}.get(self.reasoning_parser or "")
@@ -434,7 +434,7 @@ class Engine:
         }
 
     def prompt_tokens(self, request: dict[str, Any]) -> int:
-        """Count words, and cut the prompt off where that is the fault."""
+        """Count words, and cut the prompt off if that is the fault."""
         words = len(json.dumps(request["messages"]).split())
         if self.has("system_cut") and request["messages"][0]["role"] == "system":
             return min(words, 200)
@@ -450,7 +450,7 @@ class Engine:
         return bool(sent == f"Bearer {self.api_key}")
 
     def get(self, path: str, authorization: str | None) -> tuple[int, bytes, str]:
-        """Return status, body and its type of a GET."""
+        """Return status, body and content type of a GET."""
         if path in {"/health", "/health_generate", "/ready", "/ping"}:
             return 503 if self.starting else 200, b"", "text/plain"
         if path == "/metrics":
@@ -461,7 +461,7 @@ class Engine:
         return status, json.dumps(body).encode(), "application/json"
 
     def inform(self, path: str) -> tuple[int, Any]:
-        """Return status and body of the paths that want a key."""
+        """Return status and body of the paths that require a key."""
         if path == "/v1/models":
             entry = {"id": self.name, "object": "model", "owned_by": "sglang", "max_model_len": LIMIT}
             return 200, {"object": "list", "data": [] if self.has("models_empty") else [entry]}
@@ -504,7 +504,7 @@ class Engine:
         return 200, ("\n".join(lines) + "\n").encode(), "text/plain; version=0.0.4"
 
     def refusal(self, request: dict[str, Any], authorization: str | None) -> tuple[int, str] | None:
-        """Return status and message of a request that is not answered, and die where that is the fault."""
+        """Return status and message of a request that is not answered, and die if that is the fault."""
         pictures = "image_url" in json.dumps(request["messages"])
         tokens = len(json.dumps(request["messages"]).split())
         if self.has("echoes_key"):
@@ -605,7 +605,7 @@ STOP = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 def from_anthropic(request: dict[str, Any], drop_images: bool) -> dict[str, Any]:
-    """Return a request of ``/v1/messages`` as the engine turns it into one of the OpenAI interface."""
+    """Return a request of ``/v1/messages`` as the engine converts it to the OpenAI interface."""
     messages: list[dict[str, Any]] = []
     for message in request["messages"]:
         if isinstance(message["content"], str):
@@ -637,7 +637,7 @@ def call_delta(index: int, name: str | None, arguments: str) -> dict[str, Any]:
 
 
 def colour_of(url: str) -> str:
-    """Look at the first pixel of a PNG as the checks draw it."""
+    """Read the first pixel of a PNG drawn by the checks."""
     data = base64.b64decode(url.partition(",")[2])
     body = data.index(b"IDAT") + 4
     size = int.from_bytes(data[body - 8 : body - 4], "big")
@@ -646,7 +646,7 @@ def colour_of(url: str) -> str:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The endpoints that were seen to answer on a real server."""
+    """The endpoints that a real server was seen to answer."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True  # header and body are two writes: 40 ms a request otherwise
@@ -730,7 +730,7 @@ class Handler(BaseHTTPRequestHandler):
             return True
 
     def gone(self) -> bool:
-        """Close the connection without a word if the engine is dead."""
+        """Close the connection without an answer if the engine is dead."""
         if self.engine.dead:
             self.close_connection = True
         return self.engine.dead

@@ -1,4 +1,4 @@
-"""Hosts that share a pull, as processes on this machine: each has its directories, its nginx and its pull."""
+"""Hosts that share a pull, as processes on this machine: each has its own directories, nginx and pull."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class Member:
-    """One host; ``prefix``: what its commands begin with, for instance to run in a network namespace."""
+    """One host; ``prefix``: the start of its commands, for instance to run in a network namespace."""
 
     name: str
     folder: Path
@@ -46,12 +46,12 @@ class Member:
 
     @property
     def request(self) -> Request:
-        """Its request, read."""
+        """Its request, parsed."""
         return Request.read(self.file)
 
     @property
     def output(self) -> str:
-        """What its pulls have said so far."""
+        """The output of its pulls so far."""
         log = self.folder / "pull.log"
         return log.read_text() if log.exists() else ""
 
@@ -65,7 +65,7 @@ class Member:
         }
 
     def serve(self, change: Callable[[str], str] | None = None) -> None:
-        """Start its nginx, as the unit does; ``change``: what to make of its configuration."""
+        """Start its nginx, like the unit; ``change``: an edit of its configuration."""
         run = self.folder / "run"
         run.mkdir(exist_ok=True)
         _metal("share-config", "--request", str(self.file), "--output", str(run / "nginx.conf"))
@@ -83,7 +83,7 @@ class Member:
             )
 
     def start(self, *knobs: str) -> None:
-        """Start its pull, as the unit does."""
+        """Start its pull, like the unit."""
         with (self.folder / "pull.log").open("a") as log:
             self.pull = subprocess.Popen(
                 [
@@ -169,7 +169,7 @@ def write_request(
 
 
 def clean() -> dict[str, str]:
-    """The environment without what is not meant for a pull."""
+    """The environment without variables that are not meant for a pull."""
     return {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
 
 
@@ -191,7 +191,7 @@ def fleet(
     """Yield ``count`` hosts that serve already and pull as soon as they are started.
 
     Args:
-        folder: for everything they leave.
+        folder: for all their files.
         count: hosts.
         sources: the sources of a host, by its number.
         serve: start their nginx.

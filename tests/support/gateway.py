@@ -1,4 +1,4 @@
-"""The real gateway (smg) on loopback, from the lock that a gateway's host is installed from."""
+"""The real gateway (smg) on loopback, from the same lock as on a gateway's host."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def smg_python() -> Path:
 
 @dataclass
 class RealGateway:
-    """A gateway, its configuration, and the packaged command for it."""
+    """A gateway, its configuration, and its packaged command."""
 
     directory: Path
     url: str
@@ -73,7 +73,7 @@ class RealGateway:
         return (self.directory / "smg.log").read_text(errors="replace")
 
     def configure(self, *urls: str, proves: bool = False) -> None:
-        """Write the configuration as the role does, with these workers."""
+        """Write the configuration like the role, with these workers."""
         keys = self.directory / "keys"
         keys.mkdir(exist_ok=True)
         (keys / "api_key").write_text(CLIENT_KEY + "\n")
@@ -93,7 +93,7 @@ class RealGateway:
         self.configuration.write_text(json.dumps(found))
 
     def start(self) -> None:
-        """Start it as its unit does."""
+        """Start it like its unit."""
         with (self.directory / "smg.log").open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "minimax_metal.cli", "gateway", "launch",
@@ -103,7 +103,7 @@ class RealGateway:
         wait_for_url(f"{self.url}/liveness", self.process)
 
     def stop(self) -> None:
-        """End it, requests in flight first."""
+        """Stop it, after the requests in flight."""
         if self.process is not None:
             self.process.terminate()
             try:
@@ -122,7 +122,7 @@ class RealGateway:
         )  # fmt: skip
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        """Return what ``metal gateway list`` says, by URL."""
+        """Return the output of ``metal gateway list``, by URL."""
         return {row["url"]: row for row in json.loads(self.metal("list", "--json").stdout)["workers"]}
 
     def ask(self, identity: str, *, tokens: int = 5, model: str = MODEL, key: str = CLIENT_KEY) -> int:
@@ -141,14 +141,14 @@ class RealGateway:
         return self.answers[-1][0]
 
     def ask_meanwhile(self, identity: str, tokens: int) -> threading.Thread:
-        """Stream an answer in a thread of its own."""
+        """Stream an answer in a separate thread."""
         thread = threading.Thread(target=self.ask, args=(identity,), kwargs={"tokens": tokens})
         thread.start()
         return thread
 
 
 def words(stream: str) -> int:
-    """Return how many words a chat stream says: with the simulated engine, as many as tokens."""
+    """Return the number of words in a chat stream: with the simulated engine, the number of tokens."""
     data = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: {")]
     choices = [choice for piece in map(json.loads, data) for choice in piece["choices"]]
     return len("".join(choice["delta"].get("content") or "" for choice in choices).split())

@@ -1,4 +1,4 @@
-"""A running model hub of the lab, with what it publishes, its rules of failure and its account of bytes."""
+"""A running model hub of the lab, with its published files, failure rules and transfer log."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Hub:
     faults: Path
 
     def fail(self, *rules: dict[str, Any]) -> None:
-        """From now on these rules hold, and no others."""
+        """Replace all rules with these."""
         scratch = self.faults.with_name("faults.new")
         scratch.write_text(json.dumps(rules))
         scratch.replace(self.faults)

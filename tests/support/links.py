@@ -1,4 +1,4 @@
-"""A lab host's link that is cut at a moment of a rollout, and what the host has written of that rollout."""
+"""A lab host's link that is cut at some moment of a rollout, and the host's own files about that rollout."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TABLE = "minimax_metal_cut_ssh"
 
 
 def upper(lab: Lab, host: str, path: str) -> Path:
-    """A file that a lab host has written, on this machine: readable whatever became of its link."""
+    """A file written by a lab host, on this machine: readable whatever the state of its link."""
     return lab.state / "hosts" / host / "upper" / path
 
 
@@ -28,9 +28,9 @@ def journal(lab: Lab, host: str) -> dict[str, Any]:
 
 
 class Link:
-    """A host's link, cut as soon as its journal says a stage of a run that begins after this.
+    """A host's link, cut as soon as its journal has a stage of a run that begins after this.
 
-    ``ssh`` is the controller's way to it alone: clients go on. ``cable`` is all of it.
+    ``ssh`` is only the controller's way to it: clients continue. ``cable`` is all of it.
     """
 
     def __init__(self, lab: Lab, host: str, kind: str, stage: str) -> None:
@@ -69,7 +69,7 @@ class Link:
         subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True)
 
     def mend(self) -> None:
-        """Have the link whole again, whatever became of it."""
+        """Restore the link, whatever happened to it."""
         self.over.set()
         self.thread.join(30)
         self._set(cut=False)

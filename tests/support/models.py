@@ -1,4 +1,4 @@
-"""Small models in the format that the engine loads: sound ones, to be spoiled by a test."""
+"""Small models in the format that the engine loads: valid ones, for a test to damage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def safetensors(tensors: Mapping[str, bytes], **metadata: str) -> bytes:
 
 
 def model(shards: int = 2, size: int = 200_000) -> dict[str, bytes]:
-    """Return path -> content of a whole model: shards of two tensors each, and what belongs to them."""
+    """Return path -> content of a whole model: shards of two tensors each, and their metadata files."""
     files: dict[str, bytes] = {}
     weight_map: dict[str, str] = {}
     for number in range(1, shards + 1):

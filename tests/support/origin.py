@@ -1,4 +1,4 @@
-"""An origin for caches and bundles: an HTTP server on the loopback that counts, redirects, and can stop."""
+"""An origin for caches and bundles: an HTTP server on loopback that counts, redirects, and can stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass
 class Origin:
-    """What it has (path to content, or to where it sends), and what was asked of it."""
+    """Its contents (path to content, or to a redirect), and its requests."""
 
     files: dict[str, bytes | str] = field(default_factory=dict)
     types: dict[str, str] = field(default_factory=dict)
@@ -20,12 +20,12 @@ class Origin:
     """Path and range of each request."""
     sent: int = 0
     refuse: int = 0
-    """How many of the next requests are answered 503."""
+    """How many of the next requests get a 503."""
     cut_after: int | None = None
-    """The next answer ends after so many bytes."""
+    """The next answer ends after this many bytes."""
     url: str = ""
     forms: list[str] = field(default_factory=list)
-    """What each request accepts."""
+    """The Accept header of each request."""
 
 
 def _handler(origin: Origin) -> type[BaseHTTPRequestHandler]:
@@ -79,7 +79,7 @@ def _handler(origin: Origin) -> type[BaseHTTPRequestHandler]:
 
 @contextmanager
 def running(origin: Origin) -> Iterator[Origin]:
-    """Serve it on a port of the loopback."""
+    """Serve it on a loopback port."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _handler(origin)) as server:
         origin.url = f"http://127.0.0.1:{server.server_address[1]}"
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))

@@ -1,4 +1,4 @@
-"""Prints what Ansible makes of playbooks before a run, as JSON: plays, their hosts, tasks with all tags.
+"""Print Ansible's view of playbooks before a run, as JSON: plays, their hosts, tasks with all tags.
 
 One process for all of them: ``ansible-playbook --list-tasks`` would take seconds for each.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def tasks_of(blocks: list[Any]) -> list[dict[str, Any]]:
-    """Return the tasks of blocks, those of blocks in them too."""
+    """Return the tasks of blocks, including nested ones."""
     from ansible.playbook.block import Block
 
     found: list[dict[str, Any]] = []
@@ -25,7 +25,7 @@ def tasks_of(blocks: list[Any]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print what the playbooks named as arguments, behind an inventory, hold."""
+    """Print the contents of the playbooks in the arguments, after an inventory."""
     from ansible.inventory.manager import InventoryManager
     from ansible.parsing.dataloader import DataLoader
     from ansible.playbook import Playbook

@@ -1,4 +1,4 @@
-"""Loads the files under plugins/, which Ansible finds as those of a collection and no package holds."""
+"""Load the files under plugins/, which Ansible finds as a collection's and which are in no package."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 def load_plugin(name: str) -> ModuleType:
-    """Return one as a module of its own, as ``load_plugin("modules/metal_owned")``.
+    """Return one as its own module, as ``load_plugin("modules/metal_owned")``.
 
-    What modules share (``module_utils/``) is the one that they import.
+    Shared code of modules (``module_utils/``) is the one that they import.
     """
     if name.startswith("module_utils/"):
         return importlib.import_module(f"ansible_collections.minimax.metal.plugins.{name.replace('/', '.')}")

@@ -1,4 +1,4 @@
-"""A real engine on a tiny model, started and ended by a test."""
+"""A real engine on a tiny model, started and stopped by a test."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PARSERS = {
 
 @dataclass(frozen=True)
 class Engine:
-    """A running engine: its process, address, the model's folder, how long it took to be ready."""
+    """A running engine: its process, address, the model's folder, its start time until ready."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -42,7 +42,7 @@ class Engine:
     log: Path
 
     def ranks(self) -> list[int]:
-        """Return the process ids of the ranks, which name themselves to the kernel."""
+        """Return the process ids of the ranks, by their process titles."""
         listed = subprocess.run(
             ["ps", "-o", "pid=,args=", "-g", str(self.process.pid)],
             capture_output=True,
@@ -65,9 +65,9 @@ class Engine:
 
 
 def with_own_memory(argv: list[str]) -> list[str]:
-    """Return a command whose shared memory is its own, and goes with it.
+    """Return a command with private shared memory, which disappears with it.
 
-    An engine that is killed leaves segments in /dev/shm. Where this is not root's, it gets the machine's.
+    A killed engine leaves segments in /dev/shm. Without root it uses the machine's.
     """
     if os.geteuid() != 0:
         return argv
@@ -84,10 +84,10 @@ def running_engine(
     more: Sequence[str] = ("--max-total-tokens", "8192"),
     environ: Mapping[str, str] | None = None,
 ) -> Iterator[Engine]:
-    """Serve the tiny model ``name`` with the guide's flags; yields when it generates, ends it afterwards.
+    """Serve the tiny model ``name`` with the guide's flags; yields when it generates, stops it afterwards.
 
-    ``more`` are further flags; without the usual bound the KV cache takes all memory there is. ``environ`` is
-    added to the engine's environment.
+    ``more`` are further flags; without the usual limit the KV cache takes all available memory. ``environ``
+    is added to the engine's environment.
     """
     model = trained(MODELS[name])
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -136,7 +136,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the engine's session and see it gone."""
+    """Kill the rest of the engine's session and wait until it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

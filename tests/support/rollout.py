@@ -1,9 +1,9 @@
-"""The playbooks of a rollout, played by Ansible with roles and programs that only log what they are asked.
+"""The playbooks of a rollout, run by Ansible with roles and programs that only log their calls.
 
 A copy of the collection: playbooks, filters and role ``fleet_lock`` are the project's own. Every other role
-is a line in a log; it fails on a host where the test says so. ``metal_fleet_facts`` answers from a file, and
-the lock of a host is a file below the test's directory. So what is tried is the order of things, and what a
-failure makes of it; no host is changed.
+is a line in a log; it fails on the hosts that the test chooses. ``metal_fleet_facts`` answers from a file,
+and a host's lock is a file below the test's directory. So this tests the order of the steps, and the
+consequences of a failure; no host is changed.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ SERVICES: list[dict[str, Any]] = [
 
 
 def plan(release: str) -> dict[str, Any]:
-    """Return a plan as far as a rollout reads it."""
+    """Return the parts of a plan that a rollout reads."""
     return {
         "release": release,
         "fits": True,
@@ -131,7 +131,7 @@ def plan(release: str) -> dict[str, Any]:
 
 @dataclass
 class Played:
-    """What a run came to."""
+    """The result of a run."""
 
     returncode: int
     output: str
@@ -142,7 +142,7 @@ class Played:
     def of(self, host: str) -> list[str]:
         """Return what happened on a host, in short.
 
-        That is: roles with the release they were given, units, verbs of ``metal``, stages of the journal.
+        That is: roles with their release, units, verbs of ``metal``, stages of the journal.
         """
         lines = (line.removeprefix(f"{host} ") for line in self.log if line.startswith(f"{host} "))
         return [_short(line) for line in lines]
@@ -158,7 +158,7 @@ def _short(line: str) -> str:
 
 
 class Stage:
-    """A directory in which the playbooks are played."""
+    """A directory in which the playbooks are run."""
 
     def __init__(self, place: Path, hosts: Sequence[str] = HOSTS, gateway: bool = False) -> None:
         self.place, self.hosts = place, tuple(hosts)
@@ -182,7 +182,7 @@ class Stage:
         (place / "hosts.json").write_text(json.dumps(groups))
 
     def serves(self, host: str, current: str, **more: Any) -> None:
-        """Say what a host has."""
+        """Set the state of a host."""
         found: dict[str, Any] = {
             "journal": None,
             "current": current,
@@ -194,7 +194,7 @@ class Stage:
         (self.place / f"{host}.json").write_text(json.dumps(found | more))
 
     def lock(self, host: str) -> Path:
-        """Return the file that is the lock of a host."""
+        """Return the lock file of a host."""
         return self.place / host / "state" / "lock.json"
 
     def held(self, host: str, **more: Any) -> None:
@@ -216,7 +216,7 @@ class Stage:
         faults: Sequence[str] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> Played:
-        """Play a playbook to its end."""
+        """Run a playbook to its end."""
         self.log.write_text("")
         locked = self.log.with_name("log.locked")
         locked.write_text("")

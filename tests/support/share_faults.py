@@ -1,9 +1,9 @@
-"""Rounds of a shared pull in which hosts are lost and come back, and faults of the line besides.
+"""Rounds of a shared pull in which hosts are lost and come back, plus network faults.
 
-Three hosts pull the same model. In every round one or two things happen at random moments: a pull is
-killed, its nginx goes, both go (a host without power), a host hands out other bytes; the hub fails, too, in
-one of the ways of :mod:`lab.hub.faults`. A round ends with every byte verified on every host, and the hub was
-asked twice only for what was on its way or lost with a host.
+Three hosts pull the same model. In every round one or two things happen at random moments: a pull is killed,
+its nginx stops, both stop (a host without power), a host serves other bytes; the hub also fails in one of the
+ways of :mod:`lab.hub.faults`. A round ends with every byte verified on every host, and the hub was asked
+twice only for what was in flight or lost with a host.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LINE_FAULTS = ("cut", "stall", "corrupt", "429", "503", "none")
 
 @dataclass
 class Round:
-    """One round: what was done, and what it cost."""
+    """One round: its events, and their cost."""
 
     number: int
     seed: int
@@ -49,7 +49,7 @@ class Round:
 
 
 def play(number: int, seed: int, hub: Hub, folder: Path) -> Round:
-    """Play one round; raises AssertionError when it ends in anything but verified weights everywhere."""
+    """Run one round; raise AssertionError if it ends in anything but verified weights everywhere."""
     chance = random.Random(seed)  # noqa: S311  reproducible on purpose
     acts = chance.sample(HOST_FAULTS, k=chance.choice((1, 1, 2)))
     line = chance.choice(LINE_FAULTS)
@@ -110,7 +110,7 @@ def _spoil(member: Member, hub: Hub, folder: Path) -> None:
 
 
 def _until_verified(found: Fleet, upset: threading.Thread, it: Round) -> None:
-    """Start pulls again as their units do, until all have ended well."""
+    """Start pulls again like their units, until all have ended well."""
     deadline = time.monotonic() + 240
     starts = dict.fromkeys((member.name for member in found.members), 1)
     while time.monotonic() < deadline:
@@ -131,7 +131,7 @@ def _until_verified(found: Fleet, upset: threading.Thread, it: Round) -> None:
 
 
 def _judge(it: Round, hub: Hub, skip: int) -> None:
-    """Hold the hub's account against what may be read twice."""
+    """Compare the hub's transfer log with what may be read twice."""
     size = sum(map(len, hub.files.values()))
     shard = max(map(len, hub.files.values()))
     for answers in hub.bodies(skip).values():

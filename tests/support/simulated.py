@@ -1,4 +1,4 @@
-"""Simulated engines as processes on loopback: the very program that lab hosts run as their engine."""
+"""Simulated engines as processes on loopback: the same program that lab hosts run as their engine."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class SimulatedEngine:
     process: subprocess.Popen[bytes]
 
     def events(self, kind: str) -> list[str]:
-        """Return the ids of the requests of which the log says this, in order."""
+        """Return the ids of the requests with this log message, in order."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [entry["id"] for entry in map(json.loads, lines) if entry["event"] == kind]
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody uses now."""
+    """Return an unused loopback port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_url(url: str, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
-    """Wait until a URL answers 200; fail as soon as its process is gone. No certificate is checked."""
+    """Wait until a URL answers 200; fail as soon as its process has ended. Certificates are not checked."""
     context = ssl._create_unverified_context() if url.startswith("https:") else None  # noqa: S323
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

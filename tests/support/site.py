@@ -1,4 +1,4 @@
-"""Running site.yml on lab hosts from a test, and reading which tasks changed what."""
+"""Run site.yml on lab hosts from a test, and read which tasks changed what."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a playbook: exit status, all it printed, and the tasks that reported a change."""
+    """One run of a playbook: exit status, all its output, and the tasks that reported a change."""
 
     returncode: int
     output: str
@@ -41,7 +41,7 @@ class Lab:
 
     @property
     def api_key(self) -> str:
-        """The key of the lab's endpoints, as the run made it on the controller."""
+        """The key of the lab's endpoints, as the run created it on the controller."""
         return (self.state / "secrets" / "api_key").read_text(encoding="ascii").strip()
 
     def lab(self, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -92,8 +92,8 @@ class Lab:
     def written(self, host: str) -> dict[str, str]:
         """Return every file that the host has written over its root, with mode, size and time.
 
-        The host's root is an overlay: what it writes lands in the upper directory. Left out is what a
-        system that merely runs and is logged into writes by itself, and Ansible's own transfer directory.
+        The host's root is an overlay: its writes land in the upper directory. Left out are the files that a
+        running system writes by itself, also at logins, and Ansible's own transfer directory.
         """
         upper = self.state / "hosts" / host / "upper"
         own = (
@@ -115,7 +115,7 @@ class Lab:
 
 @contextmanager
 def booted(name: str, description: str, inventory: str = Lab.inventory) -> Iterator[Lab]:
-    """Boot ``lab/labs/DESCRIPTION.yml`` under a name and take it down again, also when it does not come up.
+    """Boot ``lab/labs/DESCRIPTION.yml`` under a name and remove it again, even if it fails to boot.
 
     With ``METAL_LAB_NAME`` that running lab is used, and left as it is.
     """

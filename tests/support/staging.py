@@ -1,8 +1,8 @@
 """A copy of this project with a short lock of the engine, for runs in which every byte is counted.
 
-The full lock is 4.3 GB a host. A part of the same lock stands in for it, with its hashes: the engine's own
-wheel, some small ones, and one large enough to come in many parts. It shows the way of the wheels, not that
-the engine would start from them.
+The full lock is 4.3 GB per host. A part of the same lock stands in for it, with its hashes: the engine's own
+wheel, some small ones, and one large enough to come in many parts. It tests how wheels arrive, not that the
+engine would start from them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def entries(lock: str) -> dict[str, str]:
 
 
 def copy_with_short_locks(directory: Path, packages: tuple[str, ...] = PACKAGES) -> Path:
-    """Copy the project, with locks of the engine that hold only some packages; return where it is."""
+    """Copy the project, with locks of the engine that hold only some packages; return its directory."""
     for name in PARTS:
         source = REPOSITORY / name
         if source.is_dir():
@@ -69,7 +69,7 @@ class PlayedCopy:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which the copy's package is found before the project's own."""
+        """The environment in which the copy's package takes precedence over the project's own."""
         return {
             **os.environ,
             "PYTHONPATH": str(self.directory / "src"),

@@ -1,4 +1,4 @@
-"""A real engine on a tiny model under ``metal supervise``: with the guard, as a unit starts it."""
+"""A real engine on a tiny model under ``metal supervise``: with the guard, as started by a unit."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def metal(*arguments: str, **options: Any) -> subprocess.Popen[str]:
 
 @contextmanager
 def supervising(folder: Path, key: str | None = None) -> Iterator[Start]:
-    """Yield what starts a tiny model under ``metal supervise`` and returns its URL; ends it afterwards.
+    """Yield a function that starts a tiny model under ``metal supervise`` and returns its URL; then stop it.
 
     ``key`` is the clients' key, in files as the role ``sglang_service`` writes them.
     """

@@ -15,7 +15,7 @@ from ansible.plugins.filter.mathstuff import FilterModule as Sets
 
 REPOSITORY = Path(__file__).parents[2]
 TEMPLATES = {path.name: path for path in sorted(REPOSITORY.glob("roles/*/templates/*.j2"))}
-"""Every template of a role by its name; no two roles have one of the same name."""
+"""Every template of a role by name; names are unique over all roles."""
 
 
 @cache
@@ -31,7 +31,7 @@ def _environment() -> jinja2.Environment:
 
 
 def role_variables(role: str, **given: Any) -> dict[str, Any]:
-    """Return a role's defaults and variables; one that is a single expression is evaluated when asked for."""
+    """Return a role's defaults and variables; a single expression is evaluated on access."""
     variables: dict[str, Any] = {}
     for part in ("defaults", "vars"):
         path = REPOSITORY / "roles" / role / part / "main.yml"

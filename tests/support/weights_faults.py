@@ -1,9 +1,8 @@
 """Rounds of a pull with faults at random moments, and the account of what the hub was asked for twice.
 
-Every round pulls the same model into a fresh directory while things go wrong, as often as it takes, and
-ends with every byte verified, or fails. Allowed to be sent twice is what was in flight when something was cut
-off, what a fault makes worthless by itself (a corrupted file, the beginning that a mirror sends without being
-asked), and nothing else.
+Every round pulls the same model into a new directory while faults happen, as often as it takes, and ends with
+every byte verified, or fails. The only bytes that may be sent twice are those in flight when a connection was
+cut, and those that a fault makes worthless (a corrupted file, the beginning that a mirror sends unasked).
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from tests.support.hub import Hub
 
 WORKERS = 3
 RATE = 6_000_000
-"""Bytes a second per connection: slow enough that a pull can be met in its middle."""
+"""Bytes per second and connection: slow enough to catch a pull halfway."""
 IN_FLIGHT = 400_000
-"""Bytes per connection that a kill may cost: what hub and kernel hold between two looks of the client."""
+"""Bytes per connection that a kill may cost: what hub and kernel buffer between two reads of the client."""
 RUNS = 25
 """Pulls in one round at most."""
 
@@ -42,7 +41,7 @@ HOST_FAULTS = ("kill", "term", "reboot", "power", "full", "twice", "remove")
 
 @dataclass
 class Round:
-    """One round: what was done, how often, and what that may cost."""
+    """One round: its events, how often, and their allowed cost."""
 
     number: int
     seed: int
@@ -61,7 +60,7 @@ class Round:
 
 
 def play(number: int, seed: int, hub: Hub, folder: Path) -> Round:
-    """Play one round; raises AssertionError when it ends in anything but verified weights."""
+    """Run one round; raise AssertionError if it ends in anything but verified weights."""
     chance = random.Random(seed)  # noqa: S311  reproducible on purpose
     it = Round(number, seed)
     host = chance.sample(HOST_FAULTS, k=chance.choice((0, 1, 1, 2)))
@@ -92,7 +91,7 @@ def play(number: int, seed: int, hub: Hub, folder: Path) -> Round:
 
 
 def _rules(faults: list[str], hub: Hub, chance: random.Random) -> Iterator[dict[str, Any]]:
-    """Yield the hub's rules for faults of the line, each on a shard and at a byte by chance."""
+    """Yield the hub's rules for network faults, each on a random shard and byte."""
     shards = [path for path in hub.files if path.endswith(".safetensors")]
     for fault in faults:
         path = chance.choice(shards)
@@ -115,7 +114,7 @@ def _rules(faults: list[str], hub: Hub, chance: random.Random) -> Iterator[dict[
 
 @contextlib.contextmanager
 def _place(folder: Path, small: bool) -> Iterator[Path]:
-    """Yield a directory; ``small``: on a disk of its own that something else fills."""
+    """Yield a directory; ``small``: on a separate disk that something else fills."""
     folder.mkdir(parents=True)
     if not small:
         yield folder
@@ -130,7 +129,7 @@ def _place(folder: Path, small: bool) -> Iterator[Path]:
 
 
 def _run(file: Path, request: Request, act: str | None, twice: bool, chance: random.Random, it: Round) -> int:
-    """Run the pull once, with one thing that happens to it; return its exit status."""
+    """Run the pull once, with one event during it; return its exit status."""
     ballast = file.with_name("ballast")
     if act == "full":
         room = shutil.disk_usage(file.parent).free
@@ -195,9 +194,9 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> Callabl
 
 
 def _reboot(request: Request, *, power: bool, chance: random.Random, it: Round) -> None:
-    """Leave the staging directory as a reboot does; ``power``: the last bytes never reached the disk.
+    """Leave the staging directory as after a reboot; ``power``: the last bytes never reached the disk.
 
-    The marks get the name of another boot. What a power cut may cost is what lies behind the last mark.
+    The marks get the name of another boot. A power cut may cost whatever follows the last mark.
     """
     parts = request.staging / FOLDER / "parts"
     for marks in parts.glob("*.marks") if parts.is_dir() else ():
@@ -217,7 +216,7 @@ def _reboot(request: Request, *, power: bool, chance: random.Random, it: Round) 
 
 
 def _judge(it: Round, hub: Hub, request: Request, skip: int) -> None:
-    """Hold the end of a round against the model, and the hub's account against what was allowed."""
+    """Compare the end of a round with the model, and the hub's transfer log with what was allowed."""
     found = {
         path.relative_to(request.path).as_posix(): path.read_bytes()
         for path in request.path.rglob("*")

@@ -1,6 +1,7 @@
-"""What LiteLLM makes of an endpoint, by both interfaces: ``litellm_client.py BASE_URL MODEL QUESTIONS.json``.
+"""Query an endpoint with LiteLLM through both interfaces: ``litellm_client.py BASE_URL MODEL
+QUESTIONS.json``.
 
-Runs in an environment of its own. The key comes from the variable OPENAI_API_KEY. Prints one JSON object.
+Runs in its own environment. The key comes from the variable OPENAI_API_KEY. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ litellm.telemetry = False
 
 
 def complete(content: Any, **more: Any) -> Any:
-    """Ask as LiteLLM asks an OpenAI-compatible endpoint."""
+    """Ask the way LiteLLM asks an OpenAI-compatible endpoint."""
     messages = content if isinstance(content, list) else [{"role": "user", "content": content}]
     return litellm.completion(
         model=f"openai/{model}",

@@ -1,4 +1,4 @@
-"""Readers of what programs on a host say to ``metal accept``."""
+"""Readers of the output of programs on a host, for ``metal accept``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of what hubs, mirrors and files say of models."""
+"""Readers of model data from hubs, mirrors and files."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ PAGE: Final = (
 
 
 class _Web:
-    """Answers everything with one content, read as :class:`minimax_metal.host.weights.web.Web` reads it."""
+    """Answers everything with one content, read like :class:`minimax_metal.host.weights.web.Web` does."""
 
     def __init__(self, content: bytes) -> None:
         self.content, self.headers = content, {"Link": text_of(content)[:20_000]}

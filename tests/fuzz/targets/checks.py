@@ -1,4 +1,4 @@
-"""Readers of what an endpoint answers to the post-check."""
+"""Readers of an endpoint's answers to the post-check."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _transport(content: bytes, kind: str = "application/json") -> Any:
 
 
 class _Endpoint:
-    """The real endpoint's clients, with every answer made of one content."""
+    """The real endpoint's clients, with every answer of the same content."""
 
     def __init__(self) -> None:
         self.one = endpoint.Endpoint("http://127.0.0.1:9", "m", None, 5.0)
@@ -75,7 +75,7 @@ def _running(content: bytes) -> object:
 
 
 def _judged(content: bytes, ask: Any) -> object:
-    """As the suite runs a check: what a client's library raises is the check's failure."""
+    """Run a check as the suite does: an exception of a client's library is the check's failure."""
     try:
         found = ask()
     except _JUDGED as error:

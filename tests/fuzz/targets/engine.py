@@ -44,7 +44,7 @@ async def _engine(_scope: Any, receive: Any, send: Any) -> None:
 
 
 def _asked(scope: MutableMapping[str, Any], bodies: list[bytes]) -> list[MutableMapping[str, Any]]:
-    """What the guard answers to one request."""
+    """The guard's answer to one request."""
     sent: list[MutableMapping[str, Any]] = []
     left = list(bodies)
 

@@ -1,4 +1,4 @@
-"""Readers of what hosts, gateways and runs say to the controller."""
+"""Readers of output of hosts, gateways and runs for the controller."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class _Web:
 
 
 def _status(answer: Mapping[str, Any]) -> object:
-    """What ``metal status`` prints for a host that answers so."""
+    """The output of ``metal status`` for a host with this answer."""
     host = status.answer_of("gpu01", answer)
     this_host.with_drift(host, partial(status._drift, {"metal_model": "MiniMax-M2.5"}))
     this_host.serves(host)

@@ -1,4 +1,4 @@
-"""Readers of what a host, its kernel and its engine say: the supervisor's, and those of ``metal explain``."""
+"""Readers of output of a host, its kernel and its engine: the supervisor's, and those of ``metal explain``."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ CERTIFICATE: Final = (
     b"qGSM49BAMCA0gAMEUCIAEwQ9OUKs8OwLvnzSocpM1HDPSuPA1S1vl7VXhpfMJ+AiEA7dbpY/LqtuwZXBd3w+eqkLwn"
     b"71MAwd3FEPp1InpjAJQ="
 )
-"""Of a test: its private key was thrown away."""
+"""For tests only: its private key was thrown away."""
 
 
 def _certificate(content: bytes) -> object:

@@ -1,4 +1,4 @@
-"""Readers of what Ansible, apt, dpkg, DKMS, a host's facts, settings and overlays say to the plan."""
+"""Readers of data for the plan from Ansible, apt, dpkg, DKMS, a host's facts, settings and overlays."""
 
 from __future__ import annotations
 

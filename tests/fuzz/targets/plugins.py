@@ -1,4 +1,4 @@
-"""Readers in Ansible's plugins: what programs and files of a host say to its modules."""
+"""Readers in Ansible's plugins: output of a host's programs, and its files, for the modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Readers of what other hosts of the fleet say while weights are shared."""
+"""Readers of messages from other hosts of the fleet while weights are shared."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _sealed_log(bodies: list[bytes]) -> bytes:
 
 
 def _log(content: bytes) -> object:
-    """As it comes, and sealed line by line: what a host of the fleet may say."""
+    """As received, and sealed line by line: any message that a host of the fleet may send."""
     Reader("gpu02", [SECRET]).feed(content, 0)
     return Reader("gpu02", [SECRET]).feed(_sealed_log(content.splitlines()[:10_000]), 0)
 
