@@ -15,6 +15,7 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 from minimax_metal.controller.kept_plan import kept_plan
 from minimax_metal.host.releases.record import digest_of
 from minimax_metal.host.soak import Figures, said
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout import state
 from minimax_metal.plan.rollout.verdict import Outcome, failure_text, standings, tags_refusal
 from minimax_metal.plan.rollout.works import Work, outsider, serving_of, stages_of, work_of
@@ -35,7 +36,7 @@ def metal_rollout_work(
     needs, in words), ``gateway`` (whether there is one) and ``soak`` (whether replicas are watched)."""
     content, asked = json.loads(plan), rollout or {}
     driver, gateway, soak = asked.get("driver", ""), asked.get("gateway", False), asked.get("soak", False)
-    return work_of(host, digest_of(content), content, facts, driver, gateway, soak).as_dict()
+    return work_of(host, digest_of(content), Plan.of_record(content), facts, driver, gateway, soak).as_dict()
 
 
 def metal_rollout_way_back(facts: Mapping[str, Any], host: str, plan: str) -> list[str]:

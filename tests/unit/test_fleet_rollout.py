@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout.batches import Capacity, batch_sizes, decide, floor_of, no_room, pools_of
 from minimax_metal.plan.rollout.verdict import standing
 from minimax_metal.plan.rollout.works import Work, gateway_workers, outsider, serving_of, work_of
 
 UNIT = "sglang@minimax-m2.5.service"
-PLAN = {
-    "model": {"served_name": "MiniMaxAI/MiniMax-M2.5"},
-    "services": [{"unit": UNIT, "start_timeout_seconds": 1800, "stop_timeout_seconds": 600}],
-}
+PLAN = Plan.of_record(
+    {
+        "model": {"served_name": "MiniMaxAI/MiniMax-M2.5"},
+        "services": [{"unit": UNIT, "start_timeout_seconds": 1800, "stop_timeout_seconds": 600}],
+    }
+)
 DIGEST = "aaaaaaaaaaaa"
 
 
@@ -242,7 +245,7 @@ def test_work_survives_ansible() -> None:
 
 def test_gateways_drain_what_the_recorded_release_serves() -> None:
     """Another port, TLS or count: before, URLs were drained that no gateway knew yet."""
-    plan = {"services": [{"worker_url": "https://gpu01:9000"}]}
+    plan = Plan.of_record({"services": [{"unit": UNIT, "worker_url": "https://gpu01:9000"}]})
     facts = {"record": {"workers": ["http://gpu01:8000", "http://gpu01:8001"]}}
     assert gateway_workers(facts, plan) == ["http://gpu01:8000", "http://gpu01:8001", "https://gpu01:9000"]
     assert gateway_workers({"record": None}, plan) == ["https://gpu01:9000"]
@@ -258,7 +261,7 @@ ODD: list[Any] = [None, 7, "x", [], {"units": 3}, {"units": {"sglang@a.service":
 def test_what_one_host_answers_decides_nothing_for_others(facts: Any) -> None:
     """Before, an answer of another shape was a traceback that ended the rollout of all."""
     good = fleet(1)[0]
-    odd = work_of("gpu02", "digest", {"services": []}, facts)
+    odd = work_of("gpu02", "digest", Plan.of_record({}), facts)
     assert decide([good, odd, outsider("gpu03", facts)], []).refusals is not None
     assert serving_of(facts, gateway=True) == 0
 

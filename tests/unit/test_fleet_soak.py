@@ -15,6 +15,7 @@ import pytest
 from minimax_metal.common.errors import UserError
 from minimax_metal.host import soak
 from minimax_metal.host.soak import Figures, parse, worse
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout.state import Wishes, begin
 from minimax_metal.plan.rollout.works import Work, compared_by
 from tests.support.plugins import load_plugin
@@ -198,7 +199,7 @@ def test_another_input_is_refused() -> None:
 def test_a_replica_is_compared_with_its_like_in_the_last_batch_that_had_one() -> None:
     filters = load_plugin("filter/metal_rollout")
     large, small = (
-        compared_by({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}})
+        compared_by(Plan.of_record({"model": {"served_name": "m"}, "gpus": {"count": count, "model": "H20"}}))
         for count in (8, 4)
     )
     works = [

@@ -28,6 +28,7 @@ from minimax_metal.host.releases.record import Records
 from minimax_metal.host.status import answers
 from minimax_metal.host.status import commands as this_host
 from minimax_metal.host.status import look as here
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout import verdict
 from minimax_metal.plan.rollout import works as rollout
 from minimax_metal.plan.rollout.batches import Capacity
@@ -35,6 +36,7 @@ from tests.fuzz.target import Form, Target, of_ansible, of_file, of_json, of_tex
 from tests.fuzz.targets.host import METRICS, PLAN
 
 PLANNED: Final = json.loads(PLAN[0])
+_DECIDED: Final = Plan.of_record(PLANNED)
 ANSWER: Final = {
     "schema": here.SCHEMA, "metal": "1.0", "hostname": "gpu01", "time": "2026-11-01T00:00:00+00:00",
     "release": {"number": 3, "digest": "ab" * 6, "time": "2026"}, "driver": "580.65.06", "cpu_count": 64,
@@ -148,13 +150,13 @@ def _kept(path: Path) -> object:
 
 
 def _work(facts: Mapping[str, Any]) -> object:
-    made = rollout.work_of("gpu01", "abcdef012345", PLANNED, facts, gateway=True)
+    made = rollout.work_of("gpu01", "abcdef012345", _DECIDED, facts, gateway=True)
     outside = rollout.outsider("gpu02", facts, gateway=True)
     Capacity.of([made, outside], 1)
     return (
         made,
         outside,
-        rollout.gateway_workers(facts, PLANNED),
+        rollout.gateway_workers(facts, _DECIDED),
         verdict.standings({"gpu01": rollout.tidy(facts)}),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from minimax_metal.common.text import one_line
+from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout.stage import CHANGE, OUT_OF_POOL, Stage
 from minimax_metal.plan.rollout.verdict import standing
 
@@ -124,7 +125,7 @@ def serving_of(facts: Mapping[str, Any], gateway: bool) -> int:
 def work_of(
     host: str,
     digest: str,
-    plan: Mapping[str, Any],
+    plan: Plan,
     facts: Mapping[str, Any],
     driver: str = "",
     gateway: bool = False,
@@ -143,8 +144,7 @@ def work_of(
     """
     facts = tidy(facts)
     units: Mapping[str, Mapping[str, Any]] = facts.get("units") or {}
-    services = plan.get("services") or []
-    wanted = [str(service["unit"]) for service in services]
+    wanted = [service.unit for service in plan.services]
     running = [name for name, unit in units.items() if unit["active"]]
     journal = facts.get("journal") or {}
     interrupted = bool(journal) and journal.get("ended") is None
@@ -175,20 +175,20 @@ def work_of(
     elif journal.get("result") == "failed":
         others.append(f"run {journal.get('run')} left it out of service")
     starts = [unit["start_seconds"] for unit in units.values() if unit.get("start_seconds")]
-    models = [record.get("model"), (plan.get("model") or {}).get("served_name")]
+    models = [record.get("model"), plan.model.served_name if plan.model else None]
     kind = "switch" if restart else "verify" if others else "none"
     return Work(
         host=host,
         kind=kind,
         reasons=(*restart, *others),
         serving=serving_of(facts, gateway),
-        planned=len(services),
+        planned=len(plan.services),
         pools=tuple(dict.fromkeys(str(model) for model in models if model)),
         interrupted=interrupted,
         standing=standing(host, journal),
         start_seconds=max(starts, default=None),
-        start_limit=max((int(service["start_timeout_seconds"]) for service in services), default=0),
-        stop_limit=max((int(service["stop_timeout_seconds"]) for service in services), default=0),
+        start_limit=max((one.start_timeout_seconds for one in plan.services), default=0),
+        stop_limit=max((one.stop_timeout_seconds for one in plan.services), default=0),
         workers=tuple(gateway_workers(facts, plan)),
         compared_by=compared_by(plan),
         stages=tuple(stage.value for stage in stages_of(kind, soak=soak)),
@@ -209,10 +209,11 @@ def stages_of(kind: str, *, soak: bool = False, back: bool = False) -> tuple[Sta
     return tuple(stage for stage in CHANGE if kind != "none" and needs.get(stage, True))
 
 
-def compared_by(plan: Mapping[str, Any]) -> str:
+def compared_by(plan: Plan) -> str:
     """Return what a replica is compared by with those of the batch before: its model on its GPUs."""
-    gpus, model = plan.get("gpus") or {}, plan.get("model") or {}
-    return f"{model.get('served_name')} on {gpus.get('count')} {gpus.get('model')}"
+    model = plan.model.served_name if plan.model else None
+    gpus = f"{plan.gpus.count} {plan.gpus.model}" if plan.gpus else None
+    return f"{model} on {gpus}"
 
 
 def outsider(host: str, facts: Mapping[str, Any] | None, gateway: bool = False) -> Work:
@@ -233,7 +234,7 @@ def outsider(host: str, facts: Mapping[str, Any] | None, gateway: bool = False) 
     )
 
 
-def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+def gateway_workers(facts: Mapping[str, Any], plan: Plan) -> list[str]:
     """Return the URLs by which gateways may know a host while it is changed.
 
     What the recorded release serves comes first: a gateway learns of another port, address or count of
@@ -244,7 +245,7 @@ def gateway_workers(facts: Mapping[str, Any], plan: Mapping[str, Any]) -> list[s
         plan: what was decided.
     """
     recorded = (tidy(facts).get("record") or {}).get("workers") or []
-    planned = [service.get("worker_url") for service in plan.get("services") or []]
+    planned = [service.worker_url for service in plan.services]
     return [str(url) for url in dict.fromkeys([*recorded, *planned]) if url]
 
 
