@@ -1,4 +1,4 @@
-"""What holds for all unit tests."""
+"""Fixtures for all unit tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TODAY = date(2026, 11, 29)
 
 @pytest.fixture(scope="session", autouse=True)
 def one_day() -> Iterator[None]:
-    """Plans are made for one day: driver branches end, and no test may end with them."""
+    """Plans are made for one fixed day: driver branches end, and tests must not fail then."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver_life, "today", lambda: TODAY)
         yield

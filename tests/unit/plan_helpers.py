@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def there(value: T | None) -> T:
-    """What a test takes for given: a part of the plan that was decided, or a number that is known."""
+    """Assert that a value exists: a planned part, or a known number."""
     assert value is not None
     return value
 

@@ -1,4 +1,4 @@
-"""Nothing secret leaves a host in a bundle, and nothing of the site where that was asked for."""
+"""A bundle contains no secrets, and no names of the site if that was requested."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def planted() -> dict[str, str]:
-    """Texts as a host may have them, each with canaries."""
+    """Texts that a host may have, each with canaries."""
     context = host("H20", 4)
     machine = fake(context)
     machine.answers |= {

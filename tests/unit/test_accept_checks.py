@@ -26,7 +26,7 @@ def with_log(text: str, gpu: str = "H100", count: int = 8) -> Context:
 
 
 def indented(section: str) -> str:
-    """A log of one GPU that holds this section."""
+    """A log of one GPU with this section."""
     return f"Driver Version                            : 580.159.04\nGPU 00000000:18:00.0\n{section}"
 
 

@@ -1,4 +1,4 @@
-"""`metal accept` as people call it: exit status, table, one line for a mistake."""
+"""`metal accept` as users call it: exit status, table, one line for a mistake."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_the_checks_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture
 def ansible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An ansible-playbook that writes what the test put beside it, and keeps its arguments."""
+    """An ansible-playbook that writes the test's data, and records its arguments."""
     program = tmp_path / "bin" / "ansible-playbook"
     program.parent.mkdir()
     program.write_text(

@@ -1,4 +1,4 @@
-"""`metal accept` on hosts whose GPUs are listed and can't be used, after what people's machines printed."""
+"""`metal accept` on hosts whose GPUs are listed but unusable, with output from real machines."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ GOOD: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What `systemctl cat` prints of the role's own unit with an operator's drop-in."""
+    """The output of `systemctl cat` for the role's own unit with an operator's drop-in."""
     plan = planned("H20", 4)
     sandbox = evaluate(role_variables("sglang_service"), "__sglang_service_sandbox")
     unit = render(
@@ -106,7 +106,7 @@ def made_unit(machine: FakeMachine, units: Path) -> str:
 
 
 class Starting(FakeMachine):
-    """A machine whose systemd runs the unit: it writes what the program would."""
+    """A machine whose systemd runs the unit: it writes the program's output."""
 
     def __init__(self, base: FakeMachine, output: Path, said: str) -> None:
         super().__init__(base.answers, base.files, base.nodes, base.times, base.units)
@@ -232,7 +232,7 @@ def test_the_guard_is_a_unit_that_systemd_reads(tmp_path: Path) -> None:
 
 
 class Box(Sandbox):
-    """A sandbox whose programs answer as told."""
+    """A sandbox whose programs give the test's answers."""
 
     def __init__(self, answer: Callable[[str], Ran], seen: list[str]) -> None:
         self.answer, self.seen = answer, seen

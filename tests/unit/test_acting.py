@@ -1,4 +1,4 @@
-"""Nothing done is not success: no hosts, an empty group, a limit that leaves none, tags that no task has."""
+"""Doing nothing is not success: no hosts, an empty group, a limit that leaves none, tags that no task has."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pull: from directories and scripted origins, with every interruption that can be had without a hub."""
+"""The pull: from directories and scripted origins, with every interruption that needs no hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from minimax_metal.host.weights.web import Body
 from tests.support.models import safetensors
 
 PATIENCE = 60.0
-"""Seconds for what takes a fraction of one: a busy machine is no failure."""
+"""Seconds allowed for something that takes a fraction of one: a busy machine is not a failure."""
 
 QUICK = Options(workers=2, stall=60, attempts=2, backoff=0.01, interval=0.2)
 CONTENT = {
@@ -409,7 +409,7 @@ def test_a_stalled_source_is_given_up_and_the_next_one_serves(tmp_path: Path, mo
 
 
 class Scripted:
-    """An origin that serves ``files`` and does as ``script`` says for the n-th fetch of a path."""
+    """An origin that serves ``files`` and follows ``script`` for the n-th fetch of a path."""
 
     def __init__(
         self, files: dict[str, bytes], script: Callable[[str, int], bytes | Exception | None]

@@ -1,4 +1,4 @@
-"""Taking what is there: caches of both hubs' own clients, plain directories, other revisions."""
+"""Adopt existing files: caches of both hubs' own clients, plain directories, other revisions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 @pytest.fixture(scope="module")
 def caches(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both clients' caches, made by the clients themselves."""
+    """Both clients' caches, created by the clients themselves."""
     home = tmp_path_factory.mktemp("home")
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("HF_", "MODELSCOPE_"))},
@@ -77,7 +77,7 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 
 def state(directory: Path) -> dict[str, tuple[object, ...]]:
-    """Everything about a user's directory but how many links its files have."""
+    """Everything about a user's directory except its files' link counts."""
     found: dict[str, tuple[object, ...]] = {}
     for path in sorted(directory.rglob("*")):
         status = path.lstat()
@@ -135,7 +135,7 @@ def test_a_plain_directory_is_linked(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_what_was_adopted_is_not_read_again(hub: Hub, caches: Path, tmp_path: Path) -> None:
-    """As the unit does: one step that may read users' homes, then the pull, which may not."""
+    """Like the unit: one step that may read users' homes, then the pull, which may not."""
     file = tmp_path / "request.json"
     raw = {
         "path": str(tmp_path / "srv" / "m" / "r"),
@@ -247,7 +247,7 @@ def test_repair_fetches_what_is_damaged_and_only_that(hub: Hub, tmp_path: Path) 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_root_adopts_for_the_owner_of_the_models(hub: Hub, tmp_path: Path) -> None:
-    """As the unit does, from where nobody else may look: what it leaves is the service's."""
+    """Like the unit, from a place that nobody else may read: the resulting files are the service's."""
     mine = tmp_path / "home" / "mine"
     for path, content in hub.files.items():
         (mine / path).parent.mkdir(parents=True, exist_ok=True)
@@ -272,7 +272,7 @@ def test_root_adopts_for_the_owner_of_the_models(hub: Hub, tmp_path: Path) -> No
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 def test_an_owner_who_cant_reach_the_directory_ends_no_adoption(hub: Hub, tmp_path: Path) -> None:
-    """``rsync -a`` and ``cp -a`` below /root keep owners to whom /root is shut."""
+    """``rsync -a`` and ``cp -a`` below /root keep owners that can't enter /root."""
     home = tmp_path / "home"
     foreign, mine = home / "foreign", tmp_path / "mine"
     for place in (foreign, mine):

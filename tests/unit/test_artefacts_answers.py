@@ -1,6 +1,6 @@
-"""What answers of hubs, mirrors and what stands between mean: ranges by header, refusals by who speaks.
+"""Answers of hubs, mirrors and proxies: ranges by header, refusals by their sender.
 
-Texts of others are after public reports, named beside each.
+Third-party texts are from public reports, named next to each.
 """
 
 from __future__ import annotations
@@ -363,7 +363,7 @@ def test_headers_that_do_not_end_are_not_waited_for(endless: tuple[str, list[byt
 def test_trailers_that_do_not_end_are_not_waited_for(
     status: str, endless: tuple[str, list[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the HTTP library reads by itself, between two blocks, has a limit of time, too."""
+    """What the HTTP library reads by itself between two blocks has a time limit, too."""
     url, pieces = endless
     beginning = f"HTTP/1.1 {status}\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n[]\r\n0\r\n"
     pieces[:] = [beginning.encode(), b"X: y\r\n" * 1000, b"0"]
@@ -457,7 +457,7 @@ def test_where_a_source_may_send(home: str, allowed: set[str]) -> None:
 
 
 def test_a_name_is_judged_by_the_address_that_was_reached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name of the attacker's own leads inside; only the connection shows it, before a byte is sent."""
+    """An attacker's name points inside the network; only the connection shows it, before a byte is sent."""
     with answering(lambda _: Answer(200, {}, b"inside")) as inside:
         port = int(inside.url.rpartition(":")[2])
 

@@ -1,4 +1,4 @@
-"""The whole pull against the lab's hub in the dialects and the moods of the field."""
+"""The whole pull against the lab's hub in the dialects and with the quirks of real ones."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Directories as people have them, examined as models: what is whole passes, everything else is named.
+"""Directories as users have them, examined as models: complete ones pass, everything else is named.
 
-The first group is what the field brought; each was "verified" before, and given to the fleet.
+The first group comes from the field; each was "verified" before, and passed to the fleet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ POINTER = (
 
 
 APPLE = bytes.fromhex("0005160700020000") + b"Mac OS X        " + bytes(4072)
-"""As macOS 10.4 and later write them: RFC 1740, 4 KiB, most of it empty."""
+"""As written by macOS 10.4 and later: RFC 1740, 4 KiB, mostly empty."""
 
 
 @pytest.fixture

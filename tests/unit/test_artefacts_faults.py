@@ -1,4 +1,4 @@
-"""The pull against a hub that fails in every way that its rules know, one at a time."""
+"""The pull against a hub that fails in every way that its rules support, one at a time."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Hub:
         )
 
     def bodies(self) -> Counter[str]:
-        """How often the bytes of each large file were asked for since the last look."""
+        """How often the bytes of each large file were requested since the last call."""
         asked: Counter[str] = Counter()
         lines = self.log.read_text().splitlines()
         new, self.seen = lines[self.seen :], len(lines)

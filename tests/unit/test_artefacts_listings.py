@@ -1,4 +1,4 @@
-"""Lists of files as hubs of all makes state them: read, or refused in one line; and the makes' dialects.
+"""File lists as hubs of all kinds give them: parsed, or refused in one line; and their dialects.
 
 Before, ten kinds of answers of a hub ended in a traceback.
 """
@@ -144,7 +144,7 @@ class Told(Web):
 
 
 def listed(origin: Any) -> None:
-    """List; only a one-line refusal may come instead."""
+    """List; only a one-line refusal is allowed instead."""
     try:
         found = origin.list()
     except SourceError as error:
@@ -205,7 +205,7 @@ def test_any_list_of_a_folder(content: bytes, parsed: Any) -> None:
 def hub(
     answer: Callable[[str, dict[str, str], Asked], Answer | None], files: dict[str, bytes] = FILES
 ) -> Callable[[Asked], Answer]:
-    """Serve ``resolve`` of Hugging Face's protocol, and what ``answer`` knows beside it."""
+    """Serve ``resolve`` of Hugging Face's protocol, and the extra routes of ``answer``."""
 
     def serve(asked: Asked) -> Answer:
         parts = urlsplit(asked.path)
@@ -278,8 +278,9 @@ def test_artifactory_knows_no_parameters_and_no_sizes() -> None:
 
 
 def test_where_the_tree_is_not_known_the_files_are_asked_one_by_one() -> None:
-    """Nexus hands on HEAD of every file (sonatype/nexus-public issue 828), Artifactory without a commit
-    (huggingface_hub issue 1796)."""
+    """Nexus forwards HEAD for every file (sonatype/nexus-public issue 828), Artifactory without a commit
+    (huggingface_hub issue 1796).
+    """
 
     def answer(path: str, query: dict[str, str], asked: Asked) -> Answer | None:
         if "/revision/" in path:
@@ -311,7 +312,7 @@ def test_a_mirror_that_states_no_length_to_head_is_asked_for_one_byte() -> None:
 
 
 def test_large_files_are_described_by_the_redirect_itself() -> None:
-    """Olah and hf-mirror hand on Hugging Face's ``X-Linked-*``; where it leads need not be asked."""
+    """Olah and hf-mirror forward Hugging Face's ``X-Linked-*``; the redirect's target need not be asked."""
     digest = sha256(b"x")
 
     def answer(path: str, query: dict[str, str], asked: Asked) -> Answer | None:
@@ -361,7 +362,7 @@ NGINX = """<html><head><title>Index of /m/</title></head><body>
 
 
 def files_at(files: dict[str, bytes], list_folders: str | None) -> Callable[[Asked], Answer]:
-    """A web server: nginx with ``autoindex`` (html or json), or one that shows no list (Nexus "raw")."""
+    """A web server: nginx with ``autoindex`` (html or json), or one without listings (Nexus "raw")."""
 
     def serve(asked: Asked) -> Answer:
         path = unquote(urlsplit(asked.path).path).removeprefix("/m/")

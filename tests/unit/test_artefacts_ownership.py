@@ -1,4 +1,4 @@
-"""Whose the directories of a model are, on a new host and on one of an earlier version."""
+"""The owners of a model's directories, on a new host and on one of an earlier version."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BEFORE = frozenset({ENGINE.pw_uid})
 
 
 def earlier(root: Path) -> Path:
-    """What the previous version left: everything is the engine's."""
+    """The previous version's state: everything is the engine's."""
     leaf = root / "MiniMaxAI" / "MiniMax-M2.5"
     for name in ("r/.minimax-metal/manifest.json", "r/model.safetensors", ".r.lock", "s.partial/half"):
         (leaf / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Partial files across kills, reboots and power cuts; patience; rate; what errors of the line mean."""
+"""Partial files across kills, reboots and power cuts; patience; rate; meaning of network errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def write(tmp_path: Path, content: bytes, identity: str | None = "i", entry: Ent
 
 
 def recalled(tmp_path: Path, identity: str | None = "i", entry: Entry = ENTRY) -> tuple[int, int]:
-    """The bytes that are good, and those that were cut off; what is good is held against the true bytes."""
+    """The good bytes, and the truncated ones; the good ones are compared with the true bytes."""
     with Part.open(tmp_path, identity, entry) as part:
         lost = part.recall()
         assert part._sha256.hexdigest() == hashlib.sha256(CONTENT[: part.offset]).hexdigest()

@@ -1,4 +1,4 @@
-"""What is on the disk: verified again, listed, removed, pruned; and never what something uses."""
+"""Weights on the disk: verified again, listed, removed, pruned; but never those in use."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_verify_tells_how_far_it_is(root: Path) -> None:
 def test_verify_without_a_manifest_names_each_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On any directory, and by the files alone: statuses 0, 1 and 2."""
+    """On any directory, and only from the files: statuses 0, 1 and 2."""
     whole = models.write(tmp_path / "whole", models.model())
     assert commands.main(["verify", str(whole)]) == 0
     assert "no hash was checked" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from minimax_metal.host.weights.warm import main, warm
 
 @pytest.fixture
 def weights(tmp_path: Path) -> Path:
-    """A model's directory: shards, a file in a folder below, and one that was adopted as a link."""
+    """A model's directory: shards, a file in a subfolder, and one that was adopted as a link."""
     directory = tmp_path / "weights"
     (directory / "below").mkdir(parents=True)
     for name, size in (("one.safetensors", 9_000_000), ("two.safetensors", 5), ("below/config.json", 2)):

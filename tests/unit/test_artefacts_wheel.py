@@ -16,12 +16,13 @@ from minimax_metal.controller import wheel
 
 PROJECT = Path(__file__).parents[2]
 PACKAGES = str(Path(pytest.__file__).parents[1])
-"""Where the tests' libraries are; the project itself is there by a link only, which -S does not follow."""
+"""The directory of the tests' libraries; the project itself is only linked there, which -S does not follow.
+"""
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A small project of the same shape: building the true one would race with whoever edits it."""
+    """A small project of the same shape: building the real one would race with edits."""
     directory = tmp_path / "project"
     (directory / wheel.PACKAGE).mkdir(parents=True)
     for name in ("pyproject.toml", "README.md", wheel.LICENCE):
@@ -73,7 +74,7 @@ def test_what_hosts_do_not_run_is_no_new_wheel(project: Path, name: str) -> None
 
 
 def test_the_hosts_wheel_has_what_hosts_run_and_nothing_of_the_controller(tmp_path: Path) -> None:
-    """Installed alone, every verb that a role, a unit or a person calls on a host is there."""
+    """Installed alone, it has every verb that a role, a unit or a user calls on a host."""
     made = wheel.build(PROJECT, tmp_path / "wheels")
     with zipfile.ZipFile(made.path) as archive:
         names = archive.namelist()

@@ -1,4 +1,4 @@
-"""The catalogue's files: complete, sourced, consistent with each other, open to overlays."""
+"""The catalogue's files: complete, with sources, consistent with each other, open to overlays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit of the catalogue finds each figure spoilt on purpose, and refuses bad input in one line."""
+"""The catalogue's audit finds each deliberately wrong value, and refuses bad input in one line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ BRANCH_PAGE = """
 </tbody></table>
 <p>Only Long Term Support and Production branches are listed. New Feature Branches are short-lived.</p>
 """
-"""The same page as saved, in small: it has a column for each branch."""
+"""The same page as saved, shortened: it has a column for each branch."""
 BRANCH_TEXT = """Table 2 CUDA and Drivers#
 
 R580
@@ -99,12 +99,12 @@ RELEASES = json.dumps(
         "620": {"type": "lts branch", "driver_info": []},
     }
 )
-"""The shape of NVIDIA's releases.json, as endoflife.date and others read it: kinds, and no ends."""
+"""The format of NVIDIA's releases.json, as endoflife.date and others read it: kinds, and no end dates."""
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """What the audit reads of a wheel, in small, with what 0.5.23 holds of it."""
+    """The parts of a wheel that the audit reads, shortened, with values of 0.5.23."""
     engine = packaged_catalog().engines["0.5.23"]
     info, srt = tmp_path / "sglang-0.5.23.dist-info", tmp_path / "sglang" / "srt"
     info.mkdir()
@@ -381,7 +381,7 @@ def test_every_figure_without_a_source_is_listed_and_dates_make_ages() -> None:
 
 
 class _Hub(BaseHTTPRequestHandler):
-    """Both hubs' answers for one repository, in the shapes of their public interfaces."""
+    """Both hubs' answers for one repository, in the formats of their public interfaces."""
 
     def do_GET(self) -> None:
         answers: dict[str, Any] = {
@@ -398,7 +398,7 @@ class _Hub(BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(found or {"Code": 404}).encode())
 
     def log_message(self, *arguments: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture

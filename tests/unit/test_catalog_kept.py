@@ -1,4 +1,4 @@
-"""The kept catalogue: the same as the validated one, made again after a change, never read from others."""
+"""The cached catalogue: the same as the validated one, rebuilt after a change, never another user's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minimax_metal.common.errors import UserError
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the catalogue's own directory, with nothing kept, and an empty home."""
+    """A copy of the catalogue's own directory, without a cache, and an empty home."""
     copy = tmp_path / "catalog"
     shutil.copytree(load.HERE, copy, ignore=shutil.ignore_patterns("__pycache__", "sglang-*"))
     copy.chmod(0o755)
@@ -32,7 +32,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each time that the catalogue is validated."""
+    """One entry for each validation of the catalogue."""
     calls: list[int] = []
 
     def counted(overlays: Any = ()) -> Catalog:
@@ -44,7 +44,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def read() -> Catalog:
-    """The packaged catalogue as a new process reads it."""
+    """The packaged catalogue as read by a new process."""
     return packaged_catalog.__wrapped__()
 
 

@@ -1,4 +1,4 @@
-"""When certificates end is read right, said in time, and what nothing serves by any more is taken away."""
+"""The end of certificates is read correctly and reported in time; unused ones are removed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def days(number: float) -> datetime.datetime:
 
 
 def certificate(end: datetime.datetime, begin: datetime.datetime = NOW) -> bytes:
-    """A certificate of somebody's own, as PEM."""
+    """A user's own certificate, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "llm.example")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
@@ -55,7 +55,7 @@ def certificate(end: datetime.datetime, begin: datetime.datetime = NOW) -> bytes
     "end", [days(1), days(365), datetime.datetime(2049, 12, 31, 23, 59, 59), days(36_500)]
 )
 def test_the_end_is_what_cryptography_says(end: datetime.datetime) -> None:
-    """Before 2050 as two digits of a year, from then on as four (RFC 5280, 4.1.2.5)."""
+    """Before 2050 with a two-digit year, from then on with four digits (RFC 5280, 4.1.2.5)."""
     end = end.replace(tzinfo=datetime.UTC)
     pem = certificate(end)
     assert end_of(pem) == end == x509.load_pem_x509_certificate(pem).not_valid_after_utc
@@ -202,7 +202,7 @@ def task_of(role: str, file: str, name: str) -> dict[str, Any]:
 def play(
     place: Path, role: str, tasks: list[dict[str, Any]], plan: dict[str, Any], *words: str, **more: Any
 ) -> str:
-    """Run tasks of a role with its own variables on this machine; return what Ansible said."""
+    """Run tasks of a role with its own variables on this machine; return Ansible's output."""
     files = [str(REPOSITORY / "roles" / role / part / "main.yml") for part in ("defaults", "vars")]
     written = {"hosts": "all", "gather_facts": False, "vars_files": files, "tasks": tasks}
     (place / "play.yml").write_text(json.dumps([written]))

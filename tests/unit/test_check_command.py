@@ -1,4 +1,4 @@
-"""The command of the post-check: from the plan and the role's settings, whatever type Ansible gives them."""
+"""The command of the post-check: from the plan and the role's settings, whatever type Ansible passes."""
 
 from __future__ import annotations
 
@@ -72,5 +72,5 @@ def test_each_setting_is_in_the_command(given: dict[str, Any], words: list[str])
 
 @pytest.mark.parametrize("given", [False, "false", "no", "0", ""])
 def test_a_setting_that_is_off_is_off_as_a_text_too(given: Any) -> None:
-    """``-e post_check_bench=false`` is a text, which Jinja takes for true."""
+    """``-e post_check_bench=false`` is a string, which Jinja takes for true."""
     assert "--bench" not in command(post_check_bench=given)

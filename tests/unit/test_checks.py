@@ -98,7 +98,7 @@ def test_slots_are_read_from_the_metrics_where_the_loads_are_not_there() -> None
 
 @dataclass(frozen=True)
 class Case:
-    """A planted fault: the check it is for, those that can't but fail with it, and the engine's set-up."""
+    """A planted fault: its check, those that inevitably fail with it, and the engine's configuration."""
 
     check: str
     companions: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     timeout: float = 60
     rest: str = ""
-    """Why the checks after the last failure are skipped, where they are."""
+    """The reason why the checks after the last failure are skipped, if they are."""
 
 
 SPLIT = {"reasoning_parser": "minimax"}

@@ -1,7 +1,7 @@
-"""``--bench``: how SGLang's ``bench_serving`` is run, and what is taken from it.
+"""``--bench``: how SGLang's ``bench_serving`` is called, and which of its results are used.
 
-A small program stands in for the engine's Python: it writes what ``bench_serving`` of 0.5.23 writes. The real
-one is run in ``tests/contract``.
+A small program stands in for the engine's Python: it writes the output of ``bench_serving`` of 0.5.23. The
+real one is run in ``tests/contract``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An endpoint that answers drop by drop, without end or with a bomb: the check ends, and says so."""
+"""An endpoint that answers slowly, endlessly or with a bomb: the check ends, and reports it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHUNK = b"data: " + json.dumps(
 
 @contextmanager
 def endpoint(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[Endpoint]:
-    """An endpoint that lists its model and answers questions as it likes."""
+    """An endpoint that lists its model and answers questions in any way."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

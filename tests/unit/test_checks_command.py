@@ -1,4 +1,4 @@
-"""``metal check`` as it is called: usage, the key, the three outputs, exit statuses, never a traceback."""
+"""``metal check`` as called by users: usage, the key, the three outputs, exit statuses, never a traceback."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CANARY = "canary-4f1d9a7c"
 QUICK = ["--figures", "1", "--figure-tokens", "4", "--concurrency", "2"]
 
 ROWS = [check.name for check in suite.CHECKS if check.name != "reasoning_effort"]
-"""What a report on a model without levels of ``reasoning_effort`` lists."""
+"""The checks in a report on a model without levels of ``reasoning_effort``."""
 
 
 @pytest.fixture(autouse=True)
@@ -255,7 +255,7 @@ def test_nonsense_fails_and_never_ends_in_a_traceback(
             self.do_GET()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})

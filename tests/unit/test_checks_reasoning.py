@@ -1,4 +1,4 @@
-"""Models whose reasoning can't be turned off: budgets that leave room for it, and answers cut inside it."""
+"""Models whose reasoning can't be turned off: budgets that leave room for it, and truncated answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.engine import NAMES, Engine, serve
 from tests.unit.plan_helpers import decide
 
 CUT = Answer("", "The user asks for the capital of", "length", tokens=48)
-"""What a canary with 48 tokens got of MiniMax-M3.1-Flash: all of it reasoning, the content empty."""
+"""MiniMax-M3.1-Flash's answer to a canary with 48 tokens: all of it reasoning, the content empty."""
 CUT_IN_CONTENT = Answer("<think>The user asks for", "", "length", tokens=48)
 JUDGES: dict[str, Callable[[Answer], Any]] = {
     "ended": lambda one: answers.ended(one, "stop"),

@@ -54,7 +54,7 @@ VERBS_THAT_SPEAK = (
 
 @pytest.mark.parametrize("words", VERBS_THAT_SPEAK, ids=" ".join)
 def test_a_reader_that_goes_away_is_no_failure(words: tuple[str, ...]) -> None:
-    """``metal plan | head -1`` ended with 1 (rich's own doing), others with 120 and a message of Python's."""
+    """``metal plan | head -1`` ended with 1 (because of rich), others with 120 and a message of Python's."""
     reader, writer = os.pipe()
     os.close(reader)
     try:

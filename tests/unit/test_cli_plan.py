@@ -1,4 +1,4 @@
-"""`metal plan`: words in, words or JSON out, exit status 0, 1 or 2."""
+"""`metal plan`: arguments in, text or JSON out, exit status 0, 1 or 2."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_numbers_of_tokens_read_well() -> None:
 
 @pytest.fixture
 def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An inventory of three hosts, and programs in the place of Ansible's that answer for them."""
+    """An inventory of three hosts, and programs in place of Ansible's that answer for them."""
     path = tmp_path / "hosts.yml"
     path.write_text("gpu_hosts: {hosts: {gpu01: , gpu02: , gpu03: }}\n")
     listing = {
@@ -272,7 +272,7 @@ def test_variables_on_the_command_line_win(fleet: Path, capsys: pytest.CaptureFi
 def test_facts_are_collected_for_the_directories_that_are_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``--set metal_weights_directory`` was planned with the room at another directory, and "fits"."""
+    """``--set metal_weights_directory`` was planned with the free space of another directory, and "fits"."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ran: list[str] = []
     run = inventory._run

@@ -40,7 +40,7 @@ USED = (
         re.compile(r"(?:^[ ]*- role: |_role:\n(?:[ ]+(?!name:)\w+:.*\n)*[ ]+name: )([\w.]+)$", re.MULTILINE),
     ),
 )
-"""How our own actions, filters, lookups and roles are asked for."""
+"""The names by which our own actions, filters, lookups and roles are called."""
 TEXTS = sorted(
     path
     for place in ("roles", "playbooks", "molecule", "site.yml")
@@ -57,7 +57,7 @@ def uses(text: str) -> Iterator[tuple[str, set[str]]]:
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
 def test_own_plugins_and_roles_are_named_in_full(path: Path) -> None:
-    """Short names are found with this repository's ansible.cfg only."""
+    """Short names are only found with this repository's ansible.cfg."""
     for name, known in uses(path.read_text(encoding="utf-8")):
         assert name.removeprefix(FULL) not in known or name.startswith(FULL), name
         assert not name.startswith(FULL) or name.removeprefix(FULL) in known, (
@@ -72,7 +72,7 @@ def test_the_search_for_names_finds_them() -> None:
 
 
 def ansible(program: str, *words: str, here: Path, settings: str) -> str:
-    """Run a program of Ansible's in somebody's directory, with settings of their own; it must succeed."""
+    """Run one of Ansible's programs in another directory, with its own settings; it must succeed."""
     (here / "own.cfg").write_text(f"[defaults]\n{settings}\n")
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     done = subprocess.run(
@@ -109,14 +109,14 @@ def test_what_calls_the_package_says_where_it_is(path: Path) -> None:
 
 
 def test_plugins_are_found_from_any_directory_with_any_settings(tmp_path: Path) -> None:
-    """Was "couldn't resolve module/action 'metal_facts'" with somebody's own ``ANSIBLE_CONFIG``."""
+    """Was "couldn't resolve module/action 'metal_facts'" with a user's own ``ANSIBLE_CONFIG``."""
     (tmp_path / "play.yml").write_text(PLAY)
     ansible("ansible-playbook", "-i", "localhost,", "play.yml", here=tmp_path, settings="")
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the collection and install it into a directory of its own."""
+    """Build the collection and install it into a separate directory."""
     place = tmp_path_factory.mktemp("elsewhere")
     ansible(
         "ansible-galaxy",
@@ -143,7 +143,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_artifact_holds_what_roles_and_playbooks_use(installed: Path) -> None:
-    """What is at the top of the repository goes into the artifact, or is named in galaxy.yml."""
+    """Every top-level entry of the repository is in the artifact, or is named in galaxy.yml."""
     root = installed / "collections/ansible_collections/minimax/metal"
     assert {path.name for path in root.iterdir()} - {"requirements"} == {
         "FILES.json", "LICENSE", "MANIFEST.json", "README.md", "docs", "meta", "playbooks", "plugins",
@@ -222,14 +222,14 @@ def test_what_the_collection_declares_is_what_the_project_declares() -> None:
 
 @pytest.mark.parametrize("role", sorted(ROLES))
 def test_a_role_reads_nothing_beside_itself_by_its_own_path(role: str) -> None:
-    """What it shares with the project it asks for by name: lookup ``minimax.metal.project_file``."""
+    """Files shared with the project are found by name: lookup ``minimax.metal.project_file``."""
     for path in (REPOSITORY / "roles" / role).rglob("*"):
         if path.is_file() and path.suffix != ".md":
             assert not re.search(r"role_path[^\n]{0,9}/\.\.", path.read_text(encoding="utf-8")), path
 
 
 def test_no_link_is_tracked() -> None:
-    """Links do not survive every archive. The labs' inventories, which share variables, are no part of it."""
+    """Links do not survive every archive. The labs' inventories, which share variables, are left out."""
     said = subprocess.run(
         ["git", "ls-files", "-s"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout

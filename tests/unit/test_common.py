@@ -1,4 +1,4 @@
-"""The helpers under common/: limits of time and size, links that are not followed, text without controls."""
+"""The helpers in common/: limits of time and size, links that are not followed, text without controls."""
 
 from __future__ import annotations
 

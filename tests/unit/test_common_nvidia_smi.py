@@ -1,4 +1,4 @@
-"""What nvidia-smi's cells and refusals mean, from what people's machines printed."""
+"""The meaning of nvidia-smi's cells and refusals, with output from real machines."""
 
 from __future__ import annotations
 

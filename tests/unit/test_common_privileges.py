@@ -1,4 +1,4 @@
-"""Whose directory it is decides as whom root works there; no name of somebody else's is believed."""
+"""A directory's owner decides as which user root works there; no other user's name is trusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="root changes owners")
 
 @pytest.fixture
 def open_path(tmp_path: Path) -> Path:
-    """A directory that other users reach, and that only this user writes to."""
+    """A directory that other users can reach, and that only this user writes to."""
     for directory in (tmp_path, *tmp_path.parents):
         if directory.stat().st_uid == os.geteuid() and directory != Path("/tmp"):  # noqa: S108
             directory.chmod(0o755)

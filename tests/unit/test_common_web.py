@@ -1,4 +1,4 @@
-"""One deadline for a whole answer, no redirect, no proxy: what is asked of engines and gateways."""
+"""One deadline for a whole answer, no redirect, no proxy: requests to engines and gateways."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DROPS = {
 
 @contextlib.contextmanager
 def at_a_port(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A server that answers each connection as it likes."""
+    """A server that answers each connection in any way."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve() -> None:

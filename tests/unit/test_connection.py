@@ -1,4 +1,4 @@
-"""Why a host can't be read: messages of Ansible, SSH, sudo and Python, each told apart, with what to type."""
+"""Why a host can't be read: messages of Ansible, SSH, sudo and Python, told apart, with the command to run."""
 
 from __future__ import annotations
 

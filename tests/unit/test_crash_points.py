@@ -1,7 +1,7 @@
-"""Writers that are killed between any two operations on files leave the old file or the new one, never half.
+"""Writers killed between any two file operations leave the old file or the new one, never half.
 
-Each writer runs in a process that kills itself before its n-th operation on files, for every n. After each
-kill the reader finds what was there before or after, and the writer, run again, gets to its end.
+Each writer runs in a process that kills itself before its n-th file operation, for every n. After each kill
+the reader finds the state before or after, and the writer, run again, finishes.
 """
 
 from __future__ import annotations
@@ -52,29 +52,29 @@ from minimax_metal.host.weights.stock import System, remove
 from tests.support.plugins import load_plugin
 
 FAILED = 3
-"""A process that the writer needed was killed instead, and the writer said so."""
+"""A process that the writer needed was killed instead, and the writer reported it."""
 MOST = 400
-"""Operations of one writer at most; more would be an endless loop."""
+"""Maximum number of operations of one writer; more would be an endless loop."""
 AUDITED = {
     "open", "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink",
     "os.truncate", "os.utime", "shutil.rmtree",
 }  # fmt: skip
 UNAUDITED = ("write", "fsync", "fchmod", "fchown")
 SLOW = ("sync",)
-"""Counted, and left out: of the whole machine, while a process that is killed loses nothing."""
+"""Counted, but left out: it affects the whole machine, while a killed process loses nothing."""
 
 PLAN: dict[str, Any] = {"schema": 1, "host": "gpu01", "model": {"path": None}, "kernel_cache": {"key": "key"}}
 
 
 @dataclass
 class Writer:
-    """A writer, and what its reader may find."""
+    """A writer, and the states that its reader may find."""
 
     write: Callable[[Path], object]
     read: Callable[[Path], object]
     prepare: Callable[[Path], object] = lambda _: None
     between: tuple[object, ...] = ()
-    """What may be found besides: states that are meant, and that a reader knows for what they are."""
+    """Further states that may be found: intended ones, which a reader recognises."""
 
 
 def text(path: Path) -> str | None:
@@ -82,7 +82,7 @@ def text(path: Path) -> str | None:
 
 
 def names(directory: Path) -> list[str]:
-    """What a reader looks at: names that are no writer's own meanwhile."""
+    """The files that a reader sees: names that no writer uses temporarily."""
     found = []
     for path in directory.rglob("*"):
         if path.is_file() and not path.name.startswith(".") and not path.name.endswith(".part"):
@@ -114,7 +114,7 @@ def packed(place: Path) -> object:
 
 
 def whole_kernels(place: Path) -> object:
-    """Kernels may come one by one, each whole; the marker only when all the others are there."""
+    """Kernels may arrive one by one, each complete; the marker only when all the others exist."""
     found = {
         path.as_posix(): (place / "other" / path).read_text()
         for path in kernel_archive.kernels(place / "other")
@@ -153,7 +153,7 @@ def pieces(place: Path) -> PieceFile:
 
 
 def half_of_pieces(place: Path) -> None:
-    """Two pieces that are here and noted, and a note of a third that is not."""
+    """Two pieces that exist and are recorded, and a record of a third that does not."""
     found = pieces(place)
     found.open()
     found.write(b"a" * 20, 0)
@@ -184,7 +184,7 @@ def lines_of(place: Path) -> None:
 
 
 def pulled(place: Path) -> Request:
-    """A request whose new files are verified in the staging directory, and older ones under the name."""
+    """A request with new files verified in the staging directory, and older ones under the final name."""
     return Request.parse(
         {"path": str(place / "srv/m/r"), "sources": [{"kind": "directory", "path": "/none"}]}
     )
@@ -207,7 +207,7 @@ def publish_new(place: Path) -> None:
 
 
 def published(place: Path) -> object:
-    """The name is always there, and means one whole revision."""
+    """The name always exists, and refers to one complete revision."""
     manifest = Manifest.read(pulled(place).path)
     content = (pulled(place).path / "shard").read_text()
     assert manifest is not None
@@ -217,7 +217,7 @@ def published(place: Path) -> object:
 
 @functools.cache
 def signing_key() -> tuple[Path, Path]:
-    """A key to sign bundles with, and the file of those who may."""
+    """A key to sign bundles with, and the file of allowed signers."""
     place = Path(tempfile.mkdtemp(prefix="metal-crash-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     key = place / "key"
@@ -226,7 +226,7 @@ def signing_key() -> tuple[Path, Path]:
 
 
 def export_of(name: str, size: int) -> Callable[[Path], object]:
-    """An export of a small signed bundle, as ``metal bundle export`` makes one; a second one goes on."""
+    """An export of a small signed bundle, as by ``metal bundle export``; a second one continues."""
 
     def export(place: Path) -> object:
         directory = place / "bundle"
@@ -238,7 +238,7 @@ def export_of(name: str, size: int) -> Callable[[Path], object]:
 
 
 def bundle_in(folder: str) -> Callable[[Path], object]:
-    """A bundle that is read is signed, and every byte of it is there."""
+    """A bundle that can be read is signed, and complete."""
 
     def read(place: Path) -> object:
         try:
@@ -262,7 +262,7 @@ COMMITS = {"old": "a" * 40, "new": "b" * 40}
 
 
 def statement(name: str) -> Callable[[Path], object]:
-    """What the hub states of a model's files, asked and kept as a play has it."""
+    """The hub's statement on a model's files, requested and stored like in a play."""
     proof = Proof(
         HUB, "https://huggingface.co", "controller", "2026-11-29T00:00:00Z",
         (Entry("config.json", 3, "0" * 64, stated=True),), "MiniMaxAI/M", COMMITS[name],
@@ -283,7 +283,7 @@ def old_keys(place: Path) -> None:
 
 
 def rotated(*verbs: str) -> Callable[[Path], object]:
-    """Steps of a change of keys, each with what ends it."""
+    """Steps of a key rotation, each with its end."""
 
     def run(place: Path) -> None:
         for verb in verbs:
@@ -304,7 +304,7 @@ def in_steps(*verbs: str) -> Callable[[Path], object]:
 
 
 def valid_keys(place: Path) -> object:
-    """Which keys hosts are given now, as old and new ones; the key in use is always one that they take."""
+    """The keys that hosts get now, old and new ones; they always accept the key in use."""
     found = []
     for name in rotation.NAMES:
         path, old = place / "secrets" / name, (place / name).read_text()
@@ -319,7 +319,7 @@ def certify(*names: str) -> Callable[[Path], object]:
 
 
 def certified(place: Path) -> object:
-    """The authority of clients never changes; a host's certificate has its key beside it, at every moment."""
+    """The clients' authority never changes; a host's certificate has its key next to it, at every moment."""
     tls = place / "tls"
     if not (tls / "ca.crt").exists():
         return None
@@ -444,7 +444,7 @@ WRITERS: dict[str, Writer] = {
 
 
 def killed_before(number: int, work: Callable[[], object]) -> bool:
-    """Work in a process that is killed before its n-th operation on files; return whether it ended."""
+    """Work in a process that is killed before its n-th file operation; return whether it finished."""
     child = os.fork()
     if child:
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,4 +1,6 @@
-"""What the guides name exists: commands, options, playbooks and variables. Each guide has the same frame."""
+"""Everything that the guides name exists: commands, options, playbooks and variables. Guides share a
+structure.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 DOCS = REPOSITORY / "docs"
 REFERENCES = {"README.md", "glossary.md", "matrix.md", "settings.md", "troubleshooting.md"}
-"""Pages that are looked up in, and have no frame of a guide."""
+"""Reference pages, which do not have the structure of a guide."""
 GUIDES = sorted(path for path in DOCS.glob("*.md") if path.name not in REFERENCES)
 PAGES = sorted([REPOSITORY / "README.md", *DOCS.glob("*.md"), *REPOSITORY.glob("roles/*/README.md")])
 ANSIBLE = {
@@ -43,7 +45,7 @@ def code(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[tuple[str, list[str]]]:
-    """Return each ``metal VERB`` of a page with the words after it."""
+    """Return each ``metal VERB`` of a page with the following words."""
     found = []
     for one in code(text):
         for words in re.findall(r"(?:^|[|;(] ?|sudo |run |metal-bundle )metal ([a-z][^|;]*)", one):

@@ -1,4 +1,4 @@
-"""Links between the Markdown files of this repository lead somewhere, and every guide can be found."""
+"""Links between the Markdown files of this repository have targets, and every guide can be found."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _tracked() -> list[Path]:
 
 
 def links(text: str) -> list[str]:
-    """Return the targets of the links in Markdown, without those that are code."""
+    """Return the targets of the links in Markdown, except those in code."""
     # An indented line may be code or the continuation of a list: its links count either way.
     return _LINK.findall(_SPAN.sub("", _CODE_BLOCK.sub("", text)))
 
@@ -53,7 +53,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken(path: Path, root: Path = REPOSITORY) -> list[str]:
-    """Return the relative links of a file that lead nowhere."""
+    """Return the relative links of a file that have no target."""
     wrong = []
     for target in links(path.read_text(encoding="utf-8")):
         if re.match(r"[a-z][a-z0-9+.-]*:", target):

@@ -1,7 +1,7 @@
-"""What apt, dpkg, DKMS and modprobe said on people's machines, and what is made of it.
+"""Messages of apt, dpkg, DKMS and modprobe on real machines, and their explanation.
 
-Each case (``data/driver/messages.yml``) names the public report it is taken from, or the source of the program
-that says it. What the product makes of them is one line, right about the cause.
+Each case (``data/driver/messages.yml``) names its public report, or the source of the program that prints it.
+The product explains each in one line, with the right cause.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What apt takes from NVIDIA's repository: one key, the vendor's own packages; with gpg and apt."""
+"""What apt accepts from NVIDIA's repository: one key, the vendor's own packages; with gpg and apt."""
 
 from __future__ import annotations
 

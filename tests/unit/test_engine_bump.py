@@ -1,4 +1,4 @@
-"""Reading a release off its wheel, and writing it into the catalogue."""
+"""Read a release from its wheel, and write it into the catalogue."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENGINES = (HERE / "engines.yml").read_text()
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """An unpacked wheel in small."""
+    """A small unpacked wheel."""
     info = tmp_path / "sglang-9.9.0.dist-info"
     srt = tmp_path / "sglang" / "srt"
     for directory in (info, srt / "function_call", srt / "parser", srt / "models"):

@@ -1,4 +1,4 @@
-"""Every message of an engine's start path has a rule of ours or a recorded decision."""
+"""Every message on an engine's start path has one of our rules or a recorded decision."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_message_has_a_rule_or_a_decision(listing: Path) -> None:
 
 @pytest.mark.parametrize("listing", LISTINGS, ids=[path.stem for path in LISTINGS])
 def test_the_listing_says_what_the_rules_make_of_it(listing: Path) -> None:
-    """A rule that is changed changes what is listed here: look at each, then list again."""
+    """A changed rule changes this list: look at each entry, then list again."""
     wrong = [
         f"{row[3]}: listed {row[4]}, now {decision}"
         for row in rows(listing)

@@ -1,4 +1,4 @@
-"""The rules of the endpoint's firewall, loaded by nft in a network namespace that the test makes itself."""
+"""The rules of the endpoint's firewall, loaded by nft in a separate network namespace."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def rules(folder: Path, ipv4: list[str], ipv6: list[str], ports: list[int]) -> s
 
 
 def listed() -> str:
-    """Return what nft says of the table, or that there is none, as a task and the status see it."""
+    """Return nft's output for the table, or that there is none, as a task and the status see it."""
     done = subprocess.run(
         ["ip", "netns", "exec", HOST, "nft", "--json", "list", "table", "inet", "minimax_metal"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The fleet's own certificate authority: what it makes, keeps, renews and refuses."""
+"""The fleet's own certificate authority: what it creates, keeps, renews and refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def later(days: float) -> datetime.datetime:
 
 
 def reach(tmp_path: Path, name: str, ca: str, directory: Path) -> str:
-    """Shake hands with a server of the host's certificate as ``name``; return the protocol's version."""
+    """Do a handshake with a server of the host's certificate as ``name``; return the protocol's version."""
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(directory / "host-gpu01.crt", directory / "host-gpu01.key")
     client = ssl.create_default_context(cadata=ca)

@@ -1,4 +1,4 @@
-"""What hosts send to the controller has limits that the controller holds to, whatever a host says."""
+"""The controller enforces limits on data from hosts, whatever a host sends."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SSH = "#!/bin/sh\nexec cat /dev/zero\n"
 
 @pytest.fixture(scope="module")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """One run over all the hosts; what each task returned, by host."""
+    """One run over all the hosts; the result of each task, by host."""
     place = tmp_path_factory.mktemp("fetch")
     for name, text in {"sftp": SFTP, "scp": SCP, "ssh": SSH, "sudo": SUDO}.items():
         (place / name).write_text(text)
@@ -125,7 +125,7 @@ def test_what_is_too_large_is_refused_and_the_file_before_stays(fetched: Any, na
 
 
 def test_a_module_that_fails_leaves_the_file_before(fetched: Any) -> None:
-    """On this machine itself the module has the limits as well."""
+    """On this machine itself the module has the same limits."""
     place, became = fetched
     assert became["root-large"]["failed"] is True
     assert "large can't be read: " in became["root-large"]["msg"]
@@ -169,7 +169,7 @@ def test_the_limits_hold_for_this_process_and_its_children_and_are_taken_back(tm
 
 
 def test_an_answer_without_end_fails_in_its_own_process() -> None:
-    """As ansible-playbook is: a process that has begun already, and starts others."""
+    """Like ansible-playbook: a process that is already running, and starts others."""
     words = "import sys; sys.stdin.readline(); bytearray(MUCH)".replace("MUCH", str(MEMORY + (1 << 30)))
     process = subprocess.Popen([sys.executable, "-c", words], stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert limit_memory(process.pid, 4 << 30) == MEMORY

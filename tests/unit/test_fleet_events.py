@@ -1,4 +1,4 @@
-"""The state of a run is made of its records alone, whatever order hosts finish in."""
+"""A run's state is computed from its records alone, whatever order hosts finish in."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ def test_a_held_lock_is_a_refusal_and_not_a_failure() -> None:
 
 
 def refusal(speaker: str, *lines: str, **more: Any) -> list[Record]:
-    """A task that runs once says on its first host what is wrong with any; Ansible counts only that one."""
+    """A run_once task reports on its first host what is wrong with any; Ansible counts only that one."""
     return [
         *(record_ for host in ("a", "b", "c") for record_ in done(host, "preflight", 0.0)),
         record("begin", speaker, "preflight", 5.0),
@@ -351,7 +351,7 @@ def test_what_failed_besides_a_refusal_is_not_forgotten() -> None:
 
 
 def test_a_reading_that_was_rescued_refuses_nobody() -> None:
-    """What can't be read is a plan's refusal, said at the end; a host that was read then has none."""
+    """An unreadable host is a plan's refusal, reported at the end; a host that was read then has none."""
     run = Run().take_all(
         [*done("a", "preflight", 1.0, "failed"), *done("a", "preflight", 2.0), record("stats", failures={})]
     )

@@ -49,7 +49,7 @@ def test_a_run_of_this_machine_has_ended_when_its_process_is_gone(tmp_path: Path
 def test_of_a_run_of_another_machine_or_container_nothing_is_known(
     tmp_path: Path, other: dict[str, str]
 ) -> None:
-    """Two containers may have one name; the process of a run in the other is not to be seen from here."""
+    """Two containers may have the same name; the process of a run in the other is not visible from here."""
     there = machine(tmp_path / "there", **other)
     process(there, 41, 700)
     assert not ended(this_run(41, ["site.yml"], there), machine(tmp_path / "here"))

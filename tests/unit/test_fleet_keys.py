@@ -1,4 +1,4 @@
-"""Keys in files of the controller: made once, whole or not at all, and refused when they are less."""
+"""Keys in files of the controller: created once, complete or not at all, and refused if incomplete."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_killed_at_any_step_no_half_of_a_key_is_left(tmp_path: Path, call: str) 
 
 
 def test_roles_make_keys_in_no_other_way() -> None:
-    """Ansible's own lookup writes a file piece by piece, and takes whatever is in one for the key."""
+    """Ansible's own lookup writes a file piece by piece, and accepts any content as the key."""
     for path in sorted((REPOSITORY / "roles").rglob("*.yml")):
         text = path.read_text(encoding="utf-8")
         yaml.safe_load(text)

@@ -1,4 +1,4 @@
-"""The lock of the fleet."""
+"""The fleet lock."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_lock_is_broken_only_by_asking(tmp_path: Path) -> None:
 
 
 def test_a_lock_is_taken_from_one_run_and_no_other(tmp_path: Path) -> None:
-    """What was read a moment ago may be another run's by now."""
+    """A lock that was read a moment ago may be another run's by now."""
     path = tmp_path / "lock.json"
     lock.take(ME, path)
     assert lock.break_lock(path, run="r0") is None
@@ -51,7 +51,7 @@ def test_a_lock_of_an_earlier_version_names_no_process(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_only_the_lock_needed_goes_with_it(tmp_path: Path) -> None:
-    """On a host that is taken off, or that never had the product, nothing is left of a run."""
+    """On a removed host, or one that never had the product, nothing is left of a run."""
     path = tmp_path / "state" / "lock.json"
     lock.take(ME, path)
     assert lock.release("r1", path)

@@ -1,4 +1,4 @@
-"""Who takes the fleet's lock, played by Ansible with roles that only write down what they are asked."""
+"""Who takes the fleet lock, run by Ansible with roles that only log their calls."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def held(stage: Stage) -> list[str]:
 
 
 def test_who_is_at_work_is_said_and_nobody_stops_anything_beside_him(stage: Stage) -> None:
-    """Also where the other run has its lock on a host outside of this one's limit."""
+    """Also if the other run has its lock on a host outside this one's limit."""
     stage.held("gpu02", run="other", user="eve")
     refused = stage.play("playbooks/stop.yml", "--limit", "gpu01")
     assert refused.returncode == 2
@@ -63,7 +63,7 @@ def test_a_run_of_this_controller_that_has_ended_is_in_nobodys_way(stage: Stage)
 
 
 def test_the_site_holds_the_lock_from_the_driver_to_the_last_check(stage: Stage) -> None:
-    """A host that fails on the way gives it back, and the others go on with theirs."""
+    """A host that fails on the way releases it, and the others continue with theirs."""
     played = stage.play("site.yml", faults=["gpu02 cuda_toolkit new"])
     assert played.returncode == 2
     assert "cuda_toolkit is bad" in played.output

@@ -1,4 +1,4 @@
-"""No secret is kept of a run: not as an argument, not in a text, not in a command line."""
+"""No secret of a run is stored: not as an argument, not in a text, not in a command line."""
 
 from __future__ import annotations
 

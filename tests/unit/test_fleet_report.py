@@ -1,4 +1,4 @@
-"""The report of a run: whole in one file, the same as data, legible for three hosts and for sixty."""
+"""The report of a run: complete in one file, the same as data, legible for three hosts and for sixty."""
 
 from __future__ import annotations
 

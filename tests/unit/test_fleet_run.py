@@ -1,4 +1,4 @@
-"""A playbook through ansible-runner, on this machine: what is passed, shown, kept, and how it stops."""
+"""A playbook through ansible-runner, on this machine: what is passed, shown, stored, and how it stops."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_ctrl_c_once_ends_the_batch_and_twice_ends_at_once(place: Path, times: i
 
 
 def test_another_projects_site_and_settings_are_not_taken(place: Path) -> None:
-    """Before, any site.yml beside or above the working directory was run, with its ansible.cfg."""
+    """Before, any site.yml in or above the working directory was run, with its ansible.cfg."""
     (place / "ansible.cfg").write_text("[defaults]\nfilter_plugins = /nowhere\n")
     words = [sys.executable, "-m", "minimax_metal.cli", "site", "--runs", str(place / "runs"), "-i", "empty"]
     (place / "empty").write_text("[web_hosts]\nw1\n")

@@ -1,4 +1,4 @@
-"""Whether a replica does its work as well as before."""
+"""Whether a replica works as well as before."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_host_that_served_nothing_before_is_held_to_the_limit_alone() -> None:
 
 
 class Engine(http.server.BaseHTTPRequestHandler):
-    """Answers until it has answered ``good`` requests, and 500 afterwards; its figures count them."""
+    """Answers until it has answered ``good`` requests, and 500 afterwards; its metrics count them."""
 
     good = 10**9
     answered = failed = 0

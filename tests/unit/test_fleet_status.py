@@ -1,4 +1,4 @@
-"""What a host says of itself, what a controller makes of it, and where it drifted from the inventory."""
+"""A host's own status, how a controller presents it, and its drift from the inventory."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ JSON = st.recursive(
 
 
 def changed(answer: dict[str, Any], path: list[int], value: Any) -> Any:
-    """The answer with one part of it, found by walking along, replaced."""
+    """The answer with one part of it, found by its path, replaced."""
     if not path or not isinstance(answer, dict | list) or not answer:
         return value
     keys = sorted(answer) if isinstance(answer, dict) else list(range(len(answer)))
@@ -261,7 +261,7 @@ WHOLE = _whole()
 
 
 def test_a_table_of_rules_that_was_flushed_is_drift(tmp_path: Path) -> None:
-    """As the unit on a host says it on its socket, for a user that may not ask nft."""
+    """As sent by the unit on a host over its socket, for a user that may not query nft."""
     rules, loaded, path = tmp_path / "firewall.nft", tmp_path / "loaded", tmp_path / "seen"
     listing = '{"nftables": [{"rule": {"chain": "input", "handle": 3, "expr": []}}]}'
     rules.write_text("rules")
@@ -342,7 +342,7 @@ def test_what_a_host_says_is_not_read_as_markup_of_the_terminal() -> None:
 
 
 def test_a_record_of_an_older_version_is_compared_as_far_as_it_says(tmp_path: Path) -> None:
-    """What it lacks is none or empty there, and nothing else differs."""
+    """Missing parts are None or empty there, and nothing else differs."""
     applied = applied_plan()
     for part, key in (("parallelism", "replicas"), ("engine", "digest"), ("model", "max_output")):
         del applied[part][key]

@@ -1,4 +1,4 @@
-"""What a rollout says."""
+"""The texts of a rollout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that once broke a reader, given to it again; and whether the judge of readers judges."""
+"""Inputs that once broke a reader, given to it again; and tests of the judge of readers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OWN_JSON = {
     "host/weights/examine/safetensors.py",
     "controller/bundle_store/document.py",
 }
-"""Readers of JSON that take care of depth themselves: they need a hook, or must not import."""
+"""JSON readers that handle depth themselves: they need a hook, or must not import."""
 
 
 @pytest.mark.parametrize("one", TARGETS, ids=[one.name for one in TARGETS])
@@ -130,13 +130,13 @@ def test_samples_are_finite_counts() -> None:
 
 
 def test_halves_of_characters_are_not_shown() -> None:
-    """``print`` raises UnicodeEncodeError for them; JSON and names of files bring them."""
+    """``print`` raises UnicodeEncodeError for them; JSON and file names contain them."""
     assert printable("a\ud800b\udcff") == "ab"
     one_line(json.loads('"\\ud83d x"')).encode()
 
 
 def test_the_sound_answer_of_a_host_is_compared_with_its_settings() -> None:
-    """Else nothing changed in it ever reaches the comparison."""
+    """Otherwise a change in it would never reach the comparison."""
     _, told = cast("tuple[list[str], str]", fleet._status({"rc": 0, "stdout": json.dumps(fleet.ANSWER)}))
     assert json.loads(told)["state"] == "known"
     assert "tensor parallel 2 -> 4" in json.loads(told)["drift"]

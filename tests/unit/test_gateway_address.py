@@ -1,4 +1,4 @@
-"""The shared address of two gateways: a keepalived of the user's is looked for first, and left alone."""
+"""The shared address of two gateways: the user's own keepalived is looked for first, and left alone."""
 
 from __future__ import annotations
 

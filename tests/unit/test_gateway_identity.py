@@ -1,4 +1,4 @@
-"""Whether a worker is the engine that it was said to be, as a gateway finds out."""
+"""How a gateway finds out whether a worker is the expected engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ KEY = "0123456789abcdef-clients"
 
 @contextmanager
 def listening(answer: Any) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """A program at a port; ``answer`` makes status and body of a nonce and the URL."""
+    """A program at a port; ``answer`` returns status and body for a nonce and the URL."""
     headers: list[dict[str, str]] = []
 
     class Handler(BaseHTTPRequestHandler):

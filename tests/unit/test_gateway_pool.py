@@ -1,4 +1,4 @@
-"""The files of a gateway's pool, and the commands where no gateway answers."""
+"""The files of a gateway's pool, and the commands if no gateway answers."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_what_is_no_url_of_a_worker_is_said(text: str) -> None:
 def test_without_a_gateway_a_drain_is_remembered_and_an_undrain_is_not_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The worker's port is nobody's either: nothing can be in flight."""
+    """The worker's port is unused, too: nothing can be in flight."""
     worker = f"http://127.0.0.1:{free_port()}"
     configuration = configure(tmp_path, workers=[{"url": worker, "host": "gpu01"}])
     assert metal(configuration, "sync", "--no-wait") == 0
@@ -142,7 +142,7 @@ def test_keys_are_read_from_the_directory_that_systemd_gives(tmp_path: Path) -> 
 def test_a_host_that_serves_elsewhere_now_is_named_anew(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Other ports and another count, in the place where the host stood; what others have stays."""
+    """Other ports and another count, at the host's position; other hosts' entries stay."""
     path = configure(tmp_path)
     words = ("workers", "--host", "gpu01", "--worker", "http://gpu01:9000", "--worker", "http://gpu01:9001")
     assert metal(path, *words) == 0

@@ -1,4 +1,4 @@
-"""The guard around the engine: who may call what, how much, and in which form it refuses."""
+"""The guard around the engine: who may call which route how often, and the form of its refusals."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_another_method_than_the_routes_own_is_refused_and_head_goes_where_get_d
 
 
 def test_a_host_header_that_holds_a_path_opens_nothing() -> None:
-    """The engine's own check reads the path off a URL made of Host and path (0.5.23, utils/auth.py)."""
+    """The engine's own check takes the path from a URL made of Host and path (0.5.23, utils/auth.py)."""
     application, engine = guard()
     forged = [("Host", "x/health?")]
     assert ask(application, "POST", "/pause_generation", None, forged).status == 401

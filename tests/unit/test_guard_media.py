@@ -1,4 +1,4 @@
-"""What the engine would open for a client, and what of it the guard lets through."""
+"""What the engine would open for a client, and how much of it the guard allows."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ def test_only_the_internets_addresses_are_public(address: str) -> None:
 
 
 class Site(BaseHTTPRequestHandler):
-    """A public site, or what an attacker puts in its place."""
+    """A public site, or an attacker's replacement."""
 
     def do_GET(self) -> None:
         path = self.path
@@ -440,7 +440,7 @@ def site() -> Iterator[int]:
 def fetcher(
     port: int, answers: dict[str, list[str]] | None = None, **options: Any
 ) -> tuple[Fetcher, list[str]]:
-    """A fetcher whose names lead where a test says, and whose public addresses are the site."""
+    """A fetcher whose names resolve as the test decides, and whose public addresses are the site."""
     asked: list[str] = []
     known = answers or {"pics.example": ["93.184.215.14"], "cdn.example": ["93.184.215.15"]}
 

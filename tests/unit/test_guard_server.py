@@ -1,4 +1,4 @@
-"""The guard behind a real server: what comes over the wire, byte by byte."""
+"""The guard behind a real server: input from the network, byte by byte."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def served() -> Iterator[tuple[int, Recorder]]:
 
 
 def status(port: int, head: str, body: bytes = b"", *, slowly: bool = False) -> int:
-    """Send bytes as they are; return the status of what comes back, 0 where only the connection ends."""
+    """Send raw bytes; return the status of the answer, 0 if only the connection ends."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as made:
         made.sendall(head.replace("\n", "\r\n").encode() + b"\r\n\r\n")
         try:

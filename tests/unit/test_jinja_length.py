@@ -1,4 +1,4 @@
-"""No Jinja expression of a role or a playbook is longer than a reader takes in at a glance."""
+"""No Jinja expression of a role or a playbook is longer than a reader can grasp at a glance."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 JINJA = jinja2.Environment(autoescape=True)
 LIMIT = 120
-"""Characters of one expression, runs of white space counted as one."""
+"""Characters of one expression, with runs of whitespace counted as one."""
 IMPLICIT = frozenset({"when", "changed_when", "failed_when", "until", "that", "break_when"})
 """Keys whose values are expressions without braces."""
 LEFT: dict[str, int] = {
@@ -87,7 +87,7 @@ def too_long(path: Path) -> list[str]:
 
 
 def files() -> list[Path]:
-    """Return every file of the roles and playbooks that can hold an expression."""
+    """Return every file of the roles and playbooks that may contain an expression."""
     places = [ROOT / "site.yml"]
     for room in ("roles", "playbooks"):
         places += [one for one in sorted((ROOT / room).rglob("*")) if one.suffix in (".yml", ".j2")]
@@ -95,7 +95,7 @@ def files() -> list[Path]:
 
 
 def test_no_expression_is_longer_than_the_limit() -> None:
-    """What does not fit calls a filter, or gets a name of its own in the role's vars."""
+    """Longer expressions call a filter, or get a name in the role's vars."""
     found = {str(path.relative_to(ROOT)): too_long(path) for path in files()}
     counts = {name: len(long) for name, long in found.items() if long}
     worse = {name: found[name] for name, count in counts.items() if count > LEFT.get(name, 0)}
@@ -112,5 +112,5 @@ def test_no_expression_is_longer_than_the_limit() -> None:
     ],
 )
 def test_expressions_are_found_where_ansible_reads_them(document: Any, lengths: list[int]) -> None:
-    """Braces anywhere, and conditions without; a literal with braces of its own does not end one."""
+    """Braces anywhere, and conditions without; a literal with its own braces does not end one."""
     assert [len(one) for one in expressions(document)] == lengths

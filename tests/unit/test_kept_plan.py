@@ -1,4 +1,4 @@
-"""The plan of a record that a host hands back: it names no file of the controller's."""
+"""The plan in a record returned by a host: it names no file of the controller's."""
 
 from __future__ import annotations
 

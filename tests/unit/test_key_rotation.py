@@ -1,4 +1,4 @@
-"""Changing keys: the state on the controller, the guard with two keys, going on and back at each step."""
+"""Key rotation: the controller's state, the guard with two keys, continuing and going back at each step."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def fleet(directory: Path, count: int = 3) -> list[tuple[str, ...]]:
 
 
 def goes(verb: str, directory: Path) -> str:
-    """One step to its end; the place, empty where nothing was left to do."""
+    """Finish one step; the place, empty if nothing was left to do."""
     place = rotation.step(directory, verb)["place"]
     if place:
         assert rotation.arrived(directory) == place
@@ -107,7 +107,7 @@ def back(directory: Path) -> str:
 def test_a_fleet_in_the_middle_of_a_step_serves_everybody_whatever_is_done_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every walk of some commands, each cut at every host: no host refuses a key that somebody uses."""
+    """Every sequence of some commands, each cut at every host: no host refuses a key in use."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     for number, walk in enumerate(itertools.product(WAYS, (0, 1, 3), repeat=2)):
         directory = tmp_path / str(number)
@@ -520,7 +520,7 @@ def test_the_verb_for_the_secret_of_sharing_runs_its_own_playbook(
 
 @pytest.mark.parametrize("stale", [[], ["sglang@b.service"]])
 def test_a_change_of_keys_alone_restarts_those_that_do_not_take_them(stale: list[str]) -> None:
-    """No unit is written then: seen on lab hosts, where the handler failed for want of that result."""
+    """No unit is written then: seen on lab hosts, where the handler failed without that result."""
     keys = {
         "__sglang_service_rekeyed_units": ["sglang@a.service", "sglang@b.service"],
         "__sglang_service_key_stale": stale,
@@ -531,7 +531,7 @@ def test_a_change_of_keys_alone_restarts_those_that_do_not_take_them(stale: list
 
 
 def restarted(given_variables: dict[str, Any]) -> Any:
-    """Which units role sglang_service restarts, as Ansible itself has it."""
+    """Which units role sglang_service restarts, according to Ansible itself."""
     name = "__sglang_service_changed"
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible"), "localhost", "-i", "localhost,", "-c", "local",

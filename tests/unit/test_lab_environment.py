@@ -1,4 +1,4 @@
-"""What lab hosts get of this machine's configuration."""
+"""What lab hosts inherit of this machine's configuration."""
 
 from __future__ import annotations
 

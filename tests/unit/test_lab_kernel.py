@@ -1,4 +1,4 @@
-"""What the driver's packages hold for hosts with a kernel of their own, and for those without."""
+"""The contents of the driver's packages for hosts with their own kernel, and for those without."""
 
 from __future__ import annotations
 

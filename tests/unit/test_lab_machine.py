@@ -1,4 +1,4 @@
-"""What this machine must have room for before hosts boot."""
+"""The resources that this machine needs before hosts boot."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""What the driver packages show on a host, against outputs published by owners of real ones.
+"""The driver packages' output on a host, compared with output published by owners of real ones.
 
-The packages are unpacked into a directory that plays the host's root; NVIDIA_STANDIN_ROOT tells the programs.
+The packages are unpacked into a directory that stands for the host's root; NVIDIA_STANDIN_ROOT tells the
+programs.
 """
 
 import os
@@ -57,7 +58,7 @@ NOT_LOADED = (
 
 
 class Host:
-    """A directory that plays a host's root."""
+    """A directory that stands for a host's root."""
 
     def __init__(self, root: Path, model: str, count: int) -> None:
         self.root = root
@@ -70,7 +71,7 @@ class Host:
             (root / "etc" / name).write_text(text)
 
     def install(self, *names: str, version: str) -> None:
-        """Unpack packages of one version, over what is there: what dpkg does without a reboot."""
+        """Unpack packages of one version over the existing files: what dpkg does without a reboot."""
         for name in names:
             package = FILES[f"{name}_{version}-1_amd64.deb"]
             for path, file in package.files.items():
@@ -81,7 +82,7 @@ class Host:
                     target.chmod(file.mode)
 
     def boot(self) -> str:
-        """Do what the boot does: forget the old module and the state, load the module."""
+        """Do what the boot does: forget the old module and its state, load the module."""
         for gone in ("proc", "run"):
             shutil.rmtree(self.root / gone, ignore_errors=True)
         return self.run("usr/lib/nvidia-standin/load-kernel-module").stdout
@@ -187,7 +188,7 @@ def test_topology_without_switches(make: Callable[..., Host]) -> None:
 
 
 def test_links_as_published(make: Callable[..., Host]) -> None:
-    """The stand-in's answer is that of a real host, line by line, but for the GPUs' names and identities."""
+    """The stand-in's answer equals a real host's, line by line, except for the GPUs' names and ids."""
     published = (Path(__file__).parent / "data" / "accept" / "nvlink-8-a100.txt").read_text()
     told = make("A100-80GB", 8).smi("nvlink", "-s").expandtabs()
     identity = re.compile(r"GPU-[0-9a-f-]{36}")

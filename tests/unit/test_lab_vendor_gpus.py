@@ -1,4 +1,4 @@
-"""The PCI bus that a lab host shows, against published ids and the catalogue."""
+"""The PCI bus of a lab host, compared with published ids and the catalogue."""
 
 import stat
 from pathlib import Path

@@ -39,7 +39,7 @@ def directory(place: Path, repository: Repository) -> Path:
 
 
 class Apt:
-    """apt with directories of its own, so that nothing of this machine's apt is read or written."""
+    """apt with its own directories, so that nothing of this machine's apt is read or written."""
 
     def __init__(self, root: Path, source: Path, key: Path) -> None:
         for name in (

@@ -1,4 +1,4 @@
-"""Locks vouch for wheels and nothing else."""
+"""Locks contain hashes of wheels and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The facts module, on this machine's own /proc and on a tree like it."""
+"""The facts module, on this machine's own /proc and on a similar tree."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_dpkg_that_was_cut_off_is_told_from_dpkg_at_work(module: ModuleType, tmp
 
 
 def test_what_the_pulls_user_plants_leads_nowhere(tmp_path: Path) -> None:
-    """Else facts would walk the whole host, /proc among it, as root."""
+    """Otherwise facts would walk the whole host, including /proc, as root."""
     (tmp_path / "a/b/c").mkdir(parents=True)
     (tmp_path / "a/b/c/file").write_bytes(bytes(7))
     (tmp_path / "a/b/d").symlink_to("/")

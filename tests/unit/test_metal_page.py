@@ -1,4 +1,4 @@
-"""The module metal_page, run by Ansible: a page, and servers that never end."""
+"""The module metal_page, run by Ansible: a page, and servers that never finish."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whatever installs on a host or here runs no package's build program, whatever the package index offers.
+"""No installation, on a host or here, runs a package's build program, whatever the package index offers.
 
 The index offers one file: the source archive of a package, whose hash is in the lock. Its build program
-leaves a mark. The words that are run are those of the roles, the Makefile and the package, not copies.
+leaves a mark. The commands are those of the roles, the Makefile and the package, not copies.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 class Index:
-    """An index on loopback with one source archive, in a directory of its own."""
+    """An index on loopback with one source archive, in a separate directory."""
 
     def __init__(self, directory: Path) -> None:
         self.directory, self.mark = directory, directory / "built"
 
     def offer(self, name: str, version: str) -> str:
-        """Offer a release as a source archive only; return the lock that names it with its hash."""
+        """Offer a release as a source archive only; return the lock with its hash."""
         program = f"import pathlib; pathlib.Path({str(self.mark)!r}).touch()\nraise SystemExit('built')\n"
         members = {
             "pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "mark"\nbackend-path = ["."]\n',
@@ -72,7 +72,7 @@ class Index:
         return f"{name}=={version} \\\n    --hash=sha256:{digest}\n"
 
     def offer_wheel(self, name: str, version: str) -> str:
-        """Offer a release as a wheel; return the lock that names it with its hash."""
+        """Offer a release as a wheel; return the lock with its hash."""
         wheel = self.directory / f"{name}-{version}-py3-none-any.whl"
         info = f"{name}-{version}.dist-info"
         with zipfile.ZipFile(wheel, "w") as archive:
@@ -121,7 +121,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
 
 @pytest.fixture
 def venv(tmp_path: Path) -> Path:
-    """A virtual environment with pip, as a host's; return its Python."""
+    """A virtual environment with pip, like a host's; return its Python."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     return tmp_path / "venv/bin/python"
 
@@ -134,9 +134,9 @@ def run(words: list[str], **options: Any) -> str:
 
 
 def words_of(role: str, values: dict[str, Any]) -> list[list[str]]:
-    """The words of every task of a role that has pip or uv install something, as Ansible fills them in.
+    """The arguments of every role's task that lets pip or uv install something, as Ansible fills them in.
 
-    A task that loops over another's results is given the items of the first loop.
+    A task that loops over another's results gets the items of the first loop.
     """
     loader = DataLoader()
     directory = REPOSITORY / "roles" / role
@@ -203,7 +203,7 @@ def test_a_role_builds_nothing(role: str, count: int, index: Index, venv: Path, 
 
 @pytest.mark.parametrize(("role", "count"), [("host_tools", 5), ("sglang_runtime", 4), ("sglang_gateway", 2)])
 def test_a_role_takes_a_wheel(role: str, count: int, index: Index, venv: Path, tmp_path: Path) -> None:
-    """The same words install what is not to be built: without which they might fail for any reason."""
+    """The same arguments install a wheel: otherwise they might fail for any reason."""
     commands = words_of(role, role_values(role, tmp_path, index.offer_wheel("mark", "1.0"), venv))
     assert len(commands) == count
     for words in commands:
@@ -216,7 +216,7 @@ def test_a_role_takes_a_wheel(role: str, count: int, index: Index, venv: Path, t
 def test_this_index_has_a_build_run_where_nothing_forbids_it(
     index: Index, venv: Path, tmp_path: Path
 ) -> None:
-    """Without which the other tests would show nothing."""
+    """Otherwise the other tests would prove nothing."""
     (tmp_path / "lock.txt").write_text(index.offer("mark", "1.0"))
     run(
         [

@@ -1,4 +1,4 @@
-"""Who may reach an endpoint, as the plan decides it: keys, TLS, firewall."""
+"""The plan's decisions on who may reach an endpoint: keys, TLS, firewall."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of the plan that roles read, and the guides' commands in it."""
+"""The structure of the plan that roles read, and the guides' commands in it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guides' tables and commands, reproduced; every way out; a page of wrong inputs."""
+"""The guides' tables and commands, reproduced; every alternative; many wrong inputs."""
 
 from __future__ import annotations
 
@@ -630,7 +630,7 @@ def test_a_plan_is_frozen() -> None:
 
 
 def test_a_host_that_answers_with_a_failure_is_refused_by_its_cause() -> None:
-    """ansible/awx#2319, ansible/ansible#13077: sudo that asks is no wrong address."""
+    """ansible/awx#2319, ansible/ansible#13077: sudo that asks for a password is not a wrong address."""
     failed = {"failed": True, "msg": "Missing sudo password"}
     probe = {"stdout": "python3=/usr/bin/python3 sudo=/usr/bin/sudo uid=1000\n"}
     raw = raw_facts_of(probe, failed, "192.0.2.1", "ops")

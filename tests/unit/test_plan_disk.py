@@ -1,4 +1,4 @@
-"""The room of an engine environment, alone on its disk and beside the weights."""
+"""The space for an engine environment, alone on its disk and together with the weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/plan.md says what the code does."""
+"""docs/plan.md agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafts that are repositories of their own: where the engine takes them, and that all of them is counted."""
+"""Drafts with their own repositories: where the engine finds them, and that all of them is counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the driver of a host is judged to be, from what nvidia-smi and the kernel module really say."""
+"""The state of a host's driver, from real output of nvidia-smi and the kernel module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Driver branches have a life: which one a host gets on which day, and what is said of its end."""
+"""Driver branches have an end: which one a host gets on which day, and the warnings about its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.plan_helpers import codes, decide, raw_host, warned
 
 PLATFORMS = list(packaged_catalog().platforms)
 DAYS = [date(2026, 11, 29) + timedelta(days=30 * n) for n in range(40)]
-"""Until February 2030: all branches that the catalogue knows have ended by then."""
+"""Until February 2030: all branches in the catalogue have ended by then."""
 
 
 def on(day: str, platform: str = "debian12", **variables: Any) -> Plan:
@@ -44,7 +44,7 @@ def refused(result: Plan) -> str:
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("day", DAYS, ids=str)
 def test_a_host_without_a_driver_never_gets_a_dead_branch_in_silence(platform: str, day: date) -> None:
-    """A time bomb of the catalogue's own: whatever the day, the default lives or the host is refused."""
+    """A time bomb in the catalogue: on any day, the default is supported or the host is refused."""
     result = on(day.isoformat(), platform)
     assert result.driver is not None
     branch = packaged_catalog().drivers[result.driver.branch]

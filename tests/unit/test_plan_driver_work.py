@@ -1,4 +1,4 @@
-"""What is decided about a driver, from what hosts really hold."""
+"""The decisions about a driver, from the real contents of hosts."""
 
 from __future__ import annotations
 

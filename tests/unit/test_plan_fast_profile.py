@@ -1,4 +1,4 @@
-"""``metal_profile: fast``: published recipes, what they change, and what is said where there is none."""
+"""``metal_profile: fast``: published recipes, their changes, and the message if there is none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What makes a start fast, as the plan decides it: kernels, precompilation, page cache, loader threads."""
+"""The plan's decisions for a fast start: kernels, precompilation, page cache, loader threads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Known faults of the catalogue: which plans meet them, and that an overlay's are checked."""
+"""Known errors in the catalogue: which plans they affect, and the validation of an overlay's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may reach which port, as it is decided from the inventory."""
+"""Who may reach which port, as decided from the inventory."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_engines_know_gateways_by_every_address_of_the_inventory() -> None:
 
 
 def test_the_plan_of_a_host_gets_them_from_the_inventory(tmp_path: Path) -> None:
-    """By the words of playbooks/tasks/plan.yml itself, in Ansible."""
+    """With the expressions of playbooks/tasks/plan.yml itself, in Ansible."""
     tasks = yaml.safe_load((REPOSITORY / "playbooks/tasks/plan.yml").read_text())
     words = tasks[1]["block"][0]["vars"]
     play = {

@@ -1,4 +1,4 @@
-"""What is decided for a gateway."""
+"""The plan's decisions for a gateway."""
 
 from __future__ import annotations
 

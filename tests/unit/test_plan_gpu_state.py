@@ -1,6 +1,6 @@
-"""What nvidia-smi says of lost, sick, divided and foreign GPUs, as people's machines printed it.
+"""nvidia-smi's output for lost, sick, partitioned and foreign GPUs, from real machines.
 
-Each case names its public source. All of them were let through, or misnamed, before.
+Each case names its public source. All of them were accepted, or misreported, before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the plan decides about the guard around the engine, and about what a unit may reach and take."""
+"""The plan's decisions about the guard around the engine, and about the limits of a unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings that would write directives, or that no machine can hold, are refused; secrets are never shown."""
+"""Settings that write directives, or that no machine can satisfy, are refused; secrets are never shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that the engine, the gateway and their clients take, and those that they do not."""
+"""Keys that the engine, the gateway and their clients accept, and those that they do not."""
 
 from __future__ import annotations
 

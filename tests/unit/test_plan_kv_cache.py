@@ -1,4 +1,4 @@
-"""KV capacity: figures computed by hand from the engine's formula, and what is said when it is short."""
+"""KV capacity: values computed by hand from the engine's formula, and the messages if it is short."""
 
 from __future__ import annotations
 

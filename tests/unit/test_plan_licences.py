@@ -1,4 +1,4 @@
-"""Licences per checkpoint: what they restrict is part of the plan."""
+"""Licences per checkpoint: their restrictions are part of the plan."""
 
 from __future__ import annotations
 

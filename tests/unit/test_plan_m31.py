@@ -1,4 +1,4 @@
-"""MiniMax-M3.1-Flash: where it runs, what it holds, what is refused and why."""
+"""MiniMax-M3.1-Flash: where it runs, its capacity, what is refused and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The what-if table, and that docs/ holds the one that this catalogue makes."""
+"""The what-if table, and its copy in docs/, which must be up to date."""
 
 from __future__ import annotations
 

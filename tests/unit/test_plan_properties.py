@@ -1,4 +1,4 @@
-"""What must hold for every plan, whatever is asked."""
+"""Properties of every plan, for any request."""
 
 from __future__ import annotations
 

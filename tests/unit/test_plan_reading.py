@@ -29,7 +29,7 @@ JSON = json.dumps(PLANS["TLS, walls, two replicas"].as_dict())
 
 
 def written(plan: Plan) -> dict[str, Any]:
-    """The plan as JSON has it."""
+    """The plan as in JSON."""
     found: dict[str, Any] = json.loads(json.dumps(plan.as_dict()))
     return found
 
@@ -44,7 +44,7 @@ def test_a_plan_comes_back_as_it_was(name: str) -> None:
 
 
 def edit(*path: str | int, value: Any = ...) -> Callable[[dict[str, Any]], None]:
-    """Set a value inside a plan, or take its key away."""
+    """Set a value in a plan, or remove its key."""
 
     def change(data: Any) -> None:
         for step in path[:-1]:

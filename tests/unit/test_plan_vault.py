@@ -1,4 +1,4 @@
-"""Encrypted variables: decrypted as Ansible does, never shown; without the password, which file."""
+"""Encrypted variables: decrypted like in Ansible, never shown; without the password, the file is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hosts with accelerators of another maker are refused by name."""
+"""Hosts with accelerators of another vendor are refused by name."""
 
 from __future__ import annotations
 

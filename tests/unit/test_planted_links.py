@@ -1,7 +1,7 @@
 """Links, hard links and pipes at every path that root touches in directories of services.
 
-Each work of root's below such a directory is done in a process of its own, with one thing planted by the
-service's user. It may fail. It may not hang, change or show anything outside.
+Each of root's operations below such a directory runs in a separate process, with one thing planted by the
+service's user. It may fail. It must not hang, or change or reveal anything outside.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SHARD = b"weights" * 100
 
 @dataclass
 class Host:
-    """A host with directories of root's, and two of services'."""
+    """A host with directories of root's, and two services' directories."""
 
     root: Path
 
@@ -73,7 +73,7 @@ class Host:
         commands.main(list(words))
 
     def outside(self) -> dict[str, tuple[object, ...]]:
-        """Everything that is root's, with its content: what may not change."""
+        """All of root's files with their content, which must not change."""
         found: dict[str, tuple[object, ...]] = {}
         for path in (self.victim, *sorted(self.victim.rglob("*"))):
             status = path.lstat()
@@ -247,7 +247,7 @@ def cases() -> Iterator[tuple[str, str]]:
 
 
 def in_time(work: Work, host: Host) -> tuple[int, str]:
-    """Do a work in a process of its own; return how that ended, and what it printed."""
+    """Run an operation in a separate process; return its exit and its output."""
     said = host.root / "said"
     child = os.fork()
     if child == 0:
@@ -276,7 +276,7 @@ def in_time(work: Work, host: Host) -> tuple[int, str]:
 
 
 def set_aside(place: Path, owner_of: Path) -> None:
-    """Make room for what is planted, as its owner would."""
+    """Make room for the planted thing, as its owner would."""
     place.parent.mkdir(parents=True, exist_ok=True)
     status = owner_of.stat()
     for parent in (place.parent, *place.parent.parents):
@@ -314,7 +314,7 @@ def test_nothing_of_roots_falls(
 
 @pytest.mark.parametrize("name", WORK)
 def test_the_work_gets_done_where_nothing_is_planted(host: Host, name: str) -> None:
-    """What fails in any case would prove nothing above."""
+    """An operation that always fails would prove nothing above."""
     work, _ = WORK[name]
     status, said = in_time(work, host)
     assert status == 0, said

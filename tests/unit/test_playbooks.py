@@ -1,4 +1,4 @@
-"""Tags and limits mean in every playbook what Ansible's users expect of them."""
+"""In every playbook, tags and limits mean what Ansible's users expect."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def playbooks(inventory: str) -> dict[str, Plays]:
-    """What Ansible knows of each playbook before a run."""
+    """Ansible's view of each playbook before a run."""
     found: dict[str, Plays] = json.loads(run(sys.executable, "tests/support/playbooks.py", inventory, *NAMES))
     return found
 
@@ -132,7 +132,7 @@ def test_limit_tags_and_check_of_the_site_do_what_they_do_elsewhere(inventory: s
 
 
 def test_a_host_outside_of_a_rollout_that_hangs_fails_nobody() -> None:
-    """A run_once task that fails takes every host of the run with it, also through a rescue."""
+    """A run_once task that fails takes every host of the run with it, even with a rescue."""
     path = REPOSITORY / "playbooks/tasks/rollout/outside.yml"
     tasks = [
         one
@@ -157,7 +157,7 @@ RISKY = {
     "playbooks/rollback.yml": r"^(Choose the release|Change the fleet)",
     "playbooks/rotate.yml": r"^Go (one place further|another place further|to the last place)$",
 }
-"""What may stop an engine, reboot or remove, by playbook: the words in front of it in the file."""
+"""The tasks that may stop an engine, reboot or remove, by playbook: the words before them in the file."""
 
 
 def names_in(entries: Any) -> Iterator[str]:
@@ -205,7 +205,7 @@ ELSEWHERE = {"artefact-cache": "minimax-metal-artefacts", "tuning-shm": "minimax
 
 
 def unit_files() -> set[str]:
-    """The names of the unit files that roles write, with an instance where they have some."""
+    """The names of the unit files that roles write, with an instance if they have one."""
     names = {path.name.removesuffix(".j2") for path in (REPOSITORY / "roles").rglob("*.j2")}
     found = [re.fullmatch(r"(.+?)(@?)(\.(?:service|socket|target))", name) for name in names]
     return {ELSEWHERE.get(one[1], one[1]) + one[2].replace("@", "@a") + one[3] for one in found if one}

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def preflight(tmp_path: Path, *words: str) -> tuple[str, float]:
-    """What ``playbooks/preflight.yml`` says of the inventory there; changes nothing on this machine."""
+    """The output of ``playbooks/preflight.yml`` for the inventory; it changes nothing on this machine."""
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     began = time.monotonic()
     done = subprocess.run(

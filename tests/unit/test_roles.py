@@ -1,4 +1,4 @@
-"""What holds for every role, playbook and template, whatever it does."""
+"""Rules for every role, playbook and template."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def load(path: Path) -> Any:
 
 
 def tasks(nodes: Any) -> list[dict[str, Any]]:
-    """Return the tasks of a list, those in blocks too."""
+    """Return the tasks of a list, including those in blocks."""
     found = []
     for node in nodes or []:
         found.append(node)
@@ -96,7 +96,7 @@ def test_settings_that_are_read_exist(path: Path) -> None:
 
 
 def test_every_service_and_every_template_is_used() -> None:
-    """By a role's list of what it owns, or by a task of the role."""
+    """Through a role's list of owned files, or through a task of the role."""
     for role in ROLES:
         text = "".join(path.read_text() for path in (REPOSITORY / "roles" / role).glob("*/*.yml"))
         for template in (REPOSITORY / "roles" / role / "templates").glob("*"):
@@ -104,7 +104,9 @@ def test_every_service_and_every_template_is_used() -> None:
 
 
 def test_a_role_is_complete_in_itself() -> None:
-    """Used alone from the installed collection, nothing beside it is there under a path of the repository."""
+    """Used alone from the installed collection, there are no neighbouring files under a path of the
+    repository.
+    """
     for place in ("roles", "playbooks"):
         assert [path for path in (REPOSITORY / place).rglob("*") if path.is_symlink()] == []
     assert len(TEMPLATES) == len(list(REPOSITORY.glob("roles/*/templates/*.j2")))
@@ -119,7 +121,7 @@ def test_a_role_is_complete_in_itself() -> None:
 
 
 JOINED_BEFORE_TEST = re.compile(r"""~\s*(?:'[^']*'|"[^"]*"|\w+)\s+is\s""")
-"""In Jinja a test belongs to what stands directly before it: ``a ~ 'b' is exists`` asks about ``'b'``."""
+"""In Jinja a test applies to the operand directly before it: ``a ~ 'b' is exists`` tests ``'b'``."""
 
 
 @pytest.mark.parametrize(

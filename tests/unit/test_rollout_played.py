@@ -1,4 +1,4 @@
-"""Whole rollouts, played by Ansible with roles that only write down what they are asked."""
+"""Whole rollouts, run by Ansible with roles that only log their calls."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_happens_to_a_host_from_its_drain_to_its_record(stage: Stage) -> No
 
 
 def test_a_bad_release_is_taken_back_with_the_plan_of_the_previous_one(stage: Stage) -> None:
-    """Also from the host that has it, where that is asked. Nothing is watched or pruned on the way back."""
+    """Also from the host that has it, if asked for. Nothing is watched or pruned on the way back."""
     played = stage.play(
         "playbooks/rollout.yml",
         *TAGS,

@@ -1,4 +1,4 @@
-"""The stages of a rollout: one list, whoever shows, records or asks for one."""
+"""The stages of a rollout: one list for display, records and requests."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_stage_files_are_those_of_a_change_and_no_others() -> None:
 
 
 def test_a_plan_is_made_once_and_never_overwritten() -> None:
-    """By preflight, or in a rollback by the release; a way back hands roles another one as a parameter."""
+    """By preflight, or in a rollback by the release; a way back passes roles another one as a parameter."""
     setting = re.compile(r"set_fact:\n +metal_plan:")
     found = {path.name for path in PLAYBOOKS.rglob("*.yml") if setting.search(path.read_text())}
     assert found == {"plan.yml", "choose.yml"}

@@ -1,4 +1,4 @@
-"""A rollout, played through: what each step makes of its state."""
+"""A rollout from start to end: the effect of each step on its state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fleet(wishes: Wishes | None = None, hosts: Sequence[str] = HOSTS) -> Rollout
 
 
 def carried(state: Rollout) -> Rollout:
-    """The state as Ansible hands it from task to task: as plain data, lists for tuples."""
+    """The state as Ansible passes it from task to task: as plain data, lists for tuples."""
     return Rollout.from_dict(json.loads(json.dumps(state.as_dict())))
 
 
@@ -44,10 +44,10 @@ def play(
     ready: Mapping[int, Mapping[str, int]] | None = None,
     asked: int | None = None,
 ) -> tuple[Rollout, list[str]]:
-    """Play a rollout through; return its end, and the hosts that were changed in their order.
+    """Run a rollout to its end; return its result, and the changed hosts in order.
 
-    A host that has None as its outcome is lost. ``ready`` says otherwise than that all serve, by the number
-    of the batch; before batch ``asked`` somebody asks for a stop.
+    A host whose outcome is None is lost. ``ready`` sets other states than that all serve, by the number of
+    the batch; before batch ``asked`` a stop is requested.
     """
     changed: list[str] = []
     for number, batch in enumerate(state.batches):

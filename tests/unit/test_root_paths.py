@@ -20,7 +20,7 @@ BY_NAME = {
     "assemble", "blockinfile", "copy", "fetch", "file", "get_url", "metal_page", "lineinfile", "replace",
     "slurp", "synchronize", "template", "unarchive",
 }  # fmt: skip
-"""Modules that open, write or change what has a name."""
+"""Modules that open, write or change a named file."""
 ALLOWED = {
     # The one directory that is given to a service; `metal weights own` has made those above it root's.
     ("roles/model_weights/tasks/prepare.yml", "Create the directory of the weights"),
@@ -35,7 +35,7 @@ WITH_PRIVILEGES = {
 
 
 def tasks_of(content: Any) -> list[dict[str, Any]]:
-    """All tasks of a file, those of blocks and plays among them."""
+    """All tasks of a file, including those of blocks and plays."""
     found: list[dict[str, Any]] = []
     for one in content if isinstance(content, list) else []:
         if not isinstance(one, dict):

@@ -1,4 +1,4 @@
-"""docs/security.md names tests that exist, and every secret that is changed."""
+"""docs/security.md names tests that exist, and every secret that is rotated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Why an engine ended, from words that real engines and kernels wrote."""
+"""Why an engine ended, from messages of real engines and kernels."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_reports_are_kept_and_the_oldest_dropped(tmp_path: Path) -> None:
 
 
 def test_a_clock_that_jumps_changes_nothing(tmp_path: Path) -> None:
-    """The newest report was deleted after a jump back, and all were of the last hour after one forward."""
+    """The newest report was deleted after a clock jump back, and all of the last hour after one forward."""
     for number in range(incidents.KEPT):
         incidents.write_report(tmp_path, INCIDENT, 2e9 + number, at=1000.0 + number)
     newest = incidents.write_report(tmp_path, INCIDENT, 1e9, at=99_000.0)

@@ -61,7 +61,7 @@ def post(run: Run, path: str) -> tuple[int, str, dict[str, str]]:
 
 
 class Stream(threading.Thread):
-    """A request that takes a while, from a thread."""
+    """A slow request, from a thread."""
 
     def __init__(self, run: Run, seconds: float) -> None:
         super().__init__(daemon=True)

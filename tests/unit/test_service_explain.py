@@ -1,4 +1,4 @@
-"""``metal explain`` against what real engines and kernels wrote; each case names its public source."""
+"""``metal explain`` with messages of real engines and kernels; each case names its public source."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_last_start_of_a_journal_counts() -> None:
 
 
 def test_an_earlier_end_is_judged_by_its_own_start() -> None:
-    """The start after it was ready, and was stopped in order."""
+    """The first start after an engine that was ready and stopped in order."""
     text = (
         "Nov 20 01:00:00 h systemd[1]: Starting sglang@m.service - x...\n"
         "Nov 20 01:10:00 h metal[5]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"

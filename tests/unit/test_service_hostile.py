@@ -1,4 +1,4 @@
-"""The supervisor beside a stuck or closed journal, sick GPUs, and an engine with odd words."""
+"""The supervisor with a stuck or closed journal, sick GPUs, and an engine with odd output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_journal_that_takes_nothing_stops_no_engine(
     tmp_path: Path,
     closed: bool,
 ) -> None:
-    """The engine's 3 MB filled the pipe: it never became ready, and SIGTERM was not heard."""
+    """The engine's 3 MB filled the pipe: it never became ready, and SIGTERM had no effect."""
     engine = tmp_path / "loud.py"
     engine.write_text(LOUD)
     plain = starter("good")  # only for its free port and its socket
@@ -93,7 +93,7 @@ def test_a_journal_that_takes_nothing_stops_no_engine(
 
 
 def smi(directory: Path, rows: str, status: int = 0) -> dict[str, str]:
-    """A directory with an nvidia-smi that answers so, first in PATH."""
+    """A directory with an nvidia-smi that gives this answer, first in PATH."""
     program = directory / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(f"#!/bin/sh\ncase $1 in --query-gpu*) printf '{rows}';; esac\nexit {status}\n")

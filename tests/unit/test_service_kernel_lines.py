@@ -1,4 +1,4 @@
-"""What the engine's supervisor may know of the kernel's log: the driver's lines, lack of memory, no more."""
+"""What the engine's supervisor may read of the kernel's log: the driver's lines, lack of memory, no more."""
 
 from __future__ import annotations
 

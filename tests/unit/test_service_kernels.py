@@ -1,4 +1,4 @@
-"""Compiled kernels on their way from one host to an equal one."""
+"""Compiled kernels copied from one host to an identical one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.support.templates import evaluate, role_variables
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
-    """A cache as an engine leaves it: kernels, and what is no kernel."""
+    """A cache as left by an engine: kernels, and other files."""
     root = tmp_path / "cache"
     for name, text in (
         ("deep_gemm/a/kernel.cubin", "cubin"),
@@ -162,7 +162,7 @@ def test_an_archive_is_bound_to_its_hash_and_its_builder_is_noted(cache: Path, t
     "name", ["huggingface/modules/remote_code.py", "a/modelscope/x.py", "a.so.lock", "x.part"]
 )
 def test_what_no_host_would_pack_is_not_unpacked(tmp_path: Path, name: str) -> None:
-    """Code of a model's repository is run by the engine: it does not come with kernels."""
+    """Code of a model's repository is run by the engine: it must not arrive with kernels."""
     archive = tmp_path / "kernels.tar.gz"
     (tmp_path / "file").write_text("x")
     with tarfile.open(archive, "w:gz") as tar:

@@ -174,7 +174,7 @@ def test_what_the_kernel_prints_is_read_whatever_stands_in_it(tmp_path: Path) ->
 
 
 class Impostor(http.server.BaseHTTPRequestHandler):
-    """Answers 200 to all that comes, and keeps it."""
+    """Answers everything with 200, and records it."""
 
     def do_GET(self) -> None:
         self.send_response(200)

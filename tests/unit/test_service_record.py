@@ -71,7 +71,7 @@ def test_the_manifest_of_the_weights_belongs_to_the_release(tmp_path: Path) -> N
 
 
 def test_what_was_taken_on_trust_stays_with_the_release(tmp_path: Path) -> None:
-    """model_weights_accept_unproved was in the manifest alone: no record showed it."""
+    """model_weights_accept_unproved was only in the manifest: no record showed it."""
     manifest = tmp_path / "m" / ".minimax-metal" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text('{"files": [], "proof": {"text": "a path", "accepted": ["weights-unproved"]}}')

@@ -1,4 +1,4 @@
-"""What goes from a host and what stays."""
+"""What is removed from a host and what stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a start is, and when it has failed, from what systemd prints."""
+"""A start's progress, and its failure, from systemd's output."""
 
 from __future__ import annotations
 

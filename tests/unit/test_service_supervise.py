@@ -27,7 +27,7 @@ from minimax_metal.host.engine.control import EXIT_STOPPED
 from tests.support.templates import TEMPLATES
 
 PATIENCE = 60.0
-"""Seconds for what takes a fraction of one: a busy machine is no failure."""
+"""Seconds allowed for something that takes a fraction of one: a busy machine is not a failure."""
 
 ENGINE = """
 import http.server, os, signal, subprocess, sys, threading, time
@@ -98,7 +98,7 @@ class Run:
         return self.output.read_text()
 
     def rank(self) -> int | None:
-        """Return the process id of the engine's child; None when the engine ended before it had one."""
+        """Return the process id of the engine's child; None if the engine ended before it had one."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             ended = self.process.poll() is not None
@@ -112,7 +112,7 @@ class Run:
 
 
 class Starter:
-    """Starts supervisors and sees to it that none survives the test."""
+    """Starts supervisors and makes sure that none survives the test."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

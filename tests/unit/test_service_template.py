@@ -1,4 +1,4 @@
-"""The unit files as they are on a host, judged by systemd itself."""
+"""The unit files as on a host, checked by systemd itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.plan_helpers import raw_host
 
 UNIT = "sglang@minimax-m2.5.service"
 EXPOSURE = 4.0
-"""What the sandbox may score at most (issue of the service); systemd 252 scores it 2.9."""
+"""Highest allowed score of the sandbox (issue of the service); systemd 252 scores it 2.9."""
 
 
 def planned(**variables: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def values(text: str, name: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The unit of an ordinary host, and the directory it is in."""
+    """The unit of an ordinary host, and its directory."""
     folder = tmp_path_factory.mktemp("units")
     return folder, unit(folder, planned())
 
@@ -124,7 +124,7 @@ def test_the_compiler_runs_once_and_before_the_endpoint(tmp_path: Path) -> None:
 
 
 def test_a_release_of_an_earlier_version_is_compiled_by_the_same_user(tmp_path: Path) -> None:
-    """A rollback applies a recorded plan, which knows neither the compiler's user nor its cache."""
+    """A rollback applies a recorded plan, which has neither the compiler's user nor its cache."""
     plan, name = planned(), "sglang-precompile.service"
     new = render(tmp_path / name, f"{name}.j2", plan, __sglang_service_sandbox=sandbox())
     old = {key: value for key, value in plan["precompile"].items() if key not in {"user", "group", "cache"}}

@@ -1,4 +1,4 @@
-"""Words of a unit file, read back the way systemd reads them."""
+"""Words of a unit file, parsed like systemd does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every setting is declared once; what is made from the declarations is not stale."""
+"""Every setting is declared once; files generated from the declarations are up to date."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ CONVERTED: list[Any] = [
 
 @pytest.mark.parametrize("value", CONVERTED, ids=repr)
 def test_what_ansible_takes_is_not_refused_for_its_type(value: Any) -> None:
-    """The measure is Ansible's own check of argument specifications, ansible.module_utils.common.arg_spec."""
+    """The reference is Ansible's own check of arguments, ansible.module_utils.common.arg_spec."""
     taken = 0
     for role in ROLES:
         path = REPOSITORY / "roles" / role.name / "meta/argument_specs.yml"
@@ -292,7 +292,7 @@ def test_settings_are_refused_where_no_plan_is_made() -> None:
 
 
 def test_programs_on_hosts_have_the_same_defaults() -> None:
-    """They must not import the plan, which takes longer than what they do."""
+    """They must not import the plan, which takes longer than their own work."""
     from minimax_metal.host.weights.share_settings import PORT
     from minimax_metal.host.weights.stock import ROOT
     from minimax_metal.plan.removal import ARTEFACTS
@@ -370,7 +370,7 @@ def test_a_playbook_checks_settings_before_it_does_anything(path: Path) -> None:
 
 
 def leaves(node: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tasks of a play or block, in their order."""
+    """The tasks of a play or block, in order."""
     found: list[dict[str, Any]] = []
     for part in ("pre_tasks", "tasks", "block"):
         for task in node.get(part, ()):

@@ -1,4 +1,4 @@
-"""Who reads what from the origin and who takes what from whom, played through without clock or network."""
+"""Who reads what from the origin and from whom hosts take the rest, simulated without clock or network."""
 
 from __future__ import annotations
 
@@ -293,7 +293,7 @@ def test_a_large_fleet_is_listened_to_by_few_and_still_hears_all(count: int) -> 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_a_fleet_reads_everything_once_and_ends(seed: int) -> None:
-    """Hosts take turns in any order; every one of them hears of the others one round late."""
+    """Hosts take turns in any order; each hears about the others one round late."""
     chance = random.Random(seed)  # noqa: S311  reproducible on purpose
     found = files(count=3, pieces=7)
     names = [f"gpu{number}" for number in range(5)]

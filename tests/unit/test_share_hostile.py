@@ -1,4 +1,4 @@
-"""A host of the fleet, or somebody at its address, that wants the others' pulls to stand still."""
+"""A host of the fleet, or an attacker at its address, that tries to stop the others' pulls."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_slow_takes_are_given_up_by_what_is_usual() -> None:
 
 
 def test_who_is_distrusted_by_a_liar_reads_the_origin_after_a_while() -> None:
-    """In a fleet of two, one host's word that the other is not to be trusted stopped that one for good."""
+    """In a fleet of two, one host's claim that the other is not to be trusted stopped that one for good."""
     it = board((A, B))
     it.next_claim(1000.0)
     it.flight.clear()
@@ -355,7 +355,7 @@ def test_a_sealed_document_is_of_one_host_and_one_kind() -> None:
 
 @contextlib.contextmanager
 def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[Peer]:
-    """A server that does with every connection what it is told."""
+    """A server that handles every connection as the test decides."""
     listening = socket.create_server(("127.0.0.1", 0))
     ended = threading.Event()
 
@@ -400,7 +400,7 @@ def drip(head: bytes) -> Callable[[socket.socket], None]:
     ids=["body", "headers", "status"],
 )
 def test_bytes_that_drip_are_given_up(head: bytes) -> None:
-    """A byte every now and then keeps any time limit of a socket from running out."""
+    """A byte now and then keeps any socket timeout from expiring."""
     with raw_server(drip(head)) as peer:
         line = Line(peer, [SECRET])
         begun = time.monotonic()
@@ -429,7 +429,7 @@ def test_a_document_without_end_is_given_up() -> None:
 
 
 def test_the_time_of_whoever_answers_makes_no_lasting_signatures() -> None:
-    """Signed for the time that an answer named, requests were good for as long as the adversary liked."""
+    """Signed for the time in an answer, requests were valid for as long as the adversary liked."""
     seen: list[bytes] = []
 
     def answer(connection: socket.socket) -> None:
@@ -474,7 +474,7 @@ def test_an_old_secret_is_tried_where_the_new_one_is_not_known() -> None:
 
 
 def test_bytes_that_come_and_are_lost_again_are_no_progress() -> None:
-    """One byte of a piece each time, and then an end, kept a pull waiting for ever."""
+    """One byte of a piece each time, then an end of the connection, kept a pull waiting for ever."""
     it = object.__new__(SharedAttempt)
     it.lock, it.have, it.fetched, it.most = threading.Lock(), 1000, 0, 1000
     grew = []

@@ -1,4 +1,4 @@
-"""An origin that brings nothing is left after a bounded number of tries, and that is said."""
+"""An origin that delivers nothing is given up after a bounded number of tries, with a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def close(reader: OriginReader, permanent: bool = False) -> None:
 
 
 def test_an_origin_without_a_piece_is_left_after_some_tries() -> None:
-    """Before, it was asked again every 30 seconds for ever, and the shared pull hung."""
+    """Before, it was retried every 30 seconds for ever, and the shared pull hung."""
     said: list[str] = []
     posted: list[Any] = []
     reader = OriginReader(attempt(said, posted))

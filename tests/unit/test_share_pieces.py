@@ -1,4 +1,4 @@
-"""Files in pieces, what hosts tell each other about them, and whom a host's nginx lets in."""
+"""Files in pieces, the hosts' messages about them, and whom a host's nginx lets in."""
 
 from __future__ import annotations
 

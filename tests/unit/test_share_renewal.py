@@ -1,4 +1,4 @@
-"""A renewal of the secret of sharing that is killed anywhere has the right end after the next command."""
+"""A renewal of the sharing secret, killed at any point, is completed correctly by the next command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HOSTS = ("a", "b", "c")
 
 
 class Host:
-    """What a host has, and what its server of pieces was started with; times are counted steps."""
+    """A host's files, and those with which its piece server was started; times are counted steps."""
 
     def __init__(self, secret: str, generation: int, holders: Sequence[str]) -> None:
         self.files = {
@@ -44,7 +44,7 @@ class Fleet:
         self.fresh = (f"{number:08x}{'89abcdef' * 7}" for number in itertools.count(1))
 
     def play(self, do: str, order: Sequence[str]) -> Iterator[str]:
-        """Do the run's steps; it is killed where its caller stops asking."""
+        """Run the steps; the run is killed when its caller stops asking."""
         rows = [host.read(name) for name, host in self.hosts.items()]
         chosen = renewed(rows, HOSTS, next(self.fresh), NOW + self.clock, do)
         changed = set()

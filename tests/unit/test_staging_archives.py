@@ -1,4 +1,4 @@
-"""The distribution's sources, turned to a mirror or a cache and back."""
+"""The distribution's sources, redirected to a mirror or a cache and back."""
 
 from __future__ import annotations
 

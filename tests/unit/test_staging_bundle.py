@@ -1,4 +1,4 @@
-"""Bundles: whole or not there, verified, continued, copied, served; and what goes into one."""
+"""Bundles: complete or absent, verified, continued, copied, served; and their contents."""
 
 from __future__ import annotations
 

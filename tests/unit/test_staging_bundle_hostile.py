@@ -1,4 +1,4 @@
-"""A bundle that somebody else made, or whose disk somebody else wrote to; and what serving one gives away."""
+"""A bundle made by an attacker, or on a disk that an attacker can write to; and what serving one reveals."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def sha(content: bytes) -> str:
 
 @pytest.fixture
 def secret(tmp_path: Path) -> Path:
-    """A file beside the bundle that no bundle may read, write or delete."""
+    """A file outside the bundle that no bundle may read, write or delete."""
     path = tmp_path / "etc" / "shadow"
     path.parent.mkdir()
     path.write_bytes(SECRET)
@@ -56,7 +56,7 @@ def bundle(tmp_path: Path) -> store.Bundle:
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two SSH keys: the signer's and somebody else's."""
+    """Two SSH keys: the signer's and an attacker's."""
     place = tmp_path_factory.mktemp("ssh")
     for name in ("signer", "other"):
         subprocess.run(
@@ -274,7 +274,7 @@ def test_an_unfinished_file_that_is_a_link_or_has_another_name_is_not_written_to
 
 
 class Endless(BaseHTTPRequestHandler):
-    """Says ten bytes and sends for ever, or says nothing of the length."""
+    """Announces ten bytes and sends endlessly, or announces no length."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -317,7 +317,7 @@ def test_a_body_without_end_is_cut_at_what_the_lock_says(
 
 
 class _Sends(BaseHTTPRequestHandler):
-    """Sends everybody on, and keeps what they said of themselves."""
+    """Redirects every client, and records their credentials."""
 
     target = ""
     seen: list[str | None]
@@ -488,7 +488,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def served(bundle: store.Bundle, secret: Path, tmp_path: Path) -> Iterator[tuple[str, int, Path]]:
-    """A bundle with everything planted that must not be given away, served by the command; URL, pid, directory."""
+    """A bundle with planted files that must not be served, served by the command; URL, pid, directory."""
     directory = bundle.directory
     (directory / "weights/etc").symlink_to(secret.parent)
     (directory / "weights/key").symlink_to(secret)

@@ -1,4 +1,4 @@
-"""The fleet's cache: what it is told, and what nginx makes of its template before an origin."""
+"""The fleet's cache: its settings, and nginx's handling of its template in front of an origin."""
 
 from __future__ import annotations
 
@@ -307,7 +307,7 @@ def test_nobody_is_led_to_other_places(proxy: Running) -> None:
 
 
 def test_an_origin_sends_the_cache_to_named_origins_only(proxy: Running, tmp_path: Path) -> None:
-    """Not to an address inside, not to a socket of its host, not to another name of a named server."""
+    """Not to an internal address, not to a socket of its host, not to another name of a named server."""
     with running(Origin()) as inside:
         inside.files["/latest/meta-data"] = b"secret"
         port = urlsplit(inside.url).port

@@ -1,4 +1,4 @@
-"""That `mypy` alone checks all of the tree, without excuses."""
+"""`mypy` alone checks all of the tree, without exceptions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MYPY = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
 
 @pytest.fixture(scope="module")
 def sources() -> list[str]:
-    """Every Python file of the repository; what is made here lies in hidden directories, dist and reports."""
+    """Every Python file of the repository; generated ones are in hidden directories, dist and reports."""
     places = [one for one in ROOT.iterdir() if one.name[0] != "." and one.name not in {"dist", "reports"}]
     return sorted(
         str(path.relative_to(ROOT))

@@ -1,4 +1,4 @@
-"""Users' texts in unit files: every template with hostile values, read back as systemd reads it."""
+"""Users' texts in unit files: every template with hostile values, parsed like systemd does."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNITS = (
 
 
 def words(line: str, *, command: bool) -> list[str]:
-    """Words of a line as systemd's extract_first_word takes them (unquote, C escapes), specifiers resolved.
+    """Words of a line as systemd's extract_first_word splits them (unquote, C escapes), specifiers resolved.
 
     Raises:
         ValueError: a specifier or a variable would be replaced by something else.
@@ -71,7 +71,7 @@ def words(line: str, *, command: bool) -> list[str]:
 
 
 def resolved(text: str, *, command: bool = False) -> str:
-    """Text with ``%%`` (and ``$$`` of commands) read as one sign; any other specifier is a fault."""
+    """Text with ``%%`` (and ``$$`` of commands) read as one character; any other specifier is an error."""
     for sign in "%$" if command else "%":
         parts = text.split(sign * 2)
         if any(sign in part for part in parts):
@@ -118,7 +118,7 @@ def test_a_backslash_joins_no_line() -> None:
 
 
 def hostile_plan(text: str) -> dict[str, Any]:
-    """The plan of a host whose user writes such a text wherever one is free."""
+    """The plan of a host whose user writes such a text in every free-text setting."""
     variables = {
         "metal_model": "MiniMax-M2.5",
         "metal_served_model_name": f"m {text}",
@@ -166,7 +166,7 @@ def rendered(folder: Path, template: str, plan: dict[str, Any], text: str) -> st
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("template", UNITS)
 def test_every_unit_means_what_the_user_wrote(tmp_path: Path, template: str, text: str) -> None:
-    """A space or a % in a name or a path made another directory, another word or another meaning before."""
+    """A space or a % in a name or a path led to another directory, another word or another meaning before."""
     plan = hostile_plan(text)
     whole = rendered(tmp_path, template, plan, text)
     for line in lines(whole, "Environment"):

@@ -1,4 +1,4 @@
-"""Every unit of the product, judged by systemd: what it is exposed to, and how much memory it may take."""
+"""Every unit of the product, rated by systemd: its exposure, and its memory limit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.support.templates import TEMPLATES, evaluate, render, role_variables
 from tests.unit.plan_helpers import raw_host
 
 EXPOSURE = 4.0
-"""What a unit may score at most; 10 is worst (issue 15)."""
+"""Highest allowed score of a unit; 10 is worst (issue 15)."""
 UNITS = sorted(name.removesuffix(".j2") for name in TEMPLATES if name.endswith(".service.j2"))
 
 
 def variables() -> dict[str, Any]:
-    """What the roles give their templates, beside the plan."""
+    """What the roles pass to their templates, besides the plan."""
     sandboxes = {
         f"__{role}_sandbox": evaluate(role_variables(role), f"__{role}_sandbox")
         for role in ("sglang_service", "sglang_gateway")
@@ -48,7 +48,7 @@ def variables() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All units as an ordinary host has them."""
+    """All units of an ordinary host."""
     folder = tmp_path_factory.mktemp("units")
     named = {"metal_model": "MiniMax-M2.5", "metal_weights_adopt": ["/home/me"]}
     plan = plan_from_variables("gpu01", named, raw_host("H200", 8))

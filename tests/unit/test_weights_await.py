@@ -1,4 +1,4 @@
-"""The play's wait for a pull: what it shows, what it reports, and what a lost connection costs."""
+"""The play's wait for a pull: its display, its reports, and the cost of a lost connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A pull is held to what somebody outside the fleet states: no source and no host defines a model alone."""
+"""A pull follows a statement from outside the fleet: no source and no host defines a model alone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def git_id(content: bytes) -> str:
 
 
 def proof_of(files: Mapping[str, bytes], **more: Any) -> dict[str, Any]:
-    """As a hub states it: SHA-256 of large files, git ids of small ones."""
+    """A hub's statement: SHA-256 of large files, git ids of small ones."""
     stated = [
         {"path": path, "size": len(content)}
         | (
@@ -143,7 +143,7 @@ def test_what_nobody_stated_is_not_brought(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_text_that_a_hub_words_itself_is_left_out(hub: Hub, tmp_path: Path) -> None:
-    """ModelScope keeps README.md with front matter of its own; the engine reads no such file."""
+    """ModelScope stores README.md with its own front matter; the engine does not read that file."""
     files = {**hub.files, "README.md": b"# Another text\n", "LICENSE": b"terms"}
     request = request_for(tmp_path, [hub.source("modelscope")], proof=proof_of(files))
     pull(request, QUICK)
@@ -227,7 +227,7 @@ def test_a_directory_is_held_to_the_proof(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_directory_that_was_pulled_unproved_is_held_to_the_proof_later(hub: Hub, tmp_path: Path) -> None:
-    """Its bytes came under the commit's name from a source that had others: the next run mends that."""
+    """Its bytes came under the commit's name from a source that had others: the next run repairs that."""
     first = request_for(tmp_path, [hub.source("modelscope", revision=None)])
     pull(first, QUICK)
     assert complete(first)
@@ -264,7 +264,7 @@ def test_a_file_that_nobody_stated_makes_a_directory_incomplete(hub: Hub, tmp_pa
 
 @contextmanager
 def impostor(files: Mapping[str, bytes]) -> Iterator[int]:
-    """Somebody at a host's address, without the fleet's secret, with a model of his own."""
+    """An attacker at a host's address, without the fleet's secret, with a model of his own."""
     listing = {
         "revision": COMMIT,
         "files": [
@@ -307,7 +307,7 @@ def impostor(files: Mapping[str, bytes]) -> Iterator[int]:
 def test_whoever_answers_at_a_hosts_address_defines_no_model(
     proved: bool, accepted: bool, tmp_path: Path
 ) -> None:
-    """The origin can't be asked. Before, the impostor's files were verified, as "huggingface, stated"."""
+    """The origin can't be reached. Before, the impostor's files were verified, as "huggingface, stated"."""
     (tmp_path / "secret").write_text("ab01" * 16)
     evil = {"config.json": b"{}\n", "modeling.py": b"import os; os.system('id')\n"}
     with impostor(evil) as port:
@@ -339,7 +339,7 @@ def test_whoever_answers_at_a_hosts_address_defines_no_model(
 
 
 def test_a_source_that_sends_a_byte_now_and_then_is_left_for_the_next(tmp_path: Path) -> None:
-    """It is never silent, so no time limit of a connection ends it."""
+    """It is never silent, so no connection timeout ends it."""
     content = bytes(100_000)
     there = tmp_path / "mnt"
     there.mkdir()
@@ -446,7 +446,7 @@ def test_a_manifest_file_of_the_user(tmp_path: Path) -> None:
 
 
 def test_every_kind_is_opened_bound() -> None:
-    """What a source is known by is the hash that binds it, for all hosts and all sources the same."""
+    """A source is known by the hash that binds it, the same for all hosts and sources."""
     proof = Proof.parse(proof_of({"config.json": b"{}"}))
     for kind in ("huggingface", "modelscope"):
         source = Source(kind, "a/b", COMMIT, "http://h")

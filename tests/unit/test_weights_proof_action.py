@@ -1,4 +1,4 @@
-"""The task that resolves what a model's files are: on the controller, and from one host where it can't."""
+"""The task that resolves the files of a model: on the controller, and from one host if it can't."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STATED = {
 
 
 class Resolving(PROOF.ActionModule):  # type: ignore[name-defined, misc]  # loaded by its path
-    """The task, with a host that answers as it is told."""
+    """The task, with a host that gives the test's answers."""
 
     def __init__(self, answer: dict[str, Any], check: bool = False, **given: Any) -> None:
         source = {

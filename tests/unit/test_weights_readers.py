@@ -1,6 +1,6 @@
-"""Every reader of somebody else's text about weights either reads it or refuses it in one line.
+"""Every reader of external text about weights either reads it or refuses it in one line.
 
-``METAL_FUZZ_SEED`` and ``METAL_FUZZ_ROUNDS`` play other, or more, documents.
+``METAL_FUZZ_SEED`` and ``METAL_FUZZ_ROUNDS`` use other, or more, documents.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ READERS: list[tuple[str, Callable[[Any], Any], tuple[type[Exception], ...]]] = [
 
 
 class Odd:
-    """Makes documents that are nearly right."""
+    """Makes documents that are almost valid."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)  # noqa: S311  reproducible

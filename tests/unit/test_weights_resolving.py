@@ -1,4 +1,4 @@
-"""What a model's files are is resolved once and kept on the controller; the fleet's secret is renewed."""
+"""A model's files are resolved once and recorded on the controller; the fleet's secret is renewed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DISK = Source("directory", path=Path("/mnt/model"))
 
 
 class Asked:
-    """Answers by endpoint; what is asked is noted."""
+    """Answers by endpoint; requests are recorded."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
@@ -193,7 +193,7 @@ def test_a_commit_does_not_change(tmp_path: Path) -> None:
 
 
 def test_a_branch_is_one_commit_for_all_hosts_and_later_runs(tmp_path: Path) -> None:
-    """Before, the file of any one host could say what the branch was for all."""
+    """Before, the file of any one host could define the branch for all."""
     source = Source("huggingface", "A/B", "main", HUGGING)
     branch = Wish("A/B", "main", (source, DISK))
     for ask in (Asked(huggingface=1), Asked()):

@@ -1,4 +1,4 @@
-"""What root starts asks hubs and mirrors without root's rights; the server sees whose socket it is."""
+"""Commands started by root ask hubs and mirrors without root's rights; the server sees whose socket it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ root_only = pytest.mark.skipif(os.geteuid() != 0, reason="there are no rights to
 
 
 class Hub(ThreadingHTTPServer):
-    """A hub that notes the user of each connection, and answers as it is told."""
+    """A hub that records the user of each connection, and gives the test's answers."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Answering)
@@ -156,7 +156,7 @@ def test_errors_arrive_as_they_are(hub: Hub) -> None:
 
 
 def _watched(origin: Any) -> list[str]:
-    """What the child imports, and what it opens of Python's own or of this program."""
+    """The child's imports, and the files of Python or of this program that it opens."""
     found: list[str] = []
     roots = tuple({sys.prefix, sys.base_prefix, str(SOURCE)})
 
@@ -188,7 +188,7 @@ ANSWERS = {
 @pytest.mark.parametrize("kind", ["huggingface", "modelscope", "http"])
 @pytest.mark.parametrize("name", ANSWERS)
 def test_nothing_of_the_program_is_loaded_without_rights(name: str, kind: str) -> None:
-    """It may be below root's own home, which nobody else enters."""
+    """It may be below root's own home, which no other user can enter."""
     with answering(lambda _: ANSWERS[name]) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         source = Source(kind, None if kind == "http" else "A/B", "main", url)
@@ -265,7 +265,7 @@ def test_a_child_that_was_taken_over_says_nothing_that_is_believed(
 
 
 def test_nobody_else_asks_a_server_for_a_model() -> None:
-    """A new place that opens a source or makes requests has to be one that never does so as root."""
+    """New code that opens a source or makes requests must never do so as root."""
     asks = re.compile(r"\b(?:open_source|Web)\(")
     found = {
         path.relative_to(SOURCE).as_posix()
