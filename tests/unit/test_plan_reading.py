@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +191,21 @@ def test_whatever_stands_anywhere_a_record_is_read_and_a_plan_is_the_same_or_ref
         assert found.as_dict() == document
     else:
         assert not has_controls(str(found))
+
+
+def test_a_host_that_reads_plans_loads_no_decisions() -> None:
+    code = (
+        "import sys; import minimax_metal.host.status.commands, minimax_metal.host.releases.commands; "
+        "print(sorted({'minimax_metal.plan.core', 'minimax_metal.catalog'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_room_is_loaded_when_it_is_used() -> None:
+    from minimax_metal import plan as room
+
+    assert room.__all__ == sorted(room._PLACES)
+    assert all(getattr(room, name) for name in room.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = room.nothing
