@@ -59,6 +59,7 @@ def test_a_host_that_is_what_the_plan_says_needs_nothing() -> None:
     [
         ({"differs": [f"/etc/systemd/system/{UNIT}"]}, "", "differs"),
         ({"differs": ["/etc/sglang/minimax-m2.5/engine.yaml"]}, "", "engine.yaml differs"),
+        ({"differs": ["/etc/sglang-tls/tls.key"]}, "", "tls.key differs"),
         ({"newer": [f"/etc/systemd/system/{UNIT}"]}, "", "written after the engine's start"),
         ({"units": {UNIT: unit(stale=True)}}, "", "changed since systemd loaded it"),
         ({"units": {UNIT: unit(active=False)}}, "", f"{UNIT} is inactive"),
@@ -123,6 +124,19 @@ def test_batches_that_were_asked_for_are_refused_instead() -> None:
     (refusal,) = decision.refusals
     assert refusal.startswith("gpu01, gpu02, gpu03, gpu04: found 4 replicas of m in service, 0 while")
     assert "make metal_rollout_batches smaller" in refusal
+
+
+def test_the_advice_is_one_that_helps() -> None:
+    smaller = "; make metal_rollout_batches smaller"
+    more = "; bring more replicas into service first, or lower metal_rollout_min_ready"
+    for hosts, batches, floor, advice in (
+        (4, [2], 3, smaller),
+        (4, [2], 4, more),  # not one host can be spared
+        (2, [1], 2, more),  # no batch is smaller
+        (2, None, 2, more),
+    ):
+        (refusal,) = decide(fleet(hosts), batches=batches, min_ready=floor).refusals
+        assert refusal.endswith(advice)
 
 
 def test_a_floor_that_no_host_can_be_spared_for_is_refused() -> None:

@@ -464,6 +464,51 @@ def test_fabric_is_ready_when_every_gpu_is_registered(answer: Any, ready: bool, 
     assert words in said
 
 
+def test_the_state_of_the_fabric_is_told_as_nvidia_smi_has_it() -> None:
+    """Sections follow each other in ``nvidia-smi -q``: a State before "Fabric" is another section's."""
+    ecc = "GPU 00000000:0F:00.0\n    State      : Pending\n"
+    mixed = (
+        QUERY.format("Completed", "Success") + QUERY.format("In Progress", "N/A") + QUERY.format("N/A", "N/A")
+    )
+    failed = QUERY.format("Completed", "Success") + QUERY.format("Completed", "Failure")
+    for output, expected in (
+        (ecc + QUERY.format("Completed", "Success"), (True, "fabric state Completed")),
+        (
+            QUERY.format("Completed", "Success") + QUERY.format("N/A", "N/A"),
+            (True, "fabric state Completed, N/A"),
+        ),
+        ("GPU 00000000:0F:00.0\n", (True, "fabric state not reported")),
+        (mixed, (False, "fabric state In Progress on 1 of 3 GPUs")),
+        (failed, (False, "fabric state Completed (Failure) on 1 of 2 GPUs")),
+        (
+            failed + QUERY.format("In Progress", "N/A"),
+            (False, "fabric state Completed (Failure), In Progress on 2 of 3 GPUs"),
+        ),
+        (
+            "    Fabric\n        Status     : Failure\n",
+            (False, "fabric state unknown (Failure) on 1 of 1 GPUs"),
+        ),
+    ):
+        assert fabric_state([0, output]) == expected
+    assert fabric_state(None) == (False, "nvidia-smi -q does not answer")
+
+
+@pytest.mark.parametrize(
+    ("loaded", "manager", "named"),
+    [
+        ("580.126.20", packages("580.126.20", MANAGER), ""),
+        ("580.126.20", packages("580.159.04", MANAGER), "nvidia-fabricmanager 580.159.04-1"),
+        ("580.126.20", packages("580.126.2", MANAGER), "nvidia-fabricmanager 580.126.2-1"),
+        ("580.126.20", packages("580.159.04", MANAGER, state="rc"), ""),
+        (None, packages("580.159.04", MANAGER), ""),
+    ],
+)
+def test_a_fabric_manager_of_another_version_than_the_driver_is_named(
+    loaded: str | None, manager: dict[str, Any], named: str
+) -> None:
+    assert driver_state(facts(loaded), plan(switches=True), host(packages=manager)).manager == named
+
+
 @pytest.mark.parametrize(
     ("raw", "changes", "words"),
     [

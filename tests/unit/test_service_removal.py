@@ -52,6 +52,45 @@ def test_weights_go_by_name_only() -> None:
         assert not any(path.startswith("/srv") for path in remove(weights=wild).paths)
 
 
+def test_slashes_around_a_name_or_behind_a_path_make_no_difference() -> None:
+    assert WEIGHTS[0] in remove(weights=["/MiniMax-M2.5/"]).paths
+    for name in ("MiniMax-M2.5", "MiniMaxAI/MiniMax-M2.5"):
+        assert f"{WEIGHTS[0]}/" in removal((), (f"{WEIGHTS[0]}/",), (), {"weights": [name]}).paths
+    (kept, *_) = removal((), (f"{WEIGHTS[0]}/",), (), {}).kept
+    assert kept == f"weights {WEIGHTS[0]}/ (metal_remove_weights: [MiniMaxAI/MiniMax-M2.5])"
+
+
+def test_what_stays_is_listed_with_the_variable_that_takes_it() -> None:
+    data = (
+        "compiled kernels and download caches (metal_remove_caches: true)",
+        "release records and check reports (metal_remove_records: true)",
+        "driver, CUDA and their settings (metal_remove_driver: true)",
+    )
+    assert remove().kept[-3:] == data
+    units = ("sglang-gateway.service", "minimax-metal-artefacts.service")
+    kept = removal((*UNITS, *units), (), (), {"brought_nginx": True}).kept
+    # Neither host has a firewall that could stay.
+    assert kept == (
+        "the gateway, and the host tools that it runs with (metal_remove_gateway: true)",
+        "the cache of the fleet, which other hosts ask (metal_remove_artefact_cache: true)",
+        data[0],
+        "release records and check reports: the gateway's pool is with them (metal_remove_gateway: true)",
+        data[2],
+        "package nginx, its own instance off (apt purge nginx nginx-common)",
+    )
+    ours = removal(("sglang-gateway.service", "keepalived.service"), (), (), {"gateway": True}).kept
+    assert ours[0] == "package keepalived, without a configuration (apt purge keepalived)"
+    assert not any("keepalived" in line for line in removal(units[:1], (), (), {"gateway": True}).kept)
+
+
+def test_the_cache_goes_with_its_directory_wherever_that_is() -> None:
+    unit = ("minimax-metal-artefacts.service",)
+    assert "/var/cache/minimax-metal/artefacts" in removal(unit, (), (), {"artefact_cache": True}).paths
+    elsewhere = removal(unit, (), (), {"artefact_cache": True, "artefact_directory": "/data/cache"}).paths
+    assert "/data/cache" in elsewhere
+    assert "/var/cache/minimax-metal/artefacts" not in elsewhere
+
+
 def test_driver_and_cuda_go_only_when_asked_and_nothing_else_with_them() -> None:
     gone = remove(driver=True)
     assert set(PACKAGES) - set(gone.packages) == {
