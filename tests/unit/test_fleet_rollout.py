@@ -163,6 +163,33 @@ def test_hosts_that_serve_nothing_cost_nothing_and_go_first() -> None:
     assert decide([serving("b", serving=0)], min_ready=1).refusals == ()
 
 
+def test_a_host_that_was_repaired_can_stand_in_for_the_next_one() -> None:
+    works = [serving("a"), serving("b", serving=0), serving("c")]
+    assert decide(works, min_ready=2).batches == (("b",), ("a",), ("c",))
+    # And four hosts that go from two replicas each to one have fewer after each batch.
+    fewer = [serving(name, serving=2) for name in "abcd"]
+    assert decide(fewer, min_ready=5).refusals[0].startswith("c: found 6 replicas of m in service, 4 while")
+
+
+def test_each_host_of_each_batch_is_told_what_happens_to_it() -> None:
+    works = [
+        serving("a", reasons=("x differs", "y differs")),
+        serving("b", "verify", reasons=("never checked",)),
+        serving("c", "none"),
+        serving("d", "none"),
+    ]
+    assert decide(works, min_ready=0, gateway=True).lines == (
+        "batch 1 of 2: a stops and starts: x differs; y differs",
+        "batch 2 of 2: b is checked and recorded, nothing stops: never checked",
+        "nothing changes on c, d",
+    )
+
+
+def test_a_wish_that_is_refused_plans_nothing() -> None:
+    refused = decide([*fleet(1), serving("x", "none")], batches=["0"])
+    assert (refused.batches, refused.unchanged, refused.lines, refused.floors) == ((), ("x",), (), {})
+
+
 def test_a_model_is_not_kept_up_by_replicas_of_another() -> None:
     works = [*fleet(2), serving("x1", "none", ("other",)), serving("x2", "none", ("other",))]
     assert decide(works, min_ready=2).refusals != ()
@@ -241,6 +268,11 @@ def test_before_each_batch_what_is_in_service_now_counts() -> None:
     assert no_room(works, ["a"], 1) == []
     (line,) = no_room(works, ["a"], 2)
     assert line.startswith("a: found 2 replicas of m in service now, 1 without this batch; expected 2")
+    # Half stays where nothing else is asked for.
+    assert no_room(fleet(4), ["gpu01", "gpu02"], None) == []
+    assert no_room(fleet(4), ["gpu01", "gpu02", "gpu03"], None) != []
+    (nameless,) = no_room([serving("a", pools=("",))], ["a"], 1)
+    assert "found 1 replicas of the fleet in service now" in nameless
 
 
 def test_a_host_that_can_not_be_reached_serves_nothing() -> None:
