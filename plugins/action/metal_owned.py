@@ -40,14 +40,18 @@ class ActionModule(ActionBase):
     _VALID_ARGS = frozenset({"part", "write", "role"})
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return ``written`` (paths), ``pending`` (paths by part), and what the module says is left to do."""
+        """Return what was written, what is pending, and what the module says is left to do.
+
+        ``written``: paths; ``content``: paths whose content differed, those of later parts among them;
+        ``pending``: paths by part; ``work``: whether anything was written or is left to do.
+        """
         result: dict[str, Any] = super().run(tmp, task_vars)
         variables = task_vars or {}
         self._host = str(variables.get("inventory_hostname", "host"))
         part = str(self._task.args.get("part") or "")
         write = bool(self._task.args.get("write", True))
         try:
-            owned = self._owned(variables)
+            owned = self._owned(variables, part)
             files = [one for one in owned.files if not part or one.part == part]
             later = {one.path for one in files if one.part != part}
             answer = self._apply(owned, files, later, write, variables)
@@ -70,6 +74,9 @@ class ActionModule(ActionBase):
             for one in now
         ]
         result["pending"] = pending
+        result["content"] = [one["path"] for one in changes if one["content"]]
+        left = ("units", "daemon_reload", "packages", "users", "environments", "strays")
+        result["work"] = bool(changes) or any(result[name] for name in left)
         if self._task.diff and write:
             result["diff"] = [
                 difference(one, entry) for one in now for entry in files if entry.path == one["path"]
@@ -91,13 +98,13 @@ class ActionModule(ActionBase):
             ],
             "contents": {entry.path: encoded(entry.content) for entry in files if entry.content is not None},
             "write": write,
-            # Also of files that are written later: a run may have been killed before the restart.
-            "units": owned.units_of(owned.files),
-        }
-        given |= {
+            # Of later parts, too: a run may have been killed before the restart.
+            "units": owned.units_of(files),
             "packages": list(owned.packages),
             "users": list(owned.users),
             "environments": list(owned.environments),
+            # What a part does not list may be another part's.
+            "strays": [] if self._task.args.get("part") else list(owned.strays),
         }
         answer: dict[str, Any] = self._call(given, variables)
         wanted = set(answer.get("wanted") or ())
@@ -123,7 +130,7 @@ class ActionModule(ActionBase):
         )
         return answer
 
-    def _owned(self, variables: dict[str, Any]) -> Owned:
+    def _owned(self, variables: dict[str, Any], part: str) -> Owned:
         role = self._task.args.get("role") or (self._task._role._role_path if self._task._role else None)
         if role is None:
             raise UserError("found metal_owned in no role, expected it in one, or with `role`")
@@ -137,7 +144,7 @@ class ActionModule(ActionBase):
             file=lambda name: self._file(directory, name),
             role=directory.name,
         )
-        return rendering.owned(raw)
+        return rendering.owned(raw, part)
 
     def _value(self, value: Any, variables: dict[str, Any]) -> Any:
         return self._templar.copy_with_new_env(available_variables=variables).template(value)

@@ -17,9 +17,10 @@ import secrets
 import shutil
 import stat
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,17 @@ def apply(entry: Mapping[str, Any], content: bytes | None, check: bool, validate
         if not check:
             raise
         return Change(str(path), True, None, "absent", _wanted(entry))
+
+
+def strays(patterns: Sequence[str], listed: Collection[str]) -> list[str]:
+    """Return the paths that match a pattern of names in one directory, and are not listed."""
+    found = []
+    for pattern in map(Path, patterns):
+        with suppress(FileNotFoundError, NotADirectoryError), directory_by_name(pattern.parent) as directory:
+            there = sorted(path.name for path in Path(f"/proc/self/fd/{directory}").iterdir())
+            paths = [str(pattern.parent / name) for name in there if fnmatchcase(name, pattern.name)]
+            found += [path for path in paths if path not in listed]
+    return found
 
 
 def _wanted(entry: Mapping[str, Any]) -> str:

@@ -88,27 +88,31 @@ def written(path: str, now: float) -> float | None:
     return when if when <= now else None
 
 
-def newer(paths: Iterable[str], start: float | None, now: float, changed: Collection[str]) -> str | None:
-    """Return why a unit that runs since ``start`` runs with older files than those that are there."""
+def newer(
+    paths: Iterable[str], start: float | None, now: float, changed: Collection[str]
+) -> tuple[str, str] | None:
+    """Return the file that a unit, which runs since ``start``, read before it was written, and why."""
     if start is None:
         return None
     for path in paths:
         if path in changed:
-            return f"{path} changed"
+            return path, f"{path} changed"
         when = written(path, now)
         if when is not None and when > start:
-            return f"{path} was written {when - start:.0f} s after its start"
+            return path, f"{path} was written {when - start:.0f} s after its start"
     return None
 
 
 def unit_work(
     unit: Mapping[str, Any], values: Mapping[str, str], changed: Collection[str], now: float, monotonic: float
 ) -> dict[str, Any] | None:
-    """Return what is to be done with one unit: ``name``, ``why``, and ``enabled`` and ``state`` where needed.
+    """Return what is to be done with one unit: ``name``, ``why``, and where needed ``enabled`` and ``state``,
+    and ``newer``, the file that was written after its start.
 
     Args:
-        unit: ``name``; ``enabled`` and ``running`` where they are the role's to say; the files that make it
-            ``restarts`` and ``reloads``.
+        unit: ``name``; ``enabled`` and ``running`` where they are the role's to say; whether it has to be
+            ``ready``, and is started where it is only on its way; the files that make it ``restarts`` and
+            ``reloads``.
         values: what systemd says of it.
         changed: paths whose content was written, or removed, by this call.
         now: today's clock, in seconds.
@@ -129,13 +133,17 @@ def unit_work(
             why.append("runs")
     elif restart:
         work["state"] = "restarted"
-        why.append(restart)
+        work["newer"] = restart[0]
+        why.append(restart[1])
     elif unit.get("running") and not runs:
         work["state"] = "started"
         why.append("does not run")
+    elif unit.get("ready") and values.get("ActiveState") != "active":
+        work["state"] = "started"
+        why.append("is not ready")
     elif reload:
         work["state"] = "reloaded"
-        why.append(reload)
+        why.append(reload[1])
     return {**work, "why": ", ".join(why)} if why else None
 
 

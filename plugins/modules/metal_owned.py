@@ -52,6 +52,11 @@ options:
     type: list
     elements: dict
     default: []
+  strays:
+    description: Patterns of names in a directory, such as C(/etc/systemd/system/sglang@*.service).
+    type: list
+    elements: str
+    default: []
 author:
   - The minimax-metal authors
 """
@@ -96,6 +101,11 @@ users:
   returned: always
   type: list
   elements: dict
+strays:
+  description: Paths that match the patterns and are in no entry.
+  returned: always
+  type: list
+  elements: str
 environments:
   description: By path, what each Python environment C(lacks) and what of it is C(damaged).
   returned: always
@@ -109,7 +119,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.minimax.metal.plugins.module_utils.metal_owned_files import Change, apply
+from ansible_collections.minimax.metal.plugins.module_utils.metal_owned_files import Change, apply, strays
 from ansible_collections.minimax.metal.plugins.module_utils.metal_owned_system import (
     HangError,
     known_packages,
@@ -176,7 +186,7 @@ def main() -> None:
         name: {"type": "list", "elements": kind, "default": []}
         for name, kind in (
             ("entries", "dict"), ("units", "dict"), ("packages", "dict"), ("users", "dict"),
-            ("environments", "dict"),
+            ("environments", "dict"), ("strays", "str"),
         )
     }  # fmt: skip
     module = AnsibleModule(
@@ -223,6 +233,7 @@ def main() -> None:
         packages_known=known,
         users=users_to_make(given["users"]),
         environments=environments,
+        strays=strays(given["strays"], {str(entry["path"]) for entry in given["entries"]}),
     )
 
 

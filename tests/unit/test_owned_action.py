@@ -107,6 +107,8 @@ def test_a_role_writes_its_list_once_and_says_what_differs(play: Play) -> None:
     every = [str(play.host / name) for name in ("d", "d/a.conf", "d/b.conf", "key", "wheel", "link")]
     assert first["owned"]["written"] == every
     assert first["owned"]["pending"] == {"late": [str(play.host / "late")]}
+    assert first["owned"]["content"] == [*every, str(play.host / "late")]
+    assert first["owned"]["work"]
 
     second, output = play.run("--diff")
     assert second["owned"]["written"] == every

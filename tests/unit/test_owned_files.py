@@ -271,3 +271,12 @@ def test_links_without_end_end(tmp_path: Path) -> None:
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="link"), directory_by_name(tmp_path / "a"):
         pass
+
+
+def test_what_matches_a_pattern_and_is_not_listed_is_a_stray(tmp_path: Path) -> None:
+    for name in ("a@one.service", "a@two.service", "b.service"):
+        (tmp_path / name).touch()
+    (tmp_path / "a@one.service.d").mkdir()
+    patterns = [f"{tmp_path}/a@*.service", f"{tmp_path}/none/*"]
+    assert FILES.strays(patterns, {f"{tmp_path}/a@two.service"}) == [f"{tmp_path}/a@one.service"]
+    assert FILES.strays([], set()) == []

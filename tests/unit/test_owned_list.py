@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,28 @@ def value(one: Any, more: Mapping[str, Any]) -> Any:
     return RENDERED[one] if one in RENDERED else one.replace("ITEM", str(more.get("item", "")))
 
 
-def owned(raw: Any) -> Any:
+def owned(raw: Any, part: str = "") -> Any:
     def template(name: str, path: str, more: Mapping[str, Any]) -> str:
         return f"{name} at {path} {more.get('item', '')}"
 
-    return Rendering(value=value, template=template, file=Path, role="demo").owned(raw)
+    return Rendering(value=value, template=template, file=Path, role="demo").owned(raw, part)
+
+
+def test_a_part_renders_its_own_files_alone() -> None:
+    files = [
+        {"path": "/etc/now", "content": "x"},
+        {"path": "/etc/later", "content": "y", "part": "later"},
+        {"path": "/etc/never", "each": "{{ unknown }}", "content": 3, "part": "other"},
+    ]
+    assert [entry.path for entry in owned({"files": files}, "later").files] == ["/etc/later"]
+
+
+def test_versions_of_the_list_count_more_than_those_of_its_locks(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("sglang==0.5.22\nuv==0.13.9\n")
+    stated = {"path": "/v", "locks": [str(tmp_path / "lock")], "projects": {"SGLang": "0.5.23"}}
+    found = owned({"environments": [stated], "strays": ["/etc/a@*.service"]})
+    assert found.environments[0]["projects"] == {"sglang": "0.5.23", "uv": "0.13.9"}
+    assert found.strays == ("/etc/a@*.service",)
 
 
 def test_entries_become_one_for_each_item(tmp_path: Path) -> None:
@@ -130,7 +148,7 @@ def test_a_lock_is_read_for_linux_and_the_hosts_python() -> None:
 def test_every_list_says_what_the_others_say_nowhere(role: Path) -> None:
     """What is in a list is not written, or named, a second time in the role's tasks."""
     raw = yaml.safe_load((role / LIST).read_text())
-    assert set(raw) <= {"files", "units", "packages", "users", "environments", "removal", "remains"}
+    assert set(raw) <= {"files", "units", "packages", "users", "environments", "strays", "removal", "remains"}
     for kind, keys in KEYS.items():
         for entry in raw.get(kind) or []:
             if isinstance(entry, str):
@@ -140,6 +158,8 @@ def test_every_list_says_what_the_others_say_nowhere(role: Path) -> None:
     used = set()
     for entry in raw.get("files") or []:
         assert len(set(entry) & set(KINDS)) <= 1
+        # `pending.keys` is a method of every mapping, and so always defined.
+        assert entry.get("part") not in dir({})
         if "{{" not in entry["path"]:
             assert f"dest: {entry['path']}" not in tasks
         if "template" in entry:
@@ -148,3 +168,11 @@ def test_every_list_says_what_the_others_say_nowhere(role: Path) -> None:
     for template in role.glob("templates/*.j2"):
         assert template.name in used, template
     assert "metal_owned:" in tasks
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda path: path.name)
+def test_what_a_role_writes_is_in_no_sets_order(role: Path) -> None:
+    """Ansible's filters of sets give their items in another order in each run, and the file would differ."""
+    for path in (role / LIST, *role.glob("templates/*.j2")):
+        found = re.findall(r"\| *(?:union|difference|intersect|symmetric_difference)\b", path.read_text())
+        assert found == [], path

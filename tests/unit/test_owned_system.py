@@ -60,6 +60,7 @@ def test_a_unit_that_runs_with_older_files_is_restarted(
     assert (found or {}).get("state") == ("restarted" if named else None)
     if named:
         assert found["why"] == f"{file} was written 50 s after its start"
+        assert found["newer"] == file
 
 
 def test_a_file_of_times_to_come_or_none_restarts_nothing(tmp_path: Path) -> None:
@@ -104,6 +105,9 @@ def test_what_systemd_does_not_say_is_not_guessed(text: str, tmp_path: Path) -> 
         ({"enabled": False, "running": False}, shown("inactive", 9, UnitFileState="disabled"), None, None),
         ({}, shown("failed", 9, UnitFileState="disabled"), None, None),
         ({"running": True}, shown("failed", 9), None, "started"),
+        ({"running": True}, shown("activating", 9), None, None),
+        ({"running": True, "ready": True}, shown("activating", 9), None, "started"),
+        ({"running": True, "ready": True}, shown("active", 9), None, None),
     ],
 )
 def test_boot_and_run_are_as_the_list_says(

@@ -7,11 +7,14 @@
                    0755; ``preserve`` keeps both). ``present: false``: it must not be there. ``secret``: never
                    shown. ``restarts``, ``reloads``: units that read it at their start, or when reloaded.
                    ``validate``: a command that must accept the new file, ``%s``. ``part``: written later.
-``units``          ``name``; ``enabled`` and ``running`` where the role decides them.
+``units``          ``name``; ``enabled`` and ``running`` where the role decides them. ``ready``: it is started
+                   where it is only on its way.
 ``packages``       ``name`` of the distribution's packages, or the name alone; ``unless``: paths, any of which
                    stands for the package.
 ``users``          ``name`` and ``home`` of system users without a shell, each with a group of its name.
-``environments``   ``path`` of a Python environment, its ``locks``, ``wheels`` and ``python`` version.
+``environments``   ``path`` of a Python environment, its ``locks``, ``wheels`` and ``python`` version, and
+                   ``projects``, versions by name that count more than the locks'.
+``strays``         patterns of names in a directory: what is there and in no entry is an earlier run's.
 =================  =======================================================================================
 
 Every entry may have ``each``, a list: it stands for one entry per ``item``. With ``when`` false
@@ -46,10 +49,10 @@ KEYS: Final = {
         {*KINDS, "path", "owner", "group", "mode", "present", "secret", "restarts", "reloads", "validate",
          "part", "removal", "removal_path"}
     ),
-    "units": frozenset({"name", "enabled", "running", "removal", "removal_name"}),
+    "units": frozenset({"name", "enabled", "running", "ready", "removal", "removal_name"}),
     "packages": frozenset({"name", "unless"}),
     "users": frozenset({"name", "home", "removal"}),
-    "environments": frozenset({"path", "locks", "wheels", "python"}),
+    "environments": frozenset({"path", "locks", "wheels", "projects", "python"}),
 }  # fmt: skip
 
 Render = Callable[[Any, Mapping[str, Any]], Any]
@@ -96,6 +99,7 @@ class Owned:
     packages: tuple[dict[str, Any], ...]
     users: tuple[dict[str, Any], ...]
     environments: tuple[dict[str, Any], ...]
+    strays: tuple[str, ...] = ()
 
     def units_of(self, files: Sequence[Entry]) -> list[dict[str, Any]]:
         """Return every unit, each with the paths of these files that it reads."""
@@ -125,11 +129,12 @@ class Rendering:
     file: Callable[[str], Path]
     role: str = field(default="")
 
-    def owned(self, raw: Any) -> Owned:
+    def owned(self, raw: Any, part: str = "") -> Owned:
         """Return a list, rendered.
 
         Args:
             raw: the document as it is written.
+            part: the only part whose files are rendered; "" for all.
 
         Raises:
             UserError: it is not such a list; the text names role and entry.
@@ -137,7 +142,7 @@ class Rendering:
         if not isinstance(raw, Mapping):
             raise UserError(f"{self.role}: found no mapping in {LIST}, expected files, units and the like")
         return Owned(
-            files=tuple(self._file(one, more) for one, more in self._each(raw, "files")),
+            files=tuple(self._file(one, more) for one, more in self._each(raw, "files", part)),
             units=tuple(self._unit(one, more) for one, more in self._each(raw, "units")),
             packages=tuple(self._package(one, more) for one, more in self._each(raw, "packages")),
             users=tuple(
@@ -149,9 +154,12 @@ class Rendering:
                 for one, more in self._each(raw, "users")
             ),
             environments=tuple(self._environment(one, more) for one, more in self._each(raw, "environments")),
+            strays=tuple(str(pattern) for pattern in self.value(raw.get("strays") or [], {})),
         )
 
-    def _each(self, raw: Mapping[str, Any], kind: str) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    def _each(
+        self, raw: Mapping[str, Any], kind: str, part: str = ""
+    ) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
         """Yield every entry of a kind with its ``item``; without those whose ``when`` is false."""
         listed = raw.get(kind) or []
         # A list of packages may be a variable of the role's.
@@ -163,6 +171,8 @@ class Rendering:
                     f"{self.role}: found {', '.join(sorted(unknown))} in an entry of {kind} in {LIST}, "
                     f"expected {', '.join(sorted(KEYS[kind]))}, each, when"
                 )
+            if part and entry.get("part") != part:
+                continue
             items = self.value(entry["each"], {}) if "each" in entry else [None]
             for item in items:
                 more = {} if item is None else {"item": item}
@@ -215,7 +225,9 @@ class Rendering:
 
     def _unit(self, entry: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
         unit: dict[str, Any] = {"name": str(self.value(entry["name"], more))}
-        unit |= {key: bool(self.value(entry[key], more)) for key in ("enabled", "running") if key in entry}
+        unit |= {
+            key: bool(self.value(entry[key], more)) for key in ("enabled", "running", "ready") if key in entry
+        }
         return unit
 
     def _environment(self, entry: Mapping[str, Any], more: dict[str, Any]) -> dict[str, Any]:
@@ -225,6 +237,8 @@ class Rendering:
             projects |= projects_of_lock(self.file(str(lock)).read_text(encoding="utf-8"), python)
         for wheel in self.value(entry.get("wheels") or [], more):
             projects |= project_of_wheel(str(wheel))
+        stated = self.value(entry.get("projects") or {}, more)
+        projects |= {canonicalize_name(str(name)): str(version) for name, version in stated.items()}
         return {"path": str(self.value(entry["path"], more)), "projects": projects}
 
 
