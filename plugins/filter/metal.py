@@ -10,6 +10,7 @@ from typing import Any
 
 import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F401 - finds minimax_metal
 
+from minimax_metal.catalog.load import HERE
 from minimax_metal.common.systemd import command_lines, line, quote_assignment, text
 from minimax_metal.controller.adapter import (
     plan_from_variables,
@@ -57,6 +58,11 @@ def metal_refusals(plans: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def metal_lock_file(name: str) -> str:
+    """Return the path on the controller of a lock: one of the catalogue's by its name, or the user's own."""
+    return str(HERE / "locks" / name)
+
+
 def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return the state of a host's driver, compared with its plan."""
     return driver_state(raw_facts, Plan.of_record(plan)).as_dict()
@@ -74,6 +80,7 @@ class FilterModule:
             "metal_role_prefixes": metal_role_prefixes,
             "metal_refusals": metal_refusals,
             "metal_driver_state": metal_driver_state,
+            "metal_lock_file": metal_lock_file,
             "metal_unread_plan": unread_plan,
             "metal_unit_quote": quote_assignment,
             "metal_unit_command": command_lines,

@@ -12,6 +12,7 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 
 from minimax_metal.controller.adapter import gateway_from_variables
 from minimax_metal.plan.gateway import GatewayPlan, Options, configuration
+from minimax_metal.plan.gateway_files import certificates, credentials, unused
 from minimax_metal.plan.reading import lenient
 
 
@@ -43,5 +44,8 @@ class FilterModule:
         """Return the filters by name."""
         return {
             "metal_gateway_plan": metal_gateway_plan,
+            "metal_gateway_certificates": certificates,
             "metal_gateway_configuration": metal_gateway_configuration,
+            "metal_gateway_credentials": credentials,
+            "metal_gateway_unused": unused,
         }

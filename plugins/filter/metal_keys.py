@@ -12,7 +12,7 @@ import ansible_collections.minimax.metal.plugins.plugin_utils.package  # noqa: F
 
 from minimax_metal.controller.keys.rules import given, reasons
 from minimax_metal.plan.gateway import GatewayPlan
-from minimax_metal.plan.keys import acceptable
+from minimax_metal.plan.keys import acceptable, told
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.reading import lenient
 
@@ -41,4 +41,5 @@ class FilterModule:
             "metal_keys_acceptable": acceptable,
             "metal_keys_given": metal_keys_given,
             "metal_keys_refusals": metal_keys_refusals,
+            "metal_keys_told": told,
         }

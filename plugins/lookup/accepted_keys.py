@@ -21,7 +21,8 @@ name: accepted_keys
 short_description: The keys that are valid for a key of the controller
 description:
   - Returns a list for each path, the key in use first.
-  - Missing keys are created as by lookup kept_key. There are several during C(metal keys rotate).
+  - Missing keys are created as by lookup kept_key; check mode writes no file.
+  - There are several during C(metal keys rotate).
 options:
   _terms:
     description: Paths of files.
@@ -30,10 +31,6 @@ options:
     description: Whether a gateway asks, which goes through fewer steps.
     type: bool
     default: false
-  keep:
-    description: Whether a new key is written.
-    type: bool
-    default: true
 author:
   - The minimax-metal authors
 """
@@ -48,7 +45,6 @@ class LookupModule(LookupBase):
         variables: Mapping[str, Any] | None = None,
         *,
         gateway: bool = False,
-        keep: bool = True,
         **_options: Any,
     ) -> list[list[str]]:
         """Return the keys, a list for each path.
@@ -56,10 +52,11 @@ class LookupModule(LookupBase):
         Raises:
             AnsibleLookupError: a file is not a key, or the state of a rotation is broken.
         """
+        # Check mode writes nothing, on the controller neither.
+        keep = not (variables or {}).get("ansible_check_mode")
         try:
             return [
-                accepted(Path(str(path)).expanduser(), gateway=bool(gateway), keep=bool(keep))
-                for path in terms
+                accepted(Path(str(path)).expanduser(), gateway=bool(gateway), keep=keep) for path in terms
             ]
         except UserError as error:
             raise AnsibleLookupError(str(error)) from None

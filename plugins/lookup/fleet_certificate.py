@@ -22,6 +22,7 @@ name: fleet_certificate
 short_description: A host's certificate from the fleet's CA
 description:
   - Returns C(certificate), C(key), C(ca) (PEM) and C(until) for a host; creates what is missing.
+  - Check mode writes no file.
   - Renews a certificate with less than a third of its life left.
 options:
   _terms:
@@ -36,10 +37,6 @@ options:
     type: list
     elements: str
     default: []
-  keep:
-    description: Whether new files are written.
-    type: bool
-    default: true
 author:
   - The minimax-metal authors
 """
@@ -55,7 +52,6 @@ class LookupModule(LookupBase):
         *,
         directory: str = "",
         names: Sequence[str] = (),
-        keep: bool = True,
         **_options: Any,
     ) -> list[dict[str, str]]:
         """Return the certificates, one for each host.
@@ -63,10 +59,10 @@ class LookupModule(LookupBase):
         Raises:
             AnsibleLookupError: the CA is broken, or a name is invalid.
         """
+        # Check mode writes nothing, on the controller neither.
+        keep = not (variables or {}).get("ansible_check_mode")
         try:
             place = Path(str(directory)).expanduser()
-            return [
-                asdict(issued(place, str(host), list(map(str, names)), keep=bool(keep))) for host in terms
-            ]
+            return [asdict(issued(place, str(host), list(map(str, names)), keep=keep)) for host in terms]
         except UserError as error:
             raise AnsibleLookupError(str(error)) from None

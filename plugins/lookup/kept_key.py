@@ -21,6 +21,7 @@ name: kept_key
 short_description: A key that is created once and stored in a file of the controller
 description:
   - Returns the key in a file; creates a missing one, completely or not at all.
+  - Check mode writes no file.
   - A key that is cut off, weak or readable by others is refused.
 options:
   _terms:
@@ -30,10 +31,6 @@ options:
     description: Characters of a new key.
     type: int
     default: 48
-  keep:
-    description: Whether a new key is written.
-    type: bool
-    default: true
 author:
   - The minimax-metal authors
 """
@@ -48,7 +45,6 @@ class LookupModule(LookupBase):
         variables: Mapping[str, Any] | None = None,
         *,
         length: int = LENGTH,
-        keep: bool = True,
         **_options: Any,
     ) -> list[str]:
         """Return the keys, one for each path.
@@ -56,7 +52,9 @@ class LookupModule(LookupBase):
         Raises:
             AnsibleLookupError: a file is not a key.
         """
+        # Check mode writes nothing, on the controller neither.
+        keep = not (variables or {}).get("ansible_check_mode")
         try:
-            return [kept(Path(str(path)).expanduser(), int(length), keep=bool(keep)) for path in terms]
+            return [kept(Path(str(path)).expanduser(), int(length), keep=keep) for path in terms]
         except UserError as error:
             raise AnsibleLookupError(str(error)) from None

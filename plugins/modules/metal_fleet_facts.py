@@ -11,14 +11,9 @@ DOCUMENTATION = r"""
 module: metal_fleet_facts
 short_description: Collect facts about a GPU host for a rollout
 description:
-  - Reads the lock, the rollout's journal, the kept release records and the engine's units, and
-    compares files with their expected contents.
+  - Reads the lock, the rollout's journal, the kept release records and the engine's units.
   - It works on a host without anything of this project, writes nothing, and is the same in check mode.
 options:
-  files:
-    description: Expected SHA-256 of files, by path. Neither their contents nor these are shown.
-    type: dict
-    default: {}
   directory:
     description: Directory of lock, journal and records.
     type: path
@@ -36,14 +31,11 @@ EXAMPLES = r"""
 RETURN = r"""
 facts:
   description: C(journal), C(current) (name of the active record), C(record) (its digest, model, engine,
-    units and C(workers), their URLs for gateways), C(releases) (names), C(units) (by name),
-    C(differs) (files with other contents), C(newer) (files written after an engine's process
-    began).
+    units and C(workers), their URLs for gateways), C(releases) (names), C(units) (by name).
   returned: always
   type: dict
 """
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -130,19 +122,10 @@ def units() -> dict[str, dict[str, Any]]:
     return found
 
 
-def digest(path: str) -> str | None:
-    """Return a file's SHA-256; None where it can't be read."""
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError:
-        return None
-
-
 def main() -> None:
     """Collect and print."""
     module = AnsibleModule(
         argument_spec={
-            "files": {"type": "dict", "default": {}, "no_log": True},
             "directory": {"type": "path", "default": "/var/lib/minimax-metal"},
         },
         supports_check_mode=True,
@@ -154,15 +137,6 @@ def main() -> None:
     except OSError:
         current = None
     content = document(releases / f"{current}.json") if current else None
-    found = units()
-    starts = [unit["started"] for unit in found.values() if unit["active"] and unit["started"]]
-    wanted = module.params["files"]
-    newer = [
-        path
-        for path in wanted
-        # A second of leave: the clock of files and that of processes are read one after the other.
-        if starts and Path(path).exists() and Path(path).stat().st_mtime > min(starts) + 1
-    ]
     module.exit_json(
         changed=False,
         facts={
@@ -171,9 +145,7 @@ def main() -> None:
             "current": current if content else None,
             "record": record(content),
             "releases": sorted(path.stem for path in releases.glob("*-*.json")),
-            "units": found,
-            "differs": sorted(path for path in wanted if digest(path) != wanted[path]),
-            "newer": sorted(newer),
+            "units": units(),
         },
     )
 

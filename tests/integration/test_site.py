@@ -92,9 +92,9 @@ DRIFT = [
     ("gpu01", "chmod 0700 /etc/minimax-metal", "host_tools", {"Write the locks and the wheel of the host tools"}),
     ("gpu01", "usermod --shell /bin/sh sglang", "host_tools", {"Create the user of each service"}),
     ("gpu01", "echo x >> /etc/minimax-metal/weights/minimax-m2.5.json", "model_weights",
-     {"Write the request of the pull"}),
+     {"Write the request and the unit of the pull"}),
     ("gpu01", "echo x >> /etc/systemd/system/metal-weights@minimax-m2.5.service", "model_weights",
-     {"Write the unit of the pull"}),
+     {"Write the request and the unit of the pull"}),
     ("gpu01", "systemctl --quiet disable metal-weights@minimax-m2.5.service", "model_weights",
      {"Enable the pull, so that it goes on after a reboot"}),
     ("gpu01", "rm /etc/apt/sources.list.d/minimax-metal-nvidia.sources", "nvidia_driver", {"The repository is apt's"}),
@@ -110,10 +110,10 @@ DRIFT = [
      {"Install the engine and its plug-ins, compiled to byte code"}),
     ("gpu01", "systemctl --quiet disable sglang@minimax-m2.5.service", "sglang_service",
      {"Start the instances and their target at boot"}),
-    ("gpu01", "rm /etc/systemd/system/sglang.target", "sglang_service", {"Write the target of all instances"}),
+    ("gpu01", "rm /etc/systemd/system/sglang.target", "sglang_service", {"Write the units and certificates of the engine"}),
     ("gpu01", "systemctl stop sglang@minimax-m2.5.service", "sglang_service", {"Start the instances and their target"}),
     ("gpu01", "echo '# x' >> /etc/systemd/system/sglang@minimax-m2.5.service", "sglang_service",
-     {"Write the unit of each instance", "Restart changed instances"}),
+     {"Write the units and certificates of the engine", "Restart changed instances"}),
     ("gpu01", "echo x >> /etc/sglang/minimax-m2.5/engine.yaml", "sglang_service",
      {"Write the keys of each instance", "Restart changed instances"}),
     ("gpu01", "chmod 0644 /etc/sglang/minimax-m2.5/api_key", "sglang_service",
@@ -224,7 +224,10 @@ def test_a_changed_setting_shows_in_full_and_restarts_what_it_touches(lab: Lab) 
     assert {host: started(lab, host) for host in UNIT} == before
     run = lab.play("site.yml", "--limit", "gpu01", *arguments)
     assert run.returncode == 0, run.output
-    assert set(run.changed["gpu01"]) == {"Write the unit of each instance", "Restart changed instances"}
+    assert set(run.changed["gpu01"]) == {
+        "Write the units and certificates of the engine",
+        "Restart changed instances",
+    }
     assert started(lab, "gpu01") != before["gpu01"]
     assert started(lab, "gpu02") == before["gpu02"]
     back = lab.play("site.yml", "--limit", "gpu01", "--tags", "sglang_service")

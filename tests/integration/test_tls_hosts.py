@@ -129,7 +129,7 @@ def test_a_certificate_near_its_end_is_renewed_and_served(hosts: Hosts) -> None:
         assert hosts.chat(host) == 200
     after = hosts.started()
     assert {host for host in before if before[host] != after[host]} == {*TLS}, run.changed
-    assert "Write the certificate of the fleet's authority" in run.changed[ENGINE]
+    assert "Write the units and certificates of the engine" in run.changed[ENGINE]
     assert hosts.site("fleet").changed == {}
     assert hosts.started() == after
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from minimax_metal.cli import main
 from minimax_metal.common.certificates import FLEET_DAYS, OWN_DAYS, end_of, end_of_file, warning
-from minimax_metal.controller.adapter import plan_host
+from minimax_metal.controller.adapter import gateway_from_variables, plan_host
 from minimax_metal.controller.keys.authority import CA_DAYS, HOST_DAYS, issued
 from minimax_metal.controller.status.drift import differences
 from minimax_metal.host.status.answers import UnreadableError, checked
@@ -29,6 +29,8 @@ from minimax_metal.host.status.look import certificates_of
 from minimax_metal.plan import certificates
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.rollout.works import _bears_on_process
+from tests.unit.plan_helpers import raw_host
+from tests.unit.test_owned_roles import planned
 from tests.unit.test_plan_contract import raw
 
 REPOSITORY = Path(__file__).parents[2]
@@ -193,10 +195,9 @@ def test_a_rollout_restarts_an_engine_for_another_certificate() -> None:
     assert _bears_on_process("/etc/sglang-tls/tls.crt")
 
 
-def task_of(role: str, file: str, name: str) -> dict[str, Any]:
-    tasks = yaml.safe_load((REPOSITORY / "roles" / role / "tasks" / file).read_text())
-    found: dict[str, Any] = next(task for task in tasks if task["name"] == name)
-    return found
+def owned(role: str, **arguments: Any) -> dict[str, Any]:
+    """The task that reads a role's list of what it owns."""
+    return {"minimax.metal.metal_owned": {**arguments, "role": str(REPOSITORY / "roles" / role)}}
 
 
 def play(
@@ -226,7 +227,7 @@ def test_without_tls_the_fleets_certificate_goes_and_a_users_own_stays(tmp_path:
     tls = tmp_path / "sglang-tls"
     tls.mkdir()
     (tls / "tls.key").write_text("a key")
-    tasks = [task_of("sglang_service", "serve.yml", "Remove a fleet certificate that no engine serves with")]
+    tasks = [owned("sglang_service", part="tls_left")]
     service: dict[str, Any] = {"unit": "sglang@m.service", "credentials": {}}
     off: dict[str, Any] = {"tls": None, "services": [service]}
     more = {"__sglang_service_tls_directory": str(tls)}
@@ -246,41 +247,38 @@ def test_without_tls_the_fleets_certificate_goes_and_a_users_own_stays(tmp_path:
 def test_a_gateway_keeps_only_the_certificates_that_it_serves_by(tmp_path: Path) -> None:
     for name in ("tls.crt", "tls.key", "ca.crt", "admin_key"):
         (tmp_path / name).write_text(name)
-    task = task_of("sglang_gateway", "run.yml", "Remove fleet certificates that the gateway does not use")
+    task = owned("sglang_gateway", part="unused")
     more = {
         "__sglang_gateway_directory": str(tmp_path),
         "sglang_gateway_worker_ca_certificate": f"{tmp_path}/ca.crt",
     }
-    on = {"tls": {"names": [], "serves": True}}
+    whole = gateway_from_variables("gpu01", {}, raw_host("H200", 8), {}, {"gpu01": planned()})
+    on = whole | {"tls": {"names": [], "serves": True}}
     assert "changed=0" in play(tmp_path, "sglang_gateway", [task], on, **more)
-    assert "changed=1" in play(tmp_path, "sglang_gateway", [task], {"tls": None}, **more)
+    assert "changed=1" in play(tmp_path, "sglang_gateway", [task], whole, **more)
     left = sorted(
         path.name
         for path in tmp_path.iterdir()
         if path.suffix in {".crt", ".key"} or path.name == "admin_key"
     )
     assert left == ["admin_key", "ca.crt"], "the authority that the user names is the user's"
-    assert "changed=0" in play(tmp_path, "sglang_gateway", [task], {"tls": None}, **more)
+    assert "changed=0" in play(tmp_path, "sglang_gateway", [task], whole, **more)
 
 
 def test_a_rollout_compares_the_certificate_with_what_it_should_be(tmp_path: Path) -> None:
-    task = task_of("sglang_service", "drift.yml", "Render the fleet's certificate")
-    write = {
-        "ansible.builtin.copy": {
-            "content": "{{ __sglang_service_texts }}",
-            "dest": str(tmp_path / "o"),
-            "mode": "0600",
-        }
-    }
-    plan = {"tls": {"directory": "/etc/sglang-tls", "names": ["gpu01"]}, "services": []}
-    more = {"metal_secrets_directory": str(tmp_path / "secrets")}
-    first: dict[str, Any] = {"ansible.builtin.set_fact": {"__sglang_service_texts": {}}}
-    play(tmp_path, "sglang_service", [first, task, write], plan, **more)
-    found = yaml.safe_load((tmp_path / "o").read_text())
-    made = issued(tmp_path / "secrets" / "tls", "gpu01", ["gpu01"])
+    plan = planned(tls="fleet")
+    tls = tmp_path / "sglang-tls"
+    tls.mkdir()
+    plan["tls"]["directory"] = str(tls)
+    made = issued(tmp_path / "secrets" / "tls", "gpu01", plan["tls"]["names"])
     wanted = {"tls.crt": made.certificate, "tls.key": made.key, "ca.crt": made.ca}
-    import hashlib
-
-    assert found == {
-        f"/etc/sglang-tls/{name}": hashlib.sha256(text.encode()).hexdigest() for name, text in wanted.items()
-    }
+    for name, text in wanted.items():
+        (tls / name).write_text(text)
+        (tls / name).chmod(0o600 if name == "tls.key" else 0o644)
+    (tls / "tls.crt").write_text("another")
+    compare = owned("sglang_service", write=False) | {"register": "compared"}
+    keep = {"content": "{{ compared.content }}", "dest": str(tmp_path / "o"), "mode": "0600"}
+    more = {"metal_secrets_directory": str(tmp_path / "secrets")}
+    play(tmp_path, "sglang_service", [compare, {"ansible.builtin.copy": keep}], plan, **more)
+    found = yaml.safe_load((tmp_path / "o").read_text())
+    assert [path for path in found if path.startswith(str(tls))] == [f"{tls}/tls.crt"]

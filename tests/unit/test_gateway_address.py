@@ -55,9 +55,3 @@ def test_a_keepalived_that_is_the_users_is_refused_before_anything_is_installed(
     )  # fmt: skip
     assert (done.returncode != 0) == refused, done.stdout + done.stderr
     assert ("did not write" in done.stdout + done.stderr) == refused
-
-
-def test_a_check_on_a_bare_host_compares_nothing_below_a_directory_that_is_not_there() -> None:
-    every = tasks()
-    for name in ("Write the secret of the gateways' group", "Write the configuration of keepalived"):
-        assert "stat.exists" in str(every[name]["when"])

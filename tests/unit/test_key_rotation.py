@@ -521,18 +521,36 @@ def test_the_verb_for_the_secret_of_sharing_runs_its_own_playbook(
 @pytest.mark.parametrize("stale", [[], ["sglang@b.service"]])
 def test_a_change_of_keys_alone_restarts_those_that_do_not_take_them(stale: list[str]) -> None:
     """No unit is written then: seen on lab hosts, where the handler failed without that result."""
+    asked = [
+        {"rc": int(unit in stale), "item": {"unit": unit}}
+        for unit in ("sglang@a.service", "sglang@b.service")
+    ]
     keys = {
-        "__sglang_service_rekeyed_units": ["sglang@a.service", "sglang@b.service"],
-        "__sglang_service_key_stale": stale,
+        "metal_plan": {"services": [{"unit": f"sglang@{name}.service"} for name in "abc"]},
+        "__sglang_service_owned": {"units": []},
+        "__sglang_service_keys_owned": {"units": [{"name": "sglang.target", "enabled": True}]},
+        "__sglang_service_key_asked": {"results": asked},
     }
     assert restarted(keys) == stale
-    written = {"results": [{"changed": True, "src": "x", "item": {"unit": "sglang@c.service"}}]}
-    assert restarted({**keys, "__sglang_service_units": written}) == ["sglang@c.service", *stale]
+    written = [
+        {"name": "sglang@c.service", "state": "restarted", "why": "its unit changed"},
+        {"name": "metal-kernel-lines.service", "state": "restarted", "why": "its unit changed"},
+        {"name": "sglang@a.service", "state": "started", "why": "is not ready"},
+    ]
+    assert set(restarted({**keys, "__sglang_service_owned": {"units": written}})) == {
+        "sglang@c.service",
+        *stale,
+    }
+    skipped = {
+        "__sglang_service_keys_owned": {"skipped": True},
+        "__sglang_service_key_asked": {"skipped": True},
+    }
+    assert restarted({**keys, **skipped}) == []
 
 
 def restarted(given_variables: dict[str, Any]) -> Any:
     """Which units role sglang_service restarts, according to Ansible itself."""
-    name = "__sglang_service_changed"
+    name = "__sglang_service_restarted"
     done = subprocess.run(
         [Path(sys.executable).with_name("ansible"), "localhost", "-i", "localhost,", "-c", "local",
          "-m", "ansible.builtin.debug", "-a", f"var={name}",

@@ -72,9 +72,6 @@ def test_what_systemd_does_not_say_is_not_guessed(text: str) -> None:
 
 RESTARTING = {
     "artefact_cache": {"__artefact_cache_unit", "__artefact_cache_configuration"},
-    "sglang_gateway": {"sglang-gateway.service", "sglang-gateway-watch.service", "keepalived.service"},
-    "sglang_service": {"metal-kernel-lines.service", "__sglang_service_planned", "__units"},
-    "model_weights": {"__model_weights_share_unit", "__model_weights_share_running"},
 }
 """What these roles restart when they have written a file, by what their tasks call it."""
 

@@ -164,32 +164,18 @@ LOOPED = {
         "{{ __host_tools_environment }}/{{ host_tools_requirements | basename }}",
         "{{ __host_tools_environment }}/{{ __host_tools_wheel.path | basename }}",
     ],
-    "{{ __sglang_runtime_files }}/{{ item | basename }}": ["__sglang_runtime_lock", "__sglang_runtime_extra"],
-    "{{ metal_plan.engine.environment }}/.lock": ["metal_plan.engine.environment ~ '/.lock'"],
     "{{ item | dirname }}": ["/etc/apt/keyrings", "/var/lib/minimax-metal"],
     # A directory for the time of a task, gone before the role ends.
     "{{ __nvidia_driver_key_home.path }}": [],
     "{{ item.dest }}": ["__nvidia_driver_files | map(attribute='dest')"],
     "/etc/systemd/system/{{ item }}.d": ["sglang@.service.d", "nvidia-persistenced.service.d"],
-    "/etc/systemd/system/{{ item }}": ["/etc/systemd/system/sglang@*.service"],
-    "/etc/systemd/system/{{ item.unit }}": [
-        "/etc/systemd/system/sglang@*.service",
-        "sglang-precompile.service",
-    ],
-    "/etc/sglang/{{ item }}": ["/etc/sglang/*"],
-    "{{ metal_plan.model.path | dirname }}": ["metal_plan.model.path | dirname"],
-    "/etc/systemd/system/{{ __model_weights_unit }}": ["'/etc/systemd/system/' ~ __model_weights_unit"],
-    "{{ __model_weights_tokens }}/{{ item }}": ["__model_weights_token_kinds | difference"],
 }
 """Paths of loops and expressions, and how they are written in the list of what the role manages."""
 
 
 ELSEWHERE = {
-    # Keys and tokens are compared by their own tasks in every run: nothing is noted of them. What the driver
-    # stopped is read in every run. Pieces are served only while somebody lacks some.
-    "sglang_service": {"keys.yml", "tls.yml", "take_kernels.yml", "give_kernels.yml", "drift.yml"},
+    # What the driver stopped is read in every run.
     "nvidia_driver": {"start.yml", "stage.yml"},
-    "model_weights": {"tokens.yml", "share.yml", "secret.yml", "start.yml", "await.yml", "resolve.yml"},
 }
 """Task files whose files are not in the role's list, since no run passes them over."""
 

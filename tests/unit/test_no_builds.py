@@ -134,10 +134,7 @@ def run(words: list[str], **options: Any) -> str:
 
 
 def words_of(role: str, values: dict[str, Any]) -> list[list[str]]:
-    """The arguments of every role's task that lets pip or uv install something, as Ansible fills them in.
-
-    A task that loops over another's results gets the items of the first loop.
-    """
+    """The arguments of every role's task that lets pip or uv install something, as Ansible fills them in."""
     loader = DataLoader()
     directory = REPOSITORY / "roles" / role
     variables: dict[str, Any] = {}
@@ -154,8 +151,10 @@ def words_of(role: str, values: dict[str, Any]) -> list[list[str]]:
             installs = next((name for name in variables if name.endswith("_installs")), None)
             items = Templar(loader, variables).template(variables[installs]) if installs else [None]
             for item in items if "item" in text else [None]:
-                given = {"item": item if "+ item.item" not in text else {"item": item}}
-                words = Templar(loader, variables | given).template(argv)
+                given = {"item": item}
+                # Nothing is damaged, so nothing is installed again.
+                named = variables | task.get("vars", {}) | {"__again": []} | given
+                words = Templar(loader, named).template(argv)
                 found.append([str(word) for word in words])
     return found
 
@@ -179,19 +178,21 @@ def role_values(role: str, tmp_path: Path, lock: str, venv: Path) -> dict[str, A
         "sglang_runtime": {
             "__sglang_runtime_uv": str(UV),
             "__sglang_runtime_python": str(venv),
+            "__sglang_runtime_files": str(tmp_path),
             "__sglang_runtime_lock": str(path),
-            "__sglang_runtime_extra": [str(source)],
+            "__sglang_runtime_wheels": [str(source)],
         },
         "sglang_gateway": {
             "__sglang_gateway_uv": str(UV),
             "__sglang_gateway_python": str(venv),
+            "__sglang_gateway_sources": str(tmp_path),
             "__sglang_gateway_lock": str(path),
         },
     }
     return values[role]
 
 
-@pytest.mark.parametrize(("role", "count"), [("host_tools", 5), ("sglang_runtime", 4), ("sglang_gateway", 2)])
+@pytest.mark.parametrize(("role", "count"), [("host_tools", 3), ("sglang_runtime", 2), ("sglang_gateway", 1)])
 def test_a_role_builds_nothing(role: str, count: int, index: Index, venv: Path, tmp_path: Path) -> None:
     lock = index.offer("mark", "1.0")
     commands = words_of(role, role_values(role, tmp_path, lock, venv))
@@ -201,7 +202,7 @@ def test_a_role_builds_nothing(role: str, count: int, index: Index, venv: Path, 
         assert not index.mark.exists(), words
 
 
-@pytest.mark.parametrize(("role", "count"), [("host_tools", 5), ("sglang_runtime", 4), ("sglang_gateway", 2)])
+@pytest.mark.parametrize(("role", "count"), [("host_tools", 3), ("sglang_runtime", 2), ("sglang_gateway", 1)])
 def test_a_role_takes_a_wheel(role: str, count: int, index: Index, venv: Path, tmp_path: Path) -> None:
     """The same arguments install a wheel: otherwise they might fail for any reason."""
     commands = words_of(role, role_values(role, tmp_path, index.offer_wheel("mark", "1.0"), venv))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minimax_metal.plan.keys import acceptable
+from minimax_metal.plan.keys import acceptable, told
 
 USER, ADMIN = "users-key-0123456789", "admins-key-0123456789"
 
@@ -38,3 +38,28 @@ def test_what_a_parser_or_a_client_would_not_take_is_refused(lists: list[list[st
 def test_the_engine_wants_strong_keys_and_four_at_most(lists: list[list[str]]) -> None:
     assert not acceptable(lists)
     assert acceptable(lists, strong=False)
+
+
+GUARDED = {"unit": "sglang@a.service", "keys_directory": "/etc/sglang/a", "proves": True}
+PLAIN = {"unit": "sglang@b.service", "keys_directory": "/etc/sglang/b", "proves": False}
+OLD = {"unit": "sglang@c.service", "keys_directory": "/etc/sglang/c"}
+"""Of a release that was recorded before plans said who proves."""
+ONE = [[USER], [ADMIN]]
+TWO = [[USER, "old-users-key-0123456789"], [ADMIN]]
+
+
+@pytest.mark.parametrize(
+    ("written", "lists", "asked"),
+    [
+        ([], ONE, []),
+        (["/etc/sglang/a/api_key", "/etc/sglang/b/api_key", "/etc/sglang/c/engine.yaml"], ONE, [GUARDED]),
+        (["/etc/sglang/a/accepted.json"], ONE, []),
+        (["/etc/sglang/a/accepted.json"], TWO, [GUARDED]),
+        (["/etc/sglang/b/api_key"], TWO, []),
+        (["/etc/sglang/a"], ONE, []),
+    ],
+)
+def test_engines_with_the_guard_are_asked_about_the_keys_that_they_were_given(
+    written: list[str], lists: list[list[str]], asked: list[dict[str, object]]
+) -> None:
+    assert told([GUARDED, PLAIN, OLD], written, lists) == asked

@@ -21,10 +21,8 @@ BY_NAME = {
     "slurp", "synchronize", "template", "unarchive",
 }  # fmt: skip
 """Modules that open, write or change a named file."""
-ALLOWED = {
-    # The one directory that is given to a service; `metal weights own` has made those above it root's.
-    ("roles/model_weights/tasks/prepare.yml", "Create the directory of the weights"),
-}
+GIVEN = ("model_weights", "directories")
+"""Role and part of the directories given to a service; `metal weights own` makes those above them root's."""
 WITH_PRIVILEGES = {
     # Each works with the rights of whoever owns the way (test_planted_links.py), or asks systemd only.
     "metal-page-cache.service.j2": ["ExecCondition=+/bin/sh -c '! systemctl"],
@@ -69,8 +67,17 @@ def test_no_task_names_a_path_in_a_services_directory(path: Path) -> None:
                 places.append(str(task.get("loop") or ""))
             if any(THEIRS.search(place) for place in places):
                 where = str(path.relative_to(REPOSITORY)), str(task.get("name"))
-                as_owner = task.get("become_user") not in {None, "root"}
-                assert as_owner or where in ALLOWED, f"{where}: {places}"
+                assert task.get("become_user") not in {None, "root"}, f"{where}: {places}"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(REPOSITORY.glob("roles/*/meta/owned.yml")), ids=lambda path: path.parts[-3]
+)
+def test_no_list_of_a_role_names_a_file_in_a_services_directory(path: Path) -> None:
+    for entry in yaml.safe_load(path.read_text(encoding="utf-8")).get("files", []):
+        where = (path.parts[-3], entry.get("part"))
+        assert where == GIVEN or not THEIRS.search(f"{entry['path']} {entry.get('each')}"), entry
+        assert where != GIVEN or entry.get("directory") is True, entry
 
 
 def test_units_run_little_with_full_privileges() -> None:

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar
 
 from minimax_metal.common.errors import UserError
 from minimax_metal.host.engine.kernel_archive import kernels
 from minimax_metal.host.engine.kernels import main, pack, unpack
 from minimax_metal.host.releases.record import kernels_of
 from minimax_metal.plan.model import Plan
-from tests.support.templates import evaluate, role_variables
+from tests.support.templates import REPOSITORY, role_variables
 
 
 @pytest.fixture
@@ -211,12 +213,15 @@ def test_kernels_pass_between_hosts_of_one_named_group_only() -> None:
     }
 
     def of(name: str, host: str, group: str) -> Any:
-        variables = role_variables("sglang_service", inventory_hostname=host, **given)
-        variables["sglang_service_share_kernels_group"] = group
-        variables["__sglang_service_sharers"] = evaluate(variables, "__sglang_service_sharers")
-        return evaluate(variables, name)
+        loader = DataLoader()
+        variables: dict[str, Any] = {}
+        for part in ("defaults", "vars"):
+            path = REPOSITORY / "roles" / "sglang_service" / part / "main.yml"
+            variables |= loader.load_from_file(str(path), trusted_as_template=True)
+        variables |= {"inventory_hostname": host, "sglang_service_share_kernels_group": group, **given}
+        return Templar(loader, variables).template(variables[name])
 
     assert role_variables("sglang_service")["sglang_service_share_kernels_group"] == ""
     assert not any(of("__sglang_service_shares", host, "") for host in given["hostvars"])
     assert [of("__sglang_service_shares", host, "racks") for host in given["hostvars"]] == [False, True, True]
-    assert of("__sglang_service_giver", "gpu03", "racks").strip() == "gpu02"
+    assert of("__sglang_service_giver", "gpu03", "racks") == "gpu02"
