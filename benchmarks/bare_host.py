@@ -132,7 +132,7 @@ def main() -> int:
         )
     ratio = held.ready / (longer + held.start)
     print(f"bare host to ready ÷ (longer of pull and the rest, + start)   {ratio:.3f}   floor 1.10")
-    print(f"load of the machine meanwhile: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"load average:  {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return 0
 
 

@@ -204,16 +204,16 @@ def reconcile(client: Path, servers: Sequence[Path]) -> list[str]:
     runs = {identity.rpartition("-")[0] for identity in asked}
     for identity in sorted(seen):
         if identity.rpartition("-")[0] in runs and identity not in asked:
-            wrong.append(f"{identity}: a server saw it, the client's log does not have it")
+            wrong.append(f"{identity}: seen by a server, missing in the client's log")
     for identity, entry in asked.items():
         events = Counter(seen[identity])
         ends = events["whole"] + events["refused"] + events["aborted"]
         if events["received"] != ends:
             wrong.append(f"{identity}: received {events['received']} times, ended {ends} times")
         if entry["fate"] == "whole" and (events["whole"], events["aborted"]) != (1, 0):
-            wrong.append(f"{identity}: whole for the client, on servers {dict(events)}")
+            wrong.append(f"{identity}: complete for the client, on servers {dict(events)}")
         if entry["fate"] != "whole" and events["whole"]:
-            wrong.append(f"{identity}: {entry['fate']} for the client, whole on a server")
+            wrong.append(f"{identity}: {entry['fate']} for the client, complete on a server")
     return wrong
 
 
@@ -225,16 +225,18 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--url", required=True)
     run.add_argument("--model", required=True)
     run.add_argument("--key-file", type=Path)
-    run.add_argument("--rate", type=float, default=20.0, help="requests a second")
+    run.add_argument("--rate", type=float, default=20.0, help="requests per second")
     run.add_argument("--requests", type=int, default=2000)
     run.add_argument("--tokens", type=int, default=20)
     run.add_argument("--long-tokens", type=int, default=1000)
     run.add_argument("--long-share", type=float, default=0.05)
     run.add_argument("--timeout", type=float, default=600.0, help="seconds without a byte")
     run.add_argument("--log", type=Path, required=True)
-    run.add_argument("--name", default=f"load-{int(time.time())}", help="begins every request's id")
-    run.add_argument("--usage", action="store_true", help="count a stream's tokens by the engine's own usage")
-    run.add_argument("--may-refuse", action="store_true", help="429 and 503 are no failure of this run")
+    run.add_argument("--name", default=f"load-{int(time.time())}", help="prefix of every request's id")
+    run.add_argument(
+        "--usage", action="store_true", help="count a stream's tokens by the engine's usage field"
+    )
+    run.add_argument("--may-refuse", action="store_true", help="429 and 503 do not fail this run")
     compare = verbs.add_parser("reconcile", help="compare with the servers' logs")
     compare.add_argument("--log", type=Path, required=True)
     compare.add_argument("servers", type=Path, nargs="+")
@@ -245,7 +247,7 @@ def main() -> int:
     """Run one of the two; return its exit status."""
     arguments = parser().parse_args()
     if arguments.verb is None:
-        print("a tool of other benchmarks: 'run' wants an endpoint, see --help")
+        print("a tool of other benchmarks: 'run' needs an endpoint, see --help")
         return 0
     if arguments.verb == "reconcile":
         wrong = reconcile(arguments.log, arguments.servers)

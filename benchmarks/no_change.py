@@ -105,7 +105,7 @@ def timed(command: list[str]) -> tuple[float, float, float]:
         if process.returncode != 0:
             output.seek(0)
             print(output.read()[-4000:], file=sys.stderr)
-            raise SystemExit(f"no_change: {' '.join(command[:3])} ended with {process.returncode}")
+            raise SystemExit(f"no_change: {' '.join(command[:3])} exit status {process.returncode}")
     return seconds, sum(after[2:4]) - sum(before[2:4]), most
 
 
@@ -132,7 +132,7 @@ def run_once(where: list[str], directory: Path, name: str, *more: str) -> tuple[
     changed = sorted({one["task"] for one in records(run) if one["kind"] == "changed"})
     if changed:
         raise SystemExit(
-            f"no_change: found changes ({'; '.join(changed)}), expected none; run the playbook once before"
+            f"no_change: found changes ({'; '.join(changed)}), expected none; run the playbook once first"
         )
     return run, seconds, used, most
 
@@ -151,11 +151,11 @@ def measure(where: list[str], hosts: list[str], directory: Path) -> float:
     )
     plain, _, _ = timed([program("ansible-playbook"), str(bare(questions, directory)), *where])
     who = f"{len(hosts)} host{'s' if len(hosts) > 1 else ''}"
-    print(f"{who}: {tasks} remote tasks, {questions} questions a host")
+    print(f"{who}: {tasks} remote tasks, {questions} questions per host")
     print("  by stage: " + ", ".join(f"{stage} {number}" for stage, number in stages.most_common()))
     print(f"  run {seconds:.1f} s, of which the post-check's own requests {checks:.1f} s; bare {plain:.1f} s")
     print(f"  run without the checks / bare: {(seconds - checks) / plain:.2f}")
-    print(f"  controller: {used / len(hosts):.1f} s of processor a host, {most:.0f} MiB at most")
+    print(f"  controller: {used / len(hosts):.1f} s of CPU per host, at most {most:.0f} MiB")
     return seconds - checks
 
 
@@ -164,15 +164,15 @@ def measure_names(inventories: list[str], names: int, directory: Path) -> None:
     where = ["-i", str(inventory_of(inventories, names, directory))]
     _, seconds, used, most = run_once(where, directory, "names", "--skip-tags", "post_check,release_record")
     print(f"{names} names: run {seconds:.1f} s, without checks and records")
-    each = f"{used / names:.1f} s of processor and {most / names:.1f} MiB a host"
-    print(f"  controller: {each}, {most:.0f} MiB at most")
+    each = f"{used / names:.1f} s of CPU and {most / names:.1f} MiB per host"
+    print(f"  controller: {each}, at most {most:.0f} MiB")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count and time a run that changes nothing.")
-    parser.add_argument("inventory", nargs="*", help="inventories of hosts that are as they say")
+    parser.add_argument("inventory", nargs="*", help="inventories whose hosts are up to date")
     parser.add_argument("--hosts", default="1,8", help="numbers of hosts to run with (%(default)s)")
-    parser.add_argument("--names", type=int, help="instead: run the same hosts under so many names")
+    parser.add_argument("--names", type=int, help="instead: run the same hosts under this many names")
     arguments = parser.parse_args()
     if not arguments.inventory:
         print("no_change: no inventory was given: python benchmarks/no_change.py INVENTORY ...")

@@ -119,7 +119,7 @@ def main() -> int:
             f"{f' (limit {limit:g} s of processor time)' if limit else ''}"
         )
     load = os.getloadavg()[0]
-    print(f"load of the machine meanwhile: {load:.1f} on {os.cpu_count()} cores")
+    print(f"load average:  {load:.1f} on {os.cpu_count()} cores")
     return 0 if good else 1
 
 

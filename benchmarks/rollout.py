@@ -122,7 +122,7 @@ class Row:
             "servers were not asked"
             if self.servers == 0
             else f"servers {'DISAGREE' if self.disagreements else 'agree'}",
-            ", ".join(f"{host} {what}" for host, what in self.results.items()) or "no host begun",
+            ", ".join(f"{host} {what}" for host, what in self.results.items()) or "no host started",
         ]
         if self.lost:
             parts.append(f"{self.lost} of them on gpu01")
@@ -224,7 +224,7 @@ def scenario(lab: Lab, name: str, run_name: str, arguments: argparse.Namespace, 
             load.process.wait()
     (folder / f"{name}.log").write_text(run.output, encoding="utf-8")
     if link and not link.was_cut:
-        row.wrong.append(f"the stage {stage} was never seen")
+        row.wrong.append(f"stage {stage} did not occur")
     servers = {host: folder / f"{name}-{host}.jsonl" for host in arguments.hosts if not arguments.real}
     row.servers = len(servers)
     for _ in range(20):  # a host whose cable was cut finishes its requests a little later
@@ -254,7 +254,7 @@ def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
     """Record violations of a scenario."""
     bad = sum(row.load[fate] for fate in ("failed", "truncated", "refused"))
     if bad - (row.lost if row.scenario.startswith("cable-") else 0):
-        row.wrong.append(f"{bad} requests were not whole")
+        row.wrong.append(f"{bad} requests were incomplete")
     if row.disagreements:
         row.wrong.append(f"{len(row.disagreements)} disagreements, such as {row.disagreements[0]}")
     if row.scenario == "good":
@@ -265,17 +265,17 @@ def judge(row: Row, run: Run, hosts: Sequence[str]) -> None:
         row.wrong.append("the run ended with 0")
     lost = set() if row.scenario in FAULTS else {HOSTS[0]}
     if row.changed - lost:
-        row.wrong.append(f"{', '.join(sorted(row.changed - lost))} did not return to the release before")
+        row.wrong.append(f"{', '.join(sorted(row.changed - lost))} did not return to the previous release")
     if row.scenario == "revert":
         if set(row.results.values()) != {"returned"}:
-            row.wrong.append("not every host that was begun with returned")
+            row.wrong.append("not every started host returned")
         return
     if (set(row.results) | row.restarted) - {HOSTS[0]}:
-        row.wrong.append("a later host was touched")
+        row.wrong.append("a later host was changed")
     if row.scenario in FAULTS and row.results.get(HOSTS[0]) != "returned":
-        row.wrong.append("the host did not return to its release before")
+        row.wrong.append("the host did not return to its previous release")
     if lost and "lost during its change" not in run.output:
-        row.wrong.append("the run did not say that the host was lost")
+        row.wrong.append("the run did not report the lost host")
 
 
 def rollback(lab: Lab, arguments: argparse.Namespace) -> str:
@@ -315,7 +315,7 @@ def main() -> int:
     parser.add_argument("--lab", help="a running, provisioned lab of lab/labs/fleet.yml (--real: pair.yml)")
     parser.add_argument("--scenario", action="append", choices=SCENARIOS, help="default: all")
     parser.add_argument("--requests", type=int, default=2000, help="at least; default: %(default)s")
-    parser.add_argument("--rate", type=float, default=10.0, help="requests a second; default: %(default)s")
+    parser.add_argument("--rate", type=float, default=10.0, help="requests per second; default: %(default)s")
     parser.add_argument("--drain-seconds", type=int, default=10)
     parser.add_argument("--soak-seconds", type=int, default=10)
     parser.add_argument("--real", action="store_true", help="the real engine, on two hosts")

@@ -39,8 +39,8 @@ def timed(command: list[str]) -> tuple[float, float, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time metal status beside bare questions.")
-    parser.add_argument("inventory", nargs="*", help="inventories of hosts that serve")
+    parser = argparse.ArgumentParser(description="Time metal status against bare questions.")
+    parser.add_argument("inventory", nargs="*", help="inventories of serving hosts")
     parser.add_argument("--hosts", type=int, default=50, help="names to ask (%(default)s)")
     arguments = parser.parse_args()
     if not arguments.inventory:
@@ -56,7 +56,7 @@ def main() -> int:
     known = sum(host["state"] == "known" for host in hosts)
     print(f"{known} of {len(hosts)} hosts known: {seconds:.1f} s; bare questions {bare:.1f} s")
     print(f"status / bare: {seconds / bare:.2f}")
-    print(f"controller: {used / len(hosts):.3f} s of processor a host")
+    print(f"controller: {used / len(hosts):.3f} s of CPU per host")
     return 0 if known == arguments.hosts else 1
 
 

@@ -274,7 +274,7 @@ class Bench:
             origin = self.origin() / self.size
         for member in members:
             if digest(member.request.path) != self.files:
-                raise SystemExit(f"{member.name}: other bytes than published")
+                raise SystemExit(f"{member.name}: bytes differ from the published ones")
         shutil.rmtree(self.folder / "hosts")
         return seconds, origin, samples
 
@@ -341,7 +341,7 @@ def wait_for(ready: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
-            raise SystemExit("waited in vain")
+            raise SystemExit("timed out")
         time.sleep(0.1)
 
 
@@ -415,7 +415,7 @@ def slope(points: Sequence[tuple[float, int]], size: int) -> float:
     """Return bytes per second between a tenth and nine tenths: without the program's start and end."""
     middle = [point for point in points if 0.1 * size <= point[1] <= 0.9 * size]
     if len(middle) < 2:
-        raise SystemExit("too fast to measure; give --lan-mb a larger figure")
+        raise SystemExit("too fast to measure; give --lan-mb a larger value")
     return (middle[-1][1] - middle[0][1]) / (middle[-1][0] - middle[0][0])
 
 
@@ -488,15 +488,15 @@ def main() -> int:
     parser.add_argument("--uplink-mbit", type=int, default=40)
     parser.add_argument("--lan-factor", type=int, default=8, help="a host's LAN ÷ the uplink")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="of the figures of 'shared' and 'lan'; the median counts"
+        "--rounds", type=int, default=3, help="rounds of 'shared' and 'lan'; the median counts"
     )
     parser.add_argument("--many", type=int, default=64)
     parser.add_argument("--many-kb", type=int, default=640, help="of each of the 126 shards")
     parser.add_argument(
-        "--many-mbit", type=int, default=4, help="uplink for 'many', so slow that one machine's cores keep up"
+        "--many-mbit", type=int, default=4, help="uplink for 'many', slow enough for one machine's cores"
     )
     parser.add_argument("--lan-mb", type=int, default=1000)
-    parser.add_argument("--plot", type=Path, help="write who had how much when in the middle run of 'shared'")
+    parser.add_argument("--plot", type=Path, help="write each host's progress in the middle run of 'shared'")
     options = parser.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("needs root, for network namespaces")
@@ -519,7 +519,7 @@ def main() -> int:
                 ours, theirs = lan(bench, mbit, options.rounds)
                 detail = f"{ours / 1e6:.0f} MB/s against {theirs / 1e6:.0f} MB/s"
                 line(f"LAN {text}: pull from one host ÷ curl (floor 0.8)", ours / theirs, detail)
-    print(f"load of the machine meanwhile: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"load average:  {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return 0
 
 

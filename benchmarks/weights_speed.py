@@ -241,7 +241,7 @@ def main() -> int:
             detail = f"{size / ours * 8 / 1e6:.1f} Mbit/s against {size / theirs * 8 / 1e6:.1f}"
             line(f"line of {options.line_mbit} Mbit/s: our rate ÷ curl (floor 0.95)", theirs / ours, detail)
     load = os.getloadavg()[0]
-    print(f"load of the machine meanwhile: {load:.1f} on {os.cpu_count()} cores")
+    print(f"load average:  {load:.1f} on {os.cpu_count()} cores")
     return 0
 
 

@@ -28,11 +28,13 @@ EXIT_INTERRUPTED: Final = 130
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     top = argparse.ArgumentParser(prog="python -m lab", description="Virtual GPU hosts on this machine.")
-    top.add_argument("--name", default="demo", help="the lab; several may be up at once (default: demo)")
+    top.add_argument(
+        "--name", default="demo", help="name of the lab; several may be up at once (default: demo)"
+    )
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
-    up = verbs.add_parser("up", help="bring it up, or whatever of it is not")
+    up = verbs.add_parser("up", help="start it, or the parts that are not up")
     up.add_argument("--file", type=Path, help="its description (default: lab/labs/NAME.yml)")
-    verbs.add_parser("down", help="take everything away; caches stay")
+    verbs.add_parser("down", help="remove everything; caches stay")
     status = verbs.add_parser("status", help="hosts, links, services")
     status.add_argument("--json", action="store_true", help="for programs")
     remote = verbs.add_parser("ssh", help="log in, or run a command")
@@ -40,12 +42,14 @@ def parser() -> argparse.ArgumentParser:
     remote.add_argument("command", nargs=argparse.REMAINDER)
     for verb, line in (
         ("reboot", "reboot a host and wait for it"),
-        ("cut", "pull a host's cable"),
+        ("cut", "unplug a host's cable"),
         ("restore", "plug it in again"),
     ):
         verbs.add_parser(verb, help=line).add_argument("host")
-    verbs.add_parser("cut-uplink", help="leave the hosts one another and this machine, and nothing outside")
-    verbs.add_parser("restore-uplink", help="give them the way out and the services again")
+    verbs.add_parser(
+        "cut-uplink", help="cut the hosts off from the outside; they still reach each other and this machine"
+    )
+    verbs.add_parser("restore-uplink", help="restore the uplink and the services")
     return top
 
 
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USER
     except KeyboardInterrupt:
         print(
-            f"lab {arguments.name}: interrupted; 'up' goes on from here, 'down' takes it all away",
+            f"lab {arguments.name}: interrupted; 'up' continues from here, 'down' removes everything",
             file=sys.stderr,
         )
         return EXIT_INTERRUPTED

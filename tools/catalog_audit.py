@@ -36,7 +36,7 @@ from tools.audit.sources import sources_of
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="catalog_audit",
-        description="Compare the catalogue with what it was written from.",
+        description="Compare the catalogue with its sources.",
         epilog="exit status: 0 nothing differs, 1 something differs, 2 wrong usage or unreadable input",
     )
     parser.add_argument(
@@ -90,7 +90,7 @@ def audit(arguments: argparse.Namespace, catalog: Catalog) -> Iterator[Row]:
     if arguments.config:
         chosen = _checkpoints(catalog, arguments.model, arguments.format)
         if arguments.model is None or len(chosen) != 1:
-            raise UserError("found --config without one checkpoint, expected --model and --format beside it")
+            raise UserError("found --config without one checkpoint, expected --model and --format as well")
         yield from from_directory(chosen[0], arguments.config, catalog.licences)
     if arguments.hub:
         for one in _checkpoints(catalog, arguments.model, arguments.format):
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if source.age_days is not None or not source.source:
                 print(source.line())
         undated = sum(1 for one in sources if one.source and one.age_days is None)
-        print(f"{undated} sources have no date: their age is not known (--json lists them)")
+        print(f"{undated} sources have no date, so their age is unknown (--json lists them)")
     counts = {
         name: sum(row.verdict == name for row in rows) for name in ("agrees", "differs", "not compared")
     }

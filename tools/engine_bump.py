@@ -179,7 +179,7 @@ def changes(old: EngineRelease, wheel: Wheel, cuda: str) -> list[str]:
         if list(before) != list(after):
             said = [" ".join(one) if not isinstance(one, str) else one for one in (before, after)]
             lines.append(f"{name}: {said[0]} -> {said[1]}")
-    lines += [f"flag {flag} is not mentioned any more: the plan writes it" for flag in wheel.missing_flags]
+    lines += [f"flag {flag} is no longer mentioned, but the plan writes it" for flag in wheel.missing_flags]
     return lines
 
 
@@ -227,7 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("release", help="an SGLang release, such as 0.5.24")
     parser.add_argument("--python", action="append", help="lock for this Python only (may be repeated)")
-    parser.add_argument("--default", action="store_true", help="make it the release that new plans take")
+    parser.add_argument("--default", action="store_true", help="make it the release that new plans use")
     arguments = parser.parse_args(argv)
     if not re.fullmatch(r"\d+(\.\d+)+((rc|\.post)\d+)?", arguments.release):
         parser.error(f"found release {arguments.release!r}, expected a version such as 0.5.24")
@@ -262,13 +262,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         load_catalog()
     except UserError as error:
-        print(f"engine-bump: engines.yml does not validate now: {error}", file=sys.stderr)
+        print(f"engine-bump: engines.yml is no longer valid: {error}", file=sys.stderr)
         return 1
     differences = changes(old, wheel, cuda)
     print(f"what changes from {old.release}:" if differences else f"nothing changes from {old.release}")
     for line in differences:
         print(f"  {line}")
-    print("look at the difference of engines.yml and the locks, then run: pytest -m engine tests/contract")
+    print("check the diff of engines.yml and the locks, then run: pytest -m engine tests/contract")
     return 0
 
 

@@ -57,7 +57,7 @@ START_PATH: Final[dict[str, tuple[str, ...]]] = {
     "sgl_kernel": ("__init__.py", "load_utils.py", "utils.py"),
 }  # fmt: skip
 EXCLUDED: Final = re.compile(
-    # Other hardware, other models, other ways to load and to move weights: no start of a MiniMax goes there.
+    # Other hardware, other models, other ways to load and to move weights: no MiniMax start uses them.
     r"hardware_backend|/(?:npu|hip|xpu|musa|cpu|ascend|rocm|mlx)|test|expert_pack|kimi|gguf|mooncake|mscclpp|"
     r"modelslim|deepseek|dsv4|/dsa|mamba|linear|nsa|mla|bench|uno_|modelopt|bitsandbytes|remote_instance|"
     r"weight_checker|torchao|pyspy_dump|encoder_free|lmcache|hf3fs|dllm|domino|ngram|frozen_kv"
@@ -203,7 +203,9 @@ def main(argv: Sequence[str]) -> int:
     """Print the listing, or what it lacks."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("site", type=Path, help="the engine environment's site-packages")
-    parser.add_argument("--against", type=Path, help="print only what this listing lacks and no rule reads")
+    parser.add_argument(
+        "--against", type=Path, help="print only messages missing in this listing that no rule reads"
+    )
     arguments = parser.parse_args(argv)
     messages = collect(arguments.site)
     if arguments.against is None:

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Strip or check the locks named on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("lock", type=Path, nargs="+")
-    parser.add_argument("--check", action="store_true", help="only say what is not a wheel's")
+    parser.add_argument("--check", action="store_true", help="only report hashes that are not a wheel's")
     arguments = parser.parse_args(argv)
     status = 0
     for lock in arguments.lock:

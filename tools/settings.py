@@ -92,7 +92,7 @@ class _Dumper(yaml.SafeDumper):
         return "options"
 
     def ignore_aliases(self, data: Any) -> bool:
-        # Only the options of an entry point are the same thing in two places.
+        # Only the options of an entry point appear in two places.
         return not (isinstance(data, dict) and "metal_plan" in data)
 
 
@@ -223,7 +223,7 @@ def stale(root: Path) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the files, or say which are stale; return the exit status."""
-    parser = argparse.ArgumentParser(description="Write what comes from the settings' declarations.")
+    parser = argparse.ArgumentParser(description="Write the files generated from the settings' declarations.")
     parser.add_argument("--check", action="store_true", help="change nothing, name the files that are stale")
     arguments = parser.parse_args(argv)
     names = stale(ROOT)

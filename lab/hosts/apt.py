@@ -135,7 +135,7 @@ def debian_sources(sources: Iterable[Source], machine: str, wanted: str) -> str:
     if not any(f" {wanted}" in stanza for stanza in stanzas):
         raise LabError(
             f"no source of Debian {machine} with http(s) and component main under /etc/apt: "
-            "the lab's hosts take their packages from where this machine does"
+            "the lab's hosts use this machine's package sources"
         )
     return "\n".join(stanzas)
 

@@ -63,7 +63,7 @@ class Description(BaseModel):
     def _host_names(cls, hosts: dict[str, Host]) -> dict[str, Host]:
         for name in hosts:
             if not NAME.fullmatch(name):
-                raise ValueError(f"host name {name!r} is not made of lower-case letters, digits and dashes")
+                raise ValueError(f"host name {name!r}: expected lower-case letters, digits and dashes")
         return hosts
 
 

@@ -265,7 +265,7 @@ class Guest:
         os.kill(init, signal.SIGINT)
         if not wait_until(lambda: self.boot_id() not in (None, before) or self.keeper() is None, seconds):
             raise LabError(
-                f"{self.name} still shuts down after {seconds:.0f} s (console: {self.paths.console})"
+                f"{self.name} is still shutting down after {seconds:.0f} s (console: {self.paths.console})"
             )
         self.wait_ready(seconds)
         return time.monotonic() - start
@@ -295,7 +295,7 @@ def end_group(name: str) -> None:
     if not cgroups.kill(name):
         left = [pid for pid in cgroups.members(name) if start_time(pid)]
         if left:
-            raise LabError(f"processes {left} of {name} do not end; end them by hand and repeat")
+            raise LabError(f"processes {left} of {name} do not end; kill them by hand and repeat")
     for directory in (Path("/run/systemd/nspawn/propagate") / name,):
         if directory.is_dir():
             run(["rmdir", str(directory)], check=False)

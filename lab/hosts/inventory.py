@@ -35,5 +35,5 @@ def write(paths: LabPaths, nodes: dict[str, Node], variables: Mapping[str, str |
         for name, node in nodes.items()
     }
     document = {"all": {"hosts": hosts, "vars": {"lab_state": str(paths.directory), **variables}}}
-    text = "# Written by the lab; 'python -m lab down' takes it away.\n"
+    text = "# Written by the lab; 'python -m lab down' removes it.\n"
     write_whole(paths.inventory, text + yaml.safe_dump(document, sort_keys=False, width=110))

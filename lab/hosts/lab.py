@@ -266,7 +266,7 @@ class Lab:
             fresh = guest.prepare_disk(roots[guest.host.system], files)
             guest.prepare_pci(write_pci_tree)
             guest.start()
-            outcome.append(f"{guest.host.system}, {'a new disk' if fresh else 'the disk it had'}, boots")
+            outcome.append(f"{guest.host.system}, {'a new disk' if fresh else 'its existing disk'}, boots")
         return True
 
     # -- down --------------------------------------------------------------------------------------------
@@ -301,7 +301,9 @@ class Lab:
                 outcome.append(f"{self.paths.directory} removed")
             if number is not None:
                 restored = machine.release_network(number)
-                progress.line("machine", ", ".join(restored) or "other labs run, or nothing was changed")
+                progress.line(
+                    "machine", ", ".join(restored) or "other labs are running, or nothing was changed"
+                )
             print(f"lab {self.name}: down in {progress.total():.1f} s")
 
     def _take_down(self, net: Network, progress: Progress) -> None:

@@ -44,7 +44,9 @@ def system_packages() -> list[str]:
 def check_root() -> None:
     """Raise :class:`LabError` unless this is root."""
     if os.geteuid() != 0:
-        raise LabError(f"the lab needs root (found user id {os.geteuid()}): it mounts, and makes networks")
+        raise LabError(
+            f"the lab needs root (found user id {os.geteuid()}): it mounts file systems and creates networks"
+        )
 
 
 def check() -> str:
@@ -103,7 +105,7 @@ def locked(name: str) -> Iterator[None]:
         except BlockingIOError:
             start = time.monotonic()
             if name != "machine":
-                print(f"{name}: another command works on it; waiting", flush=True)
+                print(f"{name}: another command is working on it; waiting", flush=True)
             fcntl.flock(handle, fcntl.LOCK_EX)
             if name != "machine":
                 print(f"{name}: waited {time.monotonic() - start:.0f} s", flush=True)
@@ -167,9 +169,7 @@ def claim_network(name: str, directory: Path, recorded: int | None) -> int:
         claims = _claims()
         fixed = FIXED_NUMBERS.get(name, recorded)
         if fixed is not None and fixed in claims and claims[fixed].exists():
-            raise LabError(
-                f"network {fixed} is in use by the lab in {claims[fixed]}: take that one down first"
-            )
+            raise LabError(f"network {fixed} is in use by the lab in {claims[fixed]}: stop that one first")
         free = (
             number
             for number in range(FIRST_FREE_NUMBER, LAST_NUMBER + 1)
@@ -177,7 +177,7 @@ def claim_network(name: str, directory: Path, recorded: int | None) -> int:
         )
         number = fixed if fixed is not None else next(free, None)
         if number is None:
-            raise LabError("253 labs run on this machine: take one down first")
+            raise LabError("253 labs are running on this machine: stop one first")
         write_whole(RUNTIME / "networks" / str(number), f"{directory}\n")
         return number
 

@@ -30,7 +30,9 @@ def cache_root() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     path = (Path(base) / "minimax-metal").absolute()
     if set(str(path)) & set(":,\\ "):
-        raise LabError(f"cache directory {path} holds a colon, comma, space or backslash: set XDG_CACHE_HOME")
+        raise LabError(
+            f"cache directory {path} contains a colon, comma, space or backslash: set XDG_CACHE_HOME"
+        )
     return path
 
 
@@ -175,5 +177,5 @@ def lab_paths(name: str) -> LabPaths:
     """
     directory = labs_root() / name
     if set(str(directory)) & set(":,\\ "):
-        raise LabError(f"{directory} holds a colon, comma, space or backslash: set METAL_LAB_ROOT")
+        raise LabError(f"{directory} contains a colon, comma, space or backslash: set METAL_LAB_ROOT")
     return LabPaths(directory)

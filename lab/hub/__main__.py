@@ -16,14 +16,14 @@ from lab.hub.dialects import DIALECTS
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m lab.hub", description=__doc__)
-    parser.add_argument("--root", type=Path, required=True, help="folder the models are published in")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the published models")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 takes any free port")
     parser.add_argument("--access-log", type=Path, help="file for one line of JSON per request; else stdout")
     parser.add_argument(
-        "--faults", type=Path, help="file of rules by which answers fail; see lab/hub/faults.py"
+        "--faults", type=Path, help="file of rules for failing answers; see lab/hub/faults.py"
     )
-    parser.add_argument("--dialect", choices=DIALECTS, help="as a repository manager or mirror speaks it")
+    parser.add_argument("--dialect", choices=DIALECTS, help="dialect of a repository manager or mirror")
     options = parser.parse_args(argv)
     if not options.root.is_dir():
         print(f"found no folder {options.root}; publish models into it first", file=sys.stderr)

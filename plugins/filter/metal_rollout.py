@@ -137,7 +137,7 @@ def _counted(soak: Mapping[str, Any]) -> dict[str, float]:
 def metal_soak_input(before: str, kind: str, batches: Mapping[str, Any]) -> str:
     """Return the input of ``metal soak watch``: what the host's own metrics were, as ``metal soak figures``
     printed them, and those of the last batch with a replica of this kind."""
-    own = said(before)  # what the host printed is its own word: anything else is as if it had printed nothing
+    own = said(before)  # the host's output is untrusted: anything else counts as no output
     return json.dumps({"before": asdict(own) if own else None, "batch": batches.get(kind)})
 
 

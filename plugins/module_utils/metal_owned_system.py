@@ -236,7 +236,7 @@ def projects_to_install(environment: Mapping[str, Any]) -> dict[str, list[str]]:
     root = Path(str(environment["path"]))
     wanted = dict(environment["projects"])
     there: dict[str, bool] = {}
-    # An interpreter that is gone leaves its link.
+    # A removed interpreter leaves its link behind.
     for packages in root.glob("lib/python3*/site-packages") if (root / "bin" / "python").exists() else ():
         for information in packages.glob("*.dist-info"):
             name, _, version = information.name.removesuffix(".dist-info").partition("-")

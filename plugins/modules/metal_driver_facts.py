@@ -117,7 +117,7 @@ def installed_packages(module: AnsibleModule) -> dict[str, dict[str, str]]:
 def available_versions(module: AnsibleModule, names: Collection[str]) -> dict[str, list[str]]:
     """Return the versions that apt's lists hold of each package, newest first as apt prints them."""
     versions: dict[str, list[str]] = {}
-    # As root apt would leave the index of what it knows behind, in check mode too.
+    # Run as root, apt would leave its package cache behind, in check mode too.
     unwritten = ("-o", "Dir::Cache::pkgcache=", "-o", "Dir::Cache::srcpkgcache=")
     answer = output_of(module, "apt-cache", *unwritten, "madison", *sorted(names)) if names else None
     for line in (answer[1] if answer else "").splitlines():

@@ -124,7 +124,7 @@ def own_address() -> str:
     """Return the IPv4 address of the host on its default route, empty without one. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # of the documentation's network: routed as anything outside is
+            probe.connect(("192.0.2.1", 9))  # from the documentation network: routed like any outside address
             return str(probe.getsockname()[0])
         except OSError:
             return ""
@@ -149,7 +149,7 @@ def listening_sockets(proc: str = "/proc") -> dict[str, int]:
                 try:
                     sockets[fields[9]] = int(fields[1].rpartition(":")[2], 16)
                 except ValueError:
-                    continue  # no line of the kernel's
+                    continue  # not a line of the kernel
     return sockets
 
 
@@ -172,7 +172,7 @@ def port_owners(sockets: Mapping[str, int], proc: str = "/proc") -> dict[str, di
         try:
             target = str(descriptor.readlink())
         except OSError:
-            continue  # it was closed meanwhile, or is not ours to look into
+            continue  # it was closed meanwhile, or we have no permission
         port = sockets.get(target[len("socket:[") : -1]) if target.startswith("socket:[") else None
         if port is not None and str(port) not in owners:
             owners[str(port)] = occupant(descriptor.parent.parent.name, proc)
@@ -196,7 +196,7 @@ def gpu_users(text: str) -> list[dict[str, Any]]:
         if len(cells) < 4:
             continue
         if not (cells[1].isascii() and cells[1].isdigit() and len(cells[1]) < 19):
-            # "[N/A]", "[Insufficient Permissions]": somebody holds it, in another namespace of processes.
+            # "[N/A]", "[Insufficient Permissions]": in use, by a process in another PID namespace.
             users.append(
                 {"program": "an unnamed process", "unit": None, "gpu_uuid": cells[0], "memory": cells[-1]}
             )
@@ -239,7 +239,7 @@ def nvidia_smi(seconds: float, gpus: int) -> tuple[dict[str, Any], list[dict[str
     if len(answer.out.splitlines()) != gpus:
         questions["bus_ids"] = "pci.bus_id"  # which one is missing
     for name, field in questions.items():
-        # Older drivers don't know the recovery and answer 2.
+        # Older drivers don't know the recovery state and exit with 2.
         more = ask(program, [f"--query-gpu=index,{field}", "--format=csv,noheader"], seconds)
         found[name] = more.out if more.status == 0 else ""
         if more.timed_out:
@@ -259,7 +259,7 @@ def nvidia_packages(seconds: float) -> dict[str, str] | None:
     if answer.timed_out:
         return None
     packages = {}
-    # dpkg-query answers 1 when one of the patterns matches nothing; what it printed is right all the same.
+    # dpkg-query exits with 1 if one of the patterns matches nothing; its output is still right.
     if answer.status in (0, 1):
         for line in answer.out.splitlines():
             status, name, version = [*line.split("\t"), "", ""][:3]
@@ -345,7 +345,7 @@ def main() -> None:
         "boot_id": (read_text("/proc/sys/kernel/random/boot_id") or "").strip(),
         "user_is_root": os.geteuid() == 0,
         "unanswered": unanswered,
-        # What was measured: cached facts answer a question only if it was asked.
+        # The requested measurements: cached facts only answer a question that was asked.
         "asked": {name: wanted[name] for name in ASKED},
     }
     module.exit_json(changed=False, facts=facts)

@@ -164,7 +164,7 @@ def apply_all(
     changes, wanted = [], []
     for entry in entries:
         path = str(entry["path"])
-        # What is compared only, or has to be transferred first, is not written now.
+        # Files that are only compared, or must be transferred first, are not written now.
         later = bool(entry.get("later")) or (entry.get("sha256") is not None and not entry.get("source"))
         content = base64.b64decode(contents[path]) if path in contents else None
         try:

@@ -155,7 +155,7 @@ def main() -> None:
             said = f"Request failed: {said}"
     except ValueError as error:
         said = str(error)
-    # What is there, not a full block: a server that sends a byte now and then is not waited for.
+    # Read what is available, not a full block: a server that sends a byte now and then must not block it.
     read = getattr(answer, "read1", getattr(answer, "read", None))
     try:
         while status == 200 and read is not None and (block := read(1 << 16)):

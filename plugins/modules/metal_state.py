@@ -159,12 +159,12 @@ def environment_digest(root: Path) -> str | None:
     names = []
     for packages in sorted(root.glob("lib/python3*/site-packages")):
         for one in sorted(packages.iterdir()):
-            # A package is as its installer left it when its list of files is; times differ.
+            # A package is unchanged if its list of files is; times differ.
             record = one / "RECORD"
             names.append(f"{one.name} {record.stat().st_size if record.is_file() else ''}")
     names += sorted(one.name for one in (root / "bin").iterdir()) if (root / "bin").is_dir() else []
     names.append(digest(root / "pyvenv.cfg"))
-    # An interpreter that is gone leaves its link.
+    # A removed interpreter leaves its link behind.
     names.append(str((root / "bin" / "python").exists()))
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 

@@ -333,7 +333,7 @@ def test_an_interrupted_up_can_be_repeated(lab: LabCommand, number: signal.Signa
     if number == signal.SIGINT and process.returncode:
         assert process.returncode == 130, output
         assert output.strip().splitlines()[-1] == (
-            f"lab {NAME}: interrupted; 'up' goes on from here, 'down' takes it all away"
+            f"lab {NAME}: interrupted; 'up' continues from here, 'down' removes everything"
         )
     lab.up()
     assert lab.status()["up"]

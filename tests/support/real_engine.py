@@ -126,7 +126,7 @@ def _await_health(url: str, process: subprocess.Popen[bytes], log: Path) -> None
     deadline = time.monotonic() + 280
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            pytest.fail(f"the engine ended with {process.returncode}: {log.read_text()[-2000:]}")
+            pytest.fail(f"the engine exit status {process.returncode}: {log.read_text()[-2000:]}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=30):  # noqa: S310  loopback
                 return

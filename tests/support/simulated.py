@@ -45,7 +45,7 @@ def wait_for_url(url: str, process: subprocess.Popen[bytes], seconds: float = 12
     context = ssl._create_unverified_context() if url.startswith("https:") else None  # noqa: S323
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"{url}: its process ended with {process.returncode}"
+        assert process.poll() is None, f"{url}: its process exit status {process.returncode}"
         try:
             with urllib.request.urlopen(url, timeout=5, context=context):  # noqa: S310  # loopback
                 return

@@ -157,7 +157,7 @@ def compare_drivers(catalog: Catalog, path: Path, today: date) -> Iterator[Row]:
         lasting = Branches(catalog.drivers, platform, today, "0", "open").alive()
         ours = lasting[0].branch if lasting else "none"
         end = listed[ours].end if ours in listed else None
-        state = "not listed" if ours not in listed else f"listed, end {end or 'not stated'}"
+        state = "not listed" if ours not in listed else f"listed, end {end or 'not given'}"
         alive = ours in listed and (end is None or end >= f"{today.isoformat()[: len(end)]}")
         yield compared(f"platform {slug}", "default branch", ours, state, path.name, same=alive)
 
@@ -173,11 +173,11 @@ def _branch(branch: DriverBranch, found: Listed | None, against: str, today: dat
     if branch.end is None:
         yield compared(where, "listed", branch.listed, True, against)
     if found.kind is None:
-        yield skipped(where, "kind", "the list does not say", against)
+        yield skipped(where, "kind", "not in the list", against)
     else:
         yield compared(where, "kind", branch.kind, found.kind, against)
     if found.end is None:
-        yield skipped(where, "end", "the list does not say", against)
+        yield skipped(where, "end", "not in the list", against)
     else:
         ours = branch.end.isoformat() if branch.end else "none"
         yield compared(where, "end", ours, found.end, against, same=_same_end(branch.end, found.end))

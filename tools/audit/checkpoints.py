@@ -120,7 +120,7 @@ def _quantisation(one: Checkpoint, where: str, found: Any, against: str) -> Iter
     if size is None and isinstance(found, Mapping):
         size = found.get("group_size")
     if one.moe_block is None or not isinstance(size, int):
-        yield skipped(where, "moe_block", "config.json states no block size", against)
+        yield skipped(where, "moe_block", "config.json has no block size", against)
     else:
         yield compared(where, "moe_block", one.moe_block.value, size, against)
 
@@ -146,7 +146,7 @@ def compare_licence(
     """Compare the repository's licence, by a name that its cards are known to use."""
     where = f"{one.name} {one.format}"
     if not said:
-        return skipped(where, "licence", "the repository names none", against)
+        return skipped(where, "licence", "the repository has none", against)
     known = (packaged_catalog().licences if licences is None else licences).get(one.licence)
     names = {_plain(name) for name in (one.licence, *(known.cards if known else ()))}
     return compared(where, "licence", one.licence, said, against, same=_plain(said) in names)
@@ -187,7 +187,7 @@ def _ask(url: str, what: str) -> dict[str, Any]:
         with urllib.request.urlopen(url, timeout=30) as answer:  # noqa: S310  # the scheme is checked above
             text = answer.read(MOST_BYTES + 1)
     except (OSError, ValueError) as error:
-        raise UserError(f"found no answer of {url} ({error}), expected {what}") from error
+        raise UserError(f"found no answer from {url} ({error}), expected {what}") from error
     return as_object(text.decode("utf-8", "replace"), url, what)
 
 

@@ -114,7 +114,7 @@ def _formats(catalog: Catalog, tree: Path, release: str, against: str) -> Iterat
             there = bool(file) and path.exists()
             least = _least_capability(read_text(path, "the wheel"), name, one.format) if there else None
             if least is None:
-                yield skipped(where, "generations", "the wheel states no least capability", against)
+                yield skipped(where, "generations", "the wheel has no minimum capability", against)
                 continue
             lowest = min(
                 round(float(text) * 10) for text in (*one.generations.proven, *one.generations.unproven)

@@ -39,11 +39,11 @@ def compare_index(catalog: Catalog) -> Iterator[Row]:
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
         except subprocess.TimeoutExpired:
-            raise UserError(f"found no answer of the package index for {package} within 120 s") from None
+            raise UserError(f"found no answer from the package index for {package} within 120 s") from None
         found = re.search(r"^\S+ \(([\w.]+)\)", done.stdout, re.MULTILINE)
         if done.returncode or not found:
             why = " ".join(done.stderr.split())[-300:]
-            yield skipped(package, "newest release", f"the index did not say ({why})", "package index")
+            yield skipped(package, "newest release", f"the index did not answer ({why})", "package index")
         else:
             theirs = found.group(1)
             same = version_key(theirs) <= version_key(newest)

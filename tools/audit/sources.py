@@ -94,7 +94,7 @@ def _beside(one: Entry, name: str) -> str:
         return str(text)
     if name == "repositories" and (text := getattr(one, "revision_source", None)):
         return str(text)
-    # A name that nvidia-smi prints is in the listing from which the memory was read.
+    # A name printed by nvidia-smi is in the listing that the memory was read from.
     figure = getattr(one, "memory_bytes", None)
     if name == "smi_pattern" and figure and "nvidia-smi" in figure.source:
         return str(figure.source)
