@@ -105,7 +105,7 @@ def smi(directory: Path, rows: str, status: int = 0) -> dict[str, str]:
     ("rows", "status", "exit_status", "told"),
     [
         # Field cases n6, n1 and n2: dcgm-exporter#604, gpud PR#1133, gpu-operator#132, dask-cuda#583.
-        ("0, GPU-a, [GPU is lost], Disabled\\n", 0, 70, "GPU 0: nvidia-smi says [GPU is lost]"),
+        ("0, GPU-a, [GPU is lost], Disabled\\n", 0, 70, "GPU 0: nvidia-smi reports [GPU is lost]"),
         (
             "Unable to determine the device handle for GPU0: 0000:BA:00.0: Unknown Error",
             255,

@@ -131,7 +131,7 @@ def test_a_source_with_other_bytes_than_stated_is_refused(
 
 def test_a_file_that_the_source_lacks_is_named(hub: Hub, tmp_path: Path) -> None:
     request = request_for(tmp_path, [hub.source()], proof=proof_of({**hub.files, "modeling.py": b"x"}))
-    with pytest.raises(RefusedError, match=r"modeling\.py: not there.*stated by hub's hashes"):
+    with pytest.raises(RefusedError, match=r"modeling\.py: not there.*listed by hub's hashes"):
         pull(request, QUICK)
 
 
@@ -188,7 +188,7 @@ class Unhashed:
 @pytest.mark.parametrize("kind", ["modelscope", "huggingface", "http"])
 def test_a_file_that_nobody_states_a_hash_of_is_refused(kind: str) -> None:
     source = Source(kind, "a/b", "master", "http://h")
-    with pytest.raises(SourceError, match=r"nobody states a hash of 1 file.*config\.json") as caught:
+    with pytest.raises(SourceError, match=r"no source publishes a hash of 1 file.*config\.json") as caught:
         Bound(Unhashed(), source).list()
     assert caught.value.permanent
     assert "model_weights_manifest" in str(caught.value)
