@@ -84,7 +84,7 @@ apt-get --yes install apt 2>&1 | grep -q 'dpkg was interrupted'
 
 # What is damaged on which host, the role that repairs it, and exactly the tasks that must report a change.
 DRIFT = [
-    ("gpu01", CUT_OFF, "host_tools", {"An installation of packages that was cut off is ended"}),
+    ("gpu01", CUT_OFF, "host_tools", {"End an installation of packages that was cut off"}),
     ("gpu01", "rm /usr/local/bin/metal", "host_tools", {"Put the environment in use"}),
     ("gpu01", "ln -sfn /nowhere /opt/minimax-metal/current", "host_tools", {"Put the environment in use"}),
     ("gpu01", "rm -r $(realpath /opt/minimax-metal/current)/lib/python3*/site-packages/rich*", "host_tools",
