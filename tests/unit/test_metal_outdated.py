@@ -6,11 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.support.plugins import load_plugin
 
-REPOSITORY = Path(__file__).parents[2]
 OUTDATED = load_plugin("modules/metal_outdated")
 NOW, UP = 1_700_000_000.0, 5000.0
 
@@ -68,20 +66,3 @@ def test_a_reload_counts_where_units_read_their_files_again_then() -> None:
 @pytest.mark.parametrize("text", ["", "Id=a.service\n", shown("a.service", "active", 0), "Id\n\n=\n"])
 def test_what_systemd_does_not_say_is_not_guessed(text: str) -> None:
     assert OUTDATED.starts(text, NOW, UP) == {}
-
-
-RESTARTING = {
-    "artefact_cache": {"__artefact_cache_unit", "__artefact_cache_configuration"},
-}
-"""What these roles restart when they have written a file, by what their tasks call it."""
-
-
-@pytest.mark.parametrize("role", sorted(RESTARTING))
-def test_whatever_a_role_restarts_for_a_file_is_looked_at_in_the_next_run(role: str) -> None:
-    asked = ""
-    for path in sorted((REPOSITORY / "roles" / role / "tasks").glob("*.yml")):
-        for task in yaml.safe_load(path.read_text()) or []:
-            if "minimax.metal.metal_outdated" in task:
-                assert "register" in task, task["name"]
-                asked += str(task["minimax.metal.metal_outdated"])
-    assert {name for name in RESTARTING[role] if name not in asked} == set()
