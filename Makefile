@@ -95,4 +95,4 @@ lab-down: setup ## stop the demo's hosts and leave nothing behind
 
 clean: ## stop the labs of this machine, remove the environment and what was made here
 	@if test -x $(BIN)/python; then $(LAB) down; $(LAB) --name molecule down; fi
-	@rm -rf $(VENV) .make dist reports .ansible .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) .make dist reports mutants .ansible .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -250,6 +250,10 @@ def test_the_last_size_repeats() -> None:
 
 def test_floors() -> None:
     assert (floor_of("50%", 3), floor_of(2, 3), floor_of("50%", 1), floor_of("0", 4)) == (1, 2, 0, 0)
+    assert (floor_of("100%", 4), batch_sizes(["0.5%"], 4)) == (4, [1, 1, 1, 1])
+    with pytest.raises(ValueError, match="metal_rollout_min_ready"):
+        floor_of("101%", 4)
+    assert decide(fleet(4)).floors == {"m": 2}
     with pytest.raises(ValueError, match="metal_rollout_min_ready half"):
         floor_of("half", 4)
 

@@ -91,6 +91,12 @@ def test_the_cache_goes_with_its_directory_wherever_that_is() -> None:
     assert "/var/cache/minimax-metal/artefacts" not in elsewhere
 
 
+def test_no_directory_of_the_root_goes_however_it_is_written() -> None:
+    for name in ("/data", "/data/", "/", ""):
+        assert not {name, name.rstrip("/")} & set(remove(engine_directory=name or "/").paths)
+    assert "/data/sglang" in remove(engine_directory="/data/sglang/").paths
+
+
 def test_driver_and_cuda_go_only_when_asked_and_nothing_else_with_them() -> None:
     gone = remove(driver=True)
     assert set(PACKAGES) - set(gone.packages) == {
