@@ -72,7 +72,7 @@ def test_a_cache_is_told_its_origins_its_archives_and_who_may_ask() -> None:
     [
         (lambda hosts: {"cache01": hosts["cache01"]}, "expected metal_cache_url"),
         (lambda hosts: hosts | {"gpu02": {"plan": made(metal_cache_url=CACHE, metal_mirrors="china")}},
-         "found other origins on gpu01"),
+         "found different origins on gpu01"),
         (lambda hosts: hosts | {"gpu03": {"plan": None, "archives": None, "address": "nowhere"}},
          "found no address of gpu03"),
     ],
