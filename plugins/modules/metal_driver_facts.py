@@ -28,6 +28,10 @@ options:
     description: URL of the package repository. Other files of apt's sources that name it are listed.
     type: str
     default: ""
+  key:
+    description: File of the key that apt has for it.
+    type: path
+    default: ""
 author:
   - The minimax-metal authors
 """
@@ -152,6 +156,22 @@ def other_sources(url: str, apt: str | Path = "/etc/apt") -> list[str]:
     return found
 
 
+def key_lines(module: AnsibleModule, path: str) -> list[str]:
+    """Return what gpg says of the keys in a file (``--with-colons``); nothing where it is not one."""
+    if not path or not Path(path).is_file():
+        return []
+    words = ("--batch", "--no-options", "--no-keyring", "--trust-model=always", "--homedir=/nonexistent")
+    answer = output_of(module, "gpg", *words, "--with-colons", "--show-keys", path)
+    return answer[1].splitlines() if answer and answer[0] == 0 else []
+
+
+def index_targets(module: AnsibleModule) -> list[str]:
+    """Return ``URI|origin|label`` of every list of packages that apt has."""
+    form = ("--format", "$(REPO_URI)|$(ORIGIN)|$(LABEL)", "Created-By: Packages")
+    answer = output_of(module, "apt-get", "indextargets", *form)
+    return answer[1].splitlines() if answer and answer[0] == 0 else []
+
+
 def kernels() -> dict[str, Any]:
     """Return the running kernel, those with modules, and those that a boot loader could start."""
     modules = Path("/lib/modules")
@@ -232,6 +252,7 @@ def main() -> None:
             "packages": {"type": "list", "elements": "str", "default": []},
             "units": {"type": "str", "default": "sglang@*.service"},
             "repository": {"type": "str", "default": ""},
+            "key": {"type": "path", "default": ""},
         },
         supports_check_mode=True,
     )
@@ -253,6 +274,8 @@ def main() -> None:
         "packages": installed,
         "versions": available_versions(module, names),
         "sources": other_sources(module.params["repository"]) if module.params["repository"] else [],
+        "key": key_lines(module, module.params["key"]),
+        "targets": index_targets(module),
         "kernels": found,
         "container": bool(container and container[0] == 0),
         "dkms": (output_of(module, "dkms", "status") or (0, ""))[1].splitlines(),

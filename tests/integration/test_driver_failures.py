@@ -226,7 +226,7 @@ def test_driver_of_a_run_file_is_named_and_replaced_on_request(lab: Lab) -> None
     assert "set metal_driver_run_file to replace" in " ".join(named.output.split())
     kept = play(lab, metal_driver_run_file="keep")
     assert kept.returncode == 0, kept.output
-    assert "The packages of the driver are installed" not in kept.changed.get("gpu01", [])
+    assert "Install the driver's packages" not in kept.changed.get("gpu01", [])
     assert lab.ssh("gpu01", "test -e /usr/bin/nvidia-modprobe && echo there || true") == ""
     settled = play(lab, metal_driver_run_file="keep")
     assert settled.returncode == 0, settled.output
@@ -267,8 +267,8 @@ def test_driver_that_was_there_before_is_accepted_as_it_is(lab: Lab, vendor: tup
     assert lab.written("gpu02") == before
     held = play(lab, "gpu02")
     assert held.returncode == 0, held.output
-    assert "The packages of the driver are held" in held.changed["gpu02"]
-    assert "The packages of the driver are installed" not in held.changed["gpu02"]
+    assert "Hold the packages of the driver" in held.changed["gpu02"]
+    assert "Install the driver's packages" not in held.changed["gpu02"]
     assert lab.ssh("gpu02", "nvidia-smi --query-gpu=driver_version --format=csv,noheader").split()[0] == (
         "595.45.04"
     )

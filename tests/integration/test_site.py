@@ -38,7 +38,7 @@ def test_check_mode_on_a_bare_host_runs_through_and_writes_nothing(lab: Lab) -> 
     networks = '{"metal_allowed_cidrs": ["192.0.2.0/24"]}'
     run = lab.play("site.yml", "--check", "--diff", "--extra-vars", networks)
     assert run.returncode == 0, run.output
-    assert "The rules are there" in run.changed["gpu01"]
+    assert "Write the rules and their units, or remove them" in run.changed["gpu01"]
     assert "elements = { 192.0.2.0/24 }" in run.output
     assert {host: lab.written(host) for host in UNIT} == before
 
@@ -97,13 +97,13 @@ DRIFT = [
      {"Write the request and the unit of the pull"}),
     ("gpu01", "systemctl --quiet disable metal-weights@minimax-m2.5.service", "model_weights",
      {"Enable the pull, so that it goes on after a reboot"}),
-    ("gpu01", "rm /etc/apt/sources.list.d/minimax-metal-nvidia.sources", "nvidia_driver", {"The repository is apt's"}),
-    ("gpu01", "rm /etc/apt/keyrings/minimax-metal-nvidia.asc", "nvidia_driver", {"The key is apt's for this repository"}),
-    ("gpu01", "rm /etc/apt/apt.conf.d/80minimax-metal-nvidia", "nvidia_driver", {"The proxy of the repository is apt's"}),
-    ("gpu01", "apt-mark unhold $(apt-mark showhold | head -1)", "nvidia_driver", {"The packages of the driver are held"}),
-    ("gpu01", "systemctl --quiet disable nvidia-persistenced", "nvidia_driver", {"The services of the driver run"}),
-    ("gpu02", "systemctl stop nvidia-fabricmanager", "nvidia_driver", {"The services of the driver run"}),
-    ("gpu01", "dpkg --remove --force-depends ninja-build", "cuda_toolkit", {"The compilers and the CUDA toolkit of the plan are installed"}),
+    ("gpu01", "rm /etc/apt/sources.list.d/minimax-metal-nvidia.sources", "nvidia_driver", {"Give apt the repository"}),
+    ("gpu01", "rm /etc/apt/keyrings/minimax-metal-nvidia.asc", "nvidia_driver", {"Give apt the key of the repository"}),
+    ("gpu01", "rm /etc/apt/apt.conf.d/80minimax-metal-nvidia", "nvidia_driver", {"Give apt the repository"}),
+    ("gpu01", "apt-mark unhold $(apt-mark showhold | head -1)", "nvidia_driver", {"Hold the packages of the driver"}),
+    ("gpu01", "systemctl --quiet disable nvidia-persistenced", "nvidia_driver", {"Start and enable the services of the driver"}),
+    ("gpu02", "systemctl stop nvidia-fabricmanager", "nvidia_driver", {"Start and enable the services of the driver"}),
+    ("gpu01", "dpkg --remove --force-depends ninja-build", "cuda_toolkit", {"Install the compilers and the CUDA toolkit of the plan"}),
     ("gpu01", "echo '# x' >> $(ls /opt/sglang/*/minimax-metal/*.txt)", "sglang_runtime",
      {"Copy the lock and the extra packages"}),
     ("gpu01", "rm -r $(ls -d /opt/sglang/*/lib/python3*/site-packages/tabulate*)", "sglang_runtime",

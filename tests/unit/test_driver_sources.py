@@ -97,20 +97,19 @@ def test_of_a_file_with_two_keys_the_pinned_one_is_taken(
 
 def test_the_role_gives_apt_the_key_that_was_taken_out() -> None:
     tasks = yaml.safe_load((ROLE / "tasks/repository.yml").read_text())[1]["block"]
-    [copied] = [
-        task["ansible.builtin.copy"]
-        for task in tasks
-        if task.get("ansible.builtin.copy", {}).get("dest") == "{{ __nvidia_driver_key }}"
-    ]
-    assert "src" not in copied
-    assert "__nvidia_driver_key_alone.stdout" in copied["content"]
+    listed = yaml.safe_load((ROLE / "meta/owned.yml").read_text())["files"]
+    entries = [one for one in listed if one["path"] == "{{ __nvidia_driver_key }}"]
+    # Before it was taken out, owner and mode can be compared and nothing else.
+    assert [set(one) & {"copy", "content", "template", "kept"} for one in entries] == [{"kept"}, {"content"}]
+    assert entries[1]["part"] == "key"
+    assert entries[1]["content"] == "{{ __nvidia_driver_key_alone.stdout }}\n"
     judged = [
         str(task["ansible.builtin.assert"]["that"]) for task in tasks if "ansible.builtin.assert" in task
     ]
-    assert any("metal_is_key(nvidia_driver_repository_key_fingerprint)" in that for that in judged)
+    assert any("metal_is_key(__nvidia_driver_fingerprint)" in that for that in judged)
     names = [task["name"] for task in tasks]
-    assert names.index("It is the key with the published fingerprint and no other") < names.index(
-        "The key is apt's for this repository"
+    assert names.index("Refuse any other key than the published one") < names.index(
+        "Give apt the key of the repository"
     )
 
 
@@ -292,10 +291,10 @@ def test_an_export_of_roots_asks_archives_as_apts_own_user(
 
 
 def test_the_role_asks_apt_in_the_same_form() -> None:
-    text = (ROLE / "tasks/repository.yml").read_text()
-    assert TARGETS in text
-    values = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    assert values["__nvidia_driver_source_pref"].rpartition("/")[2] > "nvidia-driver-pinning"
+    assert f'"{TARGETS}"' in (ROLE.parents[1] / "plugins/modules/metal_driver_facts.py").read_text()
+    listed = yaml.safe_load((ROLE / "meta/owned.yml").read_text())["files"]
+    [pins] = [one["path"] for one in listed if one.get("template") == "nvidia-source.pref.j2"]
+    assert pins.rpartition("/")[2] > "nvidia-driver-pinning"
 
 
 HOSTILE = [

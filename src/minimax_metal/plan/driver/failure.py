@@ -23,7 +23,8 @@ def failure_line(
     """Explain why an installation failed: found, expected, what to do, in one line without the host's name.
 
     Args:
-        failed: the result of the failed task: msg, stderr, stdout, and those of a loop's items.
+        failed: the result of the failed task: msg, stderr, stdout, and those of a loop's items; that of an
+            assertion is passed on.
         url: NVIDIA's repository, as configured.
         collected: facts that the module metal_driver_facts collected afterwards: DKMS logs, users of a
         module.
@@ -31,6 +32,8 @@ def failure_line(
 
     Raises nothing; an unknown error is passed on, its end first.
     """
+    if "evaluated_to" in failed:  # an assertion of ours, which says all of it
+        return str(failed.get("msg"))
     lines = lines_of(failed)
     named = str(failed.get("url") or "")
     if named and not any(urls_of(line) for line in lines):
