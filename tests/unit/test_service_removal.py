@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-from minimax_metal.plan.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, USERS, Removal, removal
+from minimax_metal.controller.owned import removable_of
+from minimax_metal.plan import removal as rules
+from minimax_metal.plan.removal import DRIVER_DROP_IN, ENGINE_DROP_IN, USERS, Removal
+
+OWNED = removable_of(Path(__file__).parents[2] / "roles")
+removal = partial(rules.removal, owned=OWNED)
 
 UNITS = (
     "sglang@minimax-m2.5.service",

@@ -7,24 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from minimax_metal.plan.owned import Removable
+
+# What roles own is in their lists (meta/owned.yml). Here is what is in none.
 PRODUCT = (
     "/etc/systemd/system/sglang.target",
     "/etc/sglang",
     "/etc/sglang-tls",
     "/var/lib/sglang",
     "/var/lib/minimax-metal-weights",
-    # What role host_tuning wrote; the kernel keeps its values until the next boot.
-    "/etc/systemd/system/minimax-metal-shm.service",
-    "/etc/security/limits.d/90-minimax-metal.conf",
-    "/etc/systemd/journald.conf.d/90-minimax-metal.conf",
-    "/etc/sysctl.d/90-minimax-metal.conf",
-    "/etc/tmpfiles.d/minimax-metal.conf",
     "/etc/minimax-metal/weights-brought-nginx",
-    # Of role package_sources; what it put right in the distribution's own sources stays as it is.
-    "/etc/apt/apt.conf.d/99minimax-metal-direct",
 )
-TOOLS = ("/etc/minimax-metal", "/opt/minimax-metal", "/usr/local/bin/metal")
-"""What a gateway on the same host cannot run without."""
 GATEWAY_UNIT = "sglang-gateway.service"
 GATEWAY_WATCH = "sglang-gateway-watch.service"
 ADDRESS_UNIT = "keepalived.service"
@@ -39,16 +32,6 @@ GATEWAY = (
 )
 CACHE_UNIT = "minimax-metal-artefacts.service"
 """The cache of the fleet, which other hosts ask."""
-CACHE_BROUGHT_NGINX = "/etc/minimax-metal/artefact-cache-brought-nginx"
-CACHE = (
-    f"/etc/systemd/system/{CACHE_UNIT}",
-    "/etc/minimax-metal/artefact-cache.conf",
-    "/etc/minimax-metal/artefact-cache.json",
-    CACHE_BROUGHT_NGINX,
-)
-FIREWALL_UNITS = frozenset({"minimax-metal-firewall.service", "minimax-metal-firewall-seen.socket"})
-FIREWALL = ("/etc/minimax-metal/firewall.nft", "/etc/systemd/system/minimax-metal-firewall-seen@.service")
-"""Of the table that covers all ports of a host: it stays while a gateway or a cache does."""
 RECORDS = "/var/lib/minimax-metal"
 ARTEFACTS = "/var/cache/minimax-metal/artefacts"
 CACHES = (
@@ -59,17 +42,6 @@ CACHES = (
 )
 USERS = ("sglang", "sglang-weights", "sglang-share", "sglang-precompile")
 """Of the services, each with a group of the same name; they stay while files of theirs do."""
-DRIVER = (
-    "/etc/apt/sources.list.d/minimax-metal-nvidia.sources",
-    "/etc/apt/keyrings/minimax-metal-nvidia.asc",
-    "/etc/apt/apt.conf.d/80minimax-metal-nvidia",
-    "/etc/apt/apt.conf.d/52minimax-metal-nvidia",
-    "/etc/apt/preferences.d/minimax-metal-nvidia.pref",
-    "/etc/apt/preferences.d/zz-minimax-metal-nvidia-source.pref",
-    "/etc/modprobe.d/minimax-metal-nouveau.conf",
-    "/etc/modules-load.d/minimax-metal-nvidia.conf",
-    "/etc/systemd/system/nvidia-device-nodes.service",
-)
 ENGINE_DROP_IN = "/etc/systemd/system/sglang@.service.d/10-nvidia-device-nodes.conf"
 DRIVER_DROP_IN = "/etc/systemd/system/nvidia-persistenced.service.d/10-minimax-metal.conf"
 """Others' drop-ins may lie beside these."""
@@ -111,6 +83,7 @@ def removal(
     weights: Iterable[str],
     packages: Iterable[str],
     wishes: Mapping[str, Any],
+    owned: Removable,
 ) -> Removal:
     """Decide what goes.
 
@@ -124,6 +97,7 @@ def removal(
             ``artefact_directory``; whether nginx came with role model_weights (``brought_nginx``) or
             with the cache (``cache_brought_nginx``); and ``drop_ins``, the files in the directories of
             ENGINE_DROP_IN and DRIVER_DROP_IN.
+        owned: what the roles' lists say.
 
     Weights go only by name, and a name that is not there is no error: it may have gone before.
     """
@@ -134,51 +108,61 @@ def removal(
     there = frozenset(units)
     cache = bool(wishes.get("artefact_cache"))
     cache_stays = CACHE_UNIT in there and not cache
-    firewall_stays = bool(there & FIREWALL_UNITS) and ((GATEWAY_UNIT in there and not gateway) or cache_stays)
+    gateway_stays = GATEWAY_UNIT in there and not gateway
+    walled = any(owned.wish_of(unit) == "firewall" for unit in there)
+    firewall_stays = walled and (gateway_stays or cache_stays)
+    goes = {
+        "always": True,
+        "tools": not gateway_stays,
+        "firewall": not firewall_stays,
+        "gateway": gateway,
+        "artefact_cache": cache,
+        "driver": driver,
+        "caches": bool(wishes.get("caches")),
+        "records": bool(wishes.get("records")) and not gateway_stays,
+    }
     ours = [
         unit
-        for unit in sorted(
-            there - {ADDRESS_UNIT, GATEWAY_UNIT, GATEWAY_WATCH} - ({CACHE_UNIT} if cache_stays else set())
-        )
-        if (driver or not unit.startswith("nvidia-")) and not (firewall_stays and unit in FIREWALL_UNITS)
+        for unit in sorted(there - {ADDRESS_UNIT, GATEWAY_UNIT, GATEWAY_WATCH})
+        if goes[owned.wish_of(unit) or "always"]
     ]
     paths = [*PRODUCT, *(f"/etc/systemd/system/{unit}" for unit in ours if not unit.endswith(".target"))]
     # Sharing gives a pull its secret by a drop-in; what lies beside an instance's unit is the user's.
     paths += [f"/etc/systemd/system/{unit}.d" for unit in ours if unit.startswith("metal-weights@")]
     # The directory of engine environments is the user's to name: nothing but a path below / is believed.
     paths += _below_root(wishes.get("engine_directory"), "/opt/sglang")
-    paths += () if firewall_stays else FIREWALL
     kept = [
         f"weights {path} (metal_remove_weights: [{_name(path)}])" for path in stored if path not in doomed
     ]
     if firewall_stays:
         kept.append("the firewall, for the ports of what stays")
-    gateway_stays = GATEWAY_UNIT in there and not gateway
     if gateway_stays:
         kept.append("the gateway, and the host tools that it runs with (metal_remove_gateway: true)")
-    else:
-        paths += [path for path in TOOLS if not (cache_stays and CACHE[1].startswith(f"{path}/"))]
     if cache_stays:
         kept.append("the cache of the fleet, which other hosts ask (metal_remove_artefact_cache: true)")
     elif cache:
-        paths += [*CACHE, *_below_root(wishes.get("artefact_directory"), ARTEFACTS)]
+        paths += _below_root(wishes.get("artefact_directory"), ARTEFACTS)
     if gateway:
         # The address leaves before the gateway does.
         ours = [unit for unit in (ADDRESS_UNIT, GATEWAY_WATCH, GATEWAY_UNIT) if unit in there] + ours
         paths += [*(ADDRESS if ADDRESS_UNIT in there else ()), *GATEWAY]
         if ADDRESS_UNIT in there:
             kept.append("package keepalived, without a configuration (apt purge keepalived)")
+    listed = owned.paths_with(*(wish for wish, granted in goes.items() if granted))
+    # What stays keeps the directories that it lies in.
+    stays = [*owned.paths_with("artefact_cache"), ARTEFACTS] if cache_stays else []
     for wish, places, words in (
         ("caches", CACHES, "compiled kernels and download caches"),
         ("records", (RECORDS,), "release records and check reports"),
-        ("driver", DRIVER, "driver, CUDA and their settings"),
+        ("driver", (), "driver, CUDA and their settings"),
     ):
         if wish == "records" and gateway_stays:
             kept.append(f"{words}: the gateway's pool is with them (metal_remove_gateway: true)")
         elif wishes.get(wish):
-            paths += [path for path in places if not (cache_stays and ARTEFACTS.startswith(f"{path}/"))]
+            listed += places
         else:
             kept.append(f"{words} (metal_remove_{wish}: true)")
+    paths += [path for path in listed if not any(one.startswith(f"{path}/") for one in stays)]
     found = [str(path) for path in wishes.get("drop_ins") or ()]
     for drop_in in (ENGINE_DROP_IN, *((DRIVER_DROP_IN,) if driver else ())):
         directory = drop_in.rpartition("/")[0]
