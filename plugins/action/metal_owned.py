@@ -77,6 +77,9 @@ class ActionModule(ActionBase):
         result["content"] = [one["path"] for one in changes if one["content"]]
         left = ("units", "daemon_reload", "packages", "users", "environments", "strays")
         result["work"] = bool(changes) or any(result[name] for name in left)
+        if result["changed"]:
+            # What the live view and the report show beside the task's name.
+            result["path"] = ", ".join(one["path"] for one in now)
         if self._task.diff and write:
             result["diff"] = [
                 difference(one, entry) for one in now for entry in files if entry.path == one["path"]

@@ -17,22 +17,6 @@ LIMIT = 120
 IMPLICIT = frozenset({"when", "changed_when", "failed_when", "until", "that", "break_when"})
 """Keys whose values are expressions without braces."""
 LEFT: dict[str, int] = {
-    "roles/artefact_cache/tasks/main.yml": 2,
-    "roles/artefact_cache/templates/artefact-cache.conf.j2": 1,
-    "roles/artefact_cache/vars/main.yml": 2,
-    "roles/endpoint_firewall/tasks/absent.yml": 1,
-    "roles/endpoint_firewall/tasks/present.yml": 1,
-    "roles/endpoint_firewall/vars/main.yml": 4,
-    "roles/host_tools/vars/main.yml": 2,
-    "roles/host_tuning/tasks/values.yml": 1,
-    "roles/host_tuning/vars/main.yml": 4,
-    "roles/nvidia_driver/tasks/download.yml": 1,
-    "roles/nvidia_driver/tasks/install.yml": 2,
-    "roles/nvidia_driver/tasks/load.yml": 4,
-    "roles/nvidia_driver/tasks/read.yml": 1,
-    "roles/nvidia_driver/tasks/repository.yml": 6,
-    "roles/nvidia_driver/tasks/stage.yml": 1,
-    "roles/nvidia_driver/vars/main.yml": 3,
 }
 """Expressions that are still too long, by file: these numbers only go down."""
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from minimax_metal.common.redact import slim
+
 REPOSITORY = Path(__file__).parents[2]
 SECRET = "s3cr3t-s3cr3t-s3cr3t"
 LIST = """\
@@ -124,6 +126,8 @@ def test_a_role_writes_its_list_once_and_says_what_differs(play: Play) -> None:
     before = play.there()
     third, _ = play.run()
     assert not third["owned"]["changed"]
+    assert "path" not in third["owned"]
+    assert slim(second["owned"])["path"] == ", ".join(every)
     assert (third["owned"]["pending"], third["owned"]["differs"]) == ({}, [])
     assert play.there() == before
 
