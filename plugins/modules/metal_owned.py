@@ -170,7 +170,8 @@ def apply_all(
         try:
             change = apply(entry, content, check or later, validate)
         except OSError as error:
-            error.filename = error.filename or path
+            # The name that was opened is only a part of it.
+            error.filename = path
             raise
         if change is None:
             continue

@@ -210,6 +210,9 @@ def test_what_lies_in_the_way_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         apply(entry(tmp_path / "none" / "file"), b"x")
     assert apply(entry(tmp_path / "none" / "file"), b"x", check=True).was == "absent"
+    with pytest.raises(FileNotFoundError) as missing:
+        MODULE.apply_all([entry(tmp_path / "none" / "file")], {str(tmp_path / "none" / "file"): ""}, False)
+    assert missing.value.filename == str(tmp_path / "none" / "file")
 
 
 def test_users_that_are_not_there_yet_differ_in_check_mode_and_are_an_error_else(tmp_path: Path) -> None:
