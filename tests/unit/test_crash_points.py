@@ -49,7 +49,6 @@ from minimax_metal.host.weights.publish import publish
 from minimax_metal.host.weights.request import Request, Source
 from minimax_metal.host.weights.share.pieces import PieceFile
 from minimax_metal.host.weights.stock import System, remove
-from tests.support.plugins import load_plugin
 
 FAILED = 3
 """A process that the writer needed was killed instead, and the writer reported it."""
@@ -171,10 +170,6 @@ def removed(place: Path) -> None:
 def bundled(place: Path) -> object:
     path = place / "out" / "bundle.tar.gz"
     return gzip.decompress(path.read_bytes()).count(b"metal-accept/a.txt") if path.exists() else None
-
-
-def state(place: Path) -> object:
-    return load_plugin("modules/metal_state").read(place / "state" / "role.json")
 
 
 def lines_of(place: Path) -> None:
@@ -391,12 +386,6 @@ WRITERS: dict[str, Writer] = {
     "a bundle": Writer(
         lambda place: bundle.write(place / "out" / "bundle.tar.gz", {"a.txt": "x" * 9000}, Redaction([])),
         bundled,
-    ),
-    "a role's state": Writer(
-        lambda place: load_plugin("modules/metal_state").write(
-            place / "state/role.json", {"schema": 1, "a": 1}
-        ),
-        state,
     ),
     "a rollout's journal": Writer(
         lambda place: journal.write({"run": "new"}, place / "rollout.json"),

@@ -16,8 +16,7 @@ LIMIT = 120
 """Characters of one expression, with runs of whitespace counted as one."""
 IMPLICIT = frozenset({"when", "changed_when", "failed_when", "until", "that", "break_when"})
 """Keys whose values are expressions without braces."""
-LEFT: dict[str, int] = {
-}
+LEFT: dict[str, int] = {}
 """Expressions that are still too long, by file: these numbers only go down."""
 
 

@@ -13,7 +13,6 @@ from tests.support.plugins import load_plugin
 
 FACTS: Final = load_plugin("modules/metal_facts")
 FLEET: Final = load_plugin("modules/metal_fleet_facts")
-STATE: Final = load_plugin("modules/metal_state")
 AWAIT: Final = load_plugin("action/metal_weights_await")
 ROLLOUT: Final = load_plugin("filter/metal_rollout")
 
@@ -45,7 +44,6 @@ TARGETS: Final = (
     Target("module-record", of_file(_record), (
         json.dumps({"number": 1, "digest": "a", "plan": json.loads(PLAN[0])}).encode(),
     ), Form.JSON),
-    Target("module-state", of_file(STATE.read), (b'{"schema":1,"packages":{}}',), Form.JSON),
     Target("await-output", of_text(AWAIT._came), (b'a\n{"fetched": 3, "peers": 1, "seconds": 2.5}\n',)),
     Target("soak-results", of_json(_soak, list), (
         b'[{"stdout_lines":["{\\"answers\\":1,\\"failures\\":0,\\"first_sum\\":1.5,\\"first_count\\":2}"]}]',
