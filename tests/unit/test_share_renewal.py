@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from minimax_metal.host.weights.share.renewal import DROP, FOUND, RENEW, renewed
-from tests.support.plugins import load_plugin
 
-OUTDATED = load_plugin("modules/metal_outdated")
 FIRST, OLD = "ab12cd34" * 8, "1f2e3d4c" * 8
 NOW = 1_800_000_000.0
 HOSTS = ("a", "b", "c")
