@@ -471,6 +471,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"model": "M2.5", "max_running_requests": 0}, "limit"),
     ({"model": "M2.5", "engine_extra_args": ["--tp", "2"]}, "duplicate-flag"),
     ({"model": "M2.5", "engine_extra_args": "--port=9000"}, "duplicate-flag"),
+    ({"model": "M2.5", "engine_extra_args": ["--", "--log-requests"]}, "end-of-options"),
     ({"model": "M2.5", "engine_extra_args": ["--api-key", "x"]}, "secret-in-argv"),
     ({"model": "M2.5", "engine_extra_environment": {"HF_TOKEN": "hf_abc"}}, "secret-in-environment"),
     ({"model": "M2.5", "engine_entrypoint": "vllm"}, "entrypoint"),

@@ -89,6 +89,13 @@ def _check_arguments(settings: Settings, argv: tuple[str, ...], found: Findings)
             "each flag once",
             f"set {variable} instead" if variable else f"remove {flag} from metal_engine_extra_args",
         )
+    if "--" in settings.engine_extra_args:
+        found.refuse(
+            "end-of-options",
+            "-- in metal_engine_extra_args",
+            "flags of sglang serve and their values",
+            "remove --: the engine's parser reads no flag after it",
+        )
     for flag in sorted({word.split("=")[0] for word in settings.engine_extra_args} & SECRET_FLAGS):
         found.refuse(
             "secret-in-argv",
