@@ -206,7 +206,7 @@ class SglangGateway:
     )
     accepted_api_keys: tuple[str, ...] = texts(
         (),
-        "Keys accepted beside `sglang_gateway_api_key` during a key change. By default the engines' own, "
+        "Keys accepted beside `sglang_gateway_api_key` during a key change. By default those of "
         "`sglang_service_accepted_api_keys`.",
         secret=True,
     )
