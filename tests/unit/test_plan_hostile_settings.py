@@ -245,7 +245,8 @@ def test_one_switch_is_behind_every_no_log() -> None:
             if line.strip().startswith("no_log:"):
                 count += 1
                 assert line.split("no_log:")[1].strip().strip('"') == switch, path
-    assert count >= 7
+    # Most secrets are entries of a role's list, which shows none (tests/unit/test_owned_action.py).
+    assert count
 
 
 WORDS = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=12)

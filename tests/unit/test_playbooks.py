@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from minimax_metal.controller.owned import removable_of
 from minimax_metal.plan.rollout.stage import Stage
 
 REPOSITORY = Path(__file__).parents[2]
@@ -213,7 +214,8 @@ def unit_files() -> set[str]:
 
 def test_no_unit_of_the_product_is_left_out_of_its_removal() -> None:
     tasks = yaml.safe_load((REPOSITORY / "playbooks/tasks/remove.yml").read_text())
-    patterns = tasks[0]["ansible.builtin.command"]["argv"][4:]
+    lists = [unit for unit, _ in removable_of(REPOSITORY / "roles").units]
+    patterns = [*tasks[0]["vars"]["__remove_others"], *lists]
     units = unit_files()
     assert len(units) > 10
     missed = {unit for unit in units if not any(fnmatch(unit, pattern) for pattern in patterns)}
