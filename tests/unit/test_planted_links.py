@@ -92,7 +92,8 @@ def put(path: Path, content: bytes | str, owner: pwd.struct_passwd) -> None:
 @pytest.fixture
 def host(tmp_path: Path) -> Host:
     for directory in (tmp_path, *list(tmp_path.parents)[:2]):
-        directory.chmod(0o755)
+        # Only wider than it is: one of them is /tmp where somebody names pytest's base directory.
+        directory.chmod(directory.stat().st_mode | 0o055)
     host = Host(tmp_path)
     host.victim.mkdir()
     (host.victim / "shadow").write_text(SECRET)
