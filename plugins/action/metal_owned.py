@@ -121,7 +121,7 @@ class ActionModule(ActionBase):
                 given["entries"][number]["source"] = remote
         again = self._call(given, variables)
         if not again.get("failed"):
-            # What the first call wrote differs no more, and is no less written.
+            # What the first call wrote no longer differs, but it was written.
             found = {one["path"]: one for one in [*answer["changes"], *again["changes"]]}
             again["changes"] = [found[entry.path] for entry in files if entry.path in found]
             again["daemon_reload"] = again["daemon_reload"] or answer["daemon_reload"]

@@ -418,7 +418,7 @@ WRITERS: dict[str, Writer] = {
     "new keys beside the old": Writer(rotated("start"), valid_keys, old_keys),
     "new keys in use": Writer(rotated("start"), valid_keys, in_steps("start", "arrived")),
     "old keys gone": Writer(rotated("finish"), valid_keys, in_steps("start", "arrived", "start", "arrived")),
-    "the end of a change of keys": Writer(
+    "the end of a key rotation": Writer(
         rotated("arrived"),
         lambda place: (valid_keys(place), rotation.read(place / "secrets") is None),
         in_steps("start", "arrived", "start", "arrived", "finish"),

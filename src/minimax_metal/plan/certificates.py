@@ -17,7 +17,7 @@ from minimax_metal.plan.model import Notice, Plan
 
 CODE: Final = "tls-ends"
 SAID: Final = "tls-until"
-"""Code of a notice that is no reason to worry."""
+"""Code of a notice that needs no action."""
 HOST_DAYS: Final = 365
 """Days that a host's certificate is valid. A CA with fewer days left issues none."""
 _SETTINGS: Final = ("sglang_service_secrets_directory", "metal_secrets_directory")

@@ -125,7 +125,7 @@ class Attempt:
         workers: parallel downloads.
         pause: seconds before a file is retried, doubled for each further attempt.
         patience: seconds to wait for a source that answers 429 or 503 before it is given up.
-        rate: maximum bytes per second, all files together; 0 is no limit.
+        rate: maximum bytes per second, all files together; 0 means no limit.
         expected: the catalogue's data on the model, for files without a published hash.
         accept_unproved: accept such files although they don't prove that they are the model.
     """

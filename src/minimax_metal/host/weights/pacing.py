@@ -47,7 +47,7 @@ class Gate:
 
 @dataclass
 class Throttle:
-    """Shares ``rate`` bytes per second among threads; 0 is no limit."""
+    """Shares ``rate`` bytes per second among threads; 0 means no limit."""
 
     rate: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -51,7 +51,7 @@ class Options:
     patience: float = 900.0
     """A source that answers "too many requests" and serves nothing is given up after this long."""
     rate: float = 0.0
-    """Maximum bytes per second; 0 is no limit."""
+    """Maximum bytes per second; 0 means no limit."""
     spare: int = SPARE_BYTES
     """Bytes left free on the disk."""
 

@@ -47,7 +47,7 @@ class Share:
     uploads: int = 8
     """Pieces sent in parallel; further requests are told to ask another host."""
     rate: int = 0
-    """Maximum bytes per second sent, to all peers together; 0 is no limit."""
+    """Maximum bytes per second sent, to all peers together; 0 means no limit."""
     poll: float = 0.25
     """Minimum seconds between two checks of a peer's log."""
     allow: tuple[str, ...] = ()

@@ -44,7 +44,7 @@ def batch_sizes(wish: Sequence[Any], count: int) -> list[int]:
     them.
 
     Raises:
-        ValueError: an entry is no number of hosts and no share.
+        ValueError: an entry is neither a number of hosts nor a share.
     """
     sizes: list[int] = []
     for entry in wish:

@@ -97,8 +97,8 @@ class PlaybookSettings:
     remove_artefact_cache: bool = switch(False, "Have `remove.yml` remove the fleet's package cache.")
     keys_do: str = text(
         "start",
-        "Step of a key change: `start` makes new keys valid beside the old ones, `finish` ends the old ones, "
-        "`take-back` returns to them.",
+        "Step of a key rotation: `start` makes new keys valid beside the old ones, `finish` ends the old "
+        "ones, `take-back` returns to them.",
         ("start", "finish", "take-back"),
     )
     keys_names: tuple[str, ...] = texts(

@@ -50,7 +50,7 @@ class ModelWeights:
         60, "A connection that delivers nothing for this long is replaced, in seconds.", SECONDS
     )
     rate_bytes_per_second: int = whole(
-        0, "Bandwidth the pull of one host may use, in bytes per second. 0 is no limit.", BYTES
+        0, "Bandwidth the pull of one host may use, in bytes per second. 0 means no limit.", BYTES
     )
     update_branches: bool = switch(
         False,
@@ -90,7 +90,7 @@ class ModelWeights:
     )
     share_uploads: int = whole(8, "Pieces a host serves at the same time. Further requests get 503.", MANY)
     share_rate_bytes_per_second: int = whole(
-        0, "Bandwidth a host may use to serve others, in bytes per second. 0 is no limit.", BYTES
+        0, "Bandwidth a host may use to serve others, in bytes per second. 0 means no limit.", BYTES
     )
     share_allow: tuple[str, ...] = texts(
         (),
@@ -206,7 +206,7 @@ class SglangGateway:
     )
     accepted_api_keys: tuple[str, ...] = texts(
         (),
-        "Keys accepted beside `sglang_gateway_api_key` during a key change. By default those of "
+        "Keys accepted beside `sglang_gateway_api_key` during a key rotation. By default those of "
         "`sglang_service_accepted_api_keys`.",
         secret=True,
     )
@@ -275,13 +275,13 @@ class SglangService:
     )
     accepted_api_keys: tuple[str, ...] = texts(
         (),
-        "Up to three keys accepted beside `sglang_service_api_key` during a key change (docs/service.md). "
+        "Up to three keys accepted beside `sglang_service_api_key` during a key rotation (docs/service.md). "
         "Keys in the secrets directory are changed with `metal keys rotate` instead.",
         secret=True,
     )
     accepted_admin_api_keys: tuple[str, ...] = texts(
         (),
-        "Up to three keys accepted beside `sglang_service_admin_api_key` during a key change.",
+        "Up to three keys accepted beside `sglang_service_admin_api_key` during a key rotation.",
         secret=True,
     )
     secrets_directory: str = text(
