@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from minimax_metal.plan.rollout.works import Work
@@ -218,7 +218,7 @@ def _said(
 def no_room(works: Sequence[Work], batch: Sequence[str], min_ready: Any) -> list[str]:
     """Return why a batch can't be drained with what is in service now; empty if it can."""
     capacity = Capacity.of(works, DEFAULT_MIN_READY if min_ready is None else min_ready)
-    going = [replace(work, kind="switch") for work in works if work.host in batch and work.kind == "switch"]
+    going = [work for work in works if work.host in batch and work.kind == "switch"]
     return [
         f"{', '.join(batch)}: found {capacity.ready[pool]} replicas of {pool or 'the fleet'} in service "
         f"now, {left} without this batch; expected {capacity.floors[pool]} or more (metal_rollout_min_ready)"
