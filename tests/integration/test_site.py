@@ -114,8 +114,9 @@ DRIFT = [
     ("gpu01", "systemctl stop sglang@minimax-m2.5.service", "sglang_service", {"Start the instances and their target"}),
     ("gpu01", "echo '# x' >> /etc/systemd/system/sglang@minimax-m2.5.service", "sglang_service",
      {"Write the units and certificates of the engine", "Restart changed instances"}),
+    # The engine's guard proves that it takes the keys in force, so nothing is restarted for them.
     ("gpu01", "echo x >> /etc/sglang/minimax-m2.5/engine.yaml", "sglang_service",
-     {"Write the keys of each instance", "Restart changed instances"}),
+     {"Write the keys of each instance"}),
     ("gpu01", "chmod 0644 /etc/sglang/minimax-m2.5/api_key", "sglang_service",
      {"Write the keys of each instance"}),
     ("gpu01", "rm /etc/systemd/system/metal-page-cache.service", "page_cache",
@@ -143,7 +144,10 @@ def test_drift_is_repaired_by_exactly_the_task_that_manages_it(
 # Found by a pattern that does not find itself in the command line of whoever looks.
 CANARY = {"sglang_service_api_key": "CANARYclients0000000000000000001", "sglang_service_admin_api_key": "CANARYmanagers000000000000000002"}  # fmt: skip
 PATTERN = "CANAR[Y]"
-KEY_FILES = {f"/etc/sglang/minimax-m2.5/{name}" for name in ("api_key", "admin_api_key", "engine.yaml")}
+KEY_FILES = {
+    f"/etc/sglang/minimax-m2.5/{name}"
+    for name in ("accepted.json", "admin_api_key", "api_key", "engine.yaml")
+}
 
 
 def ask(lab: Lab, path: str, key: str | None, method: str = "GET") -> tuple[int, str]:
@@ -165,8 +169,8 @@ def test_planted_keys_are_in_their_files_and_nowhere_else(lab: Lab, tmp_path: Pa
     before = started(lab, "gpu01")
     run = lab.play("site.yml", *arguments, "-vvv", "--diff", "--extra-vars", f"@{given}")
     assert run.returncode == 0, run.output[-4000:]
-    # The keys are another setting: the instance was restarted, and the check let in by the new one.
-    assert started(lab, "gpu01") != before
+    # The engine's guard read the new keys, and the check was let in by them: nothing was restarted.
+    assert started(lab, "gpu01") == before
     assert not re.search(PATTERN, run.output)
 
     files = lab.ssh(
@@ -178,7 +182,7 @@ def test_planted_keys_are_in_their_files_and_nowhere_else(lab: Lab, tmp_path: Pa
     assert lab.ssh("gpu01", f"grep -las '{PATTERN}' /proc/[0-9]*/cmdline /proc/[0-9]*/environ; true") == ""
     assert lab.ssh("gpu01", f"journalctl --no-pager --output=export | grep -c '{PATTERN}'; true") == "0\n"
     modes = lab.ssh("gpu01", f"stat -c '%a %U:%G' /etc/sglang/minimax-m2.5 {' '.join(sorted(KEY_FILES))}")
-    assert modes.splitlines() == ["750 root:sglang", *["640 root:sglang"] * 3]
+    assert modes.splitlines() == ["750 root:sglang", *["640 root:sglang"] * len(KEY_FILES)]
     for place in (REPOSITORY / "reports", Path.home() / ".cache" / "minimax-metal" / "facts"):
         for path in place.rglob("*") if place.exists() else ():
             assert not path.is_file() or not re.search(PATTERN.encode(), path.read_bytes()), path
