@@ -18,7 +18,6 @@ from minimax_metal.controller.adapter import (
     refusal_lines,
     unread_plan,
 )
-from minimax_metal.plan.driver.state import driver_state
 from minimax_metal.plan.model import Plan
 from minimax_metal.plan.settings.roles import ROLE_VARIABLES
 from minimax_metal.plan.text import plan_lines
@@ -63,11 +62,6 @@ def metal_lock_file(name: str) -> str:
     return str(HERE / "locks" / name)
 
 
-def metal_driver_state(raw_facts: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the state of a host's driver, compared with its plan."""
-    return driver_state(raw_facts, Plan.of_record(plan)).as_dict()
-
-
 class FilterModule:
     """The filters of minimax-metal."""
 
@@ -79,7 +73,6 @@ class FilterModule:
             "metal_raw_facts": raw_facts_of,
             "metal_role_prefixes": metal_role_prefixes,
             "metal_refusals": metal_refusals,
-            "metal_driver_state": metal_driver_state,
             "metal_lock_file": metal_lock_file,
             "metal_unread_plan": unread_plan,
             "metal_unit_quote": quote_assignment,
